@@ -1,0 +1,35 @@
+"""Inflate a pretrained 2D image backbone into a 3D network, prove that the two agree, and export the result."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from i3dconvert.checkpoint import load, save
+    from i3dconvert.errors import I3DError
+    from i3dconvert.export import export_onnx
+    from i3dconvert.inflation import inflate
+    from i3dconvert.lift.network import Network3d
+    from i3dconvert.recipes import Recipe
+    from i3dconvert.verification import Report, verify
+
+_HOMES = {
+    "I3DError": "errors",
+    "Network3d": "lift.network",
+    "Recipe": "recipes",
+    "Report": "verification",
+    "export_onnx": "export",
+    "inflate": "inflation",
+    "load": "checkpoint",
+    "save": "checkpoint",
+    "verify": "verification",
+}
+__all__ = ["I3DError", "Network3d", "Recipe", "Report", "__version__", "export_onnx", "inflate", "load", "save", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    """Names are imported when they are used: the command line answers `--help` without torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

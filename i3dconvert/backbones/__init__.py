@@ -1,0 +1,197 @@
+"""A name and weights → a 2D network, and where it came from."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from i3dconvert.backbones.names import names, parse, qualified_names
+from i3dconvert.errors import WeightsError
+from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.weights import NoInit, State, classes_in, digest, fit, randomise, read_state
+
+__all__ = ["Backbone", "Origin", "Weights", "build", "load", "names", "parse", "qualified_names"]
+
+IMAGENET_CLASSES = 1000
+
+
+def library(source: str) -> Any:
+    """The module of this package that knows `source` (`torchvision`, `timm`)."""
+    return importlib.import_module(f"i3dconvert.backbones.{source}")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A 2D network by name, and the arguments that its library's builder is called with."""
+
+    source: str
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    version: str = ""
+
+    @property
+    def qualified(self) -> str:
+        """The name as the command line takes it."""
+        return self.name if self.source == "torchvision" else f"{self.source}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where 2D weights come from: a `pretrained` set by `name`, `random` ones by `seed`, or the `file` at `path`."""
+
+    kind: str
+    name: str | None = None
+    seed: int = 0
+    path: str | None = None
+    sha256: str = ""
+
+    def __str__(self) -> str:
+        return {"pretrained": str(self.name), "random": f"random (seed {self.seed})", "file": str(self.path)}[self.kind]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """All that is needed to build a 2D network again, with its weights."""
+
+    backbone: Backbone
+    weights: Weights
+    preprocessing: Preprocessing
+    input: tuple[int, int, int]
+    classes: int
+
+    def to_dict(self, beside: Path | None = None) -> dict[str, Any]:
+        """Plain data; the path of a weight file is written relative to the directory `beside`."""
+        weights = {key: value for key, value in vars(self.weights).items() if value is not None}
+        if self.weights.kind != "random":
+            weights.pop("seed")
+        if self.weights.path is not None and beside is not None:
+            weights["path"] = os.path.relpath(self.weights.path, beside)
+        return {
+            "backbone": dict(vars(self.backbone)) | {"arguments": dict(self.backbone.arguments)},
+            "weights": weights,
+            "preprocessing": self.preprocessing.to_dict(),
+            "input": list(self.input),
+            "classes": self.classes,
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any], beside: Path | None = None) -> Origin:
+        """Read what `to_dict` wrote."""
+        weights = Weights(**document["weights"])
+        if weights.path is not None and beside is not None:
+            weights = replace(weights, path=str(beside / weights.path))
+        channels, height, width = document["input"]
+        return cls(
+            backbone=Backbone(**document["backbone"]),
+            weights=weights,
+            preprocessing=Preprocessing.from_dict(document["preprocessing"]),
+            input=(int(channels), int(height), int(width)),
+            classes=int(document["classes"]),
+        )
+
+    def class_names(self) -> list[str]:
+        """The names of the classes, or none when they are not the library's own."""
+        known = library(self.backbone.source).class_names(self.backbone.name, self.weights.name)
+        return known if len(known) == self.classes else []
+
+    def build(self) -> nn.Module:
+        """The 2D network in eval mode, its parameters not yet set."""
+        return build(self.backbone)
+
+    def load(self, reference: Path | None = None, progress: bool = False) -> nn.Module:
+        """The 2D network with its weights, from `reference` if given, else from where they came the first time.
+
+        Raises `WeightsError` when they are not to be had, or are not the ones of the recorded hash.
+        """
+        model = self.build()
+        weights = self.weights if reference is None else Weights("file", path=str(reference))
+        state = _state(self.backbone, weights, progress)
+        if state is None:
+            randomise(model, weights.seed, self.input)
+        else:
+            fit(model, state, weights.path or f"{self.backbone.qualified} {weights}")
+        found = digest(model.state_dict())
+        if self.weights.sha256 and found != self.weights.sha256:
+            raise WeightsError(
+                f"the weights of {self.backbone.qualified} from {weights} are not those that were inflated "
+                f"(SHA-256 {found[:12]}…, recorded {self.weights.sha256[:12]}…); --reference PATH names the right file"
+            )
+        return model
+
+
+def build(backbone: Backbone) -> nn.Module:
+    """The 2D network of a backbone in eval mode; its parameters hold whatever was in memory."""
+    with NoInit():
+        model: nn.Module = library(backbone.source).build(backbone.name, backbone.arguments)
+    return model.eval()
+
+
+def load(text: str, weights: str = "default", seed: int = 0, progress: bool = False) -> tuple[nn.Module, Origin]:
+    """A 2D network by name, with `weights`: `default`, a pretrained set's name, `random`, or the path of a file.
+
+    Raises `BackboneError` for an unknown name, `WeightsError` for weights that are not to be had or do not fit.
+    """
+    source, name = parse(text)
+    known = library(source)
+    if source == "timm" and "." in name and weights == "default":
+        name, _, weights = name.partition(".")
+    chosen = _choose(known, name, weights, seed)
+    backbone = Backbone(source, name, known.arguments(name, chosen.name, None), known.version)
+    state = _state(backbone, chosen, progress)
+    model = build(backbone)
+    classes = IMAGENET_CLASSES
+    if state is None:
+        pass
+    elif (count := classes_in(state, model, _classes(model))) is not None:
+        backbone = replace(backbone, arguments=known.arguments(name, chosen.name, count))
+        model, classes = build(backbone), count
+    size = known.image_size(name, chosen.name, backbone.arguments)
+    shape = (known.channels(name), size, size)
+    if state is None:
+        randomise(model, seed, shape)
+    else:
+        fit(model, state, chosen.path or f"{backbone.qualified} {chosen}")
+    chosen = replace(chosen, sha256=digest(model.state_dict()))
+    return model, Origin(backbone, chosen, known.preprocessing(name, chosen.name), shape, _classes(model) or classes)
+
+
+def _classes(model: nn.Module) -> int:
+    """The outputs of the last linear or convolutional layer: the head."""
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    head = heads[-1] if heads else None
+    return int(head.out_features if isinstance(head, nn.Linear) else head.out_channels) if head is not None else 0
+
+
+def _choose(known: Any, name: str, weights: str, seed: int) -> Weights:
+    if weights == "random":
+        return Weights("random", seed=seed)
+    path = Path(weights)
+    if path.suffix in (".pth", ".pt", ".safetensors", ".bin") or "/" in weights:
+        return Weights("file", name=known.recognise(name, path.name), path=str(path))
+    offered = known.offered(name)
+    if weights == "default" and offered:
+        return Weights("pretrained", name=offered[0])
+    if weights in offered:
+        return Weights("pretrained", name=weights)
+    sets = f"on offer: {', '.join(offered)}" if offered else "there are no pretrained weights for it"
+    wanted = "" if weights == "default" else f" weights {weights!r};"
+    raise WeightsError(f"{name} has no{wanted or ' default weights;'} {sets}; or -w PATH, -w random")
+
+
+def _state(backbone: Backbone, weights: Weights, progress: bool) -> State | None:
+    """The state dict that `weights` names; None for random ones, which are drawn into the network itself."""
+    known = library(backbone.source)
+    if weights.kind == "random":
+        return None
+    if weights.kind == "pretrained":
+        state = known.pretrained(backbone.name, weights.name, progress)
+    else:
+        state = read_state(Path(str(weights.path)))
+    canonical: State = known.canonical(backbone.name, state)
+    return canonical

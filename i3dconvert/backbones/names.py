@@ -1,0 +1,58 @@
+"""The names of the installed libraries' backbones, read from their sources: completion and typos need no torch import."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from i3dconvert.errors import BackboneError
+
+SOURCES = ("torchvision", "timm")
+
+_REGISTERED = re.compile(r"^@register_model\b.*?^def (\w+)", re.MULTILINE | re.DOTALL)
+
+
+@cache
+def names(source: str) -> tuple[str, ...]:
+    """Every backbone of `source`, sorted, without a prefix; none where the library is not installed."""
+    spec = find_spec(source)
+    if spec is None or not spec.submodule_search_locations:
+        return ()
+    folder = Path(spec.submodule_search_locations[0]) / "models"
+    return tuple(sorted(name for file in sorted(folder.glob("*.py")) for name in _registered(file)))
+
+
+def _registered(file: Path) -> Iterator[str]:
+    text = file.read_text(encoding="utf-8")
+    if "@register_model" in text:
+        yield from _REGISTERED.findall(text)
+
+
+def qualified_names(source: str | None = None) -> list[str]:
+    """The names as the command line takes them: torchvision's bare, timm's as `timm/NAME`."""
+    wanted = SOURCES if source is None else (source,)
+    return [name if s == "torchvision" else f"{s}/{name}" for s in wanted for name in names(s)]
+
+
+def parse(text: str) -> tuple[str, str]:
+    """`resnet50` → `("torchvision", "resnet50")`, `timm/resnet50.a1_in1k` → `("timm", "resnet50.a1_in1k")`.
+
+    Raises `BackboneError` with close matches for an unknown name, or with the way to install timm.
+    """
+    source, slash, name = text.rpartition("/")
+    source = source if slash else "torchvision"
+    if source not in SOURCES:
+        raise BackboneError(f"unknown source {source!r} in {text!r}; known: NAME (torchvision) and timm/NAME")
+    if not names(source):
+        raise BackboneError(f"{source} is not installed; pip install {source}")
+    architecture = name.partition(".")[0] if source == "timm" else name
+    if architecture in names(source):
+        return source, name
+    close = get_close_matches(text, qualified_names(), n=4, cutoff=0.6)
+    close += [f"timm/{text}"] if text in names("timm") and f"timm/{text}" not in close else []
+    hint = f"did you mean {', '.join(close)}?" if close else "`i3dconvert list` shows all"
+    raise BackboneError(f"there is no backbone {text!r}; {hint}")

@@ -1,0 +1,198 @@
+"""The checkpoint: safetensors, the 2D network's own key names, and one JSON document that says all about its origin."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+import i3dconvert
+from i3dconvert.backbones import Origin
+from i3dconvert.errors import CheckpointError, I3DError
+from i3dconvert.files import replacing
+from i3dconvert.kernels import INITS, PADDINGS
+from i3dconvert.lift.network import Inflation, Network3d, fill, plan
+from i3dconvert.recipes import Recipe
+from i3dconvert.weights import Digest, State, digest, raw
+
+SCHEMA = 1
+KEY = "i3dconvert"
+"""The key of the document in a file's metadata, safetensors and ONNX alike."""
+
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_UNKNOWN = "0" * 64
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a file says of itself."""
+
+    inflation: Inflation
+    origin: Origin | None
+    sha256: str = ""
+    """Of the 3D tensors: names, dtypes, shapes, bytes."""
+    finetuned: bool = False
+
+    def dumps(self, beside: Path | None = None) -> str:
+        """JSON; the path of a weight file is written relative to the directory `beside`."""
+        document: dict[str, Any] = {
+            "schema": SCHEMA,
+            "version": i3dconvert.__version__,
+            "init": self.inflation.init,
+            "padding": self.inflation.padding,
+            "recipe": self.inflation.recipe.to_dict(),
+            "sha256": self.sha256,
+            "finetuned": self.finetuned,
+        }
+        if self.origin is not None:
+            document["origin"] = self.origin.to_dict(beside)
+        return json.dumps(document, sort_keys=True)
+
+    @classmethod
+    def loads(cls, text: str, where: Path) -> Document:
+        """Read what `dumps` wrote; raises `CheckpointError` naming the file `where`."""
+        try:
+            document = json.loads(text)
+            schema = document["schema"]
+            if not isinstance(schema, int) or schema > SCHEMA:
+                raise CheckpointError(f"{where} was written by a newer i3dconvert (schema {schema}); please upgrade")
+            if document["init"] not in INITS or document["padding"] not in PADDINGS:
+                raise ValueError(f"init {document['init']!r}, padding {document['padding']!r}")
+            recipe = Recipe.from_dict(document["recipe"], f"{where}: recipe")
+            origin = Origin.from_dict(document["origin"], where.parent) if "origin" in document else None
+            inflation = Inflation(recipe, document["init"], document["padding"])
+            return cls(inflation, origin, str(document["sha256"]), bool(document["finetuned"]))
+        except I3DError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"{where} has damaged i3dconvert metadata ({type(error).__name__}: {error})") from None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to be written: what is known before it is made."""
+
+    key: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write(path: Path, document: Document, entries: Iterable[Entry], tensor: Callable[[str], Tensor], force: bool) -> str:
+    """Write a checkpoint, making one tensor at a time with `tensor(key)`; returns the SHA-256 of its tensors.
+
+    Raises `OutputError`; nothing is left at `path` then but what was there before.
+    """
+    entries = sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.key))
+    header: dict[str, Any] = {"__metadata__": {KEY: replace(document, sha256=_UNKNOWN).dumps(path.parent)}}
+    offset = 0
+    for entry in entries:
+        span = [offset, offset + entry.bytes]
+        header[entry.key] = {"dtype": _DTYPES[entry.dtype], "shape": list(entry.shape), "data_offsets": span}
+        offset += entry.bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    total = Digest()
+    with replacing(path, force) as partial, partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for entry in entries:
+            made = tensor(entry.key)
+            total.add(entry.key, made)
+            file.write(raw(made))
+        file.seek(8 + text.index(_UNKNOWN.encode()))
+        file.write(total.hexdigest().encode())
+    return total.hexdigest()
+
+
+def entries_of(inflation: Inflation, state2d: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> list[Entry]:
+    """The tensors of the 3D network of the 2D `state2d`, floating-point ones in `dtype` where one is given."""
+    return [
+        Entry(
+            key,
+            dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype,
+            (*tensor.shape[:2], inflation.inflated[key], *tensor.shape[2:])
+            if key in inflation.inflated
+            else tuple(tensor.shape),
+        )
+        for key, tensor in state2d.items()
+    ]
+
+
+def save(network: Network3d, path: str | Path, force: bool = False, finetuned: bool = False) -> str:
+    """Write an inflated network, its weights as they are now; returns the SHA-256 of its tensors.
+
+    `finetuned` notes in the file that the weights are no longer those of the 2D network. Raises `OutputError`.
+    """
+    state = network.state_dict()
+    entries = [Entry(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in state.items()]
+    document = Document(network.inflation, network.meta.get("origin"), finetuned=finetuned)
+    return write(Path(path), document, entries, lambda key: state[key].cpu(), force)
+
+
+def read(path: Path) -> tuple[Document, State]:
+    """The document and the tensors (memory-mapped) of a checkpoint; raises `CheckpointError`."""
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a directory; name a checkpoint that `i3dconvert inflate` wrote")
+    if not path.exists():
+        raise CheckpointError(f"there is no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if KEY not in metadata:
+                raise CheckpointError(f"{path} is safetensors, but no i3dconvert checkpoint: its metadata has no {KEY!r}")
+            return Document.loads(metadata[KEY], path), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable i3dconvert checkpoint: {error}") from None
+
+
+def rebuild(document: Document, model: nn.Module) -> Network3d:
+    """The 3D network of a document over its 2D `model`, without weights (see `fill`)."""
+    told = document.inflation
+    shape = document.origin.input if document.origin is not None else (3, 224, 224)
+    planned = plan(model, told.recipe, told.init, told.padding, shape)
+    network = planned.network(model)
+    network.meta["origin"] = document.origin
+    return network
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> Network3d:
+    """The 3D network in a checkpoint, in eval mode.
+
+    `model` is the 2D network, needed only for checkpoints of a user's own module. Raises `CheckpointError`.
+    """
+    path = Path(path)
+    document, state = read(path)
+    if model is None:
+        if document.origin is None:
+            raise CheckpointError(f"{path} was made from a module in memory; give that 2D module: load(path, model)")
+        model = document.origin.build()
+    return filled(rebuild(document, model), state, path)
+
+
+def filled(network: Network3d, state: Mapping[str, Tensor], path: Path) -> Network3d:
+    """`network` with the tensors of the file at `path`, which may not fit: `CheckpointError`."""
+    try:
+        return fill(network, state.items())
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:4]]
+        raise CheckpointError(f"the tensors of {path} are not those of its own recipe: {' '.join(lines)}") from None
+
+
+def check_digest(document: Document, state: Mapping[str, Tensor], path: Path) -> None:
+    """Raise `CheckpointError` when the tensors are not those that were written."""
+    if document.sha256 and digest(state) != document.sha256:
+        raise CheckpointError(f"{path} has changed since it was written: its tensors do not match the recorded SHA-256")

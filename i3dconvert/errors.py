@@ -1,0 +1,41 @@
+"""Everything the library raises on purpose. The messages are written for the user of the command line as well."""
+
+
+class I3DError(Exception):
+    """The root of all errors that a user can act on."""
+
+
+class BackboneError(I3DError):
+    """No such 2D network, or it can't be built."""
+
+
+class WeightsError(I3DError):
+    """A weight file that can't be read, or that doesn't fit the network."""
+
+
+class RecipeError(I3DError):
+    """A recipe that can't be read, matches nothing, or breaks a join of the network."""
+
+
+class LiftError(I3DError):
+    """The 2D network can't be traced or lifted; the message names the operation and the module."""
+
+
+class FramesError(I3DError, ValueError):
+    """A clip of the wrong shape, or with fewer frames than the recipe's strides need."""
+
+
+class CheckpointError(I3DError):
+    """A file that is no i3dconvert checkpoint, or a damaged one."""
+
+
+class VerificationError(I3DError):
+    """A check could not be carried out (one that ran and failed is a report, not an error)."""
+
+
+class ExportError(I3DError):
+    """The export failed, or what it wrote does not agree with torch."""
+
+
+class OutputError(I3DError):
+    """The place to write to exists already or can't be written."""

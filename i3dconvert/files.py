@@ -1,0 +1,86 @@
+"""Outputs that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from i3dconvert.errors import OutputError
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Raise `OutputError` early, before any work, when `path` can't become an output file."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a directory; name a file")
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists already; --force replaces it, -o names another file")
+    if not path.parent.is_dir():
+        raise OutputError(f"there is no directory {path.parent} to write {path.name} in")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"no permission to write in {path.parent}")
+
+
+@contextmanager
+def replacing(path: Path, force: bool = False) -> Iterator[Path]:
+    """Yield a place beside `path` to write to; on success it is flushed to disk and renamed to `path`.
+
+    On any error, Ctrl-C included, what was written is removed and an earlier file at `path` is left as it was.
+    Raises `OutputError` when `path` exists (without `force`) or can't be written.
+    """
+    check_output(path, force)
+    _clear_strays(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        if force:
+            partial.replace(path)
+        else:
+            _place_new(partial, path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise OutputError(f"can't write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _place_new(partial: Path, path: Path) -> None:
+    """Rename that never replaces: a file that came to be at `path` meanwhile is somebody's."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise OutputError(f"{path} exists already; --force replaces it, -o names another file") from None
+    except OSError:  # a file system without hard links
+        partial.replace(path)
+
+
+def _sync_directory(directory: Path) -> None:
+    with suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _clear_strays(path: Path) -> None:
+    """Remove what a killed process left of an earlier attempt at `path`."""
+    for stray in path.parent.glob(f".{path.name}.*.partial"):
+        pid = stray.name.rsplit(".", 2)[-2]
+        if pid.isdigit() and not _alive(int(pid)):
+            with suppress(OSError):
+                stray.unlink()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,117 @@
+"""Inflate: a 2D network, by name or as an object, into a 3D one in memory or in a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from i3dconvert import backbones, checkpoint
+from i3dconvert.backbones import Origin
+from i3dconvert.lift.network import Inflation, Network3d, Plan, cloned, fill, plan
+from i3dconvert.recipes import Recipe, Rule, default_recipe, resolve
+from i3dconvert.weights import State
+
+Recipes = str | Path | Recipe | None
+
+
+def inflate(
+    model: nn.Module | str,
+    recipe: Recipes = None,
+    init: str = "center",
+    padding: str | None = None,
+    *,
+    weights: str = "default",
+    seed: int = 0,
+    size: int = 224,
+    dtype: torch.dtype | None = None,
+) -> Network3d:
+    """Inflate a 2D network: images `(N, C, H, W)` become clips `(N, C, T, H, W)`.
+
+    Args:
+        model: any module that traces, or a backbone's name (`resnet50`, `timm/convnext_tiny`).
+        recipe: a preset's name, the path of a `.toml` file, or a `Recipe`; by default the backbone's own preset
+            (`uniform` for a module).
+        init: how the taps are filled, `center` or `mean` (see `i3dconvert.kernels`).
+        padding: of time, in the convolutions, `zeros` or `replicate`; by default what keeps the network equal.
+        weights: for a name, `default`, a pretrained set's name, `random` (with `seed`), or the path of a file.
+        size: for a module, the height and width in pixels that it is traced at.
+        dtype: of the floating-point tensors, by default as they are.
+
+    Returns:
+        An ordinary module with the 2D network's key names and modes, its tensors apart from the 2D network's.
+
+    Raises:
+        BackboneError, WeightsError, RecipeError, LiftError.
+    """
+    if isinstance(model, str):
+        network2d, origin = backbones.load(model, weights, seed)
+        planned = plan(network2d, _recipe(recipe, origin), init, padding, origin.input)
+    else:
+        network2d, origin = model, None
+        planned = plan(model, resolve(recipe or "uniform"), init, padding, (_channels(model), size, size))
+    network = planned.network(network2d)
+    network.meta["origin"] = origin
+    return fill(network, planned.inflation.state(cloned(network2d.state_dict(), dtype)))
+
+
+def _recipe(recipe: Recipes, origin: Origin) -> Recipe:
+    return default_recipe(origin.backbone.qualified) if recipe is None else resolve(recipe)
+
+
+def _channels(model: nn.Module) -> int:
+    return next((int(m.in_channels) for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `inflate_to_file` did."""
+
+    path: Path
+    origin: Origin
+    inflation: Inflation
+    state2d: State
+    parameters2d: int
+    parameters3d: int
+    sha256: str
+
+
+def inflate_to_file(
+    backbone: str,
+    path: Path,
+    recipe: Recipes = None,
+    rules: tuple[Rule, ...] = (),
+    init: str = "center",
+    padding: str | None = None,
+    *,
+    weights: str = "default",
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    force: bool = False,
+    progress: bool = False,
+) -> Written:
+    """Inflate a backbone by name into a checkpoint at `path`, one tensor at a time; `rules` go on top of the recipe.
+
+    Raises what `inflate` raises, and `OutputError`; nothing is left at `path` then but what was there before.
+    """
+    model, origin = backbones.load(backbone, weights, seed, progress)
+    planned: Plan = plan(model, _recipe(recipe, origin).with_rules(rules), init, padding, origin.input)
+    inflation = planned.inflation
+    state = model.state_dict()
+    entries = {entry.key: entry for entry in checkpoint.entries_of(inflation, state, dtype)}
+    document = checkpoint.Document(inflation, origin)
+    sha256 = checkpoint.write(
+        path, document, entries.values(), lambda key: inflation.tensor(key, state[key].to(entries[key].dtype)), force
+    )
+    parameters = dict(model.named_parameters())
+    return Written(
+        path=path,
+        origin=origin,
+        inflation=inflation,
+        state2d=state,
+        parameters2d=sum(parameter.numel() for parameter in parameters.values()),
+        parameters3d=sum(p.numel() * inflation.inflated.get(key, 1) for key, p in parameters.items()),
+        sha256=sha256,
+    )

@@ -1,0 +1,58 @@
+"""The temporal inits: how a 2D kernel fills the taps of a 3D one. Small pure functions, each exactly invertible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def center(kernel: Tensor, taps: int) -> Tensor:
+    """`(O, I, kH, kW)` → `(O, I, taps, kH, kW)`: the 2D kernel at tap `taps // 2`, zeros elsewhere.
+
+    Girdhar et al., "Detect-and-Track", arXiv:1712.09184, section 3.1 (central initialisation). The network stays equal
+    to the 2D one on a replicated image whatever the temporal padding.
+    """
+    inflated = kernel.new_zeros((*kernel.shape[:2], taps, *kernel.shape[2:]))
+    inflated[:, :, taps // 2] = kernel
+    return inflated
+
+
+def mean(kernel: Tensor, taps: int) -> Tensor:
+    """`(O, I, kH, kW)` → `(O, I, taps, kH, kW)`: the 2D kernel over `taps` at every tap.
+
+    Carreira & Zisserman, "Quo Vadis, Action Recognition?", arXiv:1705.07750, section 2.4. A third of a float is not a
+    float, so the middle tap takes what rounding left over: the taps sum to the 2D kernel exactly (in arithmetic wide
+    enough for the sum; in float64 itself, to its rounding). The network stays equal to the 2D one on a replicated image
+    when the temporal border is replicated.
+    """
+    wide = kernel.double()
+    share = (wide / taps).to(kernel.dtype)
+    rest = wide - (taps - 1) * share.double()
+    # At the top of a binade the rest can need one bit more than the dtype has; one unit more in the shares takes it back.
+    away = torch.nextafter(share, share * 2)
+    share = torch.where(rest.to(kernel.dtype).double() == rest, share, away)
+    rest = wide - (taps - 1) * share.double()
+    inflated = share.unsqueeze(2).repeat_interleave(taps, dim=2)
+    inflated[:, :, taps // 2] = rest.to(kernel.dtype)
+    return inflated
+
+
+def deflate(kernel: Tensor) -> Tensor:
+    """`(O, I, T, kH, kW)` → `(O, I, kH, kW)` in float64: the sum over the taps, the inverse of every init."""
+    return kernel.double().sum(dim=2)
+
+
+@dataclass(frozen=True)
+class Init:
+    """A way to fill the taps, and the temporal padding under which it keeps the network equal."""
+
+    name: str
+    inflate: Callable[[Tensor, int], Tensor]
+    padding: str
+
+
+INITS = {init.name: init for init in (Init("center", center, "zeros"), Init("mean", mean, "replicate"))}
+PADDINGS = ("zeros", "replicate")

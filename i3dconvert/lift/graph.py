@@ -1,0 +1,369 @@
+"""Lift or fold: rewrite the graph of a 2D network into one over clips.
+
+An operation with a 3D counterpart is lifted and works on clips; every other operation is left as it is and works on
+frames. Element-wise operations, and those along the channels, follow their inputs.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from i3dconvert.errors import FramesError, LiftError, RecipeError
+from i3dconvert.lift import layout
+from i3dconvert.lift.layers import ANY_RANK, Counterpart, counterpart, full_name
+from i3dconvert.lift.layout import Layout
+from i3dconvert.lift.trace import BATCH, Traced
+from i3dconvert.recipes import Geometry, InsertedPool, Recipe, Temporal
+
+HORIZON = range(64, 128)
+"""Clip lengths among which at least one must get through a recipe: a broken join fails at them all."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that a recipe has a say in. `lifted` is false where its input is no clip (windows, tables)."""
+
+    name: str
+    node: str
+    geometry: Geometry
+    temporal: Temporal
+    lifted: bool = True
+
+
+@dataclass
+class Lifted:
+    """The lifted graph over `modules`, not yet filled with weights."""
+
+    graph: fx.Graph
+    modules: dict[str, nn.Module]
+    layers: list[Layer]
+    channels: int
+    minimum_frames: int = 1
+    inflated: dict[str, int] = field(default_factory=dict)
+    """State-dict key → taps, for each tensor that gains a temporal axis."""
+    folded: int = 0
+    """How many times a clip is folded into frames."""
+
+
+def use_functional_pools(traced: Traced) -> None:
+    """Replace the pooling functions of the graph by pooling modules, so that recipes reach them by name."""
+    builders: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
+        "max_pool2d": (nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")),
+        "avg_pool2d": (
+            nn.AvgPool2d,
+            ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+        ),
+        "adaptive_avg_pool2d": (nn.AdaptiveAvgPool2d, ("output_size",)),
+    }
+    for node in traced.graph.nodes:
+        name = layout.operation(node)
+        if node.op != "call_function" or name not in builders:
+            continue
+        cls, names = builders[name]
+        arguments = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+        image = node.args[0] if node.args else arguments.pop("input")
+        if any(isinstance(value, fx.Node) for value in _leaves(arguments)):
+            continue
+        target = f"{node.meta['scope']}.{node.name.removeprefix(node.meta['scope'].replace('.', '_') + '_')}".lstrip(".")
+        traced.root.set_submodule(target, cls(**arguments))
+        node.op, node.target, node.args, node.kwargs = "call_module", target, (image,), {}
+
+
+def _leaves(value: Any) -> list[Any]:
+    leaves: list[Any] = []
+    fx.node.map_aggregate(value, lambda item: leaves.append(item) or item)
+    return leaves
+
+
+class _Lift:
+    """One pass over the 2D graph. `env` holds, for each 2D node, its 3D node and the layout that it is in."""
+
+    def __init__(self, traced: Traced, recipe: Recipe, padding: str) -> None:
+        self.old, self.root, self.recipe, self.padding = traced.graph, traced.root, recipe, padding
+        self.graph = fx.Graph()
+        self.env: dict[fx.Node, tuple[fx.Node, Layout]] = {}
+        self.converted: dict[tuple[fx.Node, Layout], fx.Node] = {}
+        self.modules: dict[str, nn.Module] = {}
+        self.layers: dict[str, Layer] = {}
+        self.inflated: dict[str, int] = {}
+        self.pools = {_last_node(traced.graph, pool.after): pool for pool in recipe.pools}
+        self.channels = 0
+        self.clips: fx.Node
+
+    def run(self) -> Lifted:
+        for node in self.old.nodes:
+            result = getattr(self, node.op)(node)
+            if result is None:
+                continue
+            self.env[node] = result
+            if node in self.pools:
+                self.env[node] = self.insert_pool(node, self.pools[node])
+            if node.op in ("call_module", "call_function", "call_method") and layout.mutates(node, self.root):
+                self.alias(node)
+        _drop_unused_sizes(self.graph)
+        self.graph.lint()
+        folds = sum(node.target is layout.fold for node in self.graph.nodes)
+        return Lifted(
+            self.graph, self.modules, list(self.layers.values()), self.channels, inflated=self.inflated, folded=folds
+        )
+
+    # What a value is, and how to have it in the layout that an operation wants.
+
+    def layout_of(self, node: fx.Node) -> Layout:
+        return self.env[node][1]
+
+    def frames(self, node: fx.Node) -> fx.Node:
+        return self.convert(node, Layout.FRAMES)
+
+    def clip(self, node: fx.Node) -> fx.Node:
+        return self.convert(node, Layout.CLIP)
+
+    def convert(self, node: fx.Node, wanted: Layout) -> fx.Node:
+        new, have = self.env[node]
+        if have in (wanted, Layout.PLAIN):
+            return new
+        if (new, wanted) not in self.converted:
+            self.converted[new, wanted] = self.convert_value(new, node.meta["value"], wanted)
+        return self.converted[new, wanted]
+
+    def convert_value(self, new: fx.Node, value: Any, wanted: Layout) -> fx.Node:
+        if isinstance(value, tuple | list):
+            items = [
+                self.convert_value(self.call(operator.getitem, new, i), item, wanted)
+                for i, item in enumerate(value)
+            ]
+            return self.call(_tuple, *items)
+        if wanted is Layout.FRAMES:
+            return self.call(layout.fold, new, name=f"{new.name}_frames")
+        return self.call(layout.unfold, new, self.clips, name=f"{new.name}_clip")
+
+    def call(self, function: Any, *args: Any, name: str | None = None) -> fx.Node:
+        return self.graph.create_node("call_function", function, args, {}, name)
+
+    def is_image(self, node: Any) -> bool:
+        """Whether a 2D value is `(batch, C, H, W)`, so that it has a clip layout."""
+        value = node.meta["value"]
+        if isinstance(value, tuple | list):
+            return all(isinstance(item, Tensor) and item.dim() == 4 and len(item) == BATCH for item in value)
+        return isinstance(value, Tensor) and value.dim() == 4 and len(value) == BATCH
+
+    def alias(self, node: fx.Node) -> None:
+        """After an in-place operation its input is the output; what was converted before is out of date."""
+        target = next((n for n in node.all_input_nodes), None)
+        if target is None or self.layout_of(target) is Layout.PLAIN:
+            return
+        if layout.operation(node) == "setitem":
+            self.env[target] = (self.frames(target), Layout.FRAMES)
+        else:
+            self.env[target] = self.env[node]
+
+    # One method a kind of node.
+
+    def placeholder(self, node: fx.Node) -> tuple[fx.Node, Layout]:
+        clip = self.graph.placeholder("clip")
+        self.channels = node.meta["value"].shape[1]
+        checked = self.call(layout.check_clip, clip, self.channels, 1, name="checked_clip")
+        self.clips = self.graph.create_node("call_method", "size", (checked, 0), name="clips")
+        return checked, Layout.CLIP
+
+    def get_attr(self, node: fx.Node) -> tuple[fx.Node, Layout]:
+        return self.graph.get_attr(str(node.target)), Layout.PLAIN
+
+    def call_module(self, node: fx.Node) -> tuple[fx.Node, Layout]:
+        module = self.root.get_submodule(str(node.target))
+        entry = counterpart(module)
+        image = node.args[0] if node.args else None
+        liftable = isinstance(image, fx.Node) and self.is_image(image) and self.layout_of(image) is not Layout.PLAIN
+        if entry is not None and liftable:
+            assert isinstance(image, fx.Node)
+            return self.lifted(node, module, entry, image)
+        if entry is not None and entry.geometry is not None:
+            name = str(node.target)
+            self.layers[name] = Layer(name, node.name, entry.geometry(module), Temporal(), lifted=False)
+        self.modules.setdefault(str(node.target), module)
+        if full_name(module) in ANY_RANK:
+            return self.following(node)
+        return self.folded(node)
+
+    def lifted(self, node: fx.Node, module: nn.Module, entry: Counterpart, image: fx.Node) -> tuple[fx.Node, Layout]:
+        name, temporal = str(node.target), Temporal()
+        if entry.geometry is not None:
+            geometry = entry.geometry(module)
+            temporal = self.recipe.temporal(name, geometry, bool(getattr(module, "ceil_mode", False)))
+            self.layers[name] = Layer(name, node.name, geometry, temporal)
+        if name not in self.modules:
+            self.modules[name] = entry.lift(module, temporal, self.padding)
+        if isinstance(module, nn.Conv2d):
+            self.inflated[f"{name}.weight"] = temporal.kernel
+        new = self.graph.create_node("call_module", name, (self.clip(image),), {}, node.name)
+        new.meta["temporal"] = temporal
+        return new, Layout.CLIP
+
+    def insert_pool(self, node: fx.Node, pool: InsertedPool) -> tuple[fx.Node, Layout]:
+        name = f"{pool.after}_temporal_pool"
+        temporal = Temporal(pool.kernel, pool.stride, pool.padding, pool.padding)
+        self.modules[name] = nn.MaxPool3d((pool.kernel, 1, 1), (pool.stride, 1, 1), (pool.padding, 0, 0))
+        self.layers[name] = Layer(name, name.replace(".", "_"), Geometry("max_pool", 1, 1, 0), temporal)
+        new = self.graph.create_node("call_module", name, (self.clip(node),), {}, name.replace(".", "_"))
+        new.meta["temporal"] = temporal
+        return new, Layout.CLIP
+
+    def call_function(self, node: fx.Node) -> tuple[fx.Node, Layout]:
+        return self.following(node) if layout.keeps_clip(node) else self.folded(node)
+
+    call_method = call_function
+
+    def following(self, node: fx.Node) -> tuple[fx.Node, Layout]:
+        """An operation that works in either layout: on clips if any input is one and all can be."""
+        inputs = node.all_input_nodes
+        layouts = [self.layout_of(n) for n in inputs]
+        varying = [n for n, have in zip(inputs, layouts, strict=True) if have is not Layout.PLAIN]
+        plain = [n for n, have in zip(inputs, layouts, strict=True) if have is Layout.PLAIN]
+        as_clip = (
+            Layout.CLIP in layouts
+            and all(self.is_image(n) for n in varying)
+            and all(_broadcasts(n.meta["value"]) for n in plain)
+        )
+        if not as_clip:
+            return self.folded(node)
+        return self.copy(node, lambda n: self.clip(n) if n in varying else self.beside_clips(n)), Layout.CLIP
+
+    def beside_clips(self, node: fx.Node) -> fx.Node:
+        """A parameter that broadcasts over images, shaped to broadcast over clips: `(C, 1, 1)` → `(C, 1, 1, 1)`."""
+        new, value = self.env[node][0], node.meta["value"]
+        if not isinstance(value, Tensor) or value.dim() < 3:
+            return new
+        return self.graph.call_method("unsqueeze", (new, -3))
+
+    def folded(self, node: fx.Node) -> tuple[fx.Node, Layout]:
+        varies = any(self.layout_of(n) is not Layout.PLAIN for n in node.all_input_nodes)
+        result = Layout.FRAMES if varies and _holds_tensor(node.meta["value"]) else Layout.PLAIN
+        return self.copy(node, self.frames), result
+
+    def copy(self, node: fx.Node, value: Any) -> fx.Node:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+        return self.graph.create_node(node.op, node.target, args, kwargs, node.name)
+
+    def output(self, node: fx.Node) -> None:
+        self.graph.output(fx.node.map_arg(node.args[0], self.result))
+
+    def result(self, node: fx.Node) -> fx.Node:
+        """Class scores are averaged over what is left of time; dense outputs keep their time axis."""
+        new, have = self.env[node]
+        value = node.meta["value"]
+        if have is not Layout.FRAMES or not isinstance(value, Tensor):
+            return new
+        if len(value) != BATCH:
+            raise LiftError(f"the output {node.name!r} of shape {tuple(value.shape)} does not have the batch first")
+        if value.dim() == 2:
+            return self.call(layout.mean_over_time, new, self.clips)
+        return self.clip(node) if value.dim() == 4 else self.call(layout.over_time, new, self.clips)
+
+
+def _tuple(*values: Any) -> tuple[Any, ...]:
+    return values
+
+
+def _broadcasts(value: Any) -> bool:
+    """Whether a plain value can stand beside clips: numbers, and parameters without a batch axis of their own."""
+    return not isinstance(value, Tensor) or value.dim() < 4 or (value.dim() == 4 and len(value) == 1)
+
+
+def _holds_tensor(value: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in _leaves(value))
+
+
+def _last_node(graph: fx.Graph, module: str) -> fx.Node:
+    """The node whose value the module called `module` returns."""
+    inside = [
+        node for node in graph.nodes if f"{node.meta.get('scope', '')}.".startswith(f"{module}.") or node.target == module
+    ]
+    if not inside:
+        raise RecipeError(f"there is no module {module!r} to pool after")
+    return inside[-1]
+
+
+def _drop_unused_sizes(graph: fx.Graph) -> None:
+    """Remove what only assertions and branches on shapes had needed, and then the folds behind it."""
+    pure = {layout.fold, layout.unfold, _tuple, getattr}
+    methods = {"size", "dim", "numel", "unsqueeze"}
+    for node in reversed(graph.nodes):
+        sizes = node.target in pure or (node.op == "call_method" and node.target in methods) or node.op == "get_attr"
+        arithmetic = node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
+        if not node.users and (sizes or (arithmetic and layout.operation(node) not in layout.MUTATING)):
+            graph.erase_node(node)
+
+
+def lengths(graph: fx.Graph, frames: int) -> dict[fx.Node, int]:
+    """Frames at each node for a clip of `frames`; raises `FramesError` naming the node where they run out or differ."""
+    count: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            count[node] = frames
+            continue
+        if node.target == "size" or node.op == "output":
+            continue
+        inputs = {count[n]: n for n in node.all_input_nodes if n in count}
+        if not inputs:
+            continue
+        if len(inputs) > 1:
+            sizes = ", ".join(f"{size} from {n.name!r}" for size, n in inputs.items())
+            raise FramesError(f"the inputs of {_shown(node)} have different numbers of frames: {sizes}")
+        (size,) = inputs
+        temporal: Temporal | None = node.meta.get("temporal")
+        count[node] = temporal.length(size) if temporal else size
+        if count[node] < 1:
+            raise FramesError(f"a clip of {frames} frames is too short: {_shown(node)} has {size} left")
+    return count
+
+
+def _shown(node: fx.Node) -> str:
+    return repr(node.target if node.op == "call_module" else node.name)
+
+
+def minimum_frames(graph: fx.Graph, recipe: Recipe) -> int:
+    """The fewest frames that get through; raises `RecipeError` naming the layer when none do."""
+    problem = _problem(graph, HORIZON)
+    if problem is not None:
+        raise RecipeError(f"recipe {recipe.name!r} does not fit: {problem}")
+    return next(frames for frames in range(1, HORIZON.stop) if _problem(graph, range(frames, frames + 1)) is None)
+
+
+def _problem(graph: fx.Graph, candidates: range) -> FramesError | None:
+    problem: FramesError | None = None
+    for frames in candidates:
+        try:
+            lengths(graph, frames)
+            return None
+        except FramesError as error:
+            problem = problem or error
+    return problem
+
+
+def lift(traced: Traced, recipe: Recipe, padding: str) -> Lifted:
+    """Apply `recipe` to a traced 2D network; `padding` (`zeros` or `replicate`) is the temporal one of convolutions.
+
+    Raises `RecipeError` when a rule matches nothing or the recipe breaks a join, `LiftError` for what can't be lifted.
+    """
+    use_functional_pools(traced)
+    recipe.check_matches(_layers(traced), [name for name, _ in traced.root.named_modules()])
+    lifted = _Lift(traced, recipe, padding).run()
+    lifted.minimum_frames = minimum_frames(lifted.graph, recipe)
+    for node in lifted.graph.nodes:
+        if node.target is layout.check_clip:
+            node.args = (*node.args[:2], lifted.minimum_frames)
+    return lifted
+
+
+def _layers(traced: Traced) -> Iterator[tuple[str, str]]:
+    for node in traced.graph.nodes:
+        if node.op == "call_module":
+            module = traced.root.get_submodule(str(node.target))
+            entry = counterpart(module)
+            if entry is not None and entry.geometry is not None:
+                yield str(node.target), entry.geometry(module).kind

@@ -1,0 +1,118 @@
+"""The two layouts of a value, how one becomes the other, and which operations of a graph work on clips as they are.
+
+* **clip**: `(N, C, T, H, W)`
+* **frames**: `(N·T, …)`, time folded into the batch
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from torch import Tensor, fx
+
+from i3dconvert.errors import FramesError
+
+
+class Layout(enum.Enum):
+    """`PLAIN` values do not vary with the clip: parameters, sizes, constants."""
+
+    CLIP = "clip"
+    FRAMES = "frames"
+    PLAIN = "plain"
+
+
+def check_clip(clip: Tensor, channels: int, frames: int) -> Tensor:
+    """Return `clip` if it is `(N, channels, T, H, W)` with T ≥ `frames`, else raise `FramesError`."""
+    if clip.dim() != 5 or clip.shape[1] != channels:
+        raise FramesError(f"expected a clip (N, {channels}, T, H, W), got {tuple(clip.shape)}")
+    if clip.shape[2] < frames:
+        raise FramesError(f"the clip has {clip.shape[2]} frames; the recipe's strides need at least {frames}")
+    return clip
+
+
+def fold(clip: Tensor) -> Tensor:
+    """`(N, C, T, …)` → `(N·T, C, …)`."""
+    return clip.transpose(1, 2).flatten(0, 1)
+
+
+def unfold(frames: Tensor, clips: int) -> Tensor:
+    """`(N·T, C, …)` → `(N, C, T, …)`, N being `clips`."""
+    return frames.unflatten(0, (clips, -1)).transpose(1, 2)
+
+
+def over_time(frames: Tensor, clips: int) -> Tensor:
+    """`(N·T, …)` → `(N, T, …)`, N being `clips`."""
+    return frames.unflatten(0, (clips, -1))
+
+
+def mean_over_time(frames: Tensor, clips: int) -> Tensor:
+    """`(N·T, K)` → `(N, K)`: scores averaged over time, as in Carreira & Zisserman, arXiv:1705.07750, section 2.4."""
+    return frames.unflatten(0, (clips, -1)).mean(1)
+
+
+ELEMENTWISE = frozenset(
+    (
+        "abs add and_ bernoulli_dropout bfloat16 clamp clamp_max clamp_min clip clone contiguous cos detach div double "
+        "dropout elu eq erf exp float floor_divide floordiv ge gelu gt half hardsigmoid hardswish hardtanh iadd identity "
+        "imul isub itruediv le leaky_relu lerp log logsigmoid lt masked_fill maximum minimum mish mul ne neg negative "
+        "pow reciprocal relu relu6 rsqrt rsub selu sigmoid silu sin softplus sqrt square sub subtract tanh true_divide "
+        "truediv type type_as where zeros_like ones_like to multiply divide"
+    ).split()
+)
+"""Operations, as functions or methods, in place or not, that keep every position where it is."""
+
+CHANNELWISE = {"cat": 1, "concat": 1, "chunk": 2, "split": 2, "tensor_split": 2}
+"""Operations along one axis that work on clips when that axis is the channels; the value: where `dim` stands."""
+
+MUTATING = frozenset(("setitem", "iadd", "isub", "imul", "itruediv"))
+
+_LIBRARIES = ("torch", "_operator", "builtins")
+
+
+def operation(node: fx.Node) -> str:
+    """The bare name of what a node calls: `add` for `operator.add`, `torch.add`, `Tensor.add_` alike."""
+    if node.op == "call_method":
+        return str(node.target).rstrip("_")
+    if node.op == "call_function":
+        home = getattr(node.target, "__module__", None) or "torch"
+        if home.partition(".")[0] in _LIBRARIES:
+            return str(getattr(node.target, "__name__", "")).rstrip("_")
+    return ""
+
+
+def mutates(node: fx.Node, root: Any) -> bool:
+    """Whether the node changes its first input in place."""
+    if node.op == "call_module":
+        return bool(getattr(root.get_submodule(node.target), "inplace", False))
+    name = str(node.target) if node.op == "call_method" else str(getattr(node.target, "__name__", ""))
+    return name in MUTATING or (name.endswith("_") and not name.endswith("__")) or bool(node.kwargs.get("inplace"))
+
+
+def keeps_clip(node: fx.Node) -> bool:
+    """Whether a function or method does to a clip what it does to an image, all its inputs being clips."""
+    name = operation(node)
+    if name in ELEMENTWISE:
+        return True
+    if name in CHANNELWISE:
+        position = CHANNELWISE[name]
+        dim = node.kwargs.get("dim", node.args[position] if len(node.args) > position else 0)
+        return dim in (1, -3)
+    if name == "getitem":
+        container, index = node.args
+        if isinstance(container, fx.Node) and isinstance(container.meta["value"], tuple | list):
+            return True
+        return isinstance(index, tuple) and len(index) <= 2 and all(isinstance(i, slice) for i in index)
+    if name == "pad":
+        mode = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
+        return mode == "constant" and len(_pads(node)) <= 4
+    if name == "mean":
+        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        keep = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)
+        return bool(keep) and isinstance(dim, tuple | list) and set(dim) == {-1, -2}
+    return False
+
+
+def _pads(node: fx.Node) -> Any:
+    pads = node.kwargs.get("pad", node.args[1] if len(node.args) > 1 else ())
+    return pads if isinstance(pads, tuple | list) else (0,) * 6

@@ -1,0 +1,243 @@
+"""Trace a 2D network into a graph whose every value is known by shape.
+
+`torch.fx` alone stops at the first branch on a shape. Here each traced value carries a tensor on the meta device (no
+memory, no arithmetic), so that branches, loops and assertions on shapes are decided as they would be at run time, while
+the sizes that reach an operation stay in the graph as values.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, fx, nn
+
+from i3dconvert.errors import LiftError
+
+BATCH = 13
+"""The batch size of the example input: unlikely enough as any other size to tell the batch axis by."""
+
+_FACTORIES = ("arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph, and the weightless copy of the network that its targets name."""
+
+    graph: fx.Graph
+    root: nn.Module
+
+
+def trace(model: nn.Module, is_layer: Callable[[nn.Module], bool], shape: tuple[int, int, int]) -> Traced:
+    """Trace `model` in eval mode on an input `(BATCH, *shape)`, shape being `(C, H, W)`.
+
+    `node.meta["value"]` holds each value (tensors on the meta device), `node.meta["scope"]` the module it was made in.
+    Modules for which `is_layer` holds, those of `torch.nn`, and those without weights that behave differently in
+    training stay whole. The model itself is left as it was. Raises `LiftError` naming operation and module.
+    """
+    skeleton = _on_meta(model)
+    skeleton.eval()
+    try:
+        return Traced(_Tracer(is_layer, shape).trace(skeleton), skeleton)
+    except LiftError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the network's own code raises is a reason it can't be traced
+        raise LiftError(f"can't trace {type(model).__name__}: {_first_line(error)}") from error
+
+
+def _on_meta(model: nn.Module) -> nn.Module:
+    tensors = [*model.parameters(), *model.buffers()]
+    memo: dict[int, Any] = {id(tensor): _meta(tensor) for tensor in tensors}
+    return copy.deepcopy(model, memo)
+
+
+def _meta(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+class _Value(fx.Proxy):
+    """A proxy that knows what it stands for; where Python needs a plain number or truth value, it gives it."""
+
+    @property
+    def _known(self) -> Any:
+        return self.node.meta["value"]
+
+    def _plain(self, kind: str) -> Any:
+        if isinstance(self._known, Tensor):
+            raise LiftError(
+                f"{_place(self.node)}: the network needs the {kind} of {self.node.name!r}, which depends on the data"
+            )
+        return self._known
+
+    def __bool__(self) -> bool:
+        return bool(self._plain("truth"))
+
+    def __int__(self) -> int:
+        return int(self._plain("number"))
+
+    def __index__(self) -> int:
+        return int(self._plain("number"))
+
+    def __float__(self) -> float:
+        return float(self._plain("number"))
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self._known)))
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self._plain("members")
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __format__(self, spec: str) -> str:
+        return self.node.name
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._known, name)
+        if name in ("ndim", "is_cuda", "is_quantized", "requires_grad", "layout", "__class__"):
+            return value
+        attribute = fx.proxy.Attribute(self, name)
+        return attribute if callable(value) else self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, is_layer: Callable[[nn.Module], bool], shape: tuple[int, int, int]) -> None:
+        functions, modules = _untraceable_in_timm()
+        super().__init__(autowrap_functions=functions)
+        self._is_layer, self._shape, self._opaque = is_layer, shape, modules
+        self._evaluating = False
+
+    def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:  # type: ignore[override]
+        self._names = {id(tensor): name for name, tensor in (*root.named_parameters(), *root.named_buffers())}
+        with ExitStack() as stack:
+            for name in _FACTORIES:
+                stack.enter_context(patch.object(torch, name, self._traceable(getattr(torch, name))))
+            return super().trace(root)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """One image input; every further argument keeps its default. `module.training` becomes a value of the graph."""
+        image = self.create_proxy("placeholder", "clip", (), {})
+        self._replace_training(self.root, "", self.create_proxy("get_attr", "training", (), {}))
+        return root_fn, [self.root, image]
+
+    def _replace_training(self, module: nn.Module, name: str, flag: fx.Proxy) -> None:
+        if name and self.is_leaf_module(module, name):
+            return
+        vars(module)["training"] = flag
+        for child_name, child in module.named_children():
+            self._replace_training(child, f"{name}.{child_name}".lstrip("."), flag)
+
+    def _traceable(self, factory: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not self._evaluating and _holds_proxy((args, kwargs)):
+                return self.create_proxy("call_function", factory, args, kwargs)
+            return factory(*args, **kwargs)
+
+        return call
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if self._is_layer(m):
+            return True
+        if type(m).__module__.startswith("torch.nn") and not isinstance(m, _CONTAINERS):
+            return True
+        holds_layers = any(self._is_layer(child) for child in m.modules())
+        if type(m) in self._opaque and not holds_layers:
+            return True
+        forward = getattr(type(m).forward, "__code__", None)
+        return not any(True for _ in m.parameters()) and not holds_layers and "training" in getattr(forward, "co_names", ())
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self._evaluating:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """A tensor of the network, read in its code, becomes a value of the graph."""
+        name = self._names.get(id(attr_val))
+        if self._evaluating or name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
+        node = super().create_node(kind, target, args, kwargs, *rest, **named)
+        node.meta["scope"] = self.scope.module_path
+        if kind != "output":
+            node.meta["value"] = self._evaluate(node)
+        return node
+
+    def _evaluate(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return torch.empty(BATCH, *self._shape, device="meta")
+        if node.target == "training":
+            return False
+        self._evaluating = True
+        try:
+            return self._compute(node)
+        except Exception as error:
+            raise LiftError(f"{_place(node)}: {_first_line(error)}") from error
+        finally:
+            self._evaluating = False
+
+    def _compute(self, node: fx.Node) -> Any:
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self.root)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
+        args, kwargs = _constants_to_meta(args), _constants_to_meta(kwargs)
+        with torch.no_grad():
+            if node.op == "call_module":
+                return self.root.get_submodule(str(node.target))(*args, **kwargs)
+            if node.op == "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            assert callable(node.target)
+            return _constants_to_meta(node.target(*args, **kwargs))
+
+
+def _untraceable_in_timm() -> tuple[tuple[Callable[..., Any], ...], tuple[type, ...]]:
+    """The functions and modules that timm itself registers as not to be traced through."""
+    layers = sys.modules.get("timm.layers")
+    if layers is None:
+        return (), ()
+    return tuple(layers.get_notrace_functions()), tuple(layers.get_notrace_modules())
+
+
+def _holds_proxy(value: Any) -> bool:
+    found = False
+
+    def look(item: Any) -> Any:
+        nonlocal found
+        found |= isinstance(item, fx.Proxy)
+        return item
+
+    fx.node.map_aggregate(value, look)
+    return found
+
+
+def _constants_to_meta(value: Any) -> Any:
+    return fx.node.map_aggregate(value, lambda v: v.to("meta") if isinstance(v, Tensor) and not v.is_meta else v)
+
+
+def _place(node: fx.Node) -> str:
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+    return f"{target} in {node.meta.get('scope') or 'the network itself'}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,29 @@
+"""Where time goes: rules, the presets of the literature, TOML."""
+
+from pathlib import Path
+
+from i3dconvert.recipes import toml
+from i3dconvert.recipes.presets import PRESETS, default_recipe, preset
+from i3dconvert.recipes.rules import Geometry, InsertedPool, Recipe, Rule, Temporal, parse_rule
+
+__all__ = [
+    "PRESETS",
+    "Geometry",
+    "InsertedPool",
+    "Recipe",
+    "Rule",
+    "Temporal",
+    "default_recipe",
+    "parse_rule",
+    "preset",
+    "resolve",
+    "toml",
+]
+
+
+def resolve(recipe: "str | Path | Recipe") -> Recipe:
+    """A preset's name, the path of a `.toml` file, or a recipe → the recipe."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    path = Path(recipe)
+    return toml.read(path) if path.suffix == ".toml" else preset(str(recipe))

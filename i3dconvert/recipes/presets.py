@@ -1,0 +1,87 @@
+"""The recipes of the literature, under the names of their sources, and which one a backbone gets by default."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from i3dconvert.errors import RecipeError
+from i3dconvert.recipes.rules import InsertedPool, Recipe, Rule
+
+RESNET = Recipe(
+    "resnet",
+    (
+        Rule(kind="spatial", kernel=3, stride="spatial"),
+        Rule(kind="pointwise", kernel=1, stride="spatial"),
+        Rule("conv1*", kind="spatial", kernel=3, stride=1),
+        Rule("maxpool", kind="max_pool", kernel=3, stride=2),
+    ),
+    source="github.com/hassony2/inflated_convnets_pytorch, ResNets",
+)
+DENSENET = Recipe(
+    "densenet",
+    (
+        Rule(kind="spatial", kernel=3),
+        Rule("features.conv0", kernel=1),
+        Rule("features.transition*.pool", kind="avg_pool", kernel=2, stride=2, padding=0),
+    ),
+    source="github.com/hassony2/inflated_convnets_pytorch, DenseNets",
+)
+I3D = Recipe(
+    "i3d",
+    (
+        Rule(kind="spatial", kernel=3),
+        Rule("conv1.conv", kernel=7, stride=2),
+        Rule("inception*.branch4.0", kind="max_pool", kernel=3),
+        Rule("maxpool3", kind="max_pool", kernel=3, stride=2, padding=0),
+        Rule("maxpool4", kind="max_pool", kernel=2, stride=2, padding=0),
+    ),
+    source="Carreira & Zisserman, arXiv:1705.07750, fig. 3",
+)
+I3D_RESNET = Recipe(
+    "i3d-resnet",
+    (
+        Rule("conv1", kernel=5, stride=2),
+        Rule("maxpool", kind="max_pool", kernel=3, stride=2),
+        Rule("layer[1-4].*[02468].conv1", kind="pointwise", kernel=3),
+    ),
+    (InsertedPool(after="layer1", kernel=3, stride=2, padding=1),),
+    source="Wang et al., Non-local Neural Networks, arXiv:1711.07971, table 1",
+)
+SLOW = Recipe(
+    "slow",
+    (Rule("layer[34].*.conv1", kind="pointwise", kernel=3),),
+    source="Feichtenhofer et al., SlowFast Networks, arXiv:1812.03982, table 1",
+)
+C2D = Recipe("c2d", source="every temporal kernel 1: the frame-wise baseline")
+UNIFORM = Recipe("uniform", (Rule(kind="spatial", kernel=3),), source="spatial convolutions 3, temporal stride 1")
+VOLUMETRIC = Recipe(
+    "volumetric",
+    (Rule(kernel="spatial", stride="spatial", padding="spatial", dilation="spatial"),),
+    source="depth treated exactly as height and width",
+)
+
+PRESETS = {
+    recipe.name: recipe for recipe in (RESNET, DENSENET, I3D, I3D_RESNET, SLOW, C2D, UNIFORM, VOLUMETRIC)
+}
+
+_DEFAULTS = (
+    ("resnet[0-9]*", RESNET),
+    ("resnext[0-9]*", RESNET),
+    ("wide_resnet[0-9]*", RESNET),
+    ("densenet[0-9]*", DENSENET),
+    ("googlenet", I3D),
+)
+
+
+def default_recipe(name: str) -> Recipe:
+    """The preset for a backbone called `name` (`resnet50`, `timm/densenet121`, `timm/resnet50.a1_in1k`, …)."""
+    bare = name.rpartition("/")[2].partition(".")[0]
+    return next((recipe for glob, recipe in _DEFAULTS if fnmatchcase(bare, glob)), UNIFORM)
+
+
+def preset(name: str) -> Recipe:
+    """The preset called `name`; raises `RecipeError` with the known names."""
+    try:
+        return PRESETS[name]
+    except KeyError:
+        raise RecipeError(f"no preset {name!r}; known: {', '.join(PRESETS)}, or the path of a .toml file") from None

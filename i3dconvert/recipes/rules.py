@@ -1,0 +1,204 @@
+"""A recipe says, layer by layer, what happens along time: an ordered list of rules, the last match winning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from i3dconvert.errors import RecipeError
+
+Size = int | Literal["spatial"]
+
+KINDS = ("pointwise", "spatial", "max_pool", "avg_pool")
+"""Kinds of layer: 1×1 convolutions, all other convolutions, and the two poolings with a window."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a 2D layer does along one axis; `"spatial"` in a rule takes these numbers, from the height axis."""
+
+    kind: str
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int = 1
+
+
+@dataclass(frozen=True)
+class Temporal:
+    """What a lifted layer does along time: `before` and `after` count the frames padded at either end."""
+
+    kernel: int = 1
+    stride: int = 1
+    before: int = 0
+    after: int = 0
+    dilation: int = 1
+    ceil: bool = False
+
+    @property
+    def span(self) -> int:
+        """Frames from the first tap to the last."""
+        return self.dilation * (self.kernel - 1) + 1
+
+    def length(self, frames: int) -> int:
+        """Frames out for `frames` in, as torch counts them (0 or less: too few)."""
+        room = frames + self.before + self.after - self.span
+        if not self.ceil:
+            return room // self.stride + 1 if room >= 0 else 0
+        count = -(-room // self.stride) + 1
+        # A window may not start in the padding behind the last frame.
+        return count - 1 if (count - 1) * self.stride >= frames + self.before else count
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`layer` is a glob over the layer's name, `kind` one of `KINDS` or `*`. A number left out keeps what an earlier
+    rule said, or 1; a padding left out is the one that aligns output with input frames."""
+
+    layer: str = "*"
+    kind: str = "*"
+    kernel: Size | None = None
+    stride: Size | None = None
+    padding: Size | None = None
+    dilation: Size | None = None
+
+    def matches(self, name: str, kind: str) -> bool:
+        return fnmatchcase(name, self.layer) and fnmatchcase(kind, self.kind)
+
+    def __str__(self) -> str:
+        fields = {name: getattr(self, name) for name in ("kernel", "stride", "padding", "dilation")}
+        numbers = ", ".join(f"{name} {value}" for name, value in fields.items() if value is not None)
+        kind = "" if self.kind == "*" else f" ({self.kind})"
+        return f"{self.layer}{kind}: {numbers}"
+
+
+@dataclass(frozen=True)
+class InsertedPool:
+    """A temporal max-pool `kernel`×1×1 that the 2D network does not have, after the module named `after`."""
+
+    after: str
+    kernel: int
+    stride: int
+    padding: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An ordered list of rules and of inserted temporal pools; `source` is the paper or page it is from."""
+
+    name: str
+    rules: tuple[Rule, ...] = ()
+    pools: tuple[InsertedPool, ...] = ()
+    source: str = ""
+
+    def with_rules(self, rules: Sequence[Rule]) -> Recipe:
+        """The same recipe with `rules` on top."""
+        return replace(self, name=f"{self.name}+", rules=(*self.rules, *rules)) if rules else self
+
+    def temporal(self, name: str, geometry: Geometry, ceil: bool = False) -> Temporal:
+        """The temporal kernel, stride, padding and dilation of the layer called `name`."""
+        chosen: dict[str, Size | None] = {"kernel": 1, "stride": 1, "padding": None, "dilation": 1}
+        for rule in self.rules:
+            if rule.matches(name, geometry.kind):
+                if rule.kernel is not None:
+                    chosen["padding"] = None
+                for field in chosen:
+                    value: Size | None = getattr(rule, field)
+                    chosen[field] = chosen[field] if value is None else value
+
+        def number(field: str) -> int:
+            value = chosen[field]
+            return int(getattr(geometry, field)) if value == "spatial" else int(value or 0)
+
+        kernel, stride, dilation = number("kernel"), number("stride"), number("dilation")
+        if chosen["padding"] is None:
+            total = dilation * (kernel - 1)
+            before, after = dilation * (kernel // 2), total - dilation * (kernel // 2)
+        else:
+            before = after = number("padding")
+        return Temporal(kernel, stride, before, after, dilation, ceil)
+
+    def check_matches(self, layers: Iterable[tuple[str, str]], modules: Iterable[str]) -> None:
+        """Raise `RecipeError` for a rule that matches none of `layers` (name, kind), or a pool after no module.
+
+        Rules over all layers (`*`) of a kind are statements about the kind, and may find none of it.
+        """
+        layers, modules = list(layers), set(modules)
+        for rule in self.rules:
+            if rule.layer != "*" and not any(rule.matches(name, kind) for name, kind in layers):
+                some = ", ".join(name for name, _ in layers[:3]) or "none"
+                raise RecipeError(
+                    f"recipe {self.name!r} does not fit: its rule {str(rule)!r} matches no layer (the layers: {some}, …)"
+                )
+        for pool in self.pools:
+            if pool.after not in modules:
+                raise RecipeError(f"recipe {self.name!r} does not fit: there is no module {pool.after!r} to pool after")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for TOML and JSON; `from_dict` is its inverse."""
+        document: dict[str, Any] = {"name": self.name}
+        if self.source:
+            document["source"] = self.source
+        document["rule"] = [
+            {key: value for key, value in vars(rule).items() if value is not None and not (key == "kind" and value == "*")}
+            for rule in self.rules
+        ]
+        if self.pools:
+            document["pool"] = [dict(vars(pool)) for pool in self.pools]
+        return document
+
+    @classmethod
+    def from_dict(cls, document: Any, where: str = "recipe") -> Recipe:
+        """Read what `to_dict` wrote, checking every key and type; `where` names the document in errors."""
+        table = _table(document, where, {"name": str, "source": str, "rule": list, "pool": list})
+        rules = [_table(r, f"{where}: rule {i}", _RULE) for i, r in enumerate(table.get("rule", []), 1)]
+        pools = [_table(p, f"{where}: pool {i}", _POOL) for i, p in enumerate(table.get("pool", []), 1)]
+        for i, pool in enumerate(pools, 1):
+            if missing := {"after", "kernel", "stride"} - set(pool):
+                raise RecipeError(f"{where}: pool {i} lacks {', '.join(sorted(missing))}")
+        return cls(
+            name=table.get("name", "custom"),
+            rules=tuple(Rule(**rule) for rule in rules),
+            pools=tuple(InsertedPool(**pool) for pool in pools),
+            source=table.get("source", ""),
+        )
+
+
+_SIZES = ("kernel", "stride", "padding", "dilation")
+_RULE: dict[str, type] = {"layer": str, "kind": str, **dict.fromkeys(_SIZES, int)}
+_POOL: dict[str, type] = {"after": str, "kernel": int, "stride": int, "padding": int}
+_LARGEST = 1024
+
+
+def _table(value: Any, where: str, schema: dict[str, type]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RecipeError(f"{where}: expected a table, got {value!r}")
+    for key, item in value.items():
+        if key not in schema:
+            raise RecipeError(f"{where}: unknown key {key!r} (known: {', '.join(schema)})")
+        if item == "spatial" and key in _SIZES and schema is _RULE:
+            continue
+        if not isinstance(item, schema[key]) or isinstance(item, bool):
+            raise RecipeError(f"{where}: {key} must be {schema[key].__name__}, got {item!r}")
+        smallest = 0 if key == "padding" else 1
+        if isinstance(item, int) and not smallest <= item <= _LARGEST:
+            raise RecipeError(f"{where}: {key} must lie between {smallest} and {_LARGEST}, got {item}")
+        if key == "kind" and item != "*" and not any(fnmatchcase(kind, item) for kind in KINDS):
+            raise RecipeError(f"{where}: unknown kind {item!r} (known: {', '.join(KINDS)})")
+    return value
+
+
+def parse_rule(text: str) -> Rule:
+    """`'GLOB=KERNEL[/STRIDE]'` → a rule, as the command line's `--temporal` takes it."""
+    glob, _, numbers = text.rpartition("=")
+    kernel, _, stride = numbers.partition("/")
+    try:
+        rule = Rule(layer=glob, kernel=int(kernel), stride=int(stride) if stride else None)
+    except ValueError:
+        rule = Rule(layer="")
+    if not rule.layer:
+        raise RecipeError(f"{text!r} is not GLOB=KERNEL[/STRIDE], such as 'layer4.*=1' or 'conv1=5/2'")
+    _table({key: value for key, value in vars(rule).items() if value is not None}, repr(text), _RULE)
+    return rule

@@ -1,0 +1,43 @@
+"""Recipes as TOML files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from i3dconvert.errors import RecipeError
+from i3dconvert.recipes.rules import Recipe
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def loads(text: str, where: str = "recipe") -> Recipe:
+    """TOML → recipe. Raises `RecipeError` for bad TOML, unknown keys, wrong types or numbers out of range."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{where} is not TOML: {error}") from None
+    return Recipe.from_dict(document, where)
+
+
+def dumps(recipe: Recipe) -> str:
+    """Recipe → TOML, the inverse of `loads`."""
+    document = recipe.to_dict()
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in document.items() if isinstance(value, str)]
+    for table in ("rule", "pool"):
+        for entry in document.get(table, []):
+            lines += ["", f"[[{table}]]", *(f"{key} = {json.dumps(value)}" for key, value in entry.items())]
+    return "\n".join(lines) + "\n"
+
+
+def read(path: Path) -> Recipe:
+    """The recipe in the TOML file at `path`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"can't read the recipe {path}: {getattr(error, 'strerror', None) or error}") from None
+    return loads(text, str(path))

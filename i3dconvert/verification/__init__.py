@@ -1,0 +1,198 @@
+"""The proof: weight identity, forward equality, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from i3dconvert import checkpoint
+from i3dconvert.backbones import Origin
+from i3dconvert.errors import VerificationError, WeightsError
+from i3dconvert.lift.graph import lengths
+from i3dconvert.lift.network import Network3d
+from i3dconvert.verification.forward import check_outputs, evaluating, outputs, replicated
+from i3dconvert.verification.layers import compare_layers
+from i3dconvert.verification.report import Check, LayerError, Picture, Report
+from i3dconvert.verification.weights import check_weights
+from i3dconvert.weights import digest
+
+__all__ = ["TOLERANCES", "Check", "LayerError", "Picture", "Report", "Settings", "verify", "verify_file"]
+
+TOLERANCES: Mapping[torch.dtype, float] = {torch.float64: 1e-12, torch.float32: 1e-5}
+"""Relative, for forward equality: rounding in float64 leaves 1e-15, so that 1e-12 is a proof."""
+
+FRAMES = 16
+CLIPS = 2
+"""Two clips at once, so that clips and frames can't be taken for each other."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to verify on. `frames`, `size`: None for 16 (or the recipe's minimum) and the backbone's own size."""
+
+    frames: int | None = None
+    size: int | None = None
+    dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32)
+    tolerance: float | None = None
+    layers: bool = False
+    images: Sequence[Path] = ()
+    seed: int = 0
+
+    def tolerance_for(self, dtype: torch.dtype) -> float:
+        """The relative error allowed in `dtype`."""
+        return self.tolerance if self.tolerance is not None else TOLERANCES[dtype]
+
+
+Progress = Callable[[str], None]
+
+
+def verify(
+    model2d: nn.Module, model3d: Network3d, settings: Settings | None = None, *, progress: Progress = lambda _: None
+) -> Report:
+    """Check that `model3d`, an inflated `model2d`, is equal to it: weight identity, then forward equality.
+
+    The networks are left as they are. Raises `FramesError` when the settings' frames are too few for the recipe,
+    `VerificationError` for pictures that can't be read.
+    """
+    settings = settings or Settings()
+    report = Report()
+    progress("weight identity")
+    report.checks.append(check_weights(model3d.inflation, model2d.state_dict(), model3d.state_dict()))
+    _check_forward(model2d, model3d, settings, report, progress)
+    if settings.layers or not report.passed:
+        progress("layer by layer")
+        images = _noise(model3d, settings)
+        dtype = settings.dtypes[0]
+        frames = _frames(model3d, settings)
+        report.layers = compare_layers(model2d, model3d, images, frames, dtype, settings.tolerance_for(dtype))
+    return report
+
+
+def verify_file(
+    path: Path, settings: Settings | None = None, reference: Path | None = None, *, progress: Progress = lambda _: None
+) -> Report:
+    """Check a checkpoint, or an exported `.onnx`, against the 2D network of its metadata.
+
+    `reference` is a file of 2D weights to use instead of the recorded origin; its hash must be the recorded one.
+    Raises `CheckpointError`, `WeightsError`, `VerificationError`, `FramesError`.
+    """
+    settings = settings or Settings()
+    if path.suffix == ".onnx":
+        from i3dconvert.verification.onnx import verify_onnx
+
+        return verify_onnx(path, settings, reference, progress)
+    document, state = checkpoint.read(path)
+    progress("reading the 2D network")
+    model2d = reference_of(document, path, reference)
+    report = Report()
+    unchanged = not document.sha256 or digest(state) == document.sha256
+    detail = "the tensors match the recorded SHA-256" if unchanged else f"{path.name} has changed since it was written"
+    report.checks.append(Check("integrity", unchanged, detail))
+    network = checkpoint.rebuild(document, model2d)
+    identity = check_weights(network.inflation, model2d.state_dict(), state)
+    if {k: v.shape for k, v in network.state_dict().items()} != {k: v.shape for k, v in state.items()}:
+        report.checks.append(identity)
+        return report
+    rest = verify(model2d, checkpoint.filled(network, state, path), settings, progress=progress)
+    return Report([*report.checks, *rest.checks], rest.layers, rest.pictures)
+
+
+def reference_of(document: checkpoint.Document, path: Path, reference: Path | None) -> nn.Module:
+    """The 2D network that a file was made from, with its weights."""
+    if document.finetuned:
+        raise VerificationError(f"{path} holds fine-tuned weights: there is no 2D network that it should be equal to")
+    if document.origin is None:
+        raise VerificationError(f"{path} was made from a module in memory; verify it in Python: verify(model2d, model3d)")
+    try:
+        return document.origin.load(reference)
+    except WeightsError as error:
+        hint = "" if reference or "--reference" in str(error) else "; --reference PATH names a file with the 2D weights"
+        raise WeightsError(f"{error}{hint}") from None
+
+
+def _frames(network: Network3d, settings: Settings) -> int:
+    frames = settings.frames or max(FRAMES, network.inflation.minimum_frames)
+    lengths(network.graph, frames)
+    return frames
+
+
+def _noise(network: Network3d, settings: Settings) -> Tensor:
+    channels, height, width = network.inflation.input
+    height, width = (settings.size, settings.size) if settings.size else (height, width)
+    generator = torch.Generator().manual_seed(settings.seed)
+    return torch.randn(CLIPS, channels, height, width, generator=generator, dtype=torch.float64)
+
+
+def _check_forward(
+    model2d: nn.Module, network: Network3d, settings: Settings, report: Report, progress: Progress
+) -> None:
+    frames, noise = _frames(network, settings), _noise(network, settings)
+    pictures = read_pictures(settings.images, network.meta.get("origin"))
+    for dtype in settings.dtypes:
+        name = str(dtype).removeprefix("torch.")
+        for what, images in (("noise", noise), ("pictures", pictures)):
+            if images is None:
+                continue
+            progress(f"forward equality in {name} on {what}")
+            shape = "×".join(map(str, (frames, *images.shape[2:])))
+            reference, value = run_both(model2d, network, images, frames, dtype)
+            label = f"forward equality, {name}, {what} {shape}"
+            report.checks.append(check_outputs(label, reference, value, settings.tolerance_for(dtype)))
+            if what == "pictures" and dtype is settings.dtypes[-1]:
+                add_pictures(report, settings.images, network.meta.get("origin"), reference[0], value[0])
+
+
+def run_both(
+    model2d: nn.Module, network: nn.Module, images: Tensor, frames: int, dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The outputs of the 2D network on `images` and of the 3D network on them replicated, both in `dtype`."""
+    with evaluating(model2d, dtype):
+        reference = outputs(model2d(images.to(dtype)))
+    with evaluating(network, dtype):
+        return reference, outputs(network(replicated(images.to(dtype), frames)))
+
+
+def read_pictures(paths: Sequence[Path], origin: Origin | None) -> Tensor | None:
+    """The pictures at `paths` through the backbone's own preprocessing, `(N, 3, H, W)`; None for no paths."""
+    if not paths:
+        return None
+    if origin is None:
+        raise VerificationError("pictures need a backbone's preprocessing, which a module in memory does not have")
+    from PIL import Image, UnidentifiedImageError
+
+    tensors = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                tensors.append(origin.preprocessing(image))
+        except (UnidentifiedImageError, Image.DecompressionBombError, ValueError, OSError, SyntaxError) as error:
+            reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
+            raise VerificationError(f"can't read the picture {path}: {reason}") from None
+    return torch.stack(tensors)
+
+
+def add_pictures(
+    report: Report, paths: Sequence[Path], origin: Origin | None, reference: Tensor, value: Tensor
+) -> None:
+    """Put the best five classes of each picture side by side, and check that they are the same."""
+    if reference.dim() != 2:
+        return
+    names = origin.class_names() if origin is not None else []
+    for path, scores2d, scores3d in zip(paths, reference, value, strict=True):
+        best = Picture(str(path), top_classes(scores2d, names), top_classes(scores3d, names))
+        same = [name for name, _ in best.classes2d] == [name for name, _ in best.classes3d]
+        report.pictures.append(best)
+        detail = ", ".join(f"{name} {score:.2f}" for name, score in best.classes3d[:3])
+        report.checks.append(Check(f"top classes, {path.name}", same, detail))
+
+
+def top_classes(scores: Tensor, names: Sequence[str], count: int = 5) -> tuple[tuple[str, float], ...]:
+    """`(K,)` logits → the best classes with their probabilities."""
+    best = scores.double().softmax(-1).topk(min(count, len(scores)))
+    pairs: Any = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return tuple((names[index] if names else f"class {index}", value) for index, value in pairs)

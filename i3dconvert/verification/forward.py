@@ -1,0 +1,78 @@
+"""Forward equality: what the 3D network gives on a replicated image is what the 2D network gives on the image."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from i3dconvert.verification.report import Check
+
+Network = Callable[[Tensor], Any]
+
+
+def replicated(images: Tensor, frames: int) -> Tensor:
+    """`(N, C, H, W)` → the boring video `(N, C, frames, H, W)`."""
+    return images.unsqueeze(2).repeat(1, 1, frames, 1, 1)
+
+
+@contextmanager
+def evaluating(module: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
+    """`module` in eval mode with its floating-point tensors in `dtype`; both as they were afterwards, to the bit."""
+    modes = {m: m.training for m in module.modules()}
+    tensors = [t for t in itertools.chain(module.parameters(), module.buffers()) if t.is_floating_point()]
+    originals = [tensor.data for tensor in tensors]
+    try:
+        module.eval()
+        for tensor in tensors:
+            tensor.data = tensor.data.to(dtype)
+        with torch.no_grad():
+            yield module
+    finally:
+        for tensor, original in zip(tensors, originals, strict=True):
+            tensor.data = original
+        for m, mode in modes.items():
+            m.training = mode
+
+
+def outputs(value: Any) -> list[Tensor]:
+    """The tensors of an output: itself, or the members of a list, tuple or dict in order."""
+    found: list[Tensor] = []
+    fx.node.map_aggregate(value, lambda leaf: found.append(leaf) if isinstance(leaf, Tensor) else None)
+    return found
+
+
+def beside(reference: Tensor, value: Tensor) -> Tensor:
+    """The 2D `reference` with an axis for the time that the 3D `value` kept: at 2 in images, at 1 elsewhere."""
+    if value.dim() == reference.dim():
+        return reference
+    return reference.unsqueeze(2 if reference.dim() == 4 else 1)
+
+
+def relative_error(reference: Tensor, value: Tensor) -> float:
+    """max |value − reference| / max |reference|, NaN where either is not finite. Shapes must broadcast."""
+    reference, value = reference.double(), value.double()
+    return float((value - reference).abs().max() / reference.abs().max())
+
+
+def check_outputs(name: str, reference: list[Tensor], value: list[Tensor], tolerance: float) -> Check:
+    """Compare two networks' outputs pairwise; the worst counts."""
+    if len(reference) != len(value):
+        return Check(name, False, f"{len(value)} outputs instead of {len(reference)}", tolerance=tolerance)
+    worst = 0.0
+    for ours, theirs in zip(value, reference, strict=True):
+        wide = beside(theirs, ours)
+        broadcast = all(a in (b, 1) for a, b in zip(wide.shape, ours.shape, strict=False))
+        if wide.dim() != ours.dim() or not broadcast:
+            return Check(name, False, f"output {tuple(ours.shape)} beside {tuple(theirs.shape)}", tolerance=tolerance)
+        if not bool(theirs.abs().max() > 0):
+            return Check(name, False, "the 2D network's output is zero or not finite, which proves nothing")
+        error = relative_error(wide, ours)
+        if not error <= tolerance:
+            return Check(name, False, f"relative error {error:.2g} > {tolerance:.0e}", error, tolerance)
+        worst = max(worst, error)
+    return Check(name, True, f"relative error {worst:.1e} ≤ {tolerance:.0e}", worst, tolerance)

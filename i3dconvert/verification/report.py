@@ -1,0 +1,71 @@
+"""What a verification found, as data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check. `error` is relative (max |Δ| / max |reference|) where the check measures one."""
+
+    name: str
+    passed: bool
+    detail: str = ""
+    error: float | None = None
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """The relative error of one layer's output; None where the shapes differ."""
+
+    name: str
+    operation: str
+    shape: tuple[int, ...]
+    error: float | None
+    diverges: bool
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The best classes of one picture, `(name, probability)`, from both networks."""
+
+    path: str
+    classes2d: tuple[tuple[str, float], ...]
+    classes3d: tuple[tuple[str, float], ...]
+
+
+@dataclass
+class Report:
+    """Everything that was checked, in order."""
+
+    checks: list[Check] = field(default_factory=list)
+    layers: list[LayerError] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed (and there was one)."""
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    @property
+    def first_divergence(self) -> LayerError | None:
+        """The first layer, in the order of computation, whose output is not that of the 2D network."""
+        return next((layer for layer in self.layers if layer.diverges), None)
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, in one line; empty when it passed."""
+        failed = [check for check in self.checks if not check.passed]
+        if not failed:
+            return ""
+        line = f"{failed[0].name}: {failed[0].detail}"
+        if self.first_divergence is not None and self.first_divergence.name not in line:
+            line += f"; the first layer that diverges is {self.first_divergence.name}"
+        return line
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"passed": self.passed, "reason": self.reason, **asdict(self)}

@@ -1,0 +1,60 @@
+"""Weight identity: every 3D tensor is what its 2D tensor inflates to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from i3dconvert.kernels import deflate
+from i3dconvert.lift.network import Inflation
+from i3dconvert.verification.report import Check
+
+NAME = "weight identity"
+
+
+def check_weights(inflation: Inflation, state2d: Mapping[str, Tensor], state3d: Mapping[str, Tensor]) -> Check:
+    """Compare bit for bit for `center` and for what is not inflated, to rounding for `mean`; one tensor at a time.
+
+    The taps' places count, not only their sum. The detail names the tensors that differ.
+    """
+    if keys := sorted(set(state2d) ^ set(state3d)):
+        return Check(NAME, False, f"{len(keys)} keys are in only one of the networks, such as {keys[0]}")
+    problems = [
+        f"{key} ({problem})"
+        for key, tensor2d in state2d.items()
+        if (problem := _difference(inflation, key, tensor2d, state3d[key]))
+    ]
+    if problems:
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        return Check(NAME, False, f"{problems[0]}{more} differ{'' if more else 's'} from the 2D network")
+    how = "bit for bit" if inflation.init == "center" else "to rounding"
+    return Check(
+        NAME, True, f"{len(inflation.inflated)} inflated kernels {how}, {len(state2d) - len(inflation.inflated)} others equal"
+    )
+
+
+def _difference(inflation: Inflation, key: str, tensor2d: Tensor, tensor3d: Tensor) -> str:
+    tensor3d = tensor3d.detach().cpu()
+    source = tensor2d.detach().cpu().to(tensor3d.dtype)
+    expected = inflation.tensor(key, source)
+    if expected.shape != tensor3d.shape:
+        return f"shape {tuple(tensor3d.shape)} instead of {tuple(expected.shape)}"
+    if _same_bits(expected, tensor3d):
+        return ""
+    inflated = key in inflation.inflated
+    if inflated and inflation.init == "mean" and _same_to_rounding(expected, tensor3d):
+        return ""
+    if inflated and torch.equal(deflate(tensor3d), source.double()):
+        return "its taps sum to the 2D kernel, but stand in other places"
+    difference = (tensor3d.double() - expected.double()).abs()
+    return f"off by up to {float(difference.max()):.3g} in {int((difference != 0).sum())} of {difference.numel()} values"
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
+
+
+def _same_to_rounding(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a.double(), b.double(), rtol=4 * torch.finfo(a.dtype).eps, atol=0.0)

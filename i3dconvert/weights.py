@@ -1,0 +1,218 @@
+"""2D weights: reading them from files, fitting them to a network, drawing random ones, naming them by a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from i3dconvert.errors import WeightsError
+
+State = dict[str, Tensor]
+
+_NESTS = ("state_dict", "model", "model_state", "model_state_dict")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def read_state(path: Path) -> State:
+    """The state dict in a `.safetensors`, `.pth` or `.pt` file, memory-mapped where the format allows.
+
+    A dict nested under `state_dict`, `model` or `model_state` is found, the prefixes `module.` and `_orig_mod.` are
+    stripped. No code in the file is run. Raises `WeightsError`.
+    """
+    if path.is_dir():
+        raise WeightsError(f"{path} is a directory; name a .pth, .pt or .safetensors file")
+    if not path.exists():
+        raise WeightsError(f"there is no file {path}")
+    try:
+        document = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    except PermissionError:
+        raise WeightsError(f"no permission to read {path}") from None
+    state = _find_state(document)
+    if not state:
+        raise WeightsError(f"{path} holds no state dict: expected tensors by name, bare or under {', '.join(_NESTS)}")
+    return state
+
+
+def _read_safetensors(path: Path) -> Any:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from None
+
+
+def _read_pickle(path: Path) -> Any:
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    try:
+        try:
+            return torch.load(path, mmap=True, **options)
+        except RuntimeError:
+            return torch.load(path, **options)  # files older than torch 1.6 can't be mapped
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("\n")[0]
+        raise WeightsError(
+            f"{path} can't be read as weights alone ({reason}); nothing in it was run. Save its state dict as .safetensors"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+        raise WeightsError(f"{path} is not a readable PyTorch file: {str(error).partition(chr(10))[0]}") from None
+
+
+def _find_state(document: Any) -> State:
+    if not isinstance(document, Mapping):
+        return {}
+    for nest in _NESTS:
+        if isinstance(document.get(nest), Mapping):
+            return _find_state(document[nest])
+    state = {key: value for key, value in document.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    for prefix in _PREFIXES:
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+class NoInit(TorchFunctionMode):
+    """While active, networks are built with the values of their parameters left open: the checkpoint brings them.
+
+    Memory that is not written to is not used either, so that building costs time and space for the buffers alone.
+    """
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        target = args[0] if args else kwargs.get("tensor")
+        if isinstance(target, nn.Parameter) and name.endswith("_") and not name.endswith("__"):
+            return target.requires_grad_(*args[1:], **kwargs) if name == "requires_grad_" else target
+        return func(*args, **kwargs)
+
+
+def fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Give `model` the tensors of `state` (not copied). Raises `WeightsError` saying which keys do not fit."""
+    expected = model.state_dict()
+    try:
+        outcome = model.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError:
+        wrong = [k for k, v in state.items() if k in expected and v.shape != expected[k].shape]
+        shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}" for k in wrong]
+        raise WeightsError(f"{where} does not fit the network: {_some('mis-shaped', shapes)}") from None
+    problems = [
+        _some(kind, keys)
+        for kind, keys in (("missing", outcome.missing_keys), ("unexpected", outcome.unexpected_keys))
+        if keys
+    ]
+    if problems:
+        raise WeightsError(f"{where} does not fit the network: {'; '.join(problems)}")
+
+
+def _some(kind: str, items: list[str]) -> str:
+    count = f"{len(items)} {kind} key{'s' if len(items) != 1 else ''}"
+    return f"{count} ({', '.join(items[:3])}{', …' if len(items) > 3 else ''})"
+
+
+def classes_in(state: Mapping[str, Tensor], model: nn.Module, classes: int) -> int | None:
+    """How many classes `state` was trained for, when the head's count is all that sets it apart from `model`'s."""
+    expected = model.state_dict()
+    counts = {
+        (tensor.shape[0], tuple(tensor.shape[1:]) == tuple(expected[key].shape[1:]), expected[key].shape[0])
+        for key, tensor in state.items()
+        if key in expected and tensor.dim() and tensor.shape != expected[key].shape
+    }
+    if len(counts) != 1:
+        return None
+    ((count, same_otherwise, ours),) = counts
+    return count if same_otherwise and ours == classes else None
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all tensors, in the order of their names."""
+    total = Digest()
+    for key in sorted(state):
+        total.add(key, state[key])
+    return total.hexdigest()
+
+
+class Digest:
+    """SHA-256 of a state dict, tensor by tensor; the order in which they are added does not matter."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, bytes] = {}
+
+    def add(self, key: str, tensor: Tensor) -> None:
+        """Take one tensor in."""
+        part = hashlib.sha256(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        part.update(raw(tensor))
+        self._parts[key] = part.digest()
+
+    def hexdigest(self) -> str:
+        """64 hexadecimal digits."""
+        return hashlib.sha256(b"".join(self._parts[key] for key in sorted(self._parts))).hexdigest()
+
+
+def raw(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, not copied when it is contiguous."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def randomise(model: nn.Module, seed: int, size: tuple[int, int, int]) -> None:
+    """Fill `model` with seeded random weights under which every layer matters.
+
+    Libraries start heads, last norms and layer scales at zero, which would leave whole branches out of a comparison.
+    Here weights are scaled by their fan-in (He et al., arXiv:1502.01852), scales lie around one, and BatchNorm statistics
+    are those of noise of the shape `size` (C, H, W), so that activations stay of order one at any depth. The same seed
+    gives the same weights; the statistics are computed in float64 so that they survive a change of machine.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(_draw(name, parameter, seed))
+        noise = torch.randn(4, *size, generator=_generator("calibration", seed), dtype=torch.float64)
+        _calibrate(model, noise, seed)
+
+
+def _generator(name: str, seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big"))
+
+
+def _draw(name: str, parameter: Tensor, seed: int) -> Tensor:
+    generator = _generator(name, seed)
+    vector = parameter.numel() == max((*parameter.shape, 1))
+    if vector and name.endswith("bias"):
+        return torch.randn(parameter.shape, generator=generator) * 0.5
+    if vector:
+        return torch.rand(parameter.shape, generator=generator) + 0.5
+    deviation = 0.5 if parameter.shape[0] == 1 else (2 / parameter[0].numel()) ** 0.5
+    return torch.randn(parameter.shape, generator=generator) * deviation
+
+
+def _calibrate(model: nn.Module, noise: Tensor, seed: int) -> None:
+    """Set each BatchNorm's statistics from what reaches it, in one pass.
+
+    The variance is the second moment around a mean drawn at random. Around the true mean, which behind many layers of
+    blurred noise is nearly all there is, every layer would blow up the rounding errors of the one before it.
+    """
+
+    def measure(name: str, norm: Any, inputs: tuple[Tensor, ...]) -> None:
+        channels_last = inputs[0].transpose(1, -1).flatten(0, -2)
+        scale = channels_last.square().mean(0).sqrt()
+        shift = torch.randn(scale.shape, generator=_generator(f"{name}.running_mean", seed), dtype=scale.dtype)
+        norm.running_mean.copy_(0.1 * scale * shift)
+        norm.running_var.copy_((channels_last - norm.running_mean).square().mean(0))
+
+    hooks = [
+        norm.register_forward_pre_hook(partial(measure, name))
+        for name, norm in model.named_modules()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.track_running_stats
+    ]
+    dtype = next(model.parameters()).dtype
+    model.double()(noise)
+    model.to(dtype)
+    for hook in hooks:
+        hook.remove()
