@@ -25,7 +25,18 @@ _HOMES = {
     "save": "checkpoint",
     "verify": "verification",
 }
-__all__ = ["I3DError", "Network3d", "Recipe", "Report", "__version__", "export_onnx", "inflate", "load", "save", "verify"]
+__all__ = [
+    "I3DError",
+    "Network3d",
+    "Recipe",
+    "Report",
+    "__version__",
+    "export_onnx",
+    "inflate",
+    "load",
+    "save",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ from i3dconvert.files import replacing
 from i3dconvert.kernels import INITS, PADDINGS
 from i3dconvert.lift.network import Inflation, Network3d, fill, plan
 from i3dconvert.recipes import Recipe
-from i3dconvert.weights import Digest, State, digest, raw
+from i3dconvert.weights import Digest, State, classes_in, fit, raw, read_state
 
 SCHEMA = 1
 KEY = "i3dconvert"
@@ -76,7 +76,9 @@ class Document:
         except I3DError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{where} has damaged i3dconvert metadata ({type(error).__name__}: {error})") from None
+            raise CheckpointError(
+                f"{where} has damaged i3dconvert metadata ({type(error).__name__}: {error})"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ class Entry:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write(path: Path, document: Document, entries: Iterable[Entry], tensor: Callable[[str], Tensor], force: bool) -> str:
+def write(
+    path: Path, document: Document, entries: Iterable[Entry], tensor: Callable[[str], Tensor], force: bool
+) -> str:
     """Write a checkpoint, making one tensor at a time with `tensor(key)`; returns the SHA-256 of its tensors.
 
     Raises `OutputError`; nothing is left at `path` then but what was there before.
@@ -153,7 +157,9 @@ def read(path: Path) -> tuple[Document, State]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if KEY not in metadata:
-                raise CheckpointError(f"{path} is safetensors, but no i3dconvert checkpoint: its metadata has no {KEY!r}")
+                raise CheckpointError(
+                    f"{path} is safetensors, but no i3dconvert checkpoint: its metadata has no {KEY!r}"
+                )
             return Document.loads(metadata[KEY], path), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable i3dconvert checkpoint: {error}") from None
@@ -192,7 +198,34 @@ def filled(network: Network3d, state: Mapping[str, Tensor], path: Path) -> Netwo
         raise CheckpointError(f"the tensors of {path} are not those of its own recipe: {' '.join(lines)}") from None
 
 
-def check_digest(document: Document, state: Mapping[str, Tensor], path: Path) -> None:
-    """Raise `CheckpointError` when the tensors are not those that were written."""
-    if document.sha256 and digest(state) != document.sha256:
-        raise CheckpointError(f"{path} has changed since it was written: its tensors do not match the recorded SHA-256")
+def read_document(path: Path) -> Document:
+    """The document of a checkpoint or an exported ONNX file; raises `CheckpointError`."""
+    if path.suffix == ".onnx":
+        from i3dconvert.export.runtime import read_document as read_onnx
+
+        return read_onnx(path)
+    return read(path)[0]
+
+
+def load_for_export(path: Path, weights: Path | None) -> tuple[Network3d, bool]:
+    """The network of a checkpoint, and whether its weights are fine-tuned.
+
+    `weights` is a file with a fine-tuned state dict of the same architecture, which may have another class count.
+    Raises `CheckpointError`, `WeightsError`.
+    """
+    document, state = read(path)
+    if document.origin is None:
+        raise CheckpointError(
+            f"{path} was made from a module in memory; export it in Python: export_onnx(network, path)"
+        )
+    network = rebuild(document, document.origin.build())
+    if weights is None:
+        return filled(network, state, path), document.finetuned
+    state = read_state(weights)
+    count = classes_in(state, network, document.origin.classes)
+    if count is not None:
+        document = replace(document, origin=document.origin.with_classes(count))
+        assert document.origin is not None
+        network = rebuild(document, document.origin.build())
+    fit(network, state, str(weights))
+    return network, True

@@ -12,7 +12,6 @@ from i3dconvert import backbones, checkpoint
 from i3dconvert.backbones import Origin
 from i3dconvert.lift.network import Inflation, Network3d, Plan, cloned, fill, plan
 from i3dconvert.recipes import Recipe, Rule, default_recipe, resolve
-from i3dconvert.weights import State
 
 Recipes = str | Path | Recipe | None
 
@@ -47,14 +46,28 @@ def inflate(
         BackboneError, WeightsError, RecipeError, LiftError.
     """
     if isinstance(model, str):
-        network2d, origin = backbones.load(model, weights, seed)
-        planned = plan(network2d, _recipe(recipe, origin), init, padding, origin.input)
-    else:
-        network2d, origin = model, None
-        planned = plan(model, resolve(recipe or "uniform"), init, padding, (_channels(model), size, size))
-    network = planned.network(network2d)
+        return inflate_loaded(*backbones.load(model, weights, seed), recipe, init, padding, dtype=dtype)
+    planned = plan(model, resolve(recipe or "uniform"), init, padding, (_channels(model), size, size))
+    return _filled(planned, model, None, dtype)
+
+
+def inflate_loaded(
+    model: nn.Module,
+    origin: Origin,
+    recipe: Recipes = None,
+    init: str = "center",
+    padding: str | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Network3d:
+    """`inflate` for a backbone that `i3dconvert.backbones.load` has given."""
+    return _filled(plan(model, _recipe(recipe, origin), init, padding, origin.input), model, origin, dtype)
+
+
+def _filled(planned: Plan, model: nn.Module, origin: Origin | None, dtype: torch.dtype | None) -> Network3d:
+    network = planned.network(model)
     network.meta["origin"] = origin
-    return fill(network, planned.inflation.state(cloned(network2d.state_dict(), dtype)))
+    return fill(network, planned.inflation.state(cloned(model.state_dict(), dtype)))
 
 
 def _recipe(recipe: Recipes, origin: Origin) -> Recipe:
@@ -72,7 +85,8 @@ class Written:
     path: Path
     origin: Origin
     inflation: Inflation
-    state2d: State
+    network: Network3d
+    """The 3D network, without its inflated weights."""
     parameters2d: int
     parameters3d: int
     sha256: str
@@ -110,7 +124,7 @@ def inflate_to_file(
         path=path,
         origin=origin,
         inflation=inflation,
-        state2d=state,
+        network=planned.network(model),
         parameters2d=sum(parameter.numel() for parameter in parameters.values()),
         parameters3d=sum(p.numel() * inflation.inflated.get(key, 1) for key, p in parameters.items()),
         sha256=sha256,

@@ -31,7 +31,7 @@ def mean(kernel: Tensor, taps: int) -> Tensor:
     wide = kernel.double()
     share = (wide / taps).to(kernel.dtype)
     rest = wide - (taps - 1) * share.double()
-    # At the top of a binade the rest can need one bit more than the dtype has; one unit more in the shares takes it back.
+    # At the top of a binade the rest can need one bit more than the dtype has; a unit more in the shares takes it back.
     away = torch.nextafter(share, share * 2)
     share = torch.where(rest.to(kernel.dtype).double() == rest, share, away)
     rest = wide - (taps - 1) * share.double()

@@ -60,7 +60,8 @@ def _read_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         reason = str(error).partition("\n")[0]
         raise WeightsError(
-            f"{path} can't be read as weights alone ({reason}); nothing in it was run. Save its state dict as .safetensors"
+            f"{path} can't be read as weights alone ({reason}); nothing in it was run. "
+            "Save its state dict as .safetensors"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
         raise WeightsError(f"{path} is not a readable PyTorch file: {str(error).partition(chr(10))[0]}") from None
@@ -159,16 +160,16 @@ class Digest:
 def raw(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, not copied when it is contiguous."""
     flat = tensor.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def randomise(model: nn.Module, seed: int, size: tuple[int, int, int]) -> None:
     """Fill `model` with seeded random weights under which every layer matters.
 
     Libraries start heads, last norms and layer scales at zero, which would leave whole branches out of a comparison.
-    Here weights are scaled by their fan-in (He et al., arXiv:1502.01852), scales lie around one, and BatchNorm statistics
-    are those of noise of the shape `size` (C, H, W), so that activations stay of order one at any depth. The same seed
-    gives the same weights; the statistics are computed in float64 so that they survive a change of machine.
+    Here weights are scaled by their fan-in (He et al., arXiv:1502.01852), scales lie around one, and BatchNorm
+    statistics are those of noise of the shape `size` (C, H, W), so that activations stay of order one at any depth.
+    The same seed gives the same weights; the statistics are computed in float64 to survive a change of machine.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():

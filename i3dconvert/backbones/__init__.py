@@ -100,6 +100,11 @@ class Origin:
         known = library(self.backbone.source).class_names(self.backbone.name, self.weights.name)
         return known if len(known) == self.classes else []
 
+    def with_classes(self, classes: int) -> Origin:
+        """The same network with another head."""
+        arguments = library(self.backbone.source).arguments(self.backbone.name, self.weights.name, classes)
+        return replace(self, backbone=replace(self.backbone, arguments=arguments), classes=classes)
+
     def build(self) -> nn.Module:
         """The 2D network in eval mode, its parameters not yet set."""
         return build(self.backbone)

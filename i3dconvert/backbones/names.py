@@ -1,4 +1,4 @@
-"""The names of the installed libraries' backbones, read from their sources: completion and typos need no torch import."""
+"""The names of the installed libraries' backbones, read from their sources, so that completion needs no torch."""
 
 from __future__ import annotations
 

@@ -46,6 +46,8 @@ class Lifted:
     minimum_frames: int = 1
     inflated: dict[str, int] = field(default_factory=dict)
     """State-dict key → taps, for each tensor that gains a temporal axis."""
+    any_size: bool = False
+    """Whether all values are images or vectors and all operations torch's own, so that nothing depends on the size."""
     folded: int = 0
     """How many times a clip is folded into frames."""
 
@@ -69,14 +71,16 @@ def use_functional_pools(traced: Traced) -> None:
         image = node.args[0] if node.args else arguments.pop("input")
         if any(isinstance(value, fx.Node) for value in _leaves(arguments)):
             continue
-        target = f"{node.meta['scope']}.{node.name.removeprefix(node.meta['scope'].replace('.', '_') + '_')}".lstrip(".")
+        target = f"{node.meta['scope']}.{node.name.removeprefix(node.meta['scope'].replace('.', '_') + '_')}".lstrip(
+            "."
+        )
         traced.root.set_submodule(target, cls(**arguments))
         node.op, node.target, node.args, node.kwargs = "call_module", target, (image,), {}
 
 
 def _leaves(value: Any) -> list[Any]:
     leaves: list[Any] = []
-    fx.node.map_aggregate(value, lambda item: leaves.append(item) or item)
+    fx.node.map_aggregate(value, leaves.append)
     return leaves
 
 
@@ -134,8 +138,7 @@ class _Lift:
     def convert_value(self, new: fx.Node, value: Any, wanted: Layout) -> fx.Node:
         if isinstance(value, tuple | list):
             items = [
-                self.convert_value(self.call(operator.getitem, new, i), item, wanted)
-                for i, item in enumerate(value)
+                self.convert_value(self.call(operator.getitem, new, i), item, wanted) for i, item in enumerate(value)
             ]
             return self.call(_tuple, *items)
         if wanted is Layout.FRAMES:
@@ -238,7 +241,7 @@ class _Lift:
         new, value = self.env[node][0], node.meta["value"]
         if not isinstance(value, Tensor) or value.dim() < 3:
             return new
-        return self.graph.call_method("unsqueeze", (new, -3))
+        return self.graph.create_node("call_method", "unsqueeze", (new, -3))
 
     def folded(self, node: fx.Node) -> tuple[fx.Node, Layout]:
         varies = any(self.layout_of(n) is not Layout.PLAIN for n in node.all_input_nodes)
@@ -281,7 +284,9 @@ def _holds_tensor(value: Any) -> bool:
 def _last_node(graph: fx.Graph, module: str) -> fx.Node:
     """The node whose value the module called `module` returns."""
     inside = [
-        node for node in graph.nodes if f"{node.meta.get('scope', '')}.".startswith(f"{module}.") or node.target == module
+        node
+        for node in graph.nodes
+        if f"{node.meta.get('scope', '')}.".startswith(f"{module}.") or node.target == module
     ]
     if not inside:
         raise RecipeError(f"there is no module {module!r} to pool after")
@@ -353,11 +358,19 @@ def lift(traced: Traced, recipe: Recipe, padding: str) -> Lifted:
     use_functional_pools(traced)
     recipe.check_matches(_layers(traced), [name for name, _ in traced.root.named_modules()])
     lifted = _Lift(traced, recipe, padding).run()
+    lifted.any_size = all(_any_size(node) for node in traced.graph.nodes)
     lifted.minimum_frames = minimum_frames(lifted.graph, recipe)
     for node in lifted.graph.nodes:
         if node.target is layout.check_clip:
             node.args = (*node.args[:2], lifted.minimum_frames)
     return lifted
+
+
+def _any_size(node: fx.Node) -> bool:
+    if node.op == "call_function" and not layout.operation(node):
+        return False
+    tensors = [leaf for leaf in _leaves(node.meta.get("value")) if isinstance(leaf, Tensor)]
+    return node.op == "get_attr" or all(len(t) == BATCH and t.dim() in (1, 2, 4) for t in tensors if t.dim())
 
 
 def _layers(traced: Traced) -> Iterator[tuple[str, str]]:

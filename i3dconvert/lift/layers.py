@@ -72,7 +72,8 @@ class PaddedConv3d(nn.Conv3d):
         return super().forward(self.space(clip) if self.space else clip)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, time={self.time}" + (f", space={self.space}" if self.space else "")
+        convolution: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{convolution}, time={self.time}" + (f", space={self.space}" if self.space else "")
 
 
 class PaddedPool3d(nn.Module):
@@ -116,7 +117,8 @@ def _conv(conv: nn.Conv2d, temporal: Temporal, padding: str) -> nn.Module:
         space = SpatialPad("constant", None, kernel, stride, dilation)
     elif conv.padding == "same" or conv.padding_mode != "zeros":
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-        space = SpatialPad(mode, tuple(conv._reversed_padding_repeated_twice), kernel, stride, dilation)
+        left, right, top, bottom = conv._reversed_padding_repeated_twice
+        space = SpatialPad(mode, (left, right, top, bottom), kernel, stride, dilation)
     elif not isinstance(conv.padding, str):
         spatial_padding = pair(conv.padding)
     uneven = temporal.before != temporal.after
@@ -222,13 +224,60 @@ COUNTERPARTS: dict[str, Counterpart] = {
 }
 """By the full name of the type, so that no library is imported for it; subclasses behave otherwise and don't count."""
 
+_ACTIVATIONS = [
+    "CELU",
+    "ELU",
+    "GELU",
+    "Hardshrink",
+    "Hardsigmoid",
+    "Hardswish",
+    "Hardtanh",
+    "LeakyReLU",
+    "LogSigmoid",
+    "Mish",
+    "PReLU",
+    "RReLU",
+    "ReLU",
+    "ReLU6",
+    "SELU",
+    "SiLU",
+    "Sigmoid",
+    "Softplus",
+    "Softshrink",
+    "Softsign",
+    "Tanh",
+    "Tanhshrink",
+    "Threshold",
+]
+
 ANY_RANK = {
     *(
         f"torch.nn.modules.activation.{name}"
-        for name in (
-            "CELU ELU GELU Hardshrink Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid Mish PReLU RReLU ReLU ReLU6 "
-            "SELU SiLU Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink Threshold"
-        ).split()
+        for name in [
+            "CELU",
+            "ELU",
+            "GELU",
+            "Hardshrink",
+            "Hardsigmoid",
+            "Hardswish",
+            "Hardtanh",
+            "LeakyReLU",
+            "LogSigmoid",
+            "Mish",
+            "PReLU",
+            "RReLU",
+            "ReLU",
+            "ReLU6",
+            "SELU",
+            "SiLU",
+            "Sigmoid",
+            "Softplus",
+            "Softshrink",
+            "Softsign",
+            "Tanh",
+            "Tanhshrink",
+            "Threshold",
+        ]
     ),
     "torch.nn.modules.linear.Identity",
     "torch.nn.modules.dropout.Dropout",

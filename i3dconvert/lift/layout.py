@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from i3dconvert.errors import FramesError
@@ -36,29 +37,29 @@ def fold(clip: Tensor) -> Tensor:
     return clip.transpose(1, 2).flatten(0, 1)
 
 
-def unfold(frames: Tensor, clips: int) -> Tensor:
-    """`(N·T, C, …)` → `(N, C, T, …)`, N being `clips`."""
-    return frames.unflatten(0, (clips, -1)).transpose(1, 2)
-
-
 def over_time(frames: Tensor, clips: int) -> Tensor:
     """`(N·T, …)` → `(N, T, …)`, N being `clips`."""
-    return frames.unflatten(0, (clips, -1))
+    return torch.unflatten(frames, 0, (clips, -1))
+
+
+def unfold(frames: Tensor, clips: int) -> Tensor:
+    """`(N·T, C, …)` → `(N, C, T, …)`, N being `clips`."""
+    return over_time(frames, clips).transpose(1, 2)
 
 
 def mean_over_time(frames: Tensor, clips: int) -> Tensor:
     """`(N·T, K)` → `(N, K)`: scores averaged over time, as in Carreira & Zisserman, arXiv:1705.07750, section 2.4."""
-    return frames.unflatten(0, (clips, -1)).mean(1)
+    return over_time(frames, clips).mean(1)
 
 
 ELEMENTWISE = frozenset(
-    (
-        "abs add and_ bernoulli_dropout bfloat16 clamp clamp_max clamp_min clip clone contiguous cos detach div double "
-        "dropout elu eq erf exp float floor_divide floordiv ge gelu gt half hardsigmoid hardswish hardtanh iadd identity "
-        "imul isub itruediv le leaky_relu lerp log logsigmoid lt masked_fill maximum minimum mish mul ne neg negative "
-        "pow reciprocal relu relu6 rsqrt rsub selu sigmoid silu sin softplus sqrt square sub subtract tanh true_divide "
-        "truediv type type_as where zeros_like ones_like to multiply divide"
-    ).split()
+    """
+    abs add and_ bfloat16 clamp clamp_max clamp_min clip clone contiguous cos detach div divide double dropout
+    elu eq erf exp float floor_divide floordiv ge gelu gt half hardsigmoid hardswish hardtanh iadd identity
+    imul isub itruediv le leaky_relu lerp log logsigmoid lt masked_fill maximum minimum mish mul multiply ne
+    neg negative ones_like pow reciprocal relu relu6 rsqrt rsub selu sigmoid silu sin softplus sqrt square sub
+    subtract tanh to true_divide truediv type type_as where zeros_like
+    """.split()  # noqa: SIM905 - a hundred quotes more
 )
 """Operations, as functions or methods, in place or not, that keep every position where it is."""
 
@@ -97,7 +98,7 @@ def keeps_clip(node: fx.Node) -> bool:
     if name in CHANNELWISE:
         position = CHANNELWISE[name]
         dim = node.kwargs.get("dim", node.args[position] if len(node.args) > position else 0)
-        return dim in (1, -3)
+        return bool(dim in (1, -3))
     if name == "getitem":
         container, index = node.args
         if isinstance(container, fx.Node) and isinstance(container.meta["value"], tuple | list):
@@ -109,7 +110,7 @@ def keeps_clip(node: fx.Node) -> bool:
     if name == "mean":
         dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
         keep = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)
-        return bool(keep) and isinstance(dim, tuple | list) and set(dim) == {-1, -2}
+        return bool(keep) and isinstance(dim, tuple | list) and sorted(dim) == [-2, -1]
     return False
 
 

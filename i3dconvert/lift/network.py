@@ -32,6 +32,8 @@ class Inflation:
     minimum_frames: int = 1
     input: tuple[int, int, int] = (3, 224, 224)
     """The image `(C, H, W)` that the 2D network was traced at."""
+    any_size: bool = False
+    """Whether every value is an image or a vector, as in convolutional networks, so that any size goes through."""
     folds: int = 0
     """How many times the network turns a clip into frames."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -43,7 +45,7 @@ class Inflation:
             yield key, self.tensor(key, tensor)
 
     def tensor(self, key: str, tensor2d: Tensor) -> Tensor:
-        """The 3D form of one 2D tensor: `(O, I, kH, kW)` → `(O, I, T, kH, kW)` where inflated, else the tensor itself."""
+        """The 3D form of one 2D tensor: `(O, I, kH, kW)` → `(O, I, T, kH, kW)` where inflated, else as it is."""
         taps = self.inflated.get(key)
         return tensor2d if taps is None else INITS[self.init].inflate(tensor2d, taps)
 
@@ -90,7 +92,15 @@ def plan(model: nn.Module, recipe: Recipe, init: str, padding: str | None, shape
     traced = trace(model, is_layer, shape)
     lifted = lift(traced, recipe, padding)
     inflation = Inflation(
-        recipe, init, padding, tuple(lifted.layers), lifted.inflated, lifted.minimum_frames, shape, lifted.folded
+        recipe,
+        init,
+        padding,
+        tuple(lifted.layers),
+        lifted.inflated,
+        lifted.minimum_frames,
+        shape,
+        lifted.any_size,
+        lifted.folded,
     )
     return Plan(inflation, traced, lifted)
 
@@ -144,3 +154,9 @@ def cloned(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dic
         key: tensor.detach().to(dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype, copy=True)
         for key, tensor in state.items()
     }
+
+
+def cast(network: Network3d, dtype: torch.dtype) -> Network3d:
+    """A copy of `network` with its floating-point tensors in `dtype`."""
+    copied: Network3d = copy.deepcopy(network).to(dtype)
+    return copied

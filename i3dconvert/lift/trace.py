@@ -49,7 +49,7 @@ def trace(model: nn.Module, is_layer: Callable[[nn.Module], bool], shape: tuple[
         return Traced(_Tracer(is_layer, shape).trace(skeleton), skeleton)
     except LiftError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever the network's own code raises is a reason it can't be traced
+    except Exception as error:
         raise LiftError(f"can't trace {type(model).__name__}: {_first_line(error)}") from error
 
 
@@ -157,7 +157,11 @@ class _Tracer(fx.Tracer):
         if type(m) in self._opaque and not holds_layers:
             return True
         forward = getattr(type(m).forward, "__code__", None)
-        return not any(True for _ in m.parameters()) and not holds_layers and "training" in getattr(forward, "co_names", ())
+        return (
+            not any(True for _ in m.parameters())
+            and not holds_layers
+            and "training" in getattr(forward, "co_names", ())
+        )
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self._evaluating:

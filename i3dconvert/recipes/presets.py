@@ -60,9 +60,7 @@ VOLUMETRIC = Recipe(
     source="depth treated exactly as height and width",
 )
 
-PRESETS = {
-    recipe.name: recipe for recipe in (RESNET, DENSENET, I3D, I3D_RESNET, SLOW, C2D, UNIFORM, VOLUMETRIC)
-}
+PRESETS = {recipe.name: recipe for recipe in (RESNET, DENSENET, I3D, I3D_RESNET, SLOW, C2D, UNIFORM, VOLUMETRIC)}
 
 _DEFAULTS = (
     ("resnet[0-9]*", RESNET),

@@ -130,7 +130,7 @@ class Recipe:
             if rule.layer != "*" and not any(rule.matches(name, kind) for name, kind in layers):
                 some = ", ".join(name for name, _ in layers[:3]) or "none"
                 raise RecipeError(
-                    f"recipe {self.name!r} does not fit: its rule {str(rule)!r} matches no layer (the layers: {some}, …)"
+                    f"recipe {self.name!r} does not fit: its rule {str(rule)!r} matches no layer (there are {some}, …)"
                 )
         for pool in self.pools:
             if pool.after not in modules:
@@ -142,7 +142,11 @@ class Recipe:
         if self.source:
             document["source"] = self.source
         document["rule"] = [
-            {key: value for key, value in vars(rule).items() if value is not None and not (key == "kind" and value == "*")}
+            {
+                key: value
+                for key, value in vars(rule).items()
+                if value is not None and not (key == "kind" and value == "*")
+            }
             for rule in self.rules
         ]
         if self.pools:
@@ -185,7 +189,7 @@ def _table(value: Any, where: str, schema: dict[str, type]) -> dict[str, Any]:
         smallest = 0 if key == "padding" else 1
         if isinstance(item, int) and not smallest <= item <= _LARGEST:
             raise RecipeError(f"{where}: {key} must lie between {smallest} and {_LARGEST}, got {item}")
-        if key == "kind" and item != "*" and not any(fnmatchcase(kind, item) for kind in KINDS):
+        if key == "kind" and not any(fnmatchcase(kind, str(item)) for kind in KINDS):
             raise RecipeError(f"{where}: unknown kind {item!r} (known: {', '.join(KINDS)})")
     return value
 

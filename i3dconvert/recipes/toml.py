@@ -27,7 +27,9 @@ def loads(text: str, where: str = "recipe") -> Recipe:
 def dumps(recipe: Recipe) -> str:
     """Recipe → TOML, the inverse of `loads`."""
     document = recipe.to_dict()
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in document.items() if isinstance(value, str)]
+    lines = [
+        f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in document.items() if isinstance(value, str)
+    ]
     for table in ("rule", "pool"):
         for entry in document.get(table, []):
             lines += ["", f"[[{table}]]", *(f"{key} = {json.dumps(value)}" for key, value in entry.items())]

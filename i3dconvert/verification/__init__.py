@@ -107,7 +107,9 @@ def reference_of(document: checkpoint.Document, path: Path, reference: Path | No
     if document.finetuned:
         raise VerificationError(f"{path} holds fine-tuned weights: there is no 2D network that it should be equal to")
     if document.origin is None:
-        raise VerificationError(f"{path} was made from a module in memory; verify it in Python: verify(model2d, model3d)")
+        raise VerificationError(
+            f"{path} was made from a module in memory; verify it in Python: verify(model2d, model3d)"
+        )
     try:
         return document.origin.load(reference)
     except WeightsError as error:

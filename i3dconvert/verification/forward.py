@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from i3dconvert.verification.report import Check
 
@@ -18,6 +20,24 @@ Network = Callable[[Tensor], Any]
 def replicated(images: Tensor, frames: int) -> Tensor:
     """`(N, C, H, W)` → the boring video `(N, C, frames, H, W)`."""
     return images.unsqueeze(2).repeat(1, 1, frames, 1, 1)
+
+
+class _FrameByFrame(TorchFunctionMode):
+    """Runs float64 `conv3d` on the CPU one output frame at a time.
+
+    torch unrolls the whole clip's windows there: 11 GB for the second layer of VGG on 16×224×224.
+    """
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.conv3d or args[0].dtype != torch.float64 or args[0].device.type != "cpu" or kwargs:
+            return func(*args, **kwargs)
+        clip, weight, bias, stride, padding, dilation, groups = args
+        clip = F.pad(clip, (0, 0, 0, 0, padding[0], padding[0]))
+        span = dilation[0] * (weight.shape[2] - 1) + 1
+        starts = range(0, clip.shape[2] - span + 1, stride[0])
+        rest = (weight, bias, (1, *stride[1:]), (0, *padding[1:]), dilation, groups)
+        return torch.cat([func(clip[:, :, start : start + span], *rest) for start in starts], dim=2)
 
 
 @contextmanager
@@ -30,7 +50,7 @@ def evaluating(module: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
         module.eval()
         for tensor in tensors:
             tensor.data = tensor.data.to(dtype)
-        with torch.no_grad():
+        with torch.no_grad(), _FrameByFrame():
             yield module
     finally:
         for tensor, original in zip(tensors, originals, strict=True):
@@ -41,9 +61,9 @@ def evaluating(module: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
 
 def outputs(value: Any) -> list[Tensor]:
     """The tensors of an output: itself, or the members of a list, tuple or dict in order."""
-    found: list[Tensor] = []
-    fx.node.map_aggregate(value, lambda leaf: found.append(leaf) if isinstance(leaf, Tensor) else None)
-    return found
+    found: list[Any] = []
+    fx.node.map_aggregate(value, found.append)
+    return [leaf for leaf in found if isinstance(leaf, Tensor)]
 
 
 def beside(reference: Tensor, value: Tensor) -> Tensor:

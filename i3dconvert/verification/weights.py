@@ -31,7 +31,9 @@ def check_weights(inflation: Inflation, state2d: Mapping[str, Tensor], state3d: 
         return Check(NAME, False, f"{problems[0]}{more} differ{'' if more else 's'} from the 2D network")
     how = "bit for bit" if inflation.init == "center" else "to rounding"
     return Check(
-        NAME, True, f"{len(inflation.inflated)} inflated kernels {how}, {len(state2d) - len(inflation.inflated)} others equal"
+        NAME,
+        True,
+        f"{len(inflation.inflated)} inflated kernels {how}, {len(state2d) - len(inflation.inflated)} others equal",
     )
 
 
@@ -49,7 +51,9 @@ def _difference(inflation: Inflation, key: str, tensor2d: Tensor, tensor3d: Tens
     if inflated and torch.equal(deflate(tensor3d), source.double()):
         return "its taps sum to the 2D kernel, but stand in other places"
     difference = (tensor3d.double() - expected.double()).abs()
-    return f"off by up to {float(difference.max()):.3g} in {int((difference != 0).sum())} of {difference.numel()} values"
+    return (
+        f"off by up to {float(difference.max()):.3g} in {int((difference != 0).sum())} of {difference.numel()} values"
+    )
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

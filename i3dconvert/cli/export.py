@@ -1,0 +1,86 @@
+"""`i3dconvert export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from i3dconvert.cli import render
+from i3dconvert.cli.options import Dtype, File, Force, Json, Quiet, the_checkpoint
+
+EXAMPLE = "Example: i3dconvert export r152.safetensors --onnx    i3dconvert export --onnx --weights finetuned.pth"
+
+
+def command(
+    file: File = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX.")] = False,
+    safetensors: Annotated[bool, typer.Option("--safetensors", help="Write safetensors.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The file to write.", show_default="FILE.onnx or FILE-export.safetensors"),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", "-w", help="A fine-tuned state dict of the same architecture.", show_default=False),
+    ] = None,
+    static: Annotated[bool, typer.Option("--static", help="ONNX: fix batch 1, 16 frames and the size.")] = False,
+    opset: Annotated[int | None, typer.Option(min=18, help="ONNX: the operator set.", show_default="torch's")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Of the weights written.", show_default="float32 in ONNX")] = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a checkpoint for a runtime, checked against torch before it is put in place."""
+    if onnx == safetensors:
+        raise typer.BadParameter("say either --onnx or --safetensors")
+    from i3dconvert.files import check_output
+
+    path = the_checkpoint(file)
+    target = output or path.with_name(f"{path.stem}.onnx" if onnx else f"{path.stem}-export.safetensors")
+    check_output(target, force)
+    with render.progress(quiet or json) as step:
+        step("importing torch")
+        import torch
+
+        from i3dconvert import checkpoint
+        from i3dconvert.export import export_onnx
+        from i3dconvert.lift.network import cast
+
+        network, finetuned = checkpoint.load_for_export(path, weights)
+        if safetensors:
+            sha256 = checkpoint.save(cast(network, dtype.torch()) if dtype else network, target, force, finetuned)
+            document: dict[str, Any] = {"path": str(target), "sha256": sha256}
+            lines = [f"SHA-256 of the weights {sha256}"]
+        else:
+            done = export_onnx(
+                network,
+                target,
+                static=static,
+                opset=opset,
+                dtype=dtype.torch() if dtype else torch.float32,
+                force=force,
+                finetuned=finetuned,
+                progress=step,
+            )
+            document = {
+                "path": str(target),
+                "files": [str(part) for part in done.files],
+                "input": list(done.shape),
+                "opset": done.opset,
+                "checked_on": list(done.checked_on),
+                "error": done.check.error,
+                "tolerance": done.check.tolerance,
+            }
+            shape = ", ".join(map(str, done.shape))
+            lines = [
+                f"opset {done.opset}, input clip ({shape})",
+                f"{done.check.name} at {render.number(done.checked_on)}: {done.check.detail}",
+                *(f"with the tensors in {part}" for part in done.files if part != target),
+            ]
+    if json:
+        render.show_json(document)
+    elif not quiet:
+        for line in [*lines, f"wrote {target}"]:
+            render.show(line)

@@ -1,0 +1,156 @@
+"""`i3dconvert inflate`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from i3dconvert.cli import render
+from i3dconvert.cli.options import Dtype, Force, Json, Quiet, complete_backbone, plain
+
+if TYPE_CHECKING:
+    from i3dconvert.inflation import Written
+    from i3dconvert.lift.describe import LayerRow
+
+EXAMPLE = "Example: i3dconvert inflate resnet152 -o r152.safetensors    i3dconvert inflate timm/convnext_tiny -w random"
+
+
+class Init(Enum):
+    """How the taps of a 3D kernel are filled."""
+
+    center = "center"
+    mean = "mean"
+
+
+class Padding(Enum):
+    """What lies before the first and behind the last frame, in the convolutions."""
+
+    zeros = "zeros"
+    replicate = "replicate"
+
+
+def command(
+    backbone: Annotated[
+        str,
+        typer.Argument(help="A torchvision name (resnet152) or timm/NAME.", autocompletion=complete_backbone),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The file to write.  [default: BACKBONE-i3d.safetensors]", show_default=False
+        ),
+    ] = None,
+    weights: Annotated[
+        str,
+        typer.Option(
+            "--weights", "-w", help="default, a pretrained set's name, random, or a .pth/.pt/.safetensors file."
+        ),
+    ] = "default",
+    seed: Annotated[int, typer.Option(help="For random weights.")] = 0,
+    init: Annotated[Init, typer.Option(help="The 2D kernel at the middle tap, or its mean over all.")] = Init.center,
+    padding: Annotated[
+        Padding | None,
+        typer.Option(help="Of time.  [default: what keeps the network equal]", show_default=False),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe", "-r", help="A preset or a .toml file.  [default: the backbone's own]", show_default=False
+        ),
+    ] = None,
+    temporal: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--temporal", "-t", help="GLOB=KERNEL[/STRIDE] on top of the recipe; repeatable.", show_default=False
+        ),
+    ] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Of the weights written.  [default: as they are]", show_default=False)
+    ] = None,
+    force: Force = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every layer.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Inflate a 2D backbone into a 3D checkpoint."""
+    from i3dconvert.backbones.names import parse
+    from i3dconvert.files import check_output
+    from i3dconvert.recipes import parse_rule, resolve
+
+    parse(backbone)
+    rules = tuple(parse_rule(text) for text in temporal or [])
+    chosen = None if recipe is None else resolve(recipe)
+    path = output or Path(f"{backbone.replace('/', '-')}-i3d.safetensors")
+    check_output(path, force)
+    with render.progress(quiet or json) as step:
+        step("importing torch")
+        from i3dconvert.inflation import inflate_to_file
+        from i3dconvert.lift.describe import describe
+
+        step(f"inflating {backbone}")
+        written = inflate_to_file(
+            backbone,
+            path,
+            chosen,
+            rules,
+            init.value,
+            padding.value if padding else None,
+            weights=weights,
+            seed=seed,
+            dtype=dtype.torch() if dtype else None,
+            force=force,
+            progress=not (quiet or json),
+        )
+        layers = describe(written.network)
+    if json:
+        render.show_json(_document(written, layers))
+    elif not quiet:
+        _show(written, layers, verbose)
+
+
+def _document(written: Written, layers: list[LayerRow]) -> dict[str, Any]:
+    return {
+        "path": str(written.path),
+        "backbone": written.origin.backbone.qualified,
+        "weights": str(written.origin.weights),
+        "recipe": written.inflation.recipe.name,
+        "init": written.inflation.init,
+        "padding": written.inflation.padding,
+        "minimum_frames": written.inflation.minimum_frames,
+        "parameters2d": written.parameters2d,
+        "parameters3d": written.parameters3d,
+        "sha256_2d": written.origin.weights.sha256,
+        "sha256_3d": written.sha256,
+        "layers": [plain(layer) for layer in layers],
+    }
+
+
+def _show(written: Written, layers: list[LayerRow], verbose: bool) -> None:
+    if verbose:
+        show_layers(layers)
+    else:
+        kinds: dict[tuple[Any, ...], list[LayerRow]] = {}
+        for layer in layers:
+            kinds.setdefault((layer.operation, layer.kernel2d, layer.kernel3d, layer.stride3d), []).append(layer)
+        rows = ((len(found), *kind, sum(layer.parameters3d for layer in found)) for kind, found in kinds.items())
+        render.show_table(("layers#", "operation", "2D kernel", "3D kernel", "stride", "parameters#"), rows)
+    inflation = written.inflation
+    told = f"recipe {inflation.recipe.name}, init {inflation.init}, temporal padding {inflation.padding}"
+    render.show(f"{written.origin.backbone.qualified}, weights {written.origin.weights}; {told}")
+    render.show(f"clips of {inflation.minimum_frames} frames or more")
+    render.show(f"parameters {written.parameters2d:,} → {written.parameters3d:,}")
+    render.show(f"SHA-256 of the 2D weights {written.origin.weights.sha256}")
+    render.show(f"SHA-256 of the 3D weights {written.sha256}")
+    render.show(f"wrote {written.path}")
+
+
+def show_layers(layers: list[LayerRow]) -> None:
+    """Every layer, one a line."""
+    columns = ("layer", "operation", "2D kernel", "3D kernel", "stride", "parameters#", "frames seen#")
+    rows = (
+        (r.name, r.operation, r.kernel2d, r.kernel3d, r.stride3d, r.parameters3d, r.receptive_field) for r in layers
+    )
+    render.show_table(columns, rows)

@@ -1,0 +1,57 @@
+"""`i3dconvert inspect`."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from typing import Annotated, Any
+
+import typer
+
+from i3dconvert.cli import render
+from i3dconvert.cli.inflate import show_layers
+from i3dconvert.cli.options import File, Json, Quiet, plain, the_checkpoint
+
+EXAMPLE = "Example: i3dconvert inspect r152.safetensors    i3dconvert inspect r152.safetensors --toml > recipe.toml"
+
+
+def command(
+    file: File = None,
+    toml: Annotated[bool, typer.Option("--toml", help="Print the recipe alone, as TOML.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what a checkpoint or an exported ONNX file says of itself: metadata, recipe, layers."""
+    path = the_checkpoint(file)
+    with render.progress(quiet or json or toml) as step:
+        step("importing torch")
+        from i3dconvert import checkpoint
+        from i3dconvert.lift.describe import describe
+        from i3dconvert.recipes import toml as recipes
+
+        document = checkpoint.read_document(path)
+        layers = describe(checkpoint.rebuild(document, document.origin.build())) if document.origin and not toml else []
+    recipe = document.inflation.recipe
+    metadata: dict[str, Any] = jsonlib.loads(document.dumps(path.parent))
+    if toml:
+        typer.echo(recipes.dumps(recipe), nl=False)
+    elif json:
+        render.show_json({"file": str(path), "metadata": metadata, "layers": [plain(layer) for layer in layers]})
+    elif not quiet:
+        rules = metadata.pop("recipe")
+        render.show_table(("", ""), _flat(metadata))
+        columns = ("layer", "kind", "kernel#", "stride#", "padding#", "dilation#")
+        rows = ([rule.get(column.rstrip("#")) for column in columns] for rule in rules["rule"])
+        render.show_table(columns, rows, title=f"recipe {recipe.name} ({recipe.source or 'custom'})")
+        for pool in recipe.pools:
+            render.show(f"temporal max-pool {pool.kernel}, stride {pool.stride}, after {pool.after}")
+        show_layers(layers)
+
+
+def _flat(document: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in document.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return rows

@@ -1,0 +1,79 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from i3dconvert.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Dtype(Enum):
+    """Floating-point types by their torch names."""
+
+    float64 = "float64"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+    def torch(self) -> torch.dtype:
+        """torch's own."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.value)
+        return dtype
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+File = Annotated[
+    Path | None,
+    typer.Argument(
+        help="An i3dconvert file; by default the one checkpoint in the current directory.", show_default=False
+    ),
+]
+
+
+def complete_backbone(incomplete: str) -> list[str]:
+    """The backbones that begin so; reads the libraries' sources, imports neither."""
+    from i3dconvert.backbones.names import qualified_names
+
+    return [name for name in qualified_names() if name.startswith(incomplete)]
+
+
+def the_checkpoint(file: Path | None) -> Path:
+    """`file`, or the one i3dconvert checkpoint in the current directory."""
+    if file is not None:
+        return file
+    from safetensors import SafetensorError, safe_open
+
+    def ours(path: Path) -> bool:
+        try:
+            with safe_open(path, framework="np") as handle:
+                return "i3dconvert" in (handle.metadata() or {})
+        except (SafetensorError, OSError):
+            return False
+
+    files = sorted(path for path in Path.cwd().glob("*.safetensors") if path.is_file())
+    found = [path for path in files if ours(path)]
+    if len(found) == 1:
+        return Path(found[0].name)
+    if found:
+        names = ", ".join(path.name for path in found)
+        raise CheckpointError(f"there are {len(found)} i3dconvert checkpoints here ({names}); name one")
+    others = f" (only {', '.join(path.name for path in files[:5])}, not ours)" if files else ""
+    raise CheckpointError(f"there is no i3dconvert checkpoint here{others}; `i3dconvert inflate BACKBONE` writes one")
+
+
+def plain(value: Any) -> Any:
+    """A dataclass as plain data for JSON."""
+    from dataclasses import asdict
+
+    return asdict(value)

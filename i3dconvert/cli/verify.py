@@ -1,0 +1,75 @@
+"""`i3dconvert verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from i3dconvert.cli import render
+from i3dconvert.cli.options import Dtype, File, Json, Quiet, the_checkpoint
+
+if TYPE_CHECKING:
+    from i3dconvert.verification import Report
+
+EXAMPLE = "Example: i3dconvert verify r152.safetensors --images cat.jpg    i3dconvert verify r152.onnx --frames 8"
+
+
+def command(
+    file: File = None,
+    frames: Annotated[
+        int | None, typer.Option("--frames", "-f", min=1, help="Of the clips.", show_default="16")
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", "-s", min=1, help="Height and width in pixels.", show_default="the backbone's"),
+    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Only this type.", show_default="float64 and float32")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0.0, help="Relative error allowed.", show_default="1e-12 and 1e-5")
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option("--images", "-i", help="Pictures to compare on as well; repeatable.", show_default=False),
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", "-l", help="Show every layer's error.")] = False,
+    reference: Annotated[
+        Path | None, typer.Option(help="The file with the 2D weights, where it is not found.", show_default=False)
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Prove that a 3D checkpoint, or an exported ONNX file, equals its 2D network."""
+    path = the_checkpoint(file)
+    with render.progress(quiet or json) as step:
+        step("importing torch")
+        from i3dconvert.verification import TOLERANCES, Settings, verify_file
+
+        dtypes = tuple(TOLERANCES) if dtype is None else (dtype.torch(),)
+        settings = Settings(frames, size, dtypes, tolerance, layers, tuple(images or ()))
+        report = verify_file(path, settings, reference, progress=step)
+    if json:
+        render.show_json({"file": str(path), **report.to_dict()})
+    elif not quiet:
+        _show(report, path)
+    if not report.passed:
+        if not json:
+            render.show_error(f"{path} is not equal to its 2D network: {report.reason}")
+        raise typer.Exit(1)
+
+
+def _show(report: Report, path: Path) -> None:
+    if report.layers:
+        rows = ((r.name, r.operation, r.shape, r.error, "diverges" if r.diverges else "") for r in report.layers)
+        render.show_table(("layer", "operation", "shape", "error#", ""), rows)
+    for picture in report.pictures:
+        pairs = zip(picture.classes2d, picture.classes3d, strict=True)
+        scores = (
+            (name2d, f"{score2d:.4f}", name3d, f"{score3d:.4f}") for (name2d, score2d), (name3d, score3d) in pairs
+        )
+        render.show_table(("2D", "score#", "3D", "score#"), scores, title=picture.path)
+    for check in report.checks:
+        render.show(f"{'ok  ' if check.passed else 'FAIL'} {check.name}: {check.detail}")
+    if report.passed:
+        render.show(f"{path} equals its 2D network")
