@@ -212,8 +212,9 @@ def _calibrate(model: nn.Module, noise: Tensor, seed: int) -> None:
         for name, norm in model.named_modules()
         if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.track_running_stats
     ]
-    dtype = next(model.parameters()).dtype
-    model.double()(noise)
-    model.to(dtype)
+    if hooks:
+        dtype = next(model.parameters()).dtype
+        model.double()(noise)
+        model.to(dtype)
     for hook in hooks:
         hook.remove()

@@ -22,6 +22,8 @@ from i3dconvert.backbones.names import qualified_names
 RESULTS = Path("build/sweep.jsonl")
 MEMORY = 24 * 2**30
 SECONDS = 1800
+SMALL = 128
+"""Height and width, in pixels, for networks that take any."""
 
 
 def measure(name: str, init: str) -> dict[str, object]:
@@ -35,7 +37,7 @@ def measure(name: str, init: str) -> dict[str, object]:
     network = inflate_loaded(model, origin, init=init)
     inflation = network.inflation
     frames = max(2, inflation.minimum_frames)
-    report = verify(model, network, Settings(frames=frames))
+    report = verify(model, network, Settings(frames=frames, size=SMALL if inflation.any_size else None))
     spatial = [layer for layer in inflation.layers if layer.geometry.kind == "spatial"]
     errors = {check.name.split(", ")[1]: check.error for check in report.checks if check.error is not None}
     return {

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from i3dconvert.errors import FramesError, LiftError, RecipeError
 from i3dconvert.lift import layout
-from i3dconvert.lift.layers import ANY_RANK, Counterpart, counterpart, full_name
+from i3dconvert.lift.layers import ANY_RANK, Counterpart, PaddedConv3d, counterpart, full_name
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.trace import BATCH, Traced
 from i3dconvert.recipes import Geometry, InsertedPool, Recipe, Temporal
@@ -47,7 +47,7 @@ class Lifted:
     inflated: dict[str, int] = field(default_factory=dict)
     """State-dict key → taps, for each tensor that gains a temporal axis."""
     any_size: bool = False
-    """Whether all values are images or vectors and all operations torch's own, so that nothing depends on the size."""
+    """Whether all values are images or vectors, all operations torch's own and no padding computed from the size."""
     folded: int = 0
     """How many times a clip is folded into frames."""
 
@@ -358,7 +358,9 @@ def lift(traced: Traced, recipe: Recipe, padding: str) -> Lifted:
     use_functional_pools(traced)
     recipe.check_matches(_layers(traced), [name for name, _ in traced.root.named_modules()])
     lifted = _Lift(traced, recipe, padding).run()
-    lifted.any_size = all(_any_size(node) for node in traced.graph.nodes)
+    lifted.any_size = all(_any_size(node) for node in traced.graph.nodes) and not any(
+        isinstance(module, PaddedConv3d) and module.space is not None for module in lifted.modules.values()
+    )
     lifted.minimum_frames = minimum_frames(lifted.graph, recipe)
     for node in lifted.graph.nodes:
         if node.target is layout.check_clip:

@@ -1,0 +1,28 @@
+# Everything runs in .venv, made on first use and again when the requirements change.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint sweep clean
+
+demo: $(INSTALLED)  ## the main job on real weights and pictures
+	$(PYTHON) examples/demo.py
+
+test: $(INSTALLED)  ## the tests
+	$(PYTHON) -m pytest
+
+lint: $(INSTALLED)  ## ruff and mypy
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+sweep: $(INSTALLED)  ## every torchvision classifier, both inits (resumable; build/sweep.jsonl)
+	$(PYTHON) -m tests.sweep
+
+$(INSTALLED): pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build
