@@ -196,8 +196,9 @@ def _draw(name: str, parameter: Tensor, seed: int) -> Tensor:
 def _calibrate(model: nn.Module, noise: Tensor, seed: int) -> None:
     """Set each BatchNorm's statistics from what reaches it, in one pass.
 
-    The variance is the second moment around a mean drawn at random. Around the true mean, which behind many layers of
-    blurred noise is nearly all there is, every layer would blow up the rounding errors of the one before it.
+    The variance is the second moment around a mean drawn at random, and a quarter of what it is over all channels.
+    Around the true mean, which behind many layers of blurred noise is nearly all there is, or in a channel whose
+    weights happen to cancel, every layer would blow up the rounding errors of the one before it.
     """
 
     def measure(name: str, norm: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -205,7 +206,7 @@ def _calibrate(model: nn.Module, noise: Tensor, seed: int) -> None:
         scale = channels_last.square().mean(0).sqrt()
         shift = torch.randn(scale.shape, generator=_generator(f"{name}.running_mean", seed), dtype=scale.dtype)
         norm.running_mean.copy_(0.1 * scale * shift)
-        norm.running_var.copy_((channels_last - norm.running_mean).square().mean(0))
+        norm.running_var.copy_((channels_last - norm.running_mean).square().mean(0) + scale.square().mean() / 4)
 
     hooks = [
         norm.register_forward_pre_hook(partial(measure, name))

@@ -283,7 +283,7 @@ def _holds_tensor(value: Any) -> bool:
 
 def _last_node(graph: fx.Graph, module: str) -> fx.Node:
     """The node whose value the module called `module` returns."""
-    inside = [
+    inside: list[fx.Node] = [
         node
         for node in graph.nodes
         if f"{node.meta.get('scope', '')}.".startswith(f"{module}.") or node.target == module

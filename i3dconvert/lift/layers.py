@@ -109,27 +109,37 @@ class GlobalAvgPool(nn.Module):
         return clip.mean(dim=(-2, -1), keepdim=True)
 
 
-def _conv(conv: nn.Conv2d, temporal: Temporal, padding: str) -> nn.Module:
+def _padding(conv: nn.Conv2d) -> Pair | None:
+    """Of height and width; None where it follows from the kernel or the size."""
+    if conv.padding == "same" or type(conv).__name__ == "Conv2dSame":
+        return None
+    return (0, 0) if isinstance(conv.padding, str) else pair(conv.padding)
+
+
+def _spatial_pad(conv: nn.Conv2d) -> SpatialPad | None:
+    """What `nn.Conv3d`'s own padding can't do for this convolution."""
     kernel, stride, dilation = pair(conv.kernel_size), pair(conv.stride), pair(conv.dilation)
-    space: SpatialPad | None = None
-    spatial_padding: Pair = (0, 0)
     if type(conv).__name__ == "Conv2dSame":
-        space = SpatialPad("constant", None, kernel, stride, dilation)
-    elif conv.padding == "same" or conv.padding_mode != "zeros":
-        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-        left, right, top, bottom = conv._reversed_padding_repeated_twice
-        space = SpatialPad(mode, (left, right, top, bottom), kernel, stride, dilation)
-    elif not isinstance(conv.padding, str):
-        spatial_padding = pair(conv.padding)
+        return SpatialPad("constant", None, kernel, stride, dilation)
+    if _padding(conv) is not None and conv.padding_mode == "zeros":
+        return None
+    left, right, top, bottom = conv._reversed_padding_repeated_twice
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    return SpatialPad(mode, (left, right, top, bottom), kernel, stride, dilation)
+
+
+def _conv(conv: nn.Conv2d, temporal: Temporal, padding: str) -> nn.Module:
+    space = _spatial_pad(conv)
+    spatial_padding = (0, 0) if space else _padding(conv) or (0, 0)
     uneven = temporal.before != temporal.after
     explicit = uneven or (padding != "zeros" and temporal.before > 0)
     arguments: dict[str, Any] = {
         "in_channels": conv.in_channels,
         "out_channels": conv.out_channels,
-        "kernel_size": (temporal.kernel, *kernel),
-        "stride": (temporal.stride, *stride),
+        "kernel_size": (temporal.kernel, *pair(conv.kernel_size)),
+        "stride": (temporal.stride, *pair(conv.stride)),
         "padding": (0 if explicit else temporal.before, *spatial_padding),
-        "dilation": (temporal.dilation, *dilation),
+        "dilation": (temporal.dilation, *pair(conv.dilation)),
         "groups": conv.groups,
         "bias": conv.bias is not None,
         "device": conv.weight.device,
@@ -186,12 +196,9 @@ def _dropout(dropout: nn.Dropout2d, temporal: Temporal, padding: str) -> nn.Modu
 
 
 def _conv_geometry(conv: nn.Conv2d) -> Geometry:
-    kernel, dilation = pair(conv.kernel_size), pair(conv.dilation)
-    padding = dilation[0] * (kernel[0] - 1) // 2 if isinstance(conv.padding, str) else pair(conv.padding)[0]
-    if type(conv).__name__ == "Conv2dSame":
-        padding = dilation[0] * (kernel[0] - 1) // 2
+    kernel, padding = pair(conv.kernel_size), _padding(conv)
     kind = "pointwise" if kernel == (1, 1) else "spatial"
-    return Geometry(kind, kernel[0], pair(conv.stride)[0], padding, dilation[0])
+    return Geometry(kind, kernel[0], pair(conv.stride)[0], padding and padding[0], pair(conv.dilation)[0])
 
 
 def _pool_geometry(kind: str) -> Callable[[Any], Geometry]:

@@ -59,7 +59,7 @@ ELEMENTWISE = frozenset(
     imul isub itruediv le leaky_relu lerp log logsigmoid lt masked_fill maximum minimum mish mul multiply ne
     neg negative ones_like pow reciprocal relu relu6 rsqrt rsub selu sigmoid silu sin softplus sqrt square sub
     subtract tanh to true_divide truediv type type_as where zeros_like
-    """.split()  # noqa: SIM905 - a hundred quotes more
+    """.split()
 )
 """Operations, as functions or methods, in place or not, that keep every position where it is."""
 
@@ -103,10 +103,10 @@ def keeps_clip(node: fx.Node) -> bool:
         container, index = node.args
         if isinstance(container, fx.Node) and isinstance(container.meta["value"], tuple | list):
             return True
-        return isinstance(index, tuple) and len(index) <= 2 and all(isinstance(i, slice) for i in index)
+        return isinstance(index, tuple) and len(index) == 2 and index[0] == slice(None) and isinstance(index[1], slice)
     if name == "pad":
         mode = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
-        return mode == "constant" and len(_pads(node)) <= 4
+        return bool(mode == "constant" and len(_pads(node)) <= 4)
     if name == "mean":
         dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
         keep = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)

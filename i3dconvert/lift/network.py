@@ -59,6 +59,12 @@ class Network3d(fx.GraphModule):
         inflation: Inflation = self.meta["i3dconvert"]
         return inflation
 
+    def __deepcopy__(self, memo: Any) -> Network3d:
+        copied = super().__deepcopy__(memo)
+        assert isinstance(copied, Network3d)
+        _keep_out_of_state(copied, set(self.state_dict()))
+        return copied
+
     def frames_left(self, frames: int) -> int:
         """T' for a clip of `frames`; raises `FramesError` when the recipe's strides do not allow that many."""
         count = lengths(self.graph, frames)
@@ -130,6 +136,10 @@ def _assemble(plan: Plan, model: nn.Module) -> Network3d:
                 objects[key] = operator.attrgetter(key)(skeleton)
     network = Network3d(objects, graph, class_name=type(model).__name__)
     _bring_buffers(network, model)
+    _keep_out_of_state(network, set(model.state_dict()))
+    parameters = dict(network.named_parameters())
+    for name, parameter in model.named_parameters():
+        parameters[name].requires_grad_(parameter.requires_grad)
     modules = dict(model.named_modules())
     network.train(model.training)
     for name, module in network.named_modules():
@@ -146,6 +156,14 @@ def _bring_buffers(network: nn.Module, model: nn.Module) -> None:
             if buffer.is_meta:
                 original = operator.attrgetter(f"{module_name}.{name}".lstrip("."))(model)
                 module._buffers[name] = original.detach().clone()
+
+
+def _keep_out_of_state(network: nn.Module, keys: set[str]) -> None:
+    """Constants and non-persistent buffers are no part of the 2D state dict, nor of the 3D one."""
+    for module_name, module in network.named_modules():
+        for name in module._buffers:
+            if f"{module_name}.{name}".lstrip(".") not in keys:
+                module._non_persistent_buffers_set.add(name)
 
 
 def cloned(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:

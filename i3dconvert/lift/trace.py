@@ -94,7 +94,7 @@ class _Value(fx.Proxy):
         return len(self._known)
 
     def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(len(self._known)))
+        return (operator.getitem(self, i) for i in range(len(self._known)))
 
     def __contains__(self, item: Any) -> bool:
         return item in self._plain("members")

@@ -12,6 +12,7 @@ RESNET = Recipe(
     (
         Rule(kind="spatial", kernel=3, stride="spatial"),
         Rule(kind="pointwise", kernel=1, stride="spatial"),
+        Rule(kind="avg_pool", kernel=1, stride="spatial"),  # the shortcuts of ResNet-D
         Rule("conv1*", kind="spatial", kernel=3, stride=1),
         Rule("maxpool", kind="max_pool", kernel=3, stride=2),
     ),

@@ -22,7 +22,8 @@ class Geometry:
     kind: str
     kernel: int
     stride: int
-    padding: int
+    padding: int | None
+    """None where it follows from the size, as in 'same' padding."""
     dilation: int = 1
 
 
@@ -112,6 +113,8 @@ class Recipe:
             value = chosen[field]
             return int(getattr(geometry, field)) if value == "spatial" else int(value or 0)
 
+        if chosen["padding"] == "spatial" and geometry.padding is None:
+            chosen["padding"] = None
         kernel, stride, dilation = number("kernel"), number("stride"), number("dilation")
         if chosen["padding"] is None:
             total = dilation * (kernel - 1)

@@ -1,0 +1,118 @@
+"""ONNX: equal to the 2D network in onnxruntime, dynamic where it says so, and checked before it is put in place."""
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from i3dconvert import backbones, export_onnx, inflate
+from i3dconvert.backbones import Origin
+from i3dconvert.errors import ExportError
+from i3dconvert.export import onnx as exporter
+from i3dconvert.export.runtime import CLASSES, Runtime, read_document
+from i3dconvert.inflation import inflate_loaded
+from i3dconvert.verification import Settings, verify_file
+from i3dconvert.verification.forward import relative_error, replicated
+
+DEFAULT = ("resnet50", "googlenet")
+SWEPT = (
+    "resnet101", "resnet152", "densenet121", "densenet161", "densenet169", "densenet201", "convnext_tiny", "swin_t",
+    "timm/tf_efficientnet_lite0", "vit_b_32", "mobilenet_v3_small", "vgg11",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*DEFAULT, *(pytest.param(name, marks=pytest.mark.sweep) for name in SWEPT)])
+def test_onnxruntime_gives_what_the_2d_network_gives(name: str, tmp_path: Path) -> None:
+    model, origin = backbones.load(name, "random")
+    done = export_onnx(inflate_loaded(model, origin), tmp_path / "net.onnx")
+    assert done.shape[:3] == ("batch", 3, "frames")
+    assert done.check.error is not None
+    assert done.check.error <= 1e-5
+    report = verify_file(done.path, Settings(frames=17))
+    assert report.passed, report.reason
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, resnet18: tuple[nn.Module, Origin]) -> Path:
+    return export_onnx(inflate_loaded(*resnet18), tmp_path_factory.mktemp("onnx") / "net.onnx").path
+
+
+def test_batch_frames_and_size_are_dynamic(exported: Path, resnet18: tuple[nn.Module, Origin]) -> None:
+    runtime = Runtime(exported)
+    assert list(runtime.shape) == ["batch", 3, "frames", "height", "width"]
+    for batch, frames, size in ((1, 1, 224), (3, 17, 96)):
+        images = torch.randn(batch, 3, size, size)
+        (logits,) = runtime(replicated(images, frames))
+        with torch.no_grad():
+            assert relative_error(resnet18[0](images), logits) <= 1e-5
+
+
+def test_metadata_says_what_a_runtime_needs(exported: Path) -> None:
+    document = read_document(exported)
+    assert document.origin is not None
+    assert document.origin.preprocessing.size == 224
+    metadata = {entry.key: entry.value for entry in onnx.load(exported).metadata_props}
+    classes = json.loads(metadata[CLASSES])
+    assert len(classes) == 1000
+    assert "espresso" in classes
+
+
+def test_no_path_of_this_machine_is_in_the_file(exported: Path) -> None:
+    graph = onnx.load(exported).graph
+    assert not any(node.metadata_props or node.doc_string for node in graph.node)
+    assert b"site-packages" not in exported.read_bytes()
+
+
+def test_static_half_precision_and_opset(tmp_path: Path, resnet18: tuple[nn.Module, Origin]) -> None:
+    network = inflate_loaded(*resnet18, "c2d")
+    done = export_onnx(network, tmp_path / "net.onnx", static=True, dtype=torch.float16, opset=21)
+    assert done.shape == (1, 3, 16, 224, 224)
+    assert done.opset == 21
+    assert Runtime(done.path).dtype == torch.float16
+    assert next(network.parameters()).dtype == torch.float32
+
+
+def test_uneven_and_replicated_padding_export(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.AvgPool2d(3, 1, 1))
+    network = inflate(model, "volumetric", "mean", size=32).eval()
+    assert export_onnx(network, tmp_path / "net.onnx").check.passed
+
+
+def test_a_disagreement_leaves_no_file(
+    tmp_path: Path, resnet18: tuple[nn.Module, Origin], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = exporter._trace
+
+    def wrong(network: nn.Module, *rest: object) -> object:
+        program, sizes = trace(network, *rest)  # type: ignore[arg-type]
+        weight = program.model.graph.initializers["fc.bias"]
+        weight.const_value.numpy()[:] += 1
+        return program, sizes
+
+    monkeypatch.setattr(exporter, "_trace", wrong)
+    with pytest.raises(ExportError, match="does not agree"):
+        export_onnx(inflate_loaded(*resnet18, "c2d"), tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensors_past_the_limit_go_beside_the_graph(
+    tmp_path: Path, resnet18: tuple[nn.Module, Origin], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "_EXTERNAL_BYTES", 1 << 20)
+    done = export_onnx(inflate_loaded(*resnet18, "c2d"), tmp_path / "net.onnx")
+    assert [file.name for file in done.files] == ["net.onnx.data", "net.onnx"]
+    assert done.path.stat().st_size < 1 << 20
+    assert verify_file(done.path, Settings(frames=2, size=64)).passed
+
+
+def test_verify_sees_a_damaged_onnx_file(exported: Path, tmp_path: Path) -> None:
+    model = onnx.load(exported)
+    tensor = next(t for t in model.graph.initializer if t.name == "fc.weight")
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values *= 1.001
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, tmp_path / "damaged.onnx")
+    assert not verify_file(tmp_path / "damaged.onnx", Settings(frames=2, size=64)).passed

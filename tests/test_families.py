@@ -1,0 +1,69 @@
+"""Every family of torchvision's classifiers, ten of timm's, and the named networks with all presets."""
+
+import pytest
+import torch
+
+from i3dconvert import backbones, verify
+from i3dconvert.errors import FramesError, RecipeError
+from i3dconvert.inflation import inflate_loaded
+from i3dconvert.recipes import PRESETS
+from i3dconvert.verification import Settings
+from tests.sweep import verify_small
+
+TORCHVISION = (
+    "alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5 "
+    "mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5 "
+    "squeezenet1_1 swin_t swin_v2_t vgg11_bn vit_b_32 wide_resnet50_2"
+).split()
+TIMM = (
+    "convnext_atto deit_tiny_patch16_224 efficientnet_lite0 ghostnet_050 mixer_s32_224 mobilenetv3_small_050 "
+    "regnetx_002 resnet18d seresnext26d_32x4d tf_efficientnet_lite0 vgg11 hrnet_w18_small dla34"
+).split()
+NAMED = "resnet50 resnet101 resnet152 densenet121 densenet161 densenet169 densenet201 googlenet".split()
+FITTING = {
+    "resnet": {"resnet", "i3d-resnet", "slow", "c2d", "uniform", "volumetric"},
+    "densenet": {"densenet", "c2d", "uniform", "volumetric"},
+    "googlenet": {"i3d", "c2d", "uniform", "volumetric"},
+}
+QUICK = ("resnet50", "densenet121", "googlenet")
+
+
+def check(name: str, init: str) -> None:
+    model, origin = backbones.load(name, "random")
+    network = inflate_loaded(model, origin, init=init)
+    report = verify_small(model, network)
+    assert report.passed, report.reason
+    assert {check.error is not None for check in report.checks[1:]} == {True}
+
+
+@pytest.mark.parametrize("init", ["center", "mean"])
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision_families(name: str, init: str) -> None:
+    check(name, init)
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timm_families(name: str) -> None:
+    check(f"timm/{name}", "center")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.sweep) for name in NAMED]
+)
+def test_named_networks_with_every_preset_and_many_lengths(name: str, preset: str) -> None:
+    model, origin = backbones.load(name, "random")
+    if preset not in FITTING[name.rstrip("0123456789")]:
+        with pytest.raises(RecipeError, match="does not fit"):
+            inflate_loaded(model, origin, preset)
+        return
+    network = inflate_loaded(model, origin, preset)
+    minimum = network.inflation.minimum_frames
+    for frames in (1, 8, 16, 17, minimum):
+        settings = Settings(frames=frames, size=64, dtypes=(torch.float64,))
+        if frames < minimum:
+            with pytest.raises(FramesError, match="too short"):
+                verify(model, network, settings)
+        else:
+            report = verify(model, network, settings)
+            assert report.passed, (frames, report.reason)
