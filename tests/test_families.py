@@ -15,6 +15,7 @@ TORCHVISION = (
     "mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5 "
     "squeezenet1_1 swin_t swin_v2_t vgg11_bn vit_b_32 wide_resnet50_2"
 ).split()
+SLOW = {"efficientnet_v2_s", "maxvit_t", "vgg11_bn", "wide_resnet50_2"}
 TIMM = (
     "convnext_atto deit_tiny_patch16_224 efficientnet_lite0 ghostnet_050 mixer_s32_224 mobilenetv3_small_050 "
     "regnetx_002 resnet18d seresnext26d_32x4d tf_efficientnet_lite0 vgg11 hrnet_w18_small dla34"
@@ -36,10 +37,16 @@ def check(name: str, init: str) -> None:
     assert {check.error is not None for check in report.checks[1:]} == {True}
 
 
-@pytest.mark.parametrize("init", ["center", "mean"])
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_torchvision_families(name: str, init: str) -> None:
-    check(name, init)
+def test_torchvision_families(name: str) -> None:
+    check(name, "center")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.sweep) if name in SLOW else name for name in TORCHVISION]
+)
+def test_torchvision_families_with_mean_taps(name: str) -> None:
+    check(name, "mean")
 
 
 @pytest.mark.parametrize("name", TIMM)

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from i3dconvert.backbones.names import names, parse, qualified_names
 from i3dconvert.errors import WeightsError
+from i3dconvert.names import names, parse, qualified_names
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.weights import NoInit, State, classes_in, digest, fit, randomise, read_state
 

@@ -35,7 +35,9 @@ class Padding(Enum):
 def command(
     backbone: Annotated[
         str,
-        typer.Argument(help="A torchvision name (resnet152) or timm/NAME.", autocompletion=complete_backbone),
+        typer.Argument(
+            help="A torchvision name (resnet152) or timm/NAME.", autocompletion=complete_backbone, metavar="BACKBONE"
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -76,8 +78,8 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     """Inflate a 2D backbone into a 3D checkpoint."""
-    from i3dconvert.backbones.names import parse
     from i3dconvert.files import check_output
+    from i3dconvert.names import parse
     from i3dconvert.recipes import parse_rule, resolve
 
     parse(backbone)

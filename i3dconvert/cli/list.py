@@ -33,8 +33,8 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     """Show the backbones: parameters, weights on offer, default recipe."""
-    from i3dconvert.backbones.names import SOURCES, names
     from i3dconvert.errors import BackboneError
+    from i3dconvert.names import SOURCES, names
 
     sources = SOURCES if source is None else (source.value,)
     matching = [

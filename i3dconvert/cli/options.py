@@ -36,14 +36,16 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing output
 File = Annotated[
     Path | None,
     typer.Argument(
-        help="An i3dconvert file; by default the one checkpoint in the current directory.", show_default=False
+        help="An i3dconvert file; by default the one checkpoint in the current directory.",
+        show_default=False,
+        metavar="[FILE]",
     ),
 ]
 
 
 def complete_backbone(incomplete: str) -> list[str]:
     """The backbones that begin so; reads the libraries' sources, imports neither."""
-    from i3dconvert.backbones.names import qualified_names
+    from i3dconvert.names import qualified_names
 
     return [name for name in qualified_names() if name.startswith(incomplete)]
 

@@ -189,7 +189,8 @@ class _Tracer(fx.Tracer):
 
     def _evaluate(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return torch.empty(BATCH, *self._shape, device="meta")
+            dtype = next((p.dtype for p in self.root.parameters() if p.is_floating_point()), None)
+            return torch.empty(BATCH, *self._shape, device="meta", dtype=dtype)
         if node.target == "training":
             return False
         self._evaluating = True

@@ -153,7 +153,7 @@ def run_both(
     model2d: nn.Module, network: nn.Module, images: Tensor, frames: int, dtype: torch.dtype
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The outputs of the 2D network on `images` and of the 3D network on them replicated, both in `dtype`."""
-    with evaluating(model2d, dtype):
+    with evaluating(model2d, dtype, network.state_dict()):
         reference = outputs(model2d(images.to(dtype)))
     with evaluating(network, dtype):
         return reference, outputs(network(replicated(images.to(dtype), frames)))

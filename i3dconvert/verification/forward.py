@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,20 +40,27 @@ class _FrameByFrame(TorchFunctionMode):
 
 
 @contextmanager
-def evaluating(module: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
-    """`module` in eval mode with its floating-point tensors in `dtype`; both as they were afterwards, to the bit."""
+def evaluating(
+    module: nn.Module, dtype: torch.dtype, stored_as: Mapping[str, Tensor] | None = None
+) -> Iterator[nn.Module]:
+    """`module` in eval mode with its floating-point tensors in `dtype`; both as they were afterwards, to the bit.
+
+    With `stored_as`, a state dict, each tensor is first rounded to the dtype that it has there.
+    """
     modes = {m: m.training for m in module.modules()}
-    tensors = [t for t in itertools.chain(module.parameters(), module.buffers()) if t.is_floating_point()]
-    originals = [tensor.data for tensor in tensors]
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    tensors = {name: tensor for name, tensor in named.items() if tensor.is_floating_point()}
+    originals = {name: tensor.data for name, tensor in tensors.items()}
     try:
         module.eval()
-        for tensor in tensors:
-            tensor.data = tensor.data.to(dtype)
+        for name, tensor in tensors.items():
+            stored = stored_as[name].dtype if stored_as is not None and name in stored_as else tensor.dtype
+            tensor.data = tensor.data.to(stored).to(dtype)
         with torch.no_grad(), _FrameByFrame():
             yield module
     finally:
-        for tensor, original in zip(tensors, originals, strict=True):
-            tensor.data = original
+        for name, tensor in tensors.items():
+            tensor.data = originals[name]
         for m, mode in modes.items():
             m.training = mode
 

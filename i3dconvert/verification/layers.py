@@ -27,7 +27,7 @@ def compare_layers(
     traced = trace(model, is_layer, (channels, height, width))
     use_functional_pools(traced)
     found: list[LayerError] = []
-    with evaluating(model, dtype), evaluating(network, dtype):
+    with evaluating(model, dtype, network.state_dict()), evaluating(network, dtype):
         steps3d = _steps(fx.Interpreter(network), replicated(images.to(dtype), frames))
         seen: set[str] = set()
         for node, value2d in _steps(_Interpreter2d(model, traced), images.to(dtype)):

@@ -1,0 +1,169 @@
+"""Every bad input ends in one clear line, the right exit code, and no file."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.conftest import Run
+
+
+def files() -> dict[str, float]:
+    return {str(path): path.stat().st_mtime for path in Path.cwd().rglob("*")}
+
+
+def refused(run: Run, *words: object, code: int = 1, says: str) -> None:
+    """The command fails with `code` and one line that says `says`; nothing is written, nothing is changed."""
+    before = files()
+    result = run(*words)
+    assert result.code == code, result.err
+    assert says in result.err
+    assert "Traceback" not in result.err
+    if code == 1:
+        assert result.err.startswith("error: ")
+        assert len(result.err.splitlines()) == 1
+        assert result.out == "" or words[0] == "verify"
+    assert files() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("inflate", "resnet51"), "did you mean resnet50"),
+        (("inflate", "convnext_atto"), "timm/convnext_atto"),
+        (("inflate", "keras/resnet50"), "unknown source 'keras'"),
+        (("inflate", "timm/resnet18.nonsense", "-w", "nonsense"), "no weights 'nonsense'; on offer: a1_in1k"),
+        (("inflate", "resnet18", "-w", "IMAGENET1K_V7"), "on offer: IMAGENET1K_V1"),
+        (("inflate", "resnet18", "-w", "none.pth"), "there is no file none.pth"),
+        (("inflate", "resnet18", "-w", "."), "has no weights '.'"),
+        (("inflate", "resnet18", "-w", "./folder.pth"), "is a directory"),
+        (("inflate", "resnet18", "-w", "random", "-r", "rsenet"), "no preset 'rsenet'"),
+        (("inflate", "resnet18", "-w", "random", "-r", "none.toml"), "can't read the recipe none.toml"),
+        (("inflate", "resnet18", "-w", "random", "-r", "i3d"), "matches no layer"),
+        (("inflate", "resnet18", "-w", "random", "-t", "layer9.*=3"), "matches no layer"),
+        (("inflate", "resnet18", "-w", "random", "-t", "layer4"), "is not GLOB=KERNEL"),
+        (("inflate", "resnet18", "-w", "random", "-t", "layer3.0.conv1=3/1"), "different numbers of frames"),
+        (("inflate", "resnet18", "-w", "random", "-o", "nowhere/net.safetensors"), "there is no directory nowhere"),
+        (("inflate", "resnet18", "-w", "random", "-o", "folder.pth"), "is a directory"),
+        (("list", "resnext9*"), "no backbone matches"),
+        (("verify",), "there is no i3dconvert checkpoint here"),
+        (("verify", "none.safetensors"), "there is no file"),
+        (("verify", "none.onnx"), "there is no file"),
+        (("export", "--onnx"), "there is no i3dconvert checkpoint here"),
+        (("inspect", "folder.pth"), "is a directory"),
+    ],
+)
+def test_words_that_name_nothing(words: tuple[str, ...], says: str, run: Run) -> None:
+    Path("folder.pth").mkdir()
+    refused(run, *words, says=says)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("inflate",), "BACKBONE"),
+        (("inflate", "resnet18", "--init", "middle"), "middle"),
+        (("export",), "--onnx or --safetensors"),
+        (("export", "--onnx", "--safetensors"), "--onnx or --safetensors"),
+        (("verify", "--frames", "0"), "--frames"),
+        (("deflate",), "deflate"),
+    ],
+)
+def test_wrong_usage_is_code_2(words: tuple[str, ...], says: str, run: Run) -> None:
+    refused(run, *words, code=2, says=says)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("exploded",)
+
+
+def test_weight_files_that_are_none(run: Run, weight_file: Path) -> None:
+    state = torch.load(weight_file)
+    Path("empty.pth").write_bytes(b"")
+    Path("page.pth").write_text("<!doctype html><title>404</title>")
+    Path("bomb.pth").write_bytes(pickle.dumps(Bomb()))
+    torch.save({"state_dict": {"a": Bomb()}}, "zipped.pth")
+    Path("cut.pth").write_bytes(weight_file.read_bytes()[:100_000])
+    Path("cut.safetensors").write_bytes(b"\xff" * 64)
+    torch.save([1, 2], "list.pth")
+    torch.save({key: value for key, value in state.items() if "layer4" not in key}, "missing.pth")
+    torch.save(state | {"extra": torch.zeros(1)}, "unexpected.pth")
+    torch.save(state | {"layer1.0.conv1.weight": torch.zeros(2, 2)}, "shape.pth")
+    for name, says in {
+        "empty.pth": "not a readable PyTorch file",
+        "page.pth": "weights alone",
+        "bomb.pth": "nothing in it was run",
+        "zipped.pth": "nothing in it was run",
+        "cut.pth": "not a readable PyTorch file",
+        "cut.safetensors": "not a readable safetensors file",
+        "list.pth": "holds no state dict",
+        "missing.pth": " missing keys (layer4.0.conv1.weight, layer4.0.bn1.weight, ",
+        "unexpected.pth": "1 unexpected key (extra)",
+        "shape.pth": "1 mis-shaped key (layer1.0.conv1.weight (2, 2) instead of (64, 64, 3, 3))",
+    }.items():
+        refused(run, "inflate", "resnet18", "-w", f"./{name}", says=says)
+    assert not Path("exploded").exists()
+
+
+def test_checkpoints_that_are_none(run: Run, checkpoint: Path) -> None:
+    content = checkpoint.read_bytes()
+    Path("cut.safetensors").write_bytes(content[: len(content) // 2])
+    save_file({"a": torch.zeros(1)}, "plain.safetensors")
+    save_file({"a": torch.zeros(1)}, "newer.safetensors", {"i3dconvert": '{"schema": 99}'})
+    save_file({"a": torch.zeros(1)}, "damaged.safetensors", {"i3dconvert": "{"})
+    Path("text.onnx").write_text("not ONNX")
+    for name, says in {
+        "cut.safetensors": "not a readable i3dconvert checkpoint",
+        "plain.safetensors": "no i3dconvert checkpoint",
+        "newer.safetensors": "newer i3dconvert",
+        "damaged.safetensors": "damaged i3dconvert metadata",
+        "text.onnx": "not a readable ONNX file",
+    }.items():
+        refused(run, "verify", name, says=says)
+
+
+def test_several_checkpoints_are_listed(run: Run, checkpoint: Path) -> None:
+    for name in ("a", "b"):
+        Path(f"{name}.safetensors").symlink_to(checkpoint)
+    refused(run, "verify", says="a.safetensors, b.safetensors")
+
+
+def test_an_existing_output_is_kept(run: Run, checkpoint: Path) -> None:
+    Path("resnet18-i3d.safetensors").write_bytes(checkpoint.read_bytes())
+    refused(run, "inflate", "resnet18", "-w", "random", says="--force replaces it")
+    Path("resnet18-i3d.onnx").write_text("mine")
+    refused(run, "export", "--onnx", says="--force replaces it")
+    refused(run, "inflate", "resnet18", "-w", "none.pth", "--force", says="there is no file")
+
+
+def test_too_few_frames_and_bad_pictures(run: Run) -> None:
+    assert run("inflate", "resnet18", "-w", "random", "-t", "conv1=9", "-r", "c2d").code == 0
+    Path("recipe.toml").write_text('[[rule]]\nlayer = "conv1"\nkernel = 5\npadding = 0\n')
+    assert run("inflate", "resnet18", "-w", "random", "-r", "recipe.toml", "-o", "long.safetensors").code == 0
+    refused(run, "verify", "long.safetensors", "-f", "4", says="4 frames is too short: 'conv1'")
+    Path("page.png").write_text("<html>")
+    refused(run, "verify", "long.safetensors", "--images", "page.png", says="page.png: not a picture")
+    refused(run, "verify", "long.safetensors", "--images", "none.png", says="none.png")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_place(run: Run) -> None:
+    Path("locked").mkdir(mode=0o500)
+    refused(run, "inflate", "resnet18", "-w", "random", "-o", "locked/net.safetensors", says="no permission")
+
+
+def test_an_unwritable_file_system(run: Run) -> None:
+    refused(run, "inflate", "resnet18", "-w", "random", "-o", "/proc/net.safetensors", says="/proc")
+
+
+def test_a_failed_verification_is_one_line_and_code_1(run: Run) -> None:
+    assert run("inflate", "resnet18", "-w", "random", "--init", "mean", "--padding", "zeros").code == 0
+    result = run("verify", "-f", "4", "--size", "64")
+    assert result.code == 1
+    assert result.err.startswith("error: ")
+    assert len(result.err.splitlines()) == 1
+    assert "the first layer that diverges is conv1" in result.err
