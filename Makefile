@@ -9,15 +9,16 @@ demo: $(INSTALLED)  ## the main job on real weights and pictures
 	$(PYTHON) examples/demo.py
 
 test: $(INSTALLED)  ## the tests
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-sweep: $(INSTALLED)  ## every torchvision classifier, both inits (resumable; build/sweep.jsonl)
+sweep: $(INSTALLED)  ## every torchvision classifier, both inits (resumable; build/sweep.jsonl), then the long tests
 	$(PYTHON) -m tests.sweep
+	$(PYTHON) -m pytest -m sweep
 
 $(INSTALLED): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from i3dconvert import backbones
 from i3dconvert.backbones import Origin
 from i3dconvert.cli import main
 from i3dconvert.inflation import inflate_to_file
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores
 
 
 @dataclass(frozen=True)
