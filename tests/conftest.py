@@ -16,7 +16,6 @@ from i3dconvert.backbones import Origin
 from i3dconvert.cli import main
 from i3dconvert.inflation import inflate_to_file
 
-
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
 

@@ -42,7 +42,6 @@ class Lifted:
     graph: fx.Graph
     modules: dict[str, nn.Module]
     layers: list[Layer]
-    channels: int
     minimum_frames: int = 1
     inflated: dict[str, int] = field(default_factory=dict)
     """State-dict key → taps, for each tensor that gains a temporal axis."""
@@ -71,9 +70,8 @@ def use_functional_pools(traced: Traced) -> None:
         image = node.args[0] if node.args else arguments.pop("input")
         if any(isinstance(value, fx.Node) for value in _leaves(arguments)):
             continue
-        target = f"{node.meta['scope']}.{node.name.removeprefix(node.meta['scope'].replace('.', '_') + '_')}".lstrip(
-            "."
-        )
+        scope = node.meta["scope"]
+        target = f"{scope}.{node.name.removeprefix(scope.replace('.', '_') + '_')}".lstrip(".")
         traced.root.set_submodule(target, cls(**arguments))
         node.op, node.target, node.args, node.kwargs = "call_module", target, (image,), {}
 
@@ -96,7 +94,6 @@ class _Lift:
         self.layers: dict[str, Layer] = {}
         self.inflated: dict[str, int] = {}
         self.pools = {_last_node(traced.graph, pool.after): pool for pool in recipe.pools}
-        self.channels = 0
         self.clips: fx.Node
 
     def run(self) -> Lifted:
@@ -112,9 +109,7 @@ class _Lift:
         _drop_unused_sizes(self.graph)
         self.graph.lint()
         folds = sum(node.target is layout.fold for node in self.graph.nodes)
-        return Lifted(
-            self.graph, self.modules, list(self.layers.values()), self.channels, inflated=self.inflated, folded=folds
-        )
+        return Lifted(self.graph, self.modules, list(self.layers.values()), inflated=self.inflated, folded=folds)
 
     # What a value is, and how to have it in the layout that an operation wants.
 
@@ -169,8 +164,8 @@ class _Lift:
 
     def placeholder(self, node: fx.Node) -> tuple[fx.Node, Layout]:
         clip = self.graph.placeholder("clip")
-        self.channels = node.meta["value"].shape[1]
-        checked = self.call(layout.check_clip, clip, self.channels, 1, name="checked_clip")
+        channels = node.meta["value"].shape[1]
+        checked = self.call(layout.check_clip, clip, channels, 1, name="checked_clip")
         self.clips = self.graph.create_node("call_method", "size", (checked, 0), name="clips")
         return checked, Layout.CLIP
 

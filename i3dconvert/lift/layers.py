@@ -231,61 +231,13 @@ COUNTERPARTS: dict[str, Counterpart] = {
 }
 """By the full name of the type, so that no library is imported for it; subclasses behave otherwise and don't count."""
 
-_ACTIVATIONS = [
-    "CELU",
-    "ELU",
-    "GELU",
-    "Hardshrink",
-    "Hardsigmoid",
-    "Hardswish",
-    "Hardtanh",
-    "LeakyReLU",
-    "LogSigmoid",
-    "Mish",
-    "PReLU",
-    "RReLU",
-    "ReLU",
-    "ReLU6",
-    "SELU",
-    "SiLU",
-    "Sigmoid",
-    "Softplus",
-    "Softshrink",
-    "Softsign",
-    "Tanh",
-    "Tanhshrink",
-    "Threshold",
-]
+_ACTIVATIONS = """
+    CELU ELU GELU Hardshrink Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid Mish PReLU RReLU ReLU ReLU6 SELU SiLU
+    Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink Threshold
+""".split()
 
 ANY_RANK = {
-    *(
-        f"torch.nn.modules.activation.{name}"
-        for name in [
-            "CELU",
-            "ELU",
-            "GELU",
-            "Hardshrink",
-            "Hardsigmoid",
-            "Hardswish",
-            "Hardtanh",
-            "LeakyReLU",
-            "LogSigmoid",
-            "Mish",
-            "PReLU",
-            "RReLU",
-            "ReLU",
-            "ReLU6",
-            "SELU",
-            "SiLU",
-            "Sigmoid",
-            "Softplus",
-            "Softshrink",
-            "Softsign",
-            "Tanh",
-            "Tanhshrink",
-            "Threshold",
-        ]
-    ),
+    *(f"torch.nn.modules.activation.{name}" for name in _ACTIVATIONS),
     "torch.nn.modules.linear.Identity",
     "torch.nn.modules.dropout.Dropout",
     "torch.nn.modules.dropout.AlphaDropout",
