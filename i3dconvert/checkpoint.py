@@ -52,6 +52,7 @@ class Document:
             "init": self.inflation.init,
             "padding": self.inflation.padding,
             "recipe": self.inflation.recipe.to_dict(),
+            "minimum_frames": self.inflation.minimum_frames,
             "sha256": self.sha256,
             "finetuned": self.finetuned,
         }
@@ -71,7 +72,8 @@ class Document:
                 raise ValueError(f"init {document['init']!r}, padding {document['padding']!r}")
             recipe = Recipe.from_dict(document["recipe"], f"{where}: recipe")
             origin = Origin.from_dict(document["origin"], where.parent) if "origin" in document else None
-            inflation = Inflation(recipe, document["init"], document["padding"])
+            frames = int(document["minimum_frames"])
+            inflation = Inflation(recipe, document["init"], document["padding"], minimum_frames=frames)
             return cls(inflation, origin, str(document["sha256"]), bool(document["finetuned"]))
         except I3DError:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.options import Dtype, Force, Json, Quiet, complete_backbone, plain
+from i3dconvert.cli.options import Dtype, Force, Json, Quiet, complete_backbone
 
 if TYPE_CHECKING:
     from i3dconvert.inflation import Written
@@ -126,7 +127,7 @@ def _document(written: Written, layers: list[LayerRow]) -> dict[str, Any]:
         "parameters3d": written.parameters3d,
         "sha256_2d": written.origin.weights.sha256,
         "sha256_3d": written.sha256,
-        "layers": [plain(layer) for layer in layers],
+        "layers": [asdict(layer) for layer in layers],
     }
 
 

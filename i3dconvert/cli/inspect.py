@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json as jsonlib
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from i3dconvert.cli import render
 from i3dconvert.cli.inflate import show_layers
-from i3dconvert.cli.options import File, Json, Quiet, plain, the_checkpoint
+from i3dconvert.cli.options import File, Json, Quiet, the_checkpoint
 
 EXAMPLE = "Example: i3dconvert inspect r152.safetensors    i3dconvert inspect r152.safetensors --toml > recipe.toml"
 
@@ -35,7 +36,7 @@ def command(
     if toml:
         typer.echo(recipes.dumps(recipe), nl=False)
     elif json:
-        render.show_json({"file": str(path), "metadata": metadata, "layers": [plain(layer) for layer in layers]})
+        render.show_json({"file": str(path), "metadata": metadata, "layers": [asdict(layer) for layer in layers]})
     elif not quiet:
         rules = metadata.pop("recipe")
         render.show_table(("", ""), _flat(metadata))

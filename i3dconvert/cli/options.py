@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -72,10 +72,3 @@ def the_checkpoint(file: Path | None) -> Path:
         raise CheckpointError(f"there are {len(found)} i3dconvert checkpoints here ({names}); name one")
     others = f" (only {', '.join(path.name for path in files[:5])}, not ours)" if files else ""
     raise CheckpointError(f"there is no i3dconvert checkpoint here{others}; `i3dconvert inflate BACKBONE` writes one")
-
-
-def plain(value: Any) -> Any:
-    """A dataclass as plain data for JSON."""
-    from dataclasses import asdict
-
-    return asdict(value)

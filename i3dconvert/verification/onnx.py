@@ -10,7 +10,7 @@ from torch import Tensor
 
 from i3dconvert.errors import CheckpointError, FramesError
 from i3dconvert.export.runtime import Runtime, read_document
-from i3dconvert.verification import FRAMES, Settings, add_pictures, read_pictures, reference_of
+from i3dconvert.verification import CLIPS, FRAMES, Settings, add_pictures, read_pictures, reference_of
 from i3dconvert.verification.forward import check_outputs, evaluating, outputs, replicated
 from i3dconvert.verification.report import Report
 
@@ -30,7 +30,8 @@ def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress
     origin = document.origin
     channels, height, width = origin.input
     height, width = runtime.fixed(3) or settings.size or height, runtime.fixed(4) or settings.size or width
-    frames, clips = runtime.fixed(2) or settings.frames or FRAMES, runtime.fixed(0) or 2
+    frames = runtime.fixed(2) or settings.frames or max(FRAMES, document.inflation.minimum_frames)
+    clips = runtime.fixed(0) or CLIPS
     generator = torch.Generator().manual_seed(settings.seed)
     report = Report()
     candidates = {
