@@ -26,7 +26,7 @@ def command(
         typer.Option("--weights", "-w", help="A fine-tuned state dict of the same architecture.", show_default=False),
     ] = None,
     static: Annotated[bool, typer.Option("--static", help="ONNX: fix batch 1, 16 frames and the size.")] = False,
-    opset: Annotated[int | None, typer.Option(min=18, help="ONNX: the operator set.", show_default="torch's")] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX: the operator set.", show_default="torch's")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights written.", show_default="float32 in ONNX")] = None,
     force: Force = False,
     json: Json = False,

@@ -30,6 +30,9 @@ from i3dconvert.weights import digest
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-2}
 """Relative, of onnxruntime against torch in float32 with the same weights."""
 
+OLDEST_OPSET = 18
+"""What torch's dynamo exporter starts from."""
+
 _AXES = {0: "batch", 2: "frames", 3: "height", 4: "width"}
 _EXTERNAL_BYTES = 2**31 - 2**20
 """Protobuf holds no more; tensors beyond it go to a file beside the graph."""
@@ -69,11 +72,18 @@ def export_onnx(
     """
     path = Path(path)
     check_output(path, force)
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and not OLDEST_OPSET <= opset <= newest:
+        raise ExportError(
+            f"no opset {opset}: torch writes {OLDEST_OPSET} and newer, the installed onnx knows up to {newest}"
+        )
     network = _in_dtype(network, dtype)
     traced_on, checked_on, sizes_too = _shapes(network, static)
     progress("tracing for ONNX")
     with _quietly():
         program, sizes_too = _trace(network, torch.zeros(traced_on, dtype=dtype), static, sizes_too, opset)
+    if opset is not None and program.model.opset_imports[""] != opset:
+        raise ExportError(f"torch wrote opset {program.model.opset_imports['']} where {opset} was asked for")
     _name_axes(program.model)
     _describe(program.model, network, finetuned, path.parent)
     if not sizes_too:

@@ -76,6 +76,13 @@ def test_static_half_precision_and_opset(tmp_path: Path, resnet18: tuple[nn.Modu
     assert next(network.parameters()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("opset", [7, 99])
+def test_an_opset_that_is_not_to_be_had_is_refused(opset: int, tmp_path: Path) -> None:
+    network = inflate(nn.Sequential(nn.Conv2d(3, 4, 3)), size=16)
+    with pytest.raises(ExportError, match=f"no opset {opset}"):
+        export_onnx(network, tmp_path / "net.onnx", opset=opset)
+
+
 def test_uneven_and_replicated_padding_export(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.AvgPool2d(3, 1, 1))
     network = inflate(model, "volumetric", "mean", size=32).eval()
