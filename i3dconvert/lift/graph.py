@@ -354,7 +354,9 @@ def lift(traced: Traced, recipe: Recipe, padding: str) -> Lifted:
     recipe.check_matches(_layers(traced), [name for name, _ in traced.root.named_modules()])
     lifted = _Lift(traced, recipe, padding).run()
     lifted.any_size = all(_any_size(node) for node in traced.graph.nodes) and not any(
-        isinstance(module, PaddedConv3d) and module.space is not None for module in lifted.modules.values()
+        isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d)
+        or (isinstance(module, PaddedConv3d) and module.space is not None)
+        for module in lifted.modules.values()
     )
     lifted.minimum_frames = minimum_frames(lifted.graph, recipe)
     for node in lifted.graph.nodes:
