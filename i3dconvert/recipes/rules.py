@@ -200,9 +200,9 @@ def _table(value: Any, where: str, schema: dict[str, type]) -> dict[str, Any]:
 def parse_rule(text: str) -> Rule:
     """`'GLOB=KERNEL[/STRIDE]'` → a rule, as the command line's `--temporal` takes it."""
     glob, _, numbers = text.rpartition("=")
-    kernel, _, stride = numbers.partition("/")
+    kernel, slash, stride = numbers.partition("/")
     try:
-        rule = Rule(layer=glob, kernel=int(kernel), stride=int(stride) if stride else None)
+        rule = Rule(layer=glob, kernel=int(kernel), stride=int(stride) if slash else None)
     except ValueError:
         rule = Rule(layer="")
     if not rule.layer:

@@ -71,7 +71,7 @@ def test_a_bad_recipe_is_refused_with_the_place(text: str, complaint: str) -> No
 @pytest.mark.parametrize("text", ["layer4", "=3", "a=", "a=x", "a=3/", "a=0", "a=3/0", "a=-1"])
 def test_a_bad_rule_on_the_command_line_is_refused(text: str) -> None:
     with pytest.raises(RecipeError):
-        parse_rule(text) if text != "a=3/" else parse_rule("a=3/x")
+        parse_rule(text)
 
 
 def test_a_rule_on_the_command_line() -> None:
