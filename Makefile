@@ -16,8 +16,10 @@ lint: $(INSTALLED)  ## ruff and mypy
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-sweep: $(INSTALLED)  ## every torchvision classifier, both inits (resumable; build/sweep.jsonl), then the long tests
-	$(PYTHON) -m tests.sweep
+sweep: $(INSTALLED)  ## every backbone (resumable; build/sweep.jsonl), docs/coverage.md from it, then the long tests
+	$(PYTHON) -m tests.sweep --init center mean
+	$(PYTHON) -m tests.sweep 'timm/*'
+	$(PYTHON) -m tests.sweep --table
 	$(PYTHON) -m pytest -m sweep
 
 $(INSTALLED): pyproject.toml constraints.txt

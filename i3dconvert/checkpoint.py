@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ import i3dconvert
 from i3dconvert.backbones import Origin
 from i3dconvert.errors import CheckpointError, I3DError
 from i3dconvert.files import replacing
-from i3dconvert.kernels import INITS, PADDINGS
-from i3dconvert.lift.network import Inflation, Network3d, fill, plan
+from i3dconvert.lift.network import Inflation, Network3d, fill, plan, style
 from i3dconvert.recipes import Recipe
 from i3dconvert.weights import Digest, State, classes_in, fit, raw, read_state
 
@@ -49,9 +48,9 @@ class Document:
         document: dict[str, Any] = {
             "schema": SCHEMA,
             "version": i3dconvert.__version__,
-            "init": self.inflation.init,
-            "padding": self.inflation.padding,
+            **asdict(self.inflation.style),
             "recipe": self.inflation.recipe.to_dict(),
+            "input": list(self.inflation.input),
             "minimum_frames": self.inflation.minimum_frames,
             "sha256": self.sha256,
             "finetuned": self.finetuned,
@@ -68,12 +67,12 @@ class Document:
             schema = document["schema"]
             if not isinstance(schema, int) or schema > SCHEMA:
                 raise CheckpointError(f"{where} was written by a newer i3dconvert (schema {schema}); please upgrade")
-            if document["init"] not in INITS or document["padding"] not in PADDINGS:
-                raise ValueError(f"init {document['init']!r}, padding {document['padding']!r}")
+            told = style(document["init"], document["padding"], document["conv"])
             recipe = Recipe.from_dict(document["recipe"], f"{where}: recipe")
             origin = Origin.from_dict(document["origin"], where.parent) if "origin" in document else None
             frames = int(document["minimum_frames"])
-            inflation = Inflation(recipe, document["init"], document["padding"], minimum_frames=frames)
+            channels, height, width = map(int, document["input"])
+            inflation = Inflation(recipe, told, minimum_frames=frames, input=(channels, height, width))
             return cls(inflation, origin, str(document["sha256"]), bool(document["finetuned"]))
         except I3DError:
             raise
@@ -126,16 +125,12 @@ def write(
 
 def entries_of(inflation: Inflation, state2d: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> list[Entry]:
     """The tensors of the 3D network of the 2D `state2d`, floating-point ones in `dtype` where one is given."""
-    return [
-        Entry(
-            key,
-            dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype,
-            (*tensor.shape[:2], inflation.inflated[key], *tensor.shape[2:])
-            if key in inflation.inflated
-            else tuple(tensor.shape),
-        )
-        for key, tensor in state2d.items()
-    ]
+    entries = []
+    for key in inflation.keys(state2d):
+        tensor = inflation.source(key, state2d)
+        stored = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        entries.append(Entry(key, stored, inflation.shape(key, tensor)))
+    return entries
 
 
 def save(network: Network3d, path: str | Path, force: bool = False, finetuned: bool = False) -> str:
@@ -170,8 +165,7 @@ def read(path: Path) -> tuple[Document, State]:
 def rebuild(document: Document, model: nn.Module) -> Network3d:
     """The 3D network of a document over its 2D `model`, without weights (see `fill`)."""
     told = document.inflation
-    shape = document.origin.input if document.origin is not None else (3, 224, 224)
-    planned = plan(model, told.recipe, told.init, told.padding, shape)
+    planned = plan(model, told.recipe, told.style, told.input)
     network = planned.network(model)
     network.meta["origin"] = document.origin
     return network

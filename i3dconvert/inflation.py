@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from i3dconvert import backbones, checkpoint
 from i3dconvert.backbones import Origin
-from i3dconvert.lift.network import Inflation, Network3d, Plan, cloned, fill, plan
+from i3dconvert.lift.network import Inflation, Network3d, Plan, cloned, fill, plan, style
 from i3dconvert.recipes import Recipe, Rule, default_recipe, resolve
 
 Recipes = str | Path | Recipe | None
@@ -22,6 +23,7 @@ def inflate(
     init: str = "center",
     padding: str | None = None,
     *,
+    conv: str = "3d",
     weights: str = "default",
     seed: int = 0,
     size: int = 224,
@@ -35,6 +37,8 @@ def inflate(
             (`uniform` for a module).
         init: how the taps are filled, `center` or `mean` (see `i3dconvert.kernels`).
         padding: of time, in the convolutions, `zeros` or `replicate`; by default what keeps the network equal.
+        conv: the form of temporal convolutions, `3d` or `2plus1d` (the 2D kernel, then a temporal one that starts as
+            the identity; Tran et al., arXiv:1711.11248).
         weights: for a name, `default`, a pretrained set's name, `random` (with `seed`), or the path of a file.
         size: for a module, the height and width in pixels that it is traced at.
         dtype: of the floating-point tensors, by default as they are.
@@ -46,8 +50,9 @@ def inflate(
         BackboneError, WeightsError, RecipeError, LiftError.
     """
     if isinstance(model, str):
-        return inflate_loaded(*backbones.load(model, weights, seed), recipe, init, padding, dtype=dtype)
-    planned = plan(model, resolve(recipe or "uniform"), init, padding, (_channels(model), size, size))
+        return inflate_loaded(*backbones.load(model, weights, seed), recipe, init, padding, conv=conv, dtype=dtype)
+    shape = (_channels(model), size, size)
+    planned = plan(model, resolve(recipe or "uniform"), style(init, padding, conv), shape)
     return _filled(planned, model, None, dtype)
 
 
@@ -58,10 +63,12 @@ def inflate_loaded(
     init: str = "center",
     padding: str | None = None,
     *,
+    conv: str = "3d",
     dtype: torch.dtype | None = None,
 ) -> Network3d:
     """`inflate` for a backbone that `i3dconvert.backbones.load` has given."""
-    return _filled(plan(model, _recipe(recipe, origin), init, padding, origin.input), model, origin, dtype)
+    planned = plan(model, _recipe(recipe, origin), style(init, padding, conv), origin.input)
+    return _filled(planned, model, origin, dtype)
 
 
 def _filled(planned: Plan, model: nn.Module, origin: Origin | None, dtype: torch.dtype | None) -> Network3d:
@@ -100,6 +107,7 @@ def inflate_to_file(
     init: str = "center",
     padding: str | None = None,
     *,
+    conv: str = "3d",
     weights: str = "default",
     seed: int = 0,
     dtype: torch.dtype | None = None,
@@ -111,14 +119,17 @@ def inflate_to_file(
     Raises what `inflate` raises, and `OutputError`; nothing is left at `path` then but what was there before.
     """
     model, origin = backbones.load(backbone, weights, seed, progress)
-    planned: Plan = plan(model, _recipe(recipe, origin).with_rules(rules), init, padding, origin.input)
+    told = _recipe(recipe, origin).with_rules(rules)
+    planned: Plan = plan(model, told, style(init, padding, conv), origin.input)
     inflation = planned.inflation
     state = model.state_dict()
     entries = {entry.key: entry for entry in checkpoint.entries_of(inflation, state, dtype)}
     document = checkpoint.Document(inflation, origin)
-    sha256 = checkpoint.write(
-        path, document, entries.values(), lambda key: inflation.tensor(key, state[key].to(entries[key].dtype)), force
-    )
+
+    def tensor(key: str) -> Tensor:
+        return inflation.tensor(key, inflation.source(key, state).to(entries[key].dtype))
+
+    sha256 = checkpoint.write(path, document, entries.values(), tensor, force)
     parameters = dict(model.named_parameters())
     return Written(
         path=path,
@@ -126,6 +137,8 @@ def inflate_to_file(
         inflation=inflation,
         network=planned.network(model),
         parameters2d=sum(parameter.numel() for parameter in parameters.values()),
-        parameters3d=sum(p.numel() * inflation.inflated.get(key, 1) for key, p in parameters.items()),
+        parameters3d=sum(
+            math.prod(inflation.shape(key, inflation.source(key, parameters))) for key in inflation.keys(parameters)
+        ),
         sha256=sha256,
     )

@@ -40,6 +40,17 @@ def mean(kernel: Tensor, taps: int) -> Tensor:
     return inflated
 
 
+def phased(kernel: Tensor, taps: int, first: int, stride: int) -> Tensor:
+    """`(I, O, kH, kW)` → `(I, O, taps, kH, kW)`, for transposed convolutions: taps `first … first + stride − 1` are w.
+
+    A frame of a transposed convolution's output is reached by every `stride`-th tap only, so that not all taps but each
+    of those sets has to sum to the 2D kernel.
+    """
+    inflated = kernel.new_zeros((*kernel.shape[:2], taps, *kernel.shape[2:]))
+    inflated[:, :, first : first + stride] = kernel.unsqueeze(2)
+    return inflated
+
+
 def deflate(kernel: Tensor) -> Tensor:
     """`(O, I, T, kH, kW)` → `(O, I, kH, kW)` in float64: the sum over the taps, the inverse of every init."""
     return kernel.double().sum(dim=2)
@@ -56,3 +67,45 @@ class Init:
 
 INITS = {init.name: init for init in (Init("center", center, "zeros"), Init("mean", mean, "replicate"))}
 PADDINGS = ("zeros", "replicate")
+FORMS = ("3d", "2plus1d")
+
+
+@dataclass(frozen=True)
+class Style:
+    """What holds for all convolutions: how taps are filled, the temporal padding, and their form."""
+
+    init: str = "center"
+    padding: str = "zeros"
+    conv: str = "3d"
+    """`3d`, or `2plus1d`: the 2D kernel followed by a temporal one."""
+
+
+@dataclass(frozen=True)
+class Filling:
+    """How one 3D tensor comes about."""
+
+    taps: int
+    phases: tuple[int, int] | None = None
+    """The first tap and the stride of a transposed convolution."""
+    identity: tuple[int, int] | None = None
+    """`(O, I)` of a temporal convolution that has no 2D kernel and starts as the identity."""
+
+    def shape(self, shape2d: tuple[int, ...]) -> tuple[int, ...]:
+        """That of the 3D tensor, without making it."""
+        if self.identity is not None:
+            return (*self.identity, self.taps, 1, 1)
+        return (*shape2d[:2], self.taps, *shape2d[2:])
+
+    def __call__(self, kernel: Tensor, init: str) -> Tensor:
+        """The 3D tensor of a 2D `kernel`; of an identity, `kernel` tells the dtype alone."""
+        if self.identity is not None:
+            kernel = identity(*self.identity, kernel.dtype)
+        if self.phases is not None:
+            return phased(kernel, self.taps, *self.phases)
+        return INITS[init].inflate(kernel, self.taps)
+
+
+def identity(outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
+    """`(outputs, inputs, 1, 1)`: the grouped 1×1 convolution that changes nothing."""
+    eye = torch.eye(inputs, dtype=dtype).repeat(outputs // inputs, 1)
+    return eye.reshape(outputs, inputs, 1, 1)

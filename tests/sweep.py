@@ -1,86 +1,197 @@
 """Inflate and verify every backbone, one process each: `python -m tests.sweep [GLOB…] [--init center mean]`.
 
-Results go to `build/sweep.jsonl`, a line a network; one that is there already is not run again.
+Results go to `build/sweep.jsonl`, a line a network; one that is there already is not run again. Each network runs on
+two frames (or as few as its recipe allows) of the smallest image that it takes, networks too large for 24 GiB with
+fewer blocks; `--table` writes `docs/coverage.md` from the results.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
+import multiprocessing
+import os
+import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import track
 from torch import nn
 
 from i3dconvert import backbones
-from i3dconvert.inflation import inflate_loaded
-from i3dconvert.lift.network import Network3d
+from i3dconvert.backbones import Backbone
+from i3dconvert.errors import I3DError
+from i3dconvert.lift.network import fill, plan, style
+from i3dconvert.lift.trace import on_meta
+from i3dconvert.recipes import default_recipe
 from i3dconvert.verification import Report, Settings, verify
+from i3dconvert.weights import randomise
+from tests.coverage import write_table
 
 RESULTS = Path("build/sweep.jsonl")
 MEMORY = 24 * 2**30
 SECONDS = 1800
 
+SIZES = (64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
+HEAVY = 300e6
+"""Parameters from which on no two networks run at once."""
+TOO_LARGE = 1.2e9
+"""Parameters from which on float64 does not fit into 24 GiB."""
+FEWER_BLOCKS: tuple[dict[str, Any], ...] = ({"depth": 4}, {"depths": (1, 1, 2, 1)})
 
-def measure(name: str, init: str) -> dict[str, object]:
+
+def measure(name: str, init: str, heavy: Any) -> dict[str, object]:
     """Inflate `name` with seeded random weights and verify it in float64 and float32."""
     started = time.perf_counter()
-    model, origin = backbones.load(name, "random")
-    network = inflate_loaded(model, origin, init=init)
-    inflation = network.inflation
-    report = verify_small(model, network)
-    spatial = [layer for layer in inflation.layers if layer.geometry.kind == "spatial"]
-    errors = {check.name.split(", ")[1]: check.error for check in report.checks if check.error is not None}
+    backbone, model, shape = smallest(name)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if count > HEAVY:
+        heavy.acquire()
+    try:
+        randomise(model, 0, shape)
+        planned = plan(model, default_recipe(name), style(init), shape)
+        state = model.state_dict()
+        network = fill(planned.network(model), planned.inflation.state(state))
+        inflation = planned.inflation
+        report = verify(model, network, Settings(frames=max(2, inflation.minimum_frames)))
+    finally:
+        if count > HEAVY:
+            heavy.release()
     return {
         "passed": report.passed,
         "reason": report.reason,
+        "family": type(model).__module__.rpartition(".")[2],
         "recipe": inflation.recipe.name,
-        "convolutions": len(spatial),
-        "lifted": sum(layer.lifted for layer in spatial),
+        "size": shape[-1],
+        "blocks": {key: backbone.arguments[key] for key in ("depth", "depths") if key in backbone.arguments},
+        "parameters": count,
+        **convolutions(model, {layer.name for layer in inflation.layers if layer.lifted}),
         "folds": inflation.folds,
-        **errors,
+        **errors(report),
         "seconds": round(time.perf_counter() - started, 1),
     }
 
 
-def verify_small(model: nn.Module, network: Network3d) -> Report:
+def errors(report: Report) -> dict[str, object]:
+    """The relative error in each dtype, and whether the network itself computes in float32."""
+    found: dict[str, object] = {
+        check.name.split(", ")[1]: check.error for check in report.checks if check.error is not None
+    }
+    return found | {"computes_in_float32": any("computes in float32" in check.detail for check in report.checks)}
+
+
+def convolutions(model: nn.Module, lifted: set[str]) -> dict[str, int]:
+    """Modules that slide a kernel of more than one pixel over an image: how many there are, and how many became 3D."""
+    spatial = [
+        name
+        for name, module in model.named_modules()
+        if "conv" in type(module).__name__.lower()
+        and getattr(module, "kernel_size", (1, 1)) not in (1, (1, 1), [1, 1])
+        and isinstance(getattr(module, "weight", None), torch.Tensor)
+    ]
+    return {"convolutions": len(spatial), "lifted": sum(name in lifted for name in spatial)}
+
+
+def smallest(name: str) -> tuple[Backbone, nn.Module, tuple[int, int, int]]:
+    """The backbone with the smallest image `(C, H, W)` that it takes, and with fewer blocks where it is too large."""
+    source, bare = backbones.parse(name)
+    known = backbones.library(source)
+    backbone = Backbone(source, bare, known.arguments(bare, None, None))
+    channels, default = known.channels(bare), known.image_size(bare, None, backbone.arguments)
+    model = backbones.build(backbone)
+    if sum(parameter.numel() for parameter in model.parameters()) > TOO_LARGE:
+        backbone, model = with_any(backbone, FEWER_BLOCKS) or (backbone, model)
+    for size in SIZES:
+        if size < default and takes(model, (channels, size, size)):
+            return backbone, model, (channels, size, size)
+    for size in SIZES:
+        found = with_any(backbone, ({"img_size": size},)) if size < default else None
+        if found is not None and takes(found[1], (channels, size, size)):
+            return *found, (channels, size, size)
+    return backbone, model, (channels, default, default)
+
+
+def with_any(backbone: Backbone, candidates: tuple[dict[str, Any], ...]) -> tuple[Backbone, nn.Module] | None:
+    """The backbone built with the first of these arguments that its builder takes."""
+    for arguments in candidates:
+        changed = replace(backbone, arguments={**backbone.arguments, **arguments})
+        try:
+            return changed, backbones.build(changed)
+        except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, I3DError):
+            continue
+    return None
+
+
+def takes(model: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Whether an image of this shape goes through the network."""
+    try:
+        with torch.no_grad():
+            on_meta(model).eval()(torch.empty(2, *shape, device="meta"))
+    except Exception:  # noqa: BLE001 - networks refuse a size with whatever they come upon
+        return False
+    return True
+
+
+def verify_small(model: nn.Module, network: Any) -> Report:
     """Verify on two frames (or as few as the recipe allows), at a little over half the backbone's size if that goes."""
     frames = max(2, network.inflation.minimum_frames)
     if network.inflation.any_size:
-        with suppress(RuntimeError):
+        try:
             return verify(model, network, Settings(frames=frames, size=network.inflation.input[-1] * 9 // 16))
+        except RuntimeError:
+            pass
     return verify(model, network, Settings(frames=frames))
 
 
-def one(name: str, init: str) -> dict[str, object]:
-    """`measure` in a process of its own, whose crash or hunger for memory is a result like any other."""
-    command = ["bash", "-c", 'ulimit -v "$0"; exec "$@"', str(4 * MEMORY // 1024), sys.executable, "-m", __spec__.name]
+def _child(name: str, init: str, heavy: Any, pipe: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    torch.set_num_threads(1)
     try:
-        done = subprocess.run([*command, "--one", name, init], capture_output=True, text=True, timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        return {"passed": False, "reason": f"not done in {SECONDS} s"}
-    if done.returncode == 0:
-        result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+        pipe.send(measure(name, init, heavy))
+    except Exception as error:  # noqa: BLE001 - a row like any other
+        line = str(error).strip().partition("\n")[0]
+        pipe.send({"passed": False, "reason": f"{type(error).__name__}: {line}"})
+
+
+def one(name: str, init: str, context: Any, heavy: Any) -> dict[str, object]:
+    """`measure` in a process of its own, whose crash or hunger for memory is a result like any other."""
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(name, init, heavy, theirs))
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(SECONDS):
+            return {"passed": False, "reason": f"not done in {SECONDS} s"}
+        result: dict[str, object] = ours.recv()
         return result
-    last = (done.stderr.strip().splitlines() or [f"killed ({done.returncode})"])[-1]
-    return {"passed": False, "reason": last}
+    except EOFError:
+        process.join()
+        return {"passed": False, "reason": f"killed ({process.exitcode})"}
+    finally:
+        process.kill()
+        process.join()
 
 
-def jobs(globs: list[str], inits: list[str]) -> Iterator[tuple[str, str]]:
+def missing(globs: list[str], inits: list[str]) -> Iterator[tuple[str, str]]:
     """What is asked for and not there yet."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    done = {(row["name"], row["init"]) for row in map(json.loads, lines)}
+    done = {(row["name"], row["init"]) for row in read()}
     for init in inits:
         for name in backbones.qualified_names():
             if asked(name, globs) and (name, init) not in done:
                 yield name, init
+
+
+def read() -> list[dict[str, Any]]:
+    """The results so far."""
+    return list(map(json.loads, RESULTS.read_text().splitlines())) if RESULTS.exists() else []
 
 
 def asked(name: str, globs: list[str]) -> bool:
@@ -92,23 +203,29 @@ def main() -> int:
     """Run what is missing; the exit code is 1 if any result asked for is a failure."""
     parser = argparse.ArgumentParser(prog="python -m tests.sweep", description=__doc__)
     parser.add_argument("globs", nargs="*", help="such as 'resnet*' or 'timm/convnext*'")
-    parser.add_argument("--init", nargs="+", default=["center", "mean"], choices=["center", "mean"])
-    parser.add_argument("--one", nargs=2, metavar=("NAME", "INIT"), help=argparse.SUPPRESS)
+    parser.add_argument("--init", nargs="+", default=["center"], choices=["center", "mean"])
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--table", action="store_true", help="only write docs/coverage.md")
     arguments = parser.parse_args()
-    if arguments.one:
-        print(json.dumps(measure(*arguments.one)))
+    if arguments.table:
+        write_table(read(), Path("docs/coverage.md"))
         return 0
     globs: list[str] = arguments.globs
     RESULTS.parent.mkdir(exist_ok=True)
     console = Console(stderr=True)
-    for name, init in track(list(jobs(globs, arguments.init)), "sweep", console=console):
-        row = {"name": name, "init": init, **one(name, init)}
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        if not row["passed"]:
-            console.print(f"{name} ({init}): {row['reason']}", markup=False)
-    rows = list(map(json.loads, RESULTS.read_text().splitlines()))
-    wanted = [row for row in rows if row["init"] in arguments.init and asked(row["name"], globs)]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["i3dconvert.verification", "i3dconvert.backbones.timm", "torchvision"])
+    heavy = context.Semaphore(1)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        running = {pool.submit(one, *job, context, heavy): job for job in missing(globs, arguments.init)}
+        for future in track(as_completed(running), "sweep", total=len(running), console=console):
+            name, init = running[future]
+            row = {"name": name, "init": init, **future.result()}
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            if not row["passed"]:
+                console.print(f"{name} ({init}): {row['reason']}", markup=False)
+    wanted = [row for row in read() if row["init"] in arguments.init and asked(row["name"], globs)]
     passed = sum(bool(row["passed"]) for row in wanted)
     print(f"{passed} of {len(wanted)} equal to their 2D networks")
     return int(passed != len(wanted))

@@ -26,6 +26,13 @@ class Init(Enum):
     mean = "mean"
 
 
+class Form(Enum):
+    """What a convolution over time looks like."""
+
+    full = "3d"
+    factorised = "2plus1d"
+
+
 class Padding(Enum):
     """What lies before the first and behind the last frame, in the convolutions."""
 
@@ -58,6 +65,9 @@ def command(
         Padding | None,
         typer.Option(help="Of time.  [default: what keeps the network equal]", show_default=False),
     ] = None,
+    conv: Annotated[
+        Form, typer.Option(help="Full 3D kernels, or the 2D kernel followed by a temporal one.")
+    ] = Form.full,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -101,6 +111,7 @@ def command(
             rules,
             init.value,
             padding.value if padding else None,
+            conv=conv.value,
             weights=weights,
             seed=seed,
             dtype=dtype.torch() if dtype else None,
@@ -120,8 +131,7 @@ def _document(written: Written, layers: list[LayerRow]) -> dict[str, Any]:
         "backbone": written.origin.backbone.qualified,
         "weights": str(written.origin.weights),
         "recipe": written.inflation.recipe.name,
-        "init": written.inflation.init,
-        "padding": written.inflation.padding,
+        **asdict(written.inflation.style),
         "minimum_frames": written.inflation.minimum_frames,
         "parameters2d": written.parameters2d,
         "parameters3d": written.parameters3d,
@@ -141,7 +151,9 @@ def _show(written: Written, layers: list[LayerRow], verbose: bool) -> None:
         rows = ((len(found), *kind, sum(layer.parameters3d for layer in found)) for kind, found in kinds.items())
         render.show_table(("layers#", "operation", "2D kernel", "3D kernel", "stride", "parameters#"), rows)
     inflation = written.inflation
-    told = f"recipe {inflation.recipe.name}, init {inflation.init}, temporal padding {inflation.padding}"
+    style = inflation.style
+    told = f"recipe {inflation.recipe.name}, init {style.init}, temporal padding {style.padding}"
+    told += ", (2+1)D convolutions" if style.conv == "2plus1d" else ""
     render.show(f"{written.origin.backbone.qualified}, weights {written.origin.weights}; {told}")
     render.show(f"clips of {inflation.minimum_frames} frames or more")
     render.show(f"parameters {written.parameters2d:,} → {written.parameters3d:,}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
-from i3dconvert.lift.layers import PaddedPool3d
+from i3dconvert.kernels import Filling
+from i3dconvert.lift.modules import PaddedPool3d
 from i3dconvert.lift.network import Network3d
 from i3dconvert.recipes import Temporal
 
@@ -31,20 +33,24 @@ def describe(network: Network3d) -> list[LayerRow]:
     """The layers that a recipe has a say in, in the order of computation; weights are not needed."""
     fields = receptive_fields(network.graph)
     nodes = {str(node.target): node for node in network.graph.nodes if node.op == "call_module"}
+    fillings = network.inflation.fillings
     rows = []
     for layer in network.inflation.layers:
+        if layer.geometry.kind == "upsample":
+            continue
         module: Any = network.get_submodule(layer.name)
         module = module.pool if isinstance(module, PaddedPool3d) else module
-        kernel, stride = _triple(module.kernel_size, layer.lifted), _triple(module.stride, layer.lifted)
-        count = sum(parameter.numel() for parameter in module.parameters())
-        weight = module.weight.numel() if isinstance(module, nn.Conv2d | nn.Conv3d) else 0
+        factorised = getattr(module, "temporal", None) is not None
+        kernel = (layer.temporal.kernel, *_pair(module.kernel_size))
+        parameters = {f"{layer.name}.{name}": tensor for name, tensor in module.named_parameters()}
+        count = sum(tensor.numel() for tensor in parameters.values())
         row = LayerRow(
             name=layer.name,
-            operation=type(module).__name__,
+            operation="Conv(2+1)d" if factorised else type(module).__name__,
             kernel2d=kernel[1:],
             kernel3d=kernel,
-            stride3d=stride,
-            parameters2d=count - weight + weight // kernel[0],
+            stride3d=(layer.temporal.stride, *_pair(module.stride)),
+            parameters2d=sum(tensor.numel() // _gain(fillings.get(key)) for key, tensor in parameters.items()),
             parameters3d=count,
             receptive_field=fields[nodes[layer.name]],
         )
@@ -52,9 +58,15 @@ def describe(network: Network3d) -> list[LayerRow]:
     return rows
 
 
-def _triple(size: Any, lifted: bool) -> tuple[int, ...]:
-    sizes = (size,) * (3 if lifted else 2) if isinstance(size, int) else tuple(size)
-    return sizes if lifted else (1, *sizes)
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[-2], size[-1])
+
+
+def _gain(filling: Filling | None) -> int:
+    """How many times larger a 3D tensor is than its 2D form; one without a 2D form counts for nothing there."""
+    if filling is None:
+        return 1
+    return filling.taps if filling.identity is None else sys.maxsize
 
 
 def receptive_fields(graph: fx.Graph) -> dict[fx.Node, int]:

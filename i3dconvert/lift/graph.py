@@ -6,6 +6,7 @@ frames. Element-wise operations, and those along the channels, follow their inpu
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,9 +15,12 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from i3dconvert.errors import FramesError, LiftError, RecipeError
+from i3dconvert.kernels import Filling, Style
 from i3dconvert.lift import layout
-from i3dconvert.lift.layers import ANY_RANK, Counterpart, PaddedConv3d, counterpart, full_name
+from i3dconvert.lift.canonical import canonical, function_name, leaves
+from i3dconvert.lift.layers import ANY_RANK, UPSAMPLES, Counterpart, counterpart, full_name
 from i3dconvert.lift.layout import Layout
+from i3dconvert.lift.modules import SpatialPad
 from i3dconvert.lift.trace import BATCH, Traced
 from i3dconvert.recipes import Geometry, InsertedPool, Recipe, Temporal
 
@@ -43,56 +47,25 @@ class Lifted:
     modules: dict[str, nn.Module]
     layers: list[Layer]
     minimum_frames: int = 1
-    inflated: dict[str, int] = field(default_factory=dict)
-    """State-dict key → taps, for each tensor that gains a temporal axis."""
+    fillings: dict[str, Filling] = field(default_factory=dict)
+    """By state-dict key, for each tensor that gains a temporal axis or has no 2D form."""
     any_size: bool = False
     """Whether all values are images or vectors, all operations torch's own and no padding computed from the size."""
     folded: int = 0
     """How many times a clip is folded into frames."""
 
 
-def use_functional_pools(traced: Traced) -> None:
-    """Replace the pooling functions of the graph by pooling modules, so that recipes reach them by name."""
-    builders: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
-        "max_pool2d": (nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")),
-        "avg_pool2d": (
-            nn.AvgPool2d,
-            ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
-        ),
-        "adaptive_avg_pool2d": (nn.AdaptiveAvgPool2d, ("output_size",)),
-    }
-    for node in traced.graph.nodes:
-        name = layout.operation(node)
-        if node.op != "call_function" or name not in builders:
-            continue
-        cls, names = builders[name]
-        arguments = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
-        image = node.args[0] if node.args else arguments.pop("input")
-        if any(isinstance(value, fx.Node) for value in _leaves(arguments)):
-            continue
-        scope = node.meta["scope"]
-        target = f"{scope}.{node.name.removeprefix(scope.replace('.', '_') + '_')}".lstrip(".")
-        traced.root.set_submodule(target, cls(**arguments))
-        node.op, node.target, node.args, node.kwargs = "call_module", target, (image,), {}
-
-
-def _leaves(value: Any) -> list[Any]:
-    leaves: list[Any] = []
-    fx.node.map_aggregate(value, leaves.append)
-    return leaves
-
-
 class _Lift:
     """One pass over the 2D graph. `env` holds, for each 2D node, its 3D node and the layout that it is in."""
 
-    def __init__(self, traced: Traced, recipe: Recipe, padding: str) -> None:
-        self.old, self.root, self.recipe, self.padding = traced.graph, traced.root, recipe, padding
+    def __init__(self, traced: Traced, recipe: Recipe, style: Style) -> None:
+        self.old, self.root, self.recipe, self.style = traced.graph, traced.root, recipe, style
         self.graph = fx.Graph()
         self.env: dict[fx.Node, tuple[fx.Node, Layout]] = {}
         self.converted: dict[tuple[fx.Node, Layout], fx.Node] = {}
         self.modules: dict[str, nn.Module] = {}
         self.layers: dict[str, Layer] = {}
-        self.inflated: dict[str, int] = {}
+        self.fillings: dict[str, Filling] = {}
         self.pools = {_last_node(traced.graph, pool.after): pool for pool in recipe.pools}
         self.clips: fx.Node
 
@@ -109,7 +82,7 @@ class _Lift:
         _drop_unused_sizes(self.graph)
         self.graph.lint()
         folds = sum(node.target is layout.fold for node in self.graph.nodes)
-        return Lifted(self.graph, self.modules, list(self.layers.values()), inflated=self.inflated, folded=folds)
+        return Lifted(self.graph, self.modules, list(self.layers.values()), fillings=self.fillings, folded=folds)
 
     # What a value is, and how to have it in the layout that an operation wants.
 
@@ -173,7 +146,7 @@ class _Lift:
         return self.graph.get_attr(str(node.target)), Layout.PLAIN
 
     def call_module(self, node: fx.Node) -> tuple[fx.Node, Layout]:
-        module = self.root.get_submodule(str(node.target))
+        module: Any = self.root.get_submodule(str(node.target))
         entry = counterpart(module)
         image = node.args[0] if node.args else None
         liftable = isinstance(image, fx.Node) and self.is_image(image) and self.layout_of(image) is not Layout.PLAIN
@@ -186,6 +159,8 @@ class _Lift:
         self.modules.setdefault(str(node.target), module)
         if full_name(module) in ANY_RANK:
             return self.following(node)
+        if full_name(module) in UPSAMPLES and liftable:
+            return self.enlarged(node, str(node.target), module.mode, module.align_corners)
         return self.folded(node)
 
     def lifted(self, node: fx.Node, module: nn.Module, entry: Counterpart, image: fx.Node) -> tuple[fx.Node, Layout]:
@@ -195,9 +170,12 @@ class _Lift:
             temporal = self.recipe.temporal(name, geometry, bool(getattr(module, "ceil_mode", False)))
             self.layers[name] = Layer(name, node.name, geometry, temporal)
         if name not in self.modules:
-            self.modules[name] = entry.lift(module, temporal, self.padding)
-        if isinstance(module, nn.Conv2d):
-            self.inflated[f"{name}.weight"] = temporal.kernel
+            try:
+                self.modules[name] = entry.lift(module, temporal, self.style)
+                fillings = entry.fillings(module, temporal, self.style)
+            except RecipeError as error:
+                raise RecipeError(f"recipe {self.recipe.name!r} does not fit {name}: {error}") from None
+            self.fillings |= {f"{name}.{key}": filling for key, filling in fillings.items()}
         new = self.graph.create_node("call_module", name, (self.clip(image),), {}, node.name)
         new.meta["temporal"] = temporal
         return new, Layout.CLIP
@@ -212,9 +190,47 @@ class _Lift:
         return new, Layout.CLIP
 
     def call_function(self, node: fx.Node) -> tuple[fx.Node, Layout]:
+        if layout.operation(node) == "interpolate" and self.is_image(node.args[0]):
+            mode, corners = layout.argument(node, "mode", 3, "nearest"), layout.argument(node, "align_corners", 4)
+            return self.enlarged(node, function_name(node), mode, corners)
         return self.following(node) if layout.keeps_clip(node) else self.folded(node)
 
     call_method = call_function
+
+    def enlarged(self, node: fx.Node, name: str, mode: str, corners: bool | None) -> tuple[fx.Node, Layout]:
+        """An interpolation: of each frame, and then of time where the recipe says so."""
+        ratio = _upsampling(node)
+        geometry = Geometry("upsample", 1, math.ceil(ratio), 0)
+        temporal = self.recipe.temporal(name, geometry)
+        result = self.folded(node)
+        if temporal.stride == 1 or result[1] is Layout.PLAIN:
+            return result
+        self.env[node] = result
+        clip = self.clip(node)
+        self.layers[name] = Layer(name, node.name, geometry, temporal)
+        like = self.size_source(node)
+        if like is not None:
+            frames = self.graph.create_node("call_method", "size", (self.clip(like), 2))
+        elif temporal.stride == geometry.stride != ratio:
+            raise RecipeError(f"recipe {self.recipe.name!r} does not fit {name}: time can't grow by {ratio:.4g}")
+        else:
+            old = self.graph.create_node("call_method", "size", (clip, 2))
+            frames = self.call(operator.mul, old, temporal.stride)
+        new = self.call(layout.resize_time, clip, frames, mode, corners)
+        new.meta["temporal"] = temporal
+        return new, Layout.CLIP
+
+    def size_source(self, node: fx.Node) -> fx.Node | None:
+        """The image whose height and width an interpolation is told to reach, if the graph says which."""
+        seen = [leaf for leaf in leaves((node.args[1:], dict(node.kwargs))) if isinstance(leaf, fx.Node)]
+        for candidate in seen:
+            if candidate is node.args[0]:
+                continue
+            if isinstance(candidate.meta["value"], Tensor):
+                same = self.is_image(candidate) and candidate.meta["value"].shape[2:] == node.meta["value"].shape[2:]
+                return candidate if same and self.layout_of(candidate) is not Layout.PLAIN else None
+            seen += [n for n in candidate.all_input_nodes if n not in seen]
+        return None
 
     def following(self, node: fx.Node) -> tuple[fx.Node, Layout]:
         """An operation that works in either layout: on clips if any input is one and all can be."""
@@ -241,7 +257,9 @@ class _Lift:
     def folded(self, node: fx.Node) -> tuple[fx.Node, Layout]:
         varies = any(self.layout_of(n) is not Layout.PLAIN for n in node.all_input_nodes)
         result = Layout.FRAMES if varies and _holds_tensor(node.meta["value"]) else Layout.PLAIN
-        return self.copy(node, self.frames), result
+        new = self.copy(node, self.frames)
+        new.meta["plain"] = result is Layout.PLAIN
+        return new, result
 
     def copy(self, node: fx.Node, value: Any) -> fx.Node:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
@@ -263,6 +281,13 @@ class _Lift:
         return self.clip(node) if value.dim() == 4 else self.call(layout.over_time, new, self.clips)
 
 
+def _upsampling(node: fx.Node) -> float:
+    """Height out over height in."""
+    source = node.args[0] if node.args else node.kwargs["input"]
+    assert isinstance(source, fx.Node)
+    return float(node.meta["value"].shape[2] / source.meta["value"].shape[2])
+
+
 def _tuple(*values: Any) -> tuple[Any, ...]:
     return values
 
@@ -273,7 +298,7 @@ def _broadcasts(value: Any) -> bool:
 
 
 def _holds_tensor(value: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in _leaves(value))
+    return any(isinstance(leaf, Tensor) for leaf in leaves(value))
 
 
 def _last_node(graph: fx.Graph, module: str) -> fx.Node:
@@ -306,7 +331,7 @@ def lengths(graph: fx.Graph, frames: int) -> dict[fx.Node, int]:
         if node.op == "placeholder":
             count[node] = frames
             continue
-        if node.target == "size" or node.op == "output":
+        if node.target == "size" or node.op == "output" or node.meta.get("plain"):
             continue
         inputs = {count[n]: n for n in node.all_input_nodes if n in count}
         if not inputs:
@@ -316,10 +341,18 @@ def lengths(graph: fx.Graph, frames: int) -> dict[fx.Node, int]:
             raise FramesError(f"the inputs of {_shown(node)} have different numbers of frames: {sizes}")
         (size,) = inputs
         temporal: Temporal | None = node.meta.get("temporal")
-        count[node] = temporal.length(size) if temporal else size
+        like = _length_source(node)
+        count[node] = count[like] if like is not None else temporal.length(size) if temporal else size
         if count[node] < 1:
             raise FramesError(f"a clip of {frames} frames is too short: {_shown(node)} has {size} left")
     return count
+
+
+def _length_source(node: fx.Node) -> fx.Node | None:
+    """The clip that time is resized to the length of."""
+    frames = node.args[1] if node.target is layout.resize_time else None
+    source = frames.args[0] if isinstance(frames, fx.Node) and frames.target == "size" else None
+    return source if isinstance(source, fx.Node) else None
 
 
 def _shown(node: fx.Node) -> str:
@@ -345,17 +378,17 @@ def _problem(graph: fx.Graph, candidates: range) -> FramesError | None:
     return problem
 
 
-def lift(traced: Traced, recipe: Recipe, padding: str) -> Lifted:
-    """Apply `recipe` to a traced 2D network; `padding` (`zeros` or `replicate`) is the temporal one of convolutions.
+def lift(traced: Traced, recipe: Recipe, style: Style) -> Lifted:
+    """Apply `recipe` to a traced 2D network.
 
     Raises `RecipeError` when a rule matches nothing or the recipe breaks a join, `LiftError` for what can't be lifted.
     """
-    use_functional_pools(traced)
+    canonical(traced)
     recipe.check_matches(_layers(traced), [name for name, _ in traced.root.named_modules()])
-    lifted = _Lift(traced, recipe, padding).run()
+    lifted = _Lift(traced, recipe, style).run()
     lifted.any_size = all(_any_size(node) for node in traced.graph.nodes) and not any(
         isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d)
-        or (isinstance(module, PaddedConv3d) and module.space is not None)
+        or (isinstance(space := getattr(module, "space", None), SpatialPad) and space.fixed is None)
         for module in lifted.modules.values()
     )
     lifted.minimum_frames = minimum_frames(lifted.graph, recipe)
@@ -368,7 +401,7 @@ def lift(traced: Traced, recipe: Recipe, padding: str) -> Lifted:
 def _any_size(node: fx.Node) -> bool:
     if node.op == "call_function" and not layout.operation(node):
         return False
-    tensors = [leaf for leaf in _leaves(node.meta.get("value")) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in leaves(node.meta.get("value")) if isinstance(leaf, Tensor)]
     return node.op == "get_attr" or all(len(t) == BATCH and t.dim() in (1, 2, 4) for t in tensors if t.dim())
 
 
@@ -379,3 +412,7 @@ def _layers(traced: Traced) -> Iterator[tuple[str, str]]:
             entry = counterpart(module)
             if entry is not None and entry.geometry is not None:
                 yield str(node.target), entry.geometry(module).kind
+            elif full_name(module) in UPSAMPLES:
+                yield str(node.target), "upsample"
+        elif layout.operation(node) == "interpolate":
+            yield function_name(node), "upsample"

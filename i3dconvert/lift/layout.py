@@ -10,6 +10,7 @@ import enum
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from i3dconvert.errors import FramesError
@@ -52,6 +53,14 @@ def mean_over_time(frames: Tensor, clips: int) -> Tensor:
     return over_time(frames, clips).mean(1)
 
 
+def resize_time(clip: Tensor, frames: int, mode: str, align_corners: bool | None) -> Tensor:
+    """`(N, C, T, H, W)` → `(N, C, frames, H, W)`: nearest frames in the nearest modes, else linear between them."""
+    mode = mode if mode.startswith("nearest") else "bilinear"
+    flat = clip.flatten(3)
+    resized = F.interpolate(flat, (frames, flat.shape[3]), mode=mode, align_corners=align_corners)
+    return resized.reshape(*resized.shape[:3], *clip.shape[3:])
+
+
 ELEMENTWISE = frozenset(
     """
     abs add and_ bfloat16 clamp clamp_max clamp_min clip clone contiguous cos detach div divide double dropout
@@ -62,6 +71,11 @@ ELEMENTWISE = frozenset(
     """.split()
 )
 """Operations, as functions or methods, in place or not, that keep every position where it is."""
+
+CHANNELS_FIRST = frozenset(("batch_norm", "group_norm", "instance_norm", "prelu"))
+"""Operations on any number of axes, the channels at 1."""
+
+REDUCTIONS = frozenset(("amax", "amin", "mean", "sum"))
 
 CHANNELWISE = {"cat": 1, "concat": 1, "chunk": 2, "split": 2, "tensor_split": 2}
 """Operations along one axis that work on clips when that axis is the channels; the value: where `dim` stands."""
@@ -90,30 +104,31 @@ def mutates(node: fx.Node, root: Any) -> bool:
     return name in MUTATING or (name.endswith("_") and not name.endswith("__")) or bool(node.kwargs.get("inplace"))
 
 
+def argument(node: fx.Node, name: str, position: int, default: Any = None) -> Any:
+    """An argument of a call, however it was given."""
+    return node.kwargs.get(name, node.args[position] if len(node.args) > position else default)
+
+
 def keeps_clip(node: fx.Node) -> bool:
     """Whether a function or method does to a clip what it does to an image, all its inputs being clips."""
     name = operation(node)
-    if name in ELEMENTWISE:
+    if name in ELEMENTWISE or name in CHANNELS_FIRST:
         return True
     if name in CHANNELWISE:
-        position = CHANNELWISE[name]
-        dim = node.kwargs.get("dim", node.args[position] if len(node.args) > position else 0)
-        return bool(dim in (1, -3))
+        return bool(argument(node, "dim", CHANNELWISE[name], 0) == 1)
     if name == "getitem":
         container, index = node.args
         if isinstance(container, fx.Node) and isinstance(container.meta["value"], tuple | list):
             return True
         return isinstance(index, tuple) and len(index) == 2 and index[0] == slice(None) and isinstance(index[1], slice)
     if name == "pad":
-        mode = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
-        return bool(mode == "constant" and len(_pads(node)) <= 4)
-    if name == "mean":
-        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-        keep = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)
-        return bool(keep) and isinstance(dim, tuple | list) and sorted(dim) == [-2, -1]
+        return bool(argument(node, "mode", 2, "constant") == "constant" and len(_pads(node)) <= 4)
+    if name in REDUCTIONS:
+        dim = argument(node, "dim", 1)
+        return bool(argument(node, "keepdim", 2, False)) and {*(dim if isinstance(dim, list) else [dim])} <= {1, -2, -1}
     return False
 
 
 def _pads(node: fx.Node) -> Any:
-    pads = node.kwargs.get("pad", node.args[1] if len(node.args) > 1 else ())
+    pads = argument(node, "pad", 1, ())
     return pads if isinstance(pads, tuple | list) else (0,) * 6

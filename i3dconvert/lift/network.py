@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from i3dconvert.errors import RecipeError
-from i3dconvert.kernels import INITS, PADDINGS
+from i3dconvert.kernels import FORMS, INITS, PADDINGS, Filling, Style
 from i3dconvert.lift.graph import Layer, Lifted, lengths, lift
 from i3dconvert.lift.layers import is_layer
 from i3dconvert.lift.trace import Traced, trace
@@ -24,11 +24,10 @@ class Inflation:
     """What was done to a 2D network: everything that its 3D form and its tensors follow from."""
 
     recipe: Recipe
-    init: str
-    padding: str
+    style: Style
     layers: tuple[Layer, ...] = ()
-    inflated: Mapping[str, int] = field(default_factory=dict)
-    """State-dict key → temporal taps, for each tensor that gains an axis."""
+    fillings: Mapping[str, Filling] = field(default_factory=dict)
+    """By state-dict key, for each tensor that gains a temporal axis or has no 2D form."""
     minimum_frames: int = 1
     input: tuple[int, int, int] = (3, 224, 224)
     """The image `(C, H, W)` that the 2D network was traced at."""
@@ -39,15 +38,28 @@ class Inflation:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Backbone, weights, preprocessing: what a checkpoint says of its origin (empty for a user's own module)."""
 
-    def state(self, state2d: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """The 3D tensors of the 2D `state2d`, one at a time, under the same keys."""
-        for key, tensor in state2d.items():
-            yield key, self.tensor(key, tensor)
+    def keys(self, state2d: Iterable[str]) -> list[str]:
+        """The 3D network's keys for the 2D network's: the same, and those of temporal convolutions of their own."""
+        return [*state2d, *(key for key, filling in self.fillings.items() if filling.identity is not None)]
+
+    def source(self, key: str, state2d: Mapping[str, Tensor]) -> Tensor:
+        """The 2D tensor that the 3D one called `key` is made from, or takes its dtype from."""
+        return state2d[key] if key in state2d else state2d[key.replace(".temporal.", ".")]
 
     def tensor(self, key: str, tensor2d: Tensor) -> Tensor:
         """The 3D form of one 2D tensor: `(O, I, kH, kW)` → `(O, I, T, kH, kW)` where inflated, else as it is."""
-        taps = self.inflated.get(key)
-        return tensor2d if taps is None else INITS[self.init].inflate(tensor2d, taps)
+        filling = self.fillings.get(key)
+        return tensor2d if filling is None else filling(tensor2d, self.style.init)
+
+    def state(self, state2d: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """The 3D tensors of the 2D `state2d`, one at a time."""
+        for key in self.keys(state2d):
+            yield key, self.tensor(key, self.source(key, state2d))
+
+    def shape(self, key: str, tensor2d: Tensor) -> tuple[int, ...]:
+        """Of `tensor(key, tensor2d)`, without making it."""
+        filling = self.fillings.get(key)
+        return tuple(tensor2d.shape) if filling is None else filling.shape(tuple(tensor2d.shape))
 
 
 class Network3d(fx.GraphModule):
@@ -84,29 +96,30 @@ class Plan:
         return _assemble(self, model)
 
 
-def plan(model: nn.Module, recipe: Recipe, init: str, padding: str | None, shape: tuple[int, int, int]) -> Plan:
-    """Trace `model` on an image `(C, H, W)` and lift it.
-
-    `init` is `center` or `mean`; `padding` (`zeros` or `replicate`, temporal) defaults to what keeps the init equal.
-    Raises `RecipeError` and `LiftError` as `lift` and `trace` do.
-    """
-    if init not in INITS:
-        raise RecipeError(f"no init {init!r}; known: {', '.join(INITS)}")
+def style(init: str = "center", padding: str | None = None, conv: str = "3d") -> Style:
+    """A style by its names; `padding` defaults to what keeps the init equal. Raises `RecipeError` for unknown ones."""
+    for what, name, known in (("init", init, INITS), ("form of convolution", conv, FORMS)):
+        if name not in known:
+            raise RecipeError(f"no {what} {name!r}; known: {', '.join(known)}")
     padding = padding or INITS[init].padding
     if padding not in PADDINGS:
         raise RecipeError(f"no temporal padding {padding!r}; known: {', '.join(PADDINGS)}")
+    return Style(init, padding, conv)
+
+
+def plan(model: nn.Module, recipe: Recipe, style: Style, shape: tuple[int, int, int]) -> Plan:
+    """Trace `model` on an image `(C, H, W)` and lift it; raises `RecipeError`, `LiftError`."""
     traced = trace(model, is_layer, shape)
-    lifted = lift(traced, recipe, padding)
+    lifted = lift(traced, recipe, style)
     inflation = Inflation(
-        recipe,
-        init,
-        padding,
-        tuple(lifted.layers),
-        lifted.inflated,
-        lifted.minimum_frames,
-        shape,
-        lifted.any_size,
-        lifted.folded,
+        recipe=recipe,
+        style=style,
+        layers=tuple(lifted.layers),
+        fillings=lifted.fillings,
+        minimum_frames=lifted.minimum_frames,
+        input=shape,
+        any_size=lifted.any_size,
+        folds=lifted.folded,
     )
     return Plan(inflation, traced, lifted)
 

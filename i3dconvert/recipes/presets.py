@@ -64,6 +64,7 @@ VOLUMETRIC = Recipe(
 PRESETS = {recipe.name: recipe for recipe in (RESNET, DENSENET, I3D, I3D_RESNET, SLOW, C2D, UNIFORM, VOLUMETRIC)}
 
 _DEFAULTS = (
+    *((glob, UNIFORM) for glob in ("resnet*_clip*", "resn[ex]*ts", "resnet*q", "resnet50_mlp")),  # other module names
     ("resnet[0-9]*", RESNET),
     ("resnext[0-9]*", RESNET),
     ("wide_resnet[0-9]*", RESNET),

@@ -11,8 +11,8 @@ from i3dconvert.errors import RecipeError
 
 Size = int | Literal["spatial"]
 
-KINDS = ("pointwise", "spatial", "max_pool", "avg_pool")
-"""Kinds of layer: 1×1 convolutions, all other convolutions, and the two poolings with a window."""
+KINDS = ("pointwise", "spatial", "transposed", "max_pool", "avg_pool", "upsample")
+"""Kinds of layer: 1×1 convolutions, all others, transposed ones, the two poolings with a window, interpolations."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,16 @@ class Geometry:
     padding: int | None
     """None where it follows from the size, as in 'same' padding."""
     dilation: int = 1
+    output_padding: int = 0
+    """Of transposed convolutions."""
 
 
 @dataclass(frozen=True)
 class Temporal:
-    """What a lifted layer does along time: `before` and `after` count the frames padded at either end."""
+    """What a lifted layer does along time: `before` and `after` count the frames padded at either end.
+
+    Of a transposed convolution `stride` multiplies, `before` is its padding and `after` its output padding.
+    """
 
     kernel: int = 1
     stride: int = 1
@@ -37,6 +42,14 @@ class Temporal:
     after: int = 0
     dilation: int = 1
     ceil: bool = False
+    transposed: bool = False
+
+    @property
+    def first_tap(self) -> int | None:
+        """Of the `stride` taps that a transposed kernel starts with, as near the middle as every frame allows."""
+        least, most = self.kernel + self.after - self.stride - self.before, min(self.before, self.kernel - self.stride)
+        middle = (self.kernel - self.stride + 1) // 2
+        return None if max(least, 0) > most else min(max(middle, least, 0), most)
 
     @property
     def span(self) -> int:
@@ -45,6 +58,8 @@ class Temporal:
 
     def length(self, frames: int) -> int:
         """Frames out for `frames` in, as torch counts them (0 or less: too few)."""
+        if self.transposed:
+            return (frames - 1) * self.stride - 2 * self.before + self.kernel + self.after
         room = frames + self.before + self.after - self.span
         if not self.ceil:
             return room // self.stride + 1 if room >= 0 else 0
@@ -55,8 +70,11 @@ class Temporal:
 
 @dataclass(frozen=True)
 class Rule:
-    """`layer` is a glob over the layer's name, `kind` one of `KINDS` or `*`. A number left out keeps what an earlier
-    rule said, or 1; a padding left out is the one that aligns output with input frames."""
+    """`layer` is a glob over the layer's name (or several, `a|b`), `kind` one of `KINDS` or `*`.
+
+    A number left out keeps what an earlier rule said, or 1; a padding left out is the one that aligns output with input
+    frames.
+    """
 
     layer: str = "*"
     kind: str = "*"
@@ -66,7 +84,8 @@ class Rule:
     dilation: Size | None = None
 
     def matches(self, name: str, kind: str) -> bool:
-        return fnmatchcase(name, self.layer) and fnmatchcase(kind, self.kind)
+        """Whether the rule speaks of the layer called `name`."""
+        return any(fnmatchcase(name, glob) for glob in self.layer.split("|")) and fnmatchcase(kind, self.kind)
 
     def __str__(self) -> str:
         fields = {name: getattr(self, name) for name in ("kernel", "stride", "padding", "dilation")}
@@ -116,12 +135,25 @@ class Recipe:
         if chosen["padding"] == "spatial" and geometry.padding is None:
             chosen["padding"] = None
         kernel, stride, dilation = number("kernel"), number("stride"), number("dilation")
+        if geometry.kind in ("transposed", "upsample"):
+            return self._enlarging(geometry, kernel, stride, dilation, chosen["padding"])
         if chosen["padding"] is None:
             total = dilation * (kernel - 1)
             before, after = dilation * (kernel // 2), total - dilation * (kernel // 2)
         else:
             before = after = number("padding")
         return Temporal(kernel, stride, before, after, dilation, ceil)
+
+    def _enlarging(self, geometry: Geometry, kernel: int, stride: int, dilation: int, padding: Size | None) -> Temporal:
+        """Of what makes time longer; without a padding of its own, by the stride exactly."""
+        if geometry.kind == "upsample":
+            return Temporal(stride, stride, transposed=True)
+        kernel = max(kernel, stride)
+        before, after = (kernel - stride + 1) // 2, (kernel - stride) % 2
+        if padding is not None:
+            before = geometry.padding or 0 if padding == "spatial" else int(padding)
+            after = geometry.output_padding if padding == "spatial" else 0
+        return Temporal(kernel, stride, before, after, dilation, transposed=True)
 
     def check_matches(self, layers: Iterable[tuple[str, str]], modules: Iterable[str]) -> None:
         """Raise `RecipeError` for a rule that matches none of `layers` (name, kind), or a pool after no module.

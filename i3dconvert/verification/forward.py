@@ -39,6 +39,20 @@ class _FrameByFrame(TorchFunctionMode):
         return torch.cat([func(clip[:, :, start : start + span], *rest) for start in starts], dim=2)
 
 
+class Narrowing(TorchFunctionMode):
+    """Notes the first function that is given float64 and gives less: a network that computes in float32 whatever its
+    weights are (LayerNormFp32, say) can't be held to float64's rounding."""
+
+    found: str | None = None
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self.found is None and isinstance(result, Tensor) and result.dtype in (torch.float32, torch.float16):
+            wide = any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in args)
+            self.found = getattr(func, "__name__", str(func)) if wide else None
+        return result
+
+
 @contextmanager
 def evaluating(
     module: nn.Module, dtype: torch.dtype, stored_as: Mapping[str, Tensor] | None = None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from i3dconvert.lift.graph import use_functional_pools
+from i3dconvert.lift.canonical import canonical
 from i3dconvert.lift.layers import is_layer
 from i3dconvert.lift.network import Network3d
 from i3dconvert.lift.trace import BATCH, Traced, trace
@@ -24,8 +24,7 @@ def compare_layers(
     Stops where the networks can't go on together. Needs memory for one layer's values at a time, not for all.
     """
     channels, height, width = images.shape[1:]
-    traced = trace(model, is_layer, (channels, height, width))
-    use_functional_pools(traced)
+    traced = canonical(trace(model, is_layer, (channels, height, width)))
     found: list[LayerError] = []
     with evaluating(model, dtype, network.state_dict()), evaluating(network, dtype):
         steps3d = _steps(fx.Interpreter(network), replicated(images.to(dtype), frames))

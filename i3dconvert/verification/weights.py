@@ -19,22 +19,20 @@ def check_weights(inflation: Inflation, state2d: Mapping[str, Tensor], state3d: 
 
     The taps' places count, not only their sum. The detail names the tensors that differ.
     """
-    if keys := sorted(set(state2d) ^ set(state3d)):
+    expected = inflation.keys(state2d)
+    if keys := sorted(set(expected) ^ set(state3d)):
         return Check(NAME, False, f"{len(keys)} keys are in only one of the networks, such as {keys[0]}")
     problems = [
         f"{key} ({problem})"
-        for key, tensor2d in state2d.items()
-        if (problem := _difference(inflation, key, tensor2d, state3d[key]))
+        for key in expected
+        if (problem := _difference(inflation, key, inflation.source(key, state2d), state3d[key]))
     ]
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         return Check(NAME, False, f"{problems[0]}{more} differ{'' if more else 's'} from the 2D network")
-    how = "bit for bit" if inflation.init == "center" else "to rounding"
-    return Check(
-        NAME,
-        True,
-        f"{len(inflation.inflated)} inflated kernels {how}, {len(state2d) - len(inflation.inflated)} others equal",
-    )
+    how = "bit for bit" if inflation.style.init == "center" else "to rounding"
+    count = len(inflation.fillings)
+    return Check(NAME, True, f"{count} inflated kernels {how}, {len(expected) - count} others equal")
 
 
 def _difference(inflation: Inflation, key: str, tensor2d: Tensor, tensor3d: Tensor) -> str:
@@ -45,10 +43,10 @@ def _difference(inflation: Inflation, key: str, tensor2d: Tensor, tensor3d: Tens
         return f"shape {tuple(tensor3d.shape)} instead of {tuple(expected.shape)}"
     if _same_bits(expected, tensor3d):
         return ""
-    inflated = key in inflation.inflated
-    if inflated and inflation.init == "mean" and _same_to_rounding(expected, tensor3d):
+    inflated = key in inflation.fillings
+    if inflated and inflation.style.init == "mean" and _same_to_rounding(expected, tensor3d):
         return ""
-    if inflated and torch.equal(deflate(tensor3d), source.double()):
+    if inflated and torch.equal(deflate(tensor3d), deflate(expected)):
         return "its taps sum to the 2D kernel, but stand in other places"
     difference = (tensor3d.double() - expected.double()).abs()
     return (

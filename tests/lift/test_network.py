@@ -56,7 +56,7 @@ def test_it_trains_and_gradients_reach_every_inflated_weight() -> None:
         loss = nn.functional.cross_entropy(network(clip), label)
         loss.backward()
         losses.append(loss.item())
-        for key in network.inflation.inflated:
+        for key in network.inflation.fillings:
             gradient = network.get_parameter(key).grad
             assert gradient is not None
             assert gradient.abs().sum() > 0, key

@@ -4,6 +4,7 @@ import pytest
 
 from i3dconvert import backbones
 from i3dconvert.errors import RecipeError
+from i3dconvert.kernels import Style
 from i3dconvert.lift.describe import describe
 from i3dconvert.lift.network import Network3d, plan
 from i3dconvert.recipes import default_recipe, resolve
@@ -14,7 +15,7 @@ def lifted(name: str, recipe: str | None = None) -> Network3d:
     known = backbones.library(source)
     model = backbones.build(backbones.Backbone(source, bare, known.arguments(bare, None, None)))
     chosen = resolve(recipe) if recipe else default_recipe(name)
-    return plan(model, chosen, "center", None, (3, 224, 224)).network(model)
+    return plan(model, chosen, Style(), (3, 224, 224)).network(model)
 
 
 def layers(network: Network3d) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:

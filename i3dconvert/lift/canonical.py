@@ -1,0 +1,66 @@
+"""One way to say each thing: the traced graph rewritten so that what follows meets fewer forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from i3dconvert.lift import layout
+from i3dconvert.lift.trace import Traced
+
+_POOLS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
+    "max_pool2d": (nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")),
+    "avg_pool2d": (
+        nn.AvgPool2d,
+        ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+    ),
+    "adaptive_avg_pool2d": (nn.AdaptiveAvgPool2d, ("output_size",)),
+}
+
+
+def canonical(traced: Traced) -> Traced:
+    """Pooling functions become modules, so that recipes reach them by name; axes of images are counted as of clips."""
+    for node in traced.graph.nodes:
+        if node.op == "call_function" and layout.operation(node) in _POOLS:
+            _use_module(traced, node)
+        if layout.operation(node) in layout.REDUCTIONS:
+            _count_axes_as_of_clips(node)
+    return traced
+
+
+def function_name(node: fx.Node) -> str:
+    """A name for what a function computes: the module that it is called in, and the node's own."""
+    scope = node.meta["scope"]
+    return f"{scope}.{node.name.removeprefix(scope.replace('.', '_') + '_')}".lstrip(".")
+
+
+def leaves(value: Any) -> list[Any]:
+    """What nested tuples, lists and dicts hold."""
+    found: list[Any] = []
+    fx.node.map_aggregate(value, found.append)
+    return found
+
+
+def _use_module(traced: Traced, node: fx.Node) -> None:
+    cls, names = _POOLS[layout.operation(node)]
+    arguments = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+    image = node.args[0] if node.args else arguments.pop("input")
+    if any(isinstance(value, fx.Node) for value in leaves(arguments)):
+        return
+    target = function_name(node)
+    traced.root.set_submodule(target, cls(**arguments))
+    node.op, node.target, node.args, node.kwargs = "call_module", target, (image,), {}
+
+
+def _count_axes_as_of_clips(node: fx.Node) -> None:
+    """`mean(x, (2, 3))` → `mean(x, (-2, -1))`, which are height and width of a clip as well."""
+    image, dim = node.args[0] if node.args else None, layout.argument(node, "dim", 1)
+    value = image.meta["value"] if isinstance(image, fx.Node) else None
+    dims = dim if isinstance(dim, tuple | list) else [dim]
+    if not isinstance(value, Tensor) or value.dim() != 4 or not all(type(d) is int for d in dims):
+        return
+    counted = [{1: 1, 2: -2, 3: -1}.get(d % 4, d) for d in dims]
+    keep = layout.argument(node, "keepdim", 2, False)
+    node.kwargs = {**node.kwargs, "dim": counted if isinstance(dim, tuple | list) else counted[0], "keepdim": keep}
+    node.args = (image,)

@@ -1,0 +1,188 @@
+"""The 3D modules that torch itself does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Pair = tuple[int, int]
+
+
+def pair(value: int | Sequence[int]) -> Pair:
+    """An int for both axes, or `(height, width)`, as torch's 2D modules take them."""
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+def pad_time(clip: Tensor, before: int, after: int, mode: str) -> Tensor:
+    """`(N, C, T, H, W)` → `(N, C, before + T + after, H, W)`, with zeros or with the border frames replicated."""
+    if not before and not after:
+        return clip
+    pads = (0, 0, 0, 0, before, after)
+    return F.pad(clip, pads) if mode == "zeros" else F.pad(clip, pads, mode="replicate")
+
+
+def same_padding(size: int, kernel: int, stride: int, dilation: int) -> Pair:
+    """What TensorFlow's 'SAME' pads before and after an axis of `size` pixels."""
+    total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+    return total // 2, total - total // 2
+
+
+@dataclass(frozen=True)
+class SpatialPad:
+    """Padding of height and width that a 3D layer can't express: another mode, uneven, or depending on the size."""
+
+    mode: str
+    """`constant`, `reflect`, `replicate`, `circular`."""
+    fixed: tuple[int, int, int, int] | None
+    """`(left, right, top, bottom)`; `None` for TensorFlow's 'SAME'."""
+    kernel: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    dilation: Pair = (1, 1)
+    value: float = 0.0
+
+    def __call__(self, clip: Tensor) -> Tensor:
+        """`(N, C, T, H, W)` → the clip with height and width padded."""
+        if self.fixed is not None:
+            top_bottom, left_right = self.fixed[2:], self.fixed[:2]
+        else:
+            top_bottom, left_right = (
+                same_padding(clip.shape[axis - 2], self.kernel[axis], self.stride[axis], self.dilation[axis])
+                for axis in (0, 1)
+            )
+        if self.mode == "constant":
+            return F.pad(clip, (*left_right, *top_bottom), value=self.value)
+        return F.pad(clip, (*left_right, *top_bottom, 0, 0), mode=self.mode)
+
+
+class PaddedConv3d(nn.Conv3d):
+    """A `Conv3d` that pads time on its own terms, unevenly or by replicating the border frames.
+
+    With `temporal`, a `t×1×1` convolution behind it, it is the (2+1)D convolution of Tran et al., arXiv:1711.11248.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        time: tuple[int, int, str] = (0, 0, "zeros"),
+        space: SpatialPad | None = None,
+        temporal: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.time, self.space, self.temporal = time, space, temporal
+
+    def kernel(self) -> Tensor:
+        """`(O, I, T, kH, kW)`: what the clip is convolved with."""
+        return self.weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`(N, C, T, H, W)` → `(N, C', T', H', W')`."""
+        clip: Tensor = pad_time(input, *self.time)
+        clip = self._conv_forward(self.space(clip) if self.space else clip, self.kernel(), self.bias)
+        if self.temporal is not None:
+            clip = self.temporal(clip)
+        return clip
+
+    def extra_repr(self) -> str:
+        convolution: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{convolution}, time={self.time}" + (f", space={self.space}" if self.space else "")
+
+
+class StandardizedConv3d(PaddedConv3d):
+    """A convolution with standardised weights (arXiv:1903.10520; with a `gain` per filter, arXiv:2101.08692).
+
+    The 2D layer standardises its kernel in every forward pass. Statistics over a 3D kernel would be others, zero taps
+    counting in; here they are those of the sum of the taps, and tap t becomes `(w_t − share_t·μ) · gain / σ`, the
+    shares summing to one. So the taps of the standardised kernel sum to the standardised sum of the taps, whatever the
+    weights are, during fine-tuning too: the layer is always the inflation of a weight-standardised 2D one.
+    """
+
+    shares: Tensor
+
+    def __init__(self, *args: Any, eps: float, scale: float | None, shares: Tensor, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.eps, self.scale = eps, scale
+        self.register_buffer("shares", shares, persistent=False)
+        if scale is not None:
+            self.gain = nn.Parameter(self.weight.new_empty(self.out_channels, 1, 1, 1))
+
+    def kernel(self) -> Tensor:
+        """The standardised kernel, `(O, I, T, kH, kW)`."""
+        variance, mean = torch.var_mean(self.weight.sum(2), dim=(1, 2, 3), correction=0, keepdim=True)
+        factor = torch.rsqrt(variance + self.eps)
+        if self.scale is not None:
+            factor = factor * (self.gain * self.scale)
+        shares = self.shares.to(self.weight.dtype).reshape(-1, 1, 1)
+        return (self.weight - mean.unsqueeze(2) * shares) * factor.unsqueeze(2)
+
+
+class PaddedPool3d(nn.Module):
+    """A 3D pooling behind replicated border frames, which weigh as in the 2D pooling, and padding of its own."""
+
+    def __init__(self, pool: nn.Module, before: int, after: int, space: SpatialPad | None = None) -> None:
+        super().__init__()
+        self.pool, self.before, self.after, self.space = pool, before, after, space
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """`(N, C, T, H, W)` → `(N, C, T', H', W')`."""
+        clip = pad_time(clip, self.before, self.after, "replicate")
+        pooled: Tensor = self.pool(self.space(clip) if self.space else clip)
+        return pooled
+
+
+class BlurPool3d(nn.Module):
+    """An anti-aliased subsampling (Zhang, arXiv:1904.11486) over clips: a binomial filter along time as in space."""
+
+    filt: Tensor
+    taps: Tensor
+
+    def __init__(self, blur: Any, kernel: int, stride: int, before: int, after: int) -> None:
+        super().__init__()
+        self.kernel_size = (kernel, *pair(blur.filt_size))
+        self.stride = (stride, *pair(blur.stride))
+        self.before, self.after = before, after
+        self.space = SpatialPad("constant" if blur.pad_mode == "zeros" else blur.pad_mode, tuple(blur.padding))
+        self.register_buffer("filt", blur.filt, persistent=False)
+        taps = [comb(kernel - 1, i) / 2 ** (kernel - 1) for i in range(kernel)]
+        self.register_buffer("taps", torch.tensor(taps), persistent=False)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """`(N, C, T, H, W)` → `(N, C, T', H', W')`."""
+        padded = self.space(pad_time(clip, self.before, self.after, "replicate"))
+        channels = padded.shape[1]
+        kernel = self.filt.unsqueeze(2) * self.taps.to(self.filt.dtype).reshape(-1, 1, 1)
+        return F.conv3d(padded, kernel.expand(channels, *kernel.shape[1:]), stride=self.stride, groups=channels)
+
+
+class BatchNormAct3d(nn.BatchNorm3d):
+    """timm's BatchNorm with an activation, over clips; `drop` and `act` are the 2D module's own."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`(N, C, T, H, W)` → `(N, C, T, H, W)`."""
+        activated: Tensor = self.act(self.drop(super().forward(input)))
+        return activated
+
+
+class LayerNorm3d(nn.LayerNorm):
+    """LayerNorm over the channels of every position of a clip."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`(N, C, T, H, W)` → `(N, C, T, H, W)`."""
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+
+
+class GlobalAvgPool(nn.Module):
+    """`(N, C, T, H, W)` → `(N, C, T, 1, 1)`: an adaptive pool to one pixel, in the form that exports with any T."""
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """The mean over height and width."""
+        return clip.mean(dim=(-2, -1), keepdim=True)

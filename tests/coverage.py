@@ -1,0 +1,84 @@
+"""`docs/coverage.md`: what the sweep found, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+HEAD = """# Coverage: every backbone, inflated and verified
+
+Made by `python -m tests.sweep --table` from the results of `make sweep`; not written by hand. Each network has seeded
+random weights under which every layer matters, is inflated with its default recipe and compared with its 2D network on
+two clips of noise, two frames each (or as few as the recipe allows), replicated.
+
+- *convolutions*: those with a kernel of more than one pixel; *lifted*: those that became 3D convolutions.
+- *folds*: how many times a clip is turned into frames, for what has no 3D counterpart (attention, linear heads).
+- *float64*, *float32*: the relative error max |Δ| / max |reference|. A mark † stands at networks that compute in
+  float32 whatever the dtype of their weights; they are held to 1e-5 in both.
+- *size*: height and width in pixels, the smallest that the network takes of those tried. A mark ‡ stands at networks
+  too large for 24 GiB, which were built with the blocks given.
+"""
+
+
+def write_table(rows: list[Row], path: Path) -> None:
+    """Write the summary, the families, and one line a network."""
+    rows = sorted((row for row in rows if row["init"] == "center"), key=lambda row: ("/" in row["name"], row["name"]))
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join([HEAD, *_summary(rows), *_families(rows), *_networks(rows)]) + "\n")
+
+
+def _summary(rows: list[Row]) -> Iterator[str]:
+    for source, mine in (
+        ("torchvision", [row for row in rows if "/" not in row["name"]]),
+        ("timm", [row for row in rows if row["name"].startswith("timm/")]),
+    ):
+        passed = [row for row in mine if row["passed"]]
+        strict = [row for row in passed if not row["computes_in_float32"]]
+        worst = {dtype: max((row[dtype] for row in strict), default=0.0) for dtype in ("float64", "float32")}
+        yield (
+            f"- **{source}**: {len(passed)} of {len(mine)} equal; worst error {worst['float64']:.1e} in float64 and "
+            f"{worst['float32']:.1e} in float32; {len(passed) - len(strict)} compute in float32 themselves (†)."
+        )
+    yield ""
+
+
+def _families(rows: list[Row]) -> Iterator[str]:
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        if "family" in row:
+            families.setdefault(row["family"], []).append(row)
+    yield from ("## Families", "")
+    yield from _table(("family", "networks", "equal", "convolutions", "lifted", "share"))
+    for family, mine in sorted(families.items()):
+        found, lifted = (sum(row[key] for row in mine) for key in ("convolutions", "lifted"))
+        share = f"{lifted / found:.1%}" if found else "–"
+        yield _line(family, len(mine), sum(row["passed"] for row in mine), found, lifted, share)
+    yield ""
+
+
+def _networks(rows: list[Row]) -> Iterator[str]:
+    yield from ("## Networks", "")
+    columns = ("name", "family", "size", "convolutions", "lifted", "folds", "float64", "float32", "seconds")
+    yield from _table(columns)
+    for row in rows:
+        if not row["passed"]:
+            yield _line(row["name"], row.get("family", ""), f"not equal: {row['reason']}", *[""] * 6)
+            continue
+        blocks = "".join(f" ({key} {value})" for key, value in row["blocks"].items())
+        name = row["name"] + (f" ‡{blocks}" if blocks else "")
+        float64 = f"{row['float64']:.1e}{' †' if row['computes_in_float32'] else ''}"
+        numbers = (row[key] for key in ("size", "convolutions", "lifted", "folds"))
+        yield _line(name, row["family"], *numbers, float64, f"{row['float32']:.1e}", row["seconds"])
+
+
+def _table(columns: Iterable[str]) -> Iterator[str]:
+    columns = list(columns)
+    yield _line(*columns)
+    yield _line(*["---"] * len(columns))
+
+
+def _line(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
