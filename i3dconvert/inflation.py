@@ -26,13 +26,15 @@ def inflate(
     conv: str = "3d",
     weights: str = "default",
     seed: int = 0,
-    size: int = 224,
+    size: int | None = None,
+    features: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Network3d:
     """Inflate a 2D network: images `(N, C, H, W)` become clips `(N, C, T, H, W)`.
 
     Args:
-        model: any module that traces, or a backbone's name (`resnet50`, `timm/convnext_tiny`).
+        model: any module that traces, a backbone's name (`resnet50`, `timm/convnext_tiny`), or
+            `path/to/module.py:factory`, a function of your own that returns one (its code is run).
         recipe: a preset's name, the path of a `.toml` file, or a `Recipe`; by default the backbone's own preset
             (`uniform` for a module).
         init: how the taps are filled, `center` or `mean` (see `i3dconvert.kernels`).
@@ -40,7 +42,8 @@ def inflate(
         conv: the form of temporal convolutions, `3d` or `2plus1d` (the 2D kernel, then a temporal one that starts as
             the identity; Tran et al., arXiv:1711.11248).
         weights: for a name, `default`, a pretrained set's name, `random` (with `seed`), or the path of a file.
-        size: for a module, the height and width in pixels that it is traced at.
+        size: the height and width in pixels that the network is traced at, by default the backbone's own, or 224.
+        features: for timm's names, the backbone without its head, which gives a list of feature maps.
         dtype: of the floating-point tensors, by default as they are.
 
     Returns:
@@ -50,8 +53,9 @@ def inflate(
         BackboneError, WeightsError, RecipeError, LiftError.
     """
     if isinstance(model, str):
-        return inflate_loaded(*backbones.load(model, weights, seed), recipe, init, padding, conv=conv, dtype=dtype)
-    shape = (_channels(model), size, size)
+        loaded = backbones.load(model, weights, seed, features=features, size=size)
+        return inflate_loaded(*loaded, recipe, init, padding, conv=conv, dtype=dtype)
+    shape = (_channels(model), size or 224, size or 224)
     planned = plan(model, resolve(recipe or "uniform"), style(init, padding, conv), shape)
     return _filled(planned, model, None, dtype)
 
@@ -110,6 +114,8 @@ def inflate_to_file(
     conv: str = "3d",
     weights: str = "default",
     seed: int = 0,
+    features: bool = False,
+    size: int | None = None,
     dtype: torch.dtype | None = None,
     force: bool = False,
     progress: bool = False,
@@ -118,7 +124,7 @@ def inflate_to_file(
 
     Raises what `inflate` raises, and `OutputError`; nothing is left at `path` then but what was there before.
     """
-    model, origin = backbones.load(backbone, weights, seed, progress)
+    model, origin = backbones.load(backbone, weights, seed, progress, features=features, size=size)
     told = _recipe(recipe, origin).with_rules(rules)
     planned: Plan = plan(model, told, style(init, padding, conv), origin.input)
     inflation = planned.inflation

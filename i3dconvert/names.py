@@ -12,6 +12,10 @@ from pathlib import Path
 from i3dconvert.errors import BackboneError
 
 SOURCES = ("torchvision", "timm")
+USER = "user"
+"""The source of `PATH.py:FACTORY`, a network of the user's own."""
+
+_FOLDERS = {"torchvision": ("models", "models/segmentation"), "timm": ("models",)}
 
 _REGISTERED = re.compile(r"^@register_model\b.*?^def (\w+)", re.MULTILINE | re.DOTALL)
 
@@ -22,8 +26,9 @@ def names(source: str) -> tuple[str, ...]:
     spec = find_spec(source)
     if spec is None or not spec.submodule_search_locations:
         return ()
-    folder = Path(spec.submodule_search_locations[0]) / "models"
-    return tuple(sorted(name for file in sorted(folder.glob("*.py")) for name in _registered(file)))
+    root = Path(spec.submodule_search_locations[0])
+    files = (file for folder in _FOLDERS[source] for file in (root / folder).glob("*.py"))
+    return tuple(sorted(name for file in files for name in _registered(file)))
 
 
 def _registered(file: Path) -> Iterator[str]:
@@ -41,12 +46,18 @@ def qualified_names(source: str | None = None) -> list[str]:
 def parse(text: str) -> tuple[str, str]:
     """`resnet50` → `("torchvision", "resnet50")`, `timm/resnet50.a1_in1k` → `("timm", "resnet50.a1_in1k")`.
 
+    `path/to/module.py:factory` is a network of the user's own, which is not looked at here.
+
     Raises `BackboneError` with close matches for an unknown name, or with the way to install timm.
     """
+    if ".py:" in text:
+        return USER, text
     source, slash, name = text.rpartition("/")
     source = source if slash else "torchvision"
     if source not in SOURCES:
-        raise BackboneError(f"unknown source {source!r} in {text!r}; known: NAME (torchvision) and timm/NAME")
+        raise BackboneError(
+            f"unknown source {source!r} in {text!r}; known: NAME (torchvision), timm/NAME, PATH.py:FACTORY"
+        )
     if not names(source):
         raise BackboneError(f"{source} is not installed; pip install {source}")
     architecture = name.partition(".")[0] if source == "timm" else name

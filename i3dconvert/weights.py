@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -25,6 +26,8 @@ _PREFIXES = ("module.", "_orig_mod.")
 def read_state(path: Path) -> State:
     """The state dict in a `.safetensors`, `.pth` or `.pt` file, memory-mapped where the format allows.
 
+    Of a checkpoint in several safetensors files, `path` is the index, `model.safetensors.index.json`.
+
     A dict nested under `state_dict`, `model` or `model_state` is found, the prefixes `module.` and `_orig_mod.` are
     stripped. No code in the file is run. Raises `WeightsError`.
     """
@@ -33,7 +36,7 @@ def read_state(path: Path) -> State:
     if not path.exists():
         raise WeightsError(f"there is no file {path}")
     try:
-        document = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        document = _READERS.get(path.suffix, _read_pickle)(path)
     except PermissionError:
         raise WeightsError(f"no permission to read {path}") from None
     state = _find_state(document)
@@ -48,6 +51,25 @@ def _read_safetensors(path: Path) -> Any:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is not a readable safetensors file: {error}") from None
+
+
+def _read_shards(index: Path) -> Any:
+    """The tensors that a Hugging Face index names, from files beside it."""
+    try:
+        shards = json.loads(index.read_bytes())["weight_map"]
+        files = sorted({str(file) for file in shards.values()})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
+        raise WeightsError(f"{index} is not a readable safetensors index: {type(error).__name__}: {error}") from None
+    outside = next((file for file in files if Path(file).name != file), None)
+    if outside is not None:
+        raise WeightsError(f"{index} names {outside!r}, which is not a file beside it")
+    missing = next((file for file in files if not (index.parent / file).is_file()), None)
+    if missing is not None:
+        raise WeightsError(f"{index} names {missing}, which is not there")
+    state = {key: tensor for file in files for key, tensor in _read_safetensors(index.parent / file).items()}
+    if lost := sorted(set(shards) - set(state)):
+        raise WeightsError(f"{index} names {_some('missing', lost)} that its files do not hold")
+    return {key: state[key] for key in shards}
 
 
 def _read_pickle(path: Path) -> Any:
@@ -65,6 +87,9 @@ def _read_pickle(path: Path) -> Any:
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
         raise WeightsError(f"{path} is not a readable PyTorch file: {str(error).partition(chr(10))[0]}") from None
+
+
+_READERS: dict[str, Callable[[Path], Any]] = {".safetensors": _read_safetensors, ".json": _read_shards}
 
 
 def _find_state(document: Any) -> State:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torchvision import models
 
 from i3dconvert import backbones, inflate, verify
@@ -96,9 +97,11 @@ def test_timm_weights_without_a_network(run: Run, monkeypatch: pytest.MonkeyPatc
 
 def test_old_files_with_other_keys_and_auxiliary_heads() -> None:
     known = backbones.library("torchvision")
-    names = known.canonical("densenet121", {"features.denseblock1.denselayer1.norm.1.weight": torch.zeros(1)})
+    names = known.canonical(
+        "densenet121", {}, {"features.denseblock1.denselayer1.norm.1.weight": torch.zeros(1)}, nn.Identity()
+    )
     assert list(names) == ["features.denseblock1.denselayer1.norm1.weight"]
-    assert known.canonical("googlenet", {"aux1.fc.bias": torch.zeros(1)}) == {}
+    assert known.canonical("googlenet", {}, {"aux1.fc.bias": torch.zeros(1)}, nn.Identity()) == {}
     assert known.arguments("googlenet", "IMAGENET1K_V1", None)["transform_input"] is True
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from i3dconvert.errors import WeightsError
-from i3dconvert.names import names, parse, qualified_names
+from i3dconvert import trust
+from i3dconvert.errors import BackboneError, WeightsError
+from i3dconvert.names import USER, names, parse, qualified_names
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.weights import NoInit, State, classes_in, digest, fit, randomise, read_state
 
@@ -22,7 +23,7 @@ IMAGENET_CLASSES = 1000
 
 
 def library(source: str) -> Any:
-    """The module of this package that knows `source` (`torchvision`, `timm`)."""
+    """The module of this package that knows `source` (`torchvision`, `timm`, `user`)."""
     return importlib.import_module(f"i3dconvert.backbones.{source}")
 
 
@@ -38,7 +39,7 @@ class Backbone:
     @property
     def qualified(self) -> str:
         """The name as the command line takes it."""
-        return self.name if self.source == "torchvision" else f"{self.source}/{self.name}"
+        return f"timm/{self.name}" if self.source == "timm" else self.name
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,17 @@ class Origin:
     classes: int
 
     def to_dict(self, beside: Path | None = None) -> dict[str, Any]:
-        """Plain data; the path of a weight file is written relative to the directory `beside`."""
+        """Plain data; paths of the user's files are written relative to the directory `beside`."""
         weights = {key: value for key, value in vars(self.weights).items() if value is not None}
         if self.weights.kind != "random":
             weights.pop("seed")
         if self.weights.path is not None and beside is not None:
             weights["path"] = os.path.relpath(self.weights.path, beside)
+        backbone = dict(vars(self.backbone)) | {"arguments": dict(self.backbone.arguments)}
+        if self.backbone.source == USER and beside is not None:
+            backbone["name"] = os.path.relpath(self.backbone.name, beside)
         return {
-            "backbone": dict(vars(self.backbone)) | {"arguments": dict(self.backbone.arguments)},
+            "backbone": backbone,
             "weights": weights,
             "preprocessing": self.preprocessing.to_dict(),
             "input": list(self.input),
@@ -86,9 +90,12 @@ class Origin:
         weights = Weights(**document["weights"])
         if weights.path is not None and beside is not None:
             weights = replace(weights, path=str(beside / weights.path))
+        backbone = Backbone(**document["backbone"])
+        if backbone.source == USER and beside is not None:
+            backbone = replace(backbone, name=os.path.normpath(beside / backbone.name))
         channels, height, width = document["input"]
         return cls(
-            backbone=Backbone(**document["backbone"]),
+            backbone=backbone,
             weights=weights,
             preprocessing=Preprocessing.from_dict(document["preprocessing"]),
             input=(int(channels), int(height), int(width)),
@@ -106,7 +113,12 @@ class Origin:
         return replace(self, backbone=replace(self.backbone, arguments=arguments), classes=classes)
 
     def build(self) -> nn.Module:
-        """The 2D network in eval mode, its parameters not yet set."""
+        """The 2D network in eval mode, its parameters not yet set.
+
+        Raises `CheckpointError` where that would run a file that the user has not run or trusted before.
+        """
+        if self.backbone.source == USER:
+            trust.check(library(USER).split(self.backbone.name)[0])
         return build(self.backbone)
 
     def load(self, reference: Path | None = None, progress: bool = False) -> nn.Module:
@@ -120,6 +132,7 @@ class Origin:
         if state is None:
             randomise(model, weights.seed, self.input)
         else:
+            state = _canonical(self.backbone, state, model)
             fit(model, state, weights.path or f"{self.backbone.qualified} {weights}")
         found = digest(model.state_dict())
         if self.weights.sha256 and found != self.weights.sha256:
@@ -137,33 +150,55 @@ def build(backbone: Backbone) -> nn.Module:
     return model.eval()
 
 
-def load(text: str, weights: str = "default", seed: int = 0, progress: bool = False) -> tuple[nn.Module, Origin]:
+def load(
+    text: str,
+    weights: str = "default",
+    seed: int = 0,
+    progress: bool = False,
+    *,
+    features: bool = False,
+    size: int | None = None,
+) -> tuple[nn.Module, Origin]:
     """A 2D network by name, with `weights`: `default`, a pretrained set's name, `random`, or the path of a file.
 
-    Raises `BackboneError` for an unknown name, `WeightsError` for weights that are not to be had or do not fit.
+    With `features`, a timm backbone without its head, which gives a list of feature maps. `size` is the height and
+    width that the network is traced at, by default the backbone's own. Code of the user's own,
+    `path/to/module.py:factory`, is run. Raises `BackboneError` for an unknown name, `WeightsError` for weights that are
+    not to be had or do not fit.
     """
     source, name = parse(text)
     known = library(source)
+    if features and source != "timm":
+        raise BackboneError(f"feature maps are given by timm's backbones; {text} is none (timm/NAME)")
+    if source == USER:
+        trust.remember(known.split(name)[0])
     if source == "timm" and "." in name and weights == "default":
         name, _, weights = name.partition(".")
     chosen = _choose(known, name, weights, seed)
-    backbone = Backbone(source, name, known.arguments(name, chosen.name, None), known.version)
+    arguments = known.arguments(name, chosen.name, None) | ({"features_only": True} if features else {})
+    backbone = Backbone(source, name, arguments, known.version)
     state = _state(backbone, chosen, progress)
     model = build(backbone)
-    classes = IMAGENET_CLASSES
-    if state is None:
-        pass
-    elif (count := classes_in(state, model, _classes(model))) is not None:
-        backbone = replace(backbone, arguments=known.arguments(name, chosen.name, count))
-        model, classes = build(backbone), count
-    size = known.image_size(name, chosen.name, backbone.arguments)
-    shape = (known.channels(name), size, size)
+    classes = 0 if features else _classes(model) or IMAGENET_CLASSES
+    if state is not None:
+        state = _canonical(backbone, state, model)
+        if (count := classes_in(state, model, classes)) is not None:
+            backbone = replace(backbone, arguments=known.arguments(name, chosen.name, count))
+            model, classes = build(backbone), count
+    size = size or known.image_size(name, chosen.name, backbone.arguments)
+    shape = (known.channels(name, model), size, size)
     if state is None:
         randomise(model, seed, shape)
     else:
         fit(model, state, chosen.path or f"{backbone.qualified} {chosen}")
     chosen = replace(chosen, sha256=digest(model.state_dict()))
-    return model, Origin(backbone, chosen, known.preprocessing(name, chosen.name), shape, _classes(model) or classes)
+    return model, Origin(backbone, chosen, known.preprocessing(name, chosen.name), shape, classes)
+
+
+def _canonical(backbone: Backbone, state: State, model: nn.Module) -> State:
+    """The keys of a weight file as the network built today has them."""
+    renamed: State = library(backbone.source).canonical(backbone.name, backbone.arguments, state, model)
+    return renamed
 
 
 def _classes(model: nn.Module) -> int:
@@ -177,7 +212,9 @@ def _choose(known: Any, name: str, weights: str, seed: int) -> Weights:
     if weights == "random":
         return Weights("random", seed=seed)
     path = Path(weights)
-    if path.suffix in (".pth", ".pt", ".safetensors", ".bin") or "/" in weights:
+    if weights.startswith("hf-hub:") and hasattr(known, "HUB"):
+        return Weights("pretrained", name=weights)
+    if path.suffix in (".pth", ".pt", ".safetensors", ".bin", ".json") or "/" in weights:
         return Weights("file", name=known.recognise(name, path.name), path=str(path))
     offered = known.offered(name)
     if weights == "default" and offered:
@@ -195,8 +232,6 @@ def _state(backbone: Backbone, weights: Weights, progress: bool) -> State | None
     if weights.kind == "random":
         return None
     if weights.kind == "pretrained":
-        state = known.pretrained(backbone.name, weights.name, progress)
-    else:
-        state = read_state(Path(str(weights.path)))
-    canonical: State = known.canonical(backbone.name, state)
-    return canonical
+        state: State = known.pretrained(backbone.name, weights.name, progress)
+        return state
+    return read_state(Path(str(weights.path)))

@@ -1,4 +1,4 @@
-"""timm's classifiers."""
+"""timm's classifiers, and its backbones without a head (`features_only`)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from typing import Any
 
 import timm
 import timm.data
+from timm.models import PretrainedCfg
+from timm.models._hub import load_model_config_from_hf
 from torch import nn
 
 from i3dconvert.errors import BackboneError, WeightsError
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.weights import State
+
+HUB = "hf-hub:"
+"""Before the name of a repository on the Hugging Face hub, as timm has it."""
 
 version: str = timm.__version__
 
@@ -31,11 +36,31 @@ def arguments(name: str, weights: str | None, classes: int | None) -> dict[str, 
     return {} if classes is None else {"num_classes": classes}
 
 
+def _hub_config(name: str, weights: str) -> dict[str, Any]:
+    """What a repository on the Hugging Face hub says of itself, by timm's own resolver."""
+    try:
+        config, architecture, _ = load_model_config_from_hf(weights.removeprefix(HUB))
+    except Exception as error:  # noqa: BLE001 - the hub client has its own errors for every way to be offline
+        raise _unavailable(name, weights, error) from None
+    if architecture != name.partition(".")[0]:
+        raise WeightsError(f"{weights} holds weights of timm/{architecture}, not of timm/{name}")
+    return dict(config)
+
+
+def _unavailable(name: str, weights: str, error: Exception) -> WeightsError:
+    return WeightsError(
+        f"can't get timm's weights {weights} for {name} ({str(error).partition(chr(10))[0]}); "
+        "-w PATH takes a local file, -w random seeded random weights"
+    )
+
+
 def _tagged(name: str, weights: str | None) -> str:
     return f"{name.partition('.')[0]}.{weights}" if weights else name
 
 
 def _config(name: str, weights: str | None) -> Any:
+    if weights is not None and weights.startswith(HUB):
+        return PretrainedCfg(**_hub_config(name, weights))
     config = timm.models.get_pretrained_cfg(_tagged(name, weights), allow_unregistered=True)
     if config is None:
         raise BackboneError(f"timm knows no configuration of {name!r}")
@@ -63,19 +88,24 @@ def recognise(name: str, file_name: str) -> str | None:
 
 def pretrained(name: str, weights: str, progress: bool) -> State:
     """The pretrained set's state dict from the hub's cache, or downloaded into it."""
+    given: dict[str, Any] = {"model_name": _tagged(name, weights)}
+    if weights.startswith(HUB):
+        config = _hub_config(name, weights)
+        given = {"model_name": name, "pretrained_cfg": config, "num_classes": config.get("num_classes")}
     try:
-        state: State = timm.create_model(_tagged(name, weights), pretrained=True).state_dict()
+        state: State = timm.create_model(**given, pretrained=True).state_dict()
     except Exception as error:  # noqa: BLE001 - the hub client has its own errors for every way to be offline
-        raise WeightsError(
-            f"can't get timm's weights {weights} for {name} ({str(error).partition(chr(10))[0]}); "
-            "-w PATH takes a local file, -w random seeded random weights"
-        ) from None
+        raise _unavailable(name, weights, error) from None
     return state
 
 
-def canonical(name: str, state: State) -> State:
-    """timm's files are as its networks are."""
-    return state
+def canonical(name: str, arguments: Mapping[str, Any], state: State, model: nn.Module) -> State:
+    """The keys of a classifier's weights as the network without a head has them; else as they are."""
+    if not arguments.get("features_only"):
+        return state
+    flat = {key.replace(".", "_"): key for key in state}
+    wanted = {key: key.removeprefix("model.").replace(".", "_") for key in model.state_dict()}
+    return {key: state[flat[bare]] for key, bare in wanted.items() if bare in flat}
 
 
 def preprocessing(name: str, weights: str | None) -> Preprocessing:
@@ -96,7 +126,7 @@ def image_size(name: str, weights: str | None, arguments: Mapping[str, Any]) -> 
     return int(_config(name, weights).input_size[-1])
 
 
-def channels(name: str) -> int:
+def channels(name: str, model: nn.Module) -> int:
     """Input channels."""
     return int(_config(name, None).input_size[0])
 

@@ -1,4 +1,4 @@
-"""torchvision's classifiers."""
+"""torchvision's classifiers and segmentation networks."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ version: str = torchvision.__version__
 _ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("googlenet", {"aux_logits": False, "init_weights": False}),
     ("inception_v3", {"aux_logits": False, "init_weights": False}),
+    *((glob, {"weights_backbone": None, "aux_loss": False}) for glob in ("fcn_*", "deeplabv3_*")),
+    ("lraspp_*", {"weights_backbone": None}),
 )
 """What a builder is given beside the number of classes: no auxiliary heads (I3D has none), no slow initialisation."""
 
@@ -30,7 +32,12 @@ _PRETRAINED_ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 """What torchvision's builders change when they are given their own weights."""
 
-_DROPPED = (("googlenet", r"aux[12]\."), ("inception_v3", r"AuxLogits\."))
+_DROPPED = (
+    ("googlenet", r"aux[12]\."),
+    ("inception_v3", r"AuxLogits\."),
+    ("fcn_*", r"aux_classifier\."),
+    ("deeplabv3_*", r"aux_classifier\."),
+)
 _RENAMED = (("densenet*", r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)", r"\1\2"),)
 """Keys of torchvision's weight files that its builders drop, or rename since the files are older than the code."""
 
@@ -85,7 +92,7 @@ def pretrained(name: str, weights: str, progress: bool) -> State:
     return state
 
 
-def canonical(name: str, state: State) -> State:
+def canonical(name: str, arguments: Mapping[str, Any], state: State, model: nn.Module) -> State:
     """The keys of a weight file as today's network has them."""
     for glob, dropped in _DROPPED:
         if fnmatchcase(name, glob):
@@ -103,7 +110,7 @@ def preprocessing(name: str, weights: str | None) -> Preprocessing:
         return Preprocessing()
     preset = (sets[weights] if weights else sets.DEFAULT).transforms()
     return Preprocessing(
-        size=preset.crop_size[0],
+        size=getattr(preset, "crop_size", preset.resize_size)[0],
         resize=preset.resize_size[0],
         mean=tuple(preset.mean),
         std=tuple(preset.std),
@@ -118,7 +125,7 @@ def image_size(name: str, weights: str | None, arguments: Mapping[str, Any]) -> 
     return next((size for glob, size in _SIZES if fnmatchcase(name, glob)), 224)
 
 
-def channels(name: str) -> int:
+def channels(name: str, model: nn.Module) -> int:
     """Input channels."""
     return 3
 

@@ -44,7 +44,9 @@ def command(
     backbone: Annotated[
         str,
         typer.Argument(
-            help="A torchvision name (resnet152) or timm/NAME.", autocompletion=complete_backbone, metavar="BACKBONE"
+            help="A torchvision name (resnet152), timm/NAME, or PATH.py:FUNCTION, whose code is run to build one.",
+            autocompletion=complete_backbone,
+            metavar="BACKBONE",
         ),
     ],
     output: Annotated[
@@ -56,7 +58,9 @@ def command(
     weights: Annotated[
         str,
         typer.Option(
-            "--weights", "-w", help="default, a pretrained set's name, random, or a .pth/.pt/.safetensors file."
+            "--weights",
+            "-w",
+            help="default, a set's name, hf-hub:ORG/NAME, random, or a .pth, .pt, .safetensors or .index.json file.",
         ),
     ] = "default",
     seed: Annotated[int, typer.Option(help="For random weights.")] = 0,
@@ -80,6 +84,11 @@ def command(
             "--temporal", "-t", help="GLOB=KERNEL[/STRIDE] on top of the recipe; repeatable.", show_default=False
         ),
     ] = None,
+    features: Annotated[bool, typer.Option("--features", help="timm: without the head, giving feature maps.")] = False,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", "-s", min=1, help="Pixels to trace at.  [default: the backbone's]", show_default=False),
+    ] = None,
     dtype: Annotated[
         Dtype | None, typer.Option(help="Of the weights written.  [default: as they are]", show_default=False)
     ] = None,
@@ -96,7 +105,7 @@ def command(
     parse(backbone)
     rules = tuple(parse_rule(text) for text in temporal or [])
     chosen = None if recipe is None else resolve(recipe)
-    path = output or Path(f"{backbone.replace('/', '-')}-i3d.safetensors")
+    path = output or Path(f"{default_stem(backbone)}-i3d.safetensors")
     check_output(path, force)
     with render.progress(quiet or json) as step:
         step("importing torch")
@@ -114,6 +123,8 @@ def command(
             conv=conv.value,
             weights=weights,
             seed=seed,
+            features=features,
+            size=size,
             dtype=dtype.torch() if dtype else None,
             force=force,
             progress=not (quiet or json),
@@ -123,6 +134,11 @@ def command(
         render.show_json(_document(written, layers))
     elif not quiet:
         _show(written, layers, verbose)
+
+
+def default_stem(backbone: str) -> str:
+    """What a file is called after a backbone: `timm/resnet50` → `timm-resnet50`, `nets/mine.py:unet` → `unet`."""
+    return backbone.rpartition(":")[2] if ".py:" in backbone else backbone.replace("/", "-")
 
 
 def _document(written: Written, layers: list[LayerRow]) -> dict[str, Any]:

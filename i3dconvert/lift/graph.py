@@ -21,6 +21,7 @@ from i3dconvert.lift.canonical import canonical, function_name, leaves
 from i3dconvert.lift.layers import ANY_RANK, UPSAMPLES, Counterpart, counterpart, full_name
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.modules import SpatialPad
+from i3dconvert.lift.sizes import BatchSizes
 from i3dconvert.lift.trace import BATCH, Traced
 from i3dconvert.recipes import Geometry, InsertedPool, Recipe, Temporal
 
@@ -61,6 +62,7 @@ class _Lift:
     def __init__(self, traced: Traced, recipe: Recipe, style: Style) -> None:
         self.old, self.root, self.recipe, self.style = traced.graph, traced.root, recipe, style
         self.graph = fx.Graph()
+        self.sizes = BatchSizes(self.graph, self.frames)
         self.env: dict[fx.Node, tuple[fx.Node, Layout]] = {}
         self.converted: dict[tuple[fx.Node, Layout], fx.Node] = {}
         self.modules: dict[str, nn.Module] = {}
@@ -255,11 +257,13 @@ class _Lift:
         return self.graph.create_node("call_method", "unsqueeze", (new, -3))
 
     def folded(self, node: fx.Node) -> tuple[fx.Node, Layout]:
-        varies = any(self.layout_of(n) is not Layout.PLAIN for n in node.all_input_nodes)
-        result = Layout.FRAMES if varies and _holds_tensor(node.meta["value"]) else Layout.PLAIN
-        new = self.copy(node, self.frames)
-        new.meta["plain"] = result is Layout.PLAIN
-        return new, result
+        varying = [n for n in node.all_input_nodes if self.layout_of(n) is not Layout.PLAIN]
+        new = self.copy(node, lambda n: self.sizes.beside(n, varying))
+        if varying and _holds_tensor(node.meta["value"]):
+            return new, Layout.FRAMES
+        new.meta["plain"] = True
+        self.sizes.note(node, varying)
+        return new, Layout.PLAIN
 
     def copy(self, node: fx.Node, value: Any) -> fx.Node:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
@@ -341,18 +345,11 @@ def lengths(graph: fx.Graph, frames: int) -> dict[fx.Node, int]:
             raise FramesError(f"the inputs of {_shown(node)} have different numbers of frames: {sizes}")
         (size,) = inputs
         temporal: Temporal | None = node.meta.get("temporal")
-        like = _length_source(node)
+        like = layout.length_source(node)
         count[node] = count[like] if like is not None else temporal.length(size) if temporal else size
         if count[node] < 1:
             raise FramesError(f"a clip of {frames} frames is too short: {_shown(node)} has {size} left")
     return count
-
-
-def _length_source(node: fx.Node) -> fx.Node | None:
-    """The clip that time is resized to the length of."""
-    frames = node.args[1] if node.target is layout.resize_time else None
-    source = frames.args[0] if isinstance(frames, fx.Node) and frames.target == "size" else None
-    return source if isinstance(source, fx.Node) else None
 
 
 def _shown(node: fx.Node) -> str:

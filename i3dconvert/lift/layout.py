@@ -61,6 +61,13 @@ def resize_time(clip: Tensor, frames: int, mode: str, align_corners: bool | None
     return resized.reshape(*resized.shape[:3], *clip.shape[3:])
 
 
+def length_source(node: fx.Node) -> fx.Node | None:
+    """The clip that a `resize_time` brings time to the length of, if it is one."""
+    frames = node.args[1] if node.target is resize_time else None
+    source = frames.args[0] if isinstance(frames, fx.Node) and frames.target == "size" else None
+    return source if isinstance(source, fx.Node) else None
+
+
 ELEMENTWISE = frozenset(
     """
     abs add and_ bfloat16 clamp clamp_max clamp_min clip clone contiguous cos detach div divide double dropout

@@ -61,7 +61,23 @@ VOLUMETRIC = Recipe(
     source="depth treated exactly as height and width",
 )
 
-PRESETS = {recipe.name: recipe for recipe in (RESNET, DENSENET, I3D, I3D_RESNET, SLOW, C2D, UNIFORM, VOLUMETRIC)}
+TUBELET = Recipe(
+    "tubelet",
+    (
+        Rule(
+            "patch_embed.proj|patch_embed.[01].proj|patch_embed1.proj|patch_embeds.0.proj|stem.proj|conv_proj|features.0.0",
+            kind="spatial",
+            kernel=2,
+            stride=2,
+            padding=0,
+        ),
+    ),
+    source="Arnab et al., ViViT, arXiv:2103.15691, section 3.2 (tubelets of 2 frames) and 4.2 (central frame)",
+)
+
+PRESETS = {
+    recipe.name: recipe for recipe in (RESNET, DENSENET, I3D, I3D_RESNET, SLOW, C2D, UNIFORM, VOLUMETRIC, TUBELET)
+}
 
 _DEFAULTS = (
     *((glob, UNIFORM) for glob in ("resnet*_clip*", "resn[ex]*ts", "resnet*q", "resnet50_mlp")),  # other module names

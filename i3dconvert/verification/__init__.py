@@ -146,7 +146,8 @@ def _check_forward(
                 reference, value = run_both(model2d, network, images, frames, dtype)
             label = f"forward equality, {name}, {what} {shape}"
             check = check_outputs(label, reference, value, settings.tolerance_for(dtype))
-            if not check.passed and settings.tolerance is None and narrowing.found is not None:
+            narrow = dtype == torch.float64 and narrowing.found is not None
+            if narrow and not check.passed and settings.tolerance is None:
                 check = check_outputs(label, reference, value, TOLERANCES[torch.float32])
                 note = f"the network itself computes in float32 ({narrowing.found}), whatever its weights are in"
                 check = replace(check, detail=f"{check.detail}; {note}")

@@ -144,6 +144,34 @@ def test_batch_and_time_are_told_apart_when_the_batch_is_sliced() -> None:
     assert equal(Net())
 
 
+class TestBatchSizes:
+    """A batch size read before time is strided, and used behind it."""
+
+    class Tokens(nn.Module):
+        def __init__(self, read: str) -> None:
+            super().__init__()
+            self.stem, self.token = nn.Conv2d(3, 4, 4, 4), nn.Parameter(torch.randn(1, 1, 4))
+            self.read = read
+
+        def forward(self, x: Tensor) -> Tensor:
+            batch = {"shape": x.shape, "size": x.size()}.get(self.read, (x.size(0),))[0]
+            like = torch.zeros(x.shape[0], 1, 1, device=x.device) if self.read == "factory" else 0
+            y = self.stem(x).flatten(2).transpose(1, 2)
+            y = torch.cat([self.token.expand(batch, -1, -1) * 2 + like, y], 1)
+            windows = y[:, 1:].reshape(batch * 5, 5, 4).softmax(1)
+            return windows.view(batch, 25 * 4).sum(1, keepdim=True) + y.mean(1)
+
+    @pytest.mark.parametrize("read", ["shape", "size", "dim", "factory"])
+    @pytest.mark.parametrize("stride", [1, 2, 3])
+    def test_is_read_anew(self, read: str, stride: int) -> None:
+        recipe = Recipe("strided", (Rule("stem", kernel=3, stride=stride),))
+        assert equal(self.Tokens(read), recipe=recipe)
+
+    def test_nothing_is_read_anew_where_time_keeps_its_length(self) -> None:
+        network = inflate(self.Tokens("shape"), size=20)
+        assert sum(node.target == "size" for node in network.graph.nodes) == 1
+
+
 class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()

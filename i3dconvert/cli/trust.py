@@ -1,0 +1,27 @@
+"""`i3dconvert trust`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from i3dconvert import trust
+from i3dconvert.cli import render
+from i3dconvert.cli.options import Json, Quiet
+
+EXAMPLE = "Example: i3dconvert trust nets/mine.py"
+
+
+def command(
+    file: Annotated[Path, typer.Argument(help="A Python file whose code you have read.", show_default=False)],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Allow a Python file that builds a network to run when a checkpoint names it, until its content changes."""
+    trust.remember(file)
+    if json:
+        render.show_json({"trusted": str(file)})
+    elif not quiet:
+        render.show(f"{file} may run as it is now")

@@ -1,0 +1,113 @@
+"""Batch sizes that a network reads off one value and uses beside another.
+
+In 2D the two have one batch size. Over frames they have N·T each, and T is no longer the same where the recipe has
+strided time in between (a class token expanded to the batch of the input, beside tubelets). Such sizes, and what is
+computed from them, are read anew off the value that they stand beside.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx
+
+from i3dconvert.lift import layout
+from i3dconvert.lift.trace import BATCH
+from i3dconvert.recipes import Temporal
+
+Stage = tuple[int, ...]
+
+_PROBES: Stage = (96, 97, 105, 112, 127)
+"""Clip lengths whose lengths further on tell one stage of a network from another."""
+
+
+class BatchSizes:
+    """Follows the sizes through one lifted graph. `frames` gives a 2D node's value over frames."""
+
+    def __init__(self, graph: fx.Graph, frames: Callable[[fx.Node], fx.Node]) -> None:
+        self._graph, self._frames = graph, frames
+        self._stages: dict[fx.Node, Stage] = {}
+        self._cursor: fx.Node = graph._root
+        self._read: dict[fx.Node, Stage] = {}
+        self._queries: set[fx.Node] = set()
+        self._anew: dict[tuple[fx.Node, Stage], fx.Node] = {}
+
+    def note(self, node: fx.Node, varying: list[fx.Node]) -> None:
+        """Remember where in time a plain 2D value that may hold a batch size was read."""
+        value = node.meta["value"]
+        if not _may_hold_batch(value):
+            return
+        if not varying:
+            stages = [self._read[n] for n in node.all_input_nodes if n in self._read]
+            if stages:
+                self._read[node] = stages[0]
+        elif isinstance(value, tuple) or node.target == "size":
+            self._queries.add(node)
+            self._read[node] = self._stage(self._frames(varying[0]))
+
+    def beside(self, node: fx.Node, varying: list[fx.Node]) -> fx.Node:
+        """The value of a 2D node over frames, its sizes being those of what `varying` holds."""
+        reference = next((n for n in varying if _rows(n.meta["value"])), None) if node in self._read else None
+        if reference is None:
+            return self._frames(node)
+        return self._reread(node, reference, self._stage(self._frames(reference)))
+
+    def _reread(self, node: fx.Node, reference: fx.Node, stage: Stage) -> fx.Node:
+        if self._read.get(node, stage) == stage:
+            return self._frames(node)
+        if (node, stage) not in self._anew:
+            self._anew[node, stage] = (
+                self._query(node, reference) if node in self._queries else self._copy(node, reference, stage)
+            )
+        return self._anew[node, stage]
+
+    def _copy(self, node: fx.Node, reference: fx.Node, stage: Stage) -> fx.Node:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._reread(n, reference, stage))
+        new = self._graph.create_node(node.op, node.target, args, kwargs, node.name)
+        new.meta["plain"] = True
+        return new
+
+    def _query(self, node: fx.Node, reference: fx.Node) -> fx.Node:
+        value, call = node.meta["value"], self._graph.call_function
+        rows = self._graph.call_method("size", (self._frames(reference), 0))
+        ours = (value[0] if isinstance(value, tuple) else value) // BATCH
+        theirs = _rows(reference.meta["value"])
+        if ours != theirs:
+            rows = call(operator.floordiv, (call(operator.mul, (rows, ours)), theirs))
+        return call(_with_rows, (self._frames(node), rows)) if isinstance(value, tuple) else rows
+
+    def _stage(self, new: fx.Node) -> Stage:
+        """The lengths of time at a node of the lifted graph, for clips of the probed lengths."""
+        while new not in self._stages:
+            self._cursor = self._cursor.next
+            self._stages[self._cursor] = self._next_stage(self._cursor)
+        return self._stages[new]
+
+    def _next_stage(self, node: fx.Node) -> Stage:
+        like = layout.length_source(node)
+        sources = [like] if like is not None else node.all_input_nodes
+        before: Stage = next((s for n in sources if (s := self._stages[n])), ())
+        temporal: Temporal | None = node.meta.get("temporal") if like is None else None
+        if node.op == "placeholder":
+            return _PROBES
+        if node.target == "size" or node.meta.get("plain"):
+            return ()
+        return tuple(map(temporal.length, before)) if temporal else before
+
+
+def _with_rows(shape: Any, rows: int) -> tuple[int, ...]:
+    return (rows, *shape[1:])
+
+
+def _rows(value: Any) -> int:
+    """How many rows a tensor has for each image of the batch; 0 if its first axis is not of the batch."""
+    return len(value) // BATCH if isinstance(value, Tensor) and value.dim() and len(value) % BATCH == 0 else 0
+
+
+def _may_hold_batch(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return bool(value) and _may_hold_batch(value[0])
+    sizes = value.shape if isinstance(value, Tensor) else [value]
+    return any(isinstance(size, int) and size > 0 and size % BATCH == 0 for size in sizes)

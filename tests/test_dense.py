@@ -1,0 +1,91 @@
+"""Dense predictors: outputs that keep their time axis, verified frame by frame."""
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from torch import Tensor, nn
+
+from i3dconvert import backbones, inflate
+from i3dconvert.errors import BackboneError
+from i3dconvert.inflation import inflate_loaded
+from i3dconvert.lift.network import Network3d
+from i3dconvert.verification import Settings, verify
+from i3dconvert.weights import randomise
+
+PROOF = Settings(frames=3, size=64, dtypes=(torch.float64,))
+
+
+def convolutions_lifted(network: Network3d) -> bool:
+    layers = [layer for layer in network.inflation.layers if layer.geometry.kind in ("spatial", "pointwise")]
+    return bool(layers) and all(layer.lifted for layer in layers)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lraspp_mobilenet_v3_large",
+        "fcn_resnet50",
+        "deeplabv3_mobilenet_v3_large",
+        *(pytest.param(f"{n}", marks=pytest.mark.sweep) for n in ("fcn_resnet101", "deeplabv3_resnet50")),
+    ],
+)
+@pytest.mark.parametrize("recipe", ["uniform", "volumetric"])
+def test_torchvision_segmentation(name: str, recipe: str) -> None:
+    model, origin = backbones.load(name, "random", size=64)
+    assert origin.classes == 21
+    network = inflate_loaded(model, origin, recipe)
+    assert convolutions_lifted(network)
+    report = verify(model, network, PROOF)
+    assert report.passed, report.reason
+    with torch.no_grad():
+        out = network(torch.randn(1, 3, 5, 64, 64))
+    assert out.keys() == {"out"}
+    assert out["out"].shape == (1, 21, 5, 64, 64)
+    network.get_parameter(next(key for key in network.inflation.fillings)).data *= 1.001
+    assert not verify(model, network, PROOF).checks[1].passed
+
+
+@pytest.mark.parametrize(
+    ("name", "strides"),
+    [
+        ("resnet18", (2, 4, 8, 16)),
+        ("convnext_atto", (1, 1, 1, 1)),
+        ("mobilenetv3_small_050", (1, 1, 1, 1, 1)),
+        ("deit_tiny_patch16_224", (1, 1, 1)),
+    ],
+)
+def test_timm_feature_maps(name: str, strides: tuple[int, ...], tmp_path_factory: pytest.TempPathFactory) -> None:
+    classifier, _ = backbones.load(f"timm/{name}", "random")
+    path = tmp_path_factory.mktemp("weights") / "classifier.pth"
+    torch.save(classifier.state_dict(), path)
+    model, origin = backbones.load(f"timm/{name}", str(path), features=True)
+    network = inflate_loaded(model, origin)
+    size = 64 if network.inflation.any_size else 224
+    report = verify(model, network, Settings(frames=16, size=size, dtypes=(torch.float64,)))
+    assert report.passed, report.reason
+    maps: list[Tensor] = network(torch.zeros(1, 3, 16, size, size))
+    assert tuple(16 // m.shape[2] for m in maps)[-len(strides) :] == strides
+    assert all(m.dim() == 5 for m in maps)
+    theirs = {key.removeprefix("model.").replace(".", "_"): tensor for key, tensor in model.state_dict().items()}
+    ours = {key.replace(".", "_"): tensor for key, tensor in classifier.state_dict().items()}
+    assert all(torch.equal(tensor, ours[key]) for key, tensor in theirs.items())
+
+
+def test_only_timm_gives_feature_maps() -> None:
+    with pytest.raises(BackboneError, match="timm/NAME"):
+        backbones.load("resnet18", "random", features=True)
+
+
+@pytest.mark.parametrize("architecture", [smp.Unet, smp.FPN, smp.DeepLabV3Plus])
+@pytest.mark.parametrize("encoder", ["resnet18", pytest.param("resnet50", marks=pytest.mark.sweep)])
+def test_segmentation_models_on_volumes(architecture: type[nn.Module], encoder: str) -> None:
+    model = architecture(encoder, encoder_weights=None, classes=4).eval()
+    randomise(model, 0, (3, 64, 64))
+    network = inflate(model, "volumetric", size=64)
+    assert convolutions_lifted(network)
+    report = verify(model, network, Settings(frames=32, size=64, dtypes=(torch.float64,)))
+    assert report.passed, report.reason
+    with torch.no_grad():
+        volume = torch.randn(1, 3, 64, 64, 64)
+        out = network(volume)
+        assert out.shape == (1, 4, 64, 64, 64)
