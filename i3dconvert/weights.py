@@ -209,7 +209,8 @@ def _generator(name: str, seed: int) -> torch.Generator:
 
 def _draw(name: str, parameter: Tensor, seed: int) -> Tensor:
     generator = _generator(name, seed)
-    vector = parameter.numel() == max((*parameter.shape, 1))
+    one_filter = name.endswith("weight") and parameter.dim() > 2 and parameter.shape[0] == 1
+    vector = parameter.numel() == max((*parameter.shape, 1)) and not one_filter
     if vector and name.endswith("bias"):
         return torch.randn(parameter.shape, generator=generator) * 0.5
     if vector:

@@ -161,6 +161,29 @@ class Narrow(nn.Module):
         return (self.conv(x) * 1e6).sin().float().to(x.dtype)  # differences of float64 grow until they show in float32
 
 
+class Sensitive(nn.Module):
+    """A network in which the rounding errors of float32 grow some hundred times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.conv(x) * 200).sin()
+
+
+def test_rounding_of_the_2d_network_itself_is_no_difference() -> None:
+    net = Sensitive()
+    network = inflate(net, "uniform", "mean", size=16)
+    report = verify(net, network, Settings(frames=6, size=16))
+    assert report.passed, report.reason
+    assert "own rounding error is" in report.checks[2].detail
+    assert not verify(net, network, Settings(frames=6, size=16, dtypes=(torch.float32,))).passed
+    network.get_parameter("conv.bias").data += 1e-7
+    report = verify(net, network, Settings(frames=6, size=16))
+    assert [check.passed for check in report.checks] == [False, False, False]
+
+
 def test_a_network_that_computes_in_float32_is_held_to_that() -> None:
     net = Narrow()
     network = inflate(net, "uniform", "mean", size=16)
