@@ -154,3 +154,20 @@ def test_pictures(run: Run, weight_file: Path) -> None:
     result = run("verify", "-f", "2", "--images", "gradient.png")
     assert result.code == 0, result.err
     assert "ok   top classes, gradient.png" in result.out
+
+
+def test_factorised_convolutions_are_saved_verified_and_exported_like_the_rest(run: Run) -> None:
+    done = run("inflate", "resnet18", "-w", "random", "--conv", "2plus1d", "-o", "net.safetensors", "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert told["conv"] == "2plus1d"
+    stem = next(layer for layer in told["layers"] if layer["name"] == "conv1")
+    assert stem["operation"] == "Conv(2+1)d"
+    assert stem["parameters2d"] == 64 * 3 * 7 * 7
+    assert stem["parameters3d"] == stem["parameters2d"] + 64 * 64 * 3
+    assert told["parameters3d"] - told["parameters2d"] == sum(
+        layer["parameters3d"] - layer["parameters2d"] for layer in told["layers"]
+    )
+    assert run("verify", "net.safetensors", "-f", 4, "-s", 64).code == 0
+    assert run("export", "net.safetensors", "--onnx").code == 0
+    assert run("verify", "net.onnx", "-f", 4, "-s", 64).code == 0

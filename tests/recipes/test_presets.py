@@ -1,13 +1,16 @@
 """The presets do to their networks what their sources say."""
 
 import pytest
+import torch
 
 from i3dconvert import backbones
 from i3dconvert.errors import RecipeError
+from i3dconvert.inflation import inflate_loaded
 from i3dconvert.kernels import Style
 from i3dconvert.lift.describe import describe
 from i3dconvert.lift.network import Network3d, plan
 from i3dconvert.recipes import default_recipe, resolve
+from i3dconvert.verification import Settings, verify
 
 
 def lifted(name: str, recipe: str | None = None) -> Network3d:
@@ -90,3 +93,23 @@ def test_non_local_inflates_every_second_block_and_pools() -> None:
 def test_a_preset_that_does_not_fit_is_refused(name: str, recipe: str) -> None:
     with pytest.raises(RecipeError, match="does not fit"):
         lifted(name, recipe)
+
+
+@pytest.mark.parametrize("name", ["vit_b_32", "timm/deit_tiny_patch16_224", "timm/swin_tiny_patch4_window7_224"])
+def test_tubelets_take_two_frames_and_start_from_the_central_one(name: str) -> None:
+    model, origin = backbones.load(name, "random")
+    network = inflate_loaded(model, origin, "tubelet")
+    (embedding,) = (layer for layer in network.inflation.layers if layer.temporal.kernel > 1)
+    kernel = network.get_parameter(f"{embedding.name}.weight")
+    assert network.get_submodule(embedding.name).stride[0] == kernel.shape[2] == 2
+    assert kernel[:, :, 1].count_nonzero() > 0
+    assert kernel[:, :, 0].count_nonzero() == 0
+    assert network.inflation.minimum_frames == 2
+    assert network.frames_left(16) == 8
+    report = verify(model, network, Settings(frames=5, dtypes=(torch.float64,)))
+    assert report.passed, report.reason
+
+
+@pytest.mark.parametrize("name", ["resnet50_clip", "resnet32ts", "resnext26ts", "resnet51q", "resnet50_mlp"])
+def test_names_like_resnets_with_other_modules_get_a_recipe_that_fits(name: str) -> None:
+    assert lifted(f"timm/{name}").inflation.recipe.name == "uniform"
