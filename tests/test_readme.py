@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from i3dconvert import backbones
 from i3dconvert.recipes import toml
 from tests.conftest import Run
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
@@ -26,6 +28,7 @@ def hub_file(name: str, weights: models.WeightsEnum) -> None:
 
 
 def test_every_command_and_snippet(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "examples", "examples")
     monkeypatch.setenv("TORCH_HOME", str(Path.cwd() / "hub"))
     hub_file("resnet50", models.ResNet50_Weights.DEFAULT)
     torch.save(backbones.load("resnet18", "random")[0].state_dict(), "weights.pth")
@@ -44,11 +47,11 @@ def test_every_command_and_snippet(run: Run, monkeypatch: pytest.MonkeyPatch) ->
                 result = run(*words)
                 assert result.code == 0, f"{line}: {result.err}"
                 commands += 1
-    assert commands >= 12
+    assert commands >= 16
 
 
 def test_shell_blocks_are_the_makefile_s_and_pip_s() -> None:
-    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text()
     lines = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
     targets = [line.removeprefix("make ") for line in lines if line.startswith("make ")]
     assert targets == ["demo", "test"]
