@@ -1,9 +1,12 @@
 """Dense predictors: outputs that keep their time axis, verified frame by frame."""
 
+from pathlib import Path
+
 import pytest
 import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
+from torchvision import models
 
 from i3dconvert import backbones, inflate
 from i3dconvert.errors import BackboneError
@@ -89,3 +92,18 @@ def test_segmentation_models_on_volumes(architecture: type[nn.Module], encoder: 
         volume = torch.randn(1, 3, 64, 64, 64)
         out = network(volume)
         assert out.shape == (1, 4, 64, 64, 64)
+
+
+def test_pretrained_files_lose_their_auxiliary_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "deeplabv3_mobilenet_v3_large"
+    weights = models.get_model_weights(name).DEFAULT
+    file = models.get_model(name, weights=None, weights_backbone=None, aux_loss=True).state_dict()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(file, tmp_path / "hub" / "checkpoints" / weights.url.rpartition("/")[2])
+    model, origin = backbones.load(name)
+    dropped = {key for key in file if key.startswith("aux_classifier.")}
+    assert dropped
+    assert set(model.state_dict()) == set(file) - dropped
+    assert origin.class_names()[:2] == ["__background__", "aeroplane"]
+    assert origin.preprocessing.resize == 520
