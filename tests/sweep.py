@@ -30,7 +30,6 @@ from i3dconvert import backbones
 from i3dconvert.backbones import Backbone
 from i3dconvert.errors import I3DError
 from i3dconvert.lift.network import fill, plan, style
-from i3dconvert.lift.trace import on_meta
 from i3dconvert.recipes import default_recipe
 from i3dconvert.verification import Report, Settings, verify
 from i3dconvert.weights import randomise
@@ -138,7 +137,7 @@ def takes(model: nn.Module, shape: tuple[int, int, int]) -> bool:
     """Whether an image of this shape goes through the network."""
     try:
         with torch.no_grad():
-            on_meta(model).eval()(torch.empty(2, *shape, device="meta"))
+            model(torch.zeros(2, *shape))
     except Exception:  # noqa: BLE001 - networks refuse a size with whatever they come upon
         return False
     return True

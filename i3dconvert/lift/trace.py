@@ -43,7 +43,7 @@ def trace(model: nn.Module, is_layer: Callable[[nn.Module], bool], shape: tuple[
     Modules for which `is_layer` holds, those of `torch.nn`, and those without weights that behave differently in
     training stay whole. The model itself is left as it was. Raises `LiftError` naming operation and module.
     """
-    skeleton = on_meta(model)
+    skeleton = _on_meta(model)
     skeleton.eval()
     try:
         return Traced(_Tracer(is_layer, shape).trace(skeleton), skeleton)
@@ -53,8 +53,7 @@ def trace(model: nn.Module, is_layer: Callable[[nn.Module], bool], shape: tuple[
         raise LiftError(f"can't trace {type(model).__name__}: {_first_line(error)}") from error
 
 
-def on_meta(model: nn.Module) -> nn.Module:
-    """A copy of the network without its values: it takes no memory and computes shapes alone."""
+def _on_meta(model: nn.Module) -> nn.Module:
     tensors = [*model.parameters(), *model.buffers()]
     memo: dict[int, Any] = {id(tensor): _meta(tensor) for tensor in tensors}
     return copy.deepcopy(model, memo)
