@@ -52,8 +52,19 @@ FEWER_BLOCKS: tuple[dict[str, Any], ...] = ({"depth": 4}, {"depths": (1, 1, 2, 1
 
 def measure(name: str, init: str, heavy: Any) -> dict[str, object]:
     """Inflate `name` with seeded random weights and verify it in float64; the error in float32 is noted."""
+    for candidate in smallest_first(name):
+        try:
+            return measure_at(name, init, heavy, *candidate)
+        except RuntimeError as error:  # torch's 3D average pool refuses images that its 2D one takes
+            refused = error
+    raise refused
+
+
+def measure_at(
+    name: str, init: str, heavy: Any, backbone: Backbone, model: nn.Module, shape: tuple[int, int, int]
+) -> dict[str, object]:
+    """`measure` for images `(C, H, W)` of one shape."""
     started = time.perf_counter()
-    backbone, model, shape = smallest(name)
     count = sum(parameter.numel() for parameter in model.parameters())
     if count > HEAVY:
         heavy.acquire()
@@ -103,8 +114,8 @@ def convolutions(model: nn.Module, lifted: set[str]) -> dict[str, int]:
     return {"convolutions": len(spatial), "lifted": sum(name in lifted for name in spatial)}
 
 
-def smallest(name: str) -> tuple[Backbone, nn.Module, tuple[int, int, int]]:
-    """The backbone with the smallest image `(C, H, W)` that it takes, and with fewer blocks where it is too large."""
+def smallest_first(name: str) -> Iterator[tuple[Backbone, nn.Module, tuple[int, int, int]]]:
+    """The backbone, with fewer blocks where it is too large, and the images `(C, H, W)` that it takes."""
     source, bare = backbones.parse(name)
     known = backbones.library(source)
     backbone = Backbone(source, bare, known.arguments(bare, None, None))
@@ -114,12 +125,12 @@ def smallest(name: str) -> tuple[Backbone, nn.Module, tuple[int, int, int]]:
         backbone, model = with_any(backbone, FEWER_BLOCKS) or (backbone, model)
     for size in SIZES:
         if size < default and takes(model, (channels, size, size)):
-            return backbone, model, (channels, size, size)
+            yield backbone, model, (channels, size, size)
     for size in IMAGE_SIZES:
         found = with_any(backbone, ({"img_size": size},)) if size < default else None
         if found is not None and takes(found[1], (channels, size, size)):
-            return *found, (channels, size, size)
-    return backbone, model, (channels, default, default)
+            yield *found, (channels, size, size)
+    yield backbone, model, (channels, default, default)
 
 
 def with_any(backbone: Backbone, candidates: tuple[dict[str, Any], ...]) -> tuple[Backbone, nn.Module] | None:
