@@ -50,9 +50,9 @@ TOO_LARGE = 1.2e9
 FEWER_BLOCKS: tuple[dict[str, Any], ...] = ({"depth": 4}, {"depths": (1, 1, 2, 1)})
 
 
-def measure(name: str, init: str, heavy: Any) -> dict[str, object]:
+def measure(name: str, init: str, whole_below: float, heavy: Any) -> dict[str, object]:
     """Inflate `name` with seeded random weights and verify it in float64; the error in float32 is noted."""
-    for candidate in smallest_first(name):
+    for candidate in smallest_first(name, whole_below):
         try:
             return measure_at(name, init, heavy, *candidate)
         except RuntimeError as error:  # torch's 3D average pool refuses images that its 2D one takes
@@ -114,14 +114,14 @@ def convolutions(model: nn.Module, lifted: set[str]) -> dict[str, int]:
     return {"convolutions": len(spatial), "lifted": sum(name in lifted for name in spatial)}
 
 
-def smallest_first(name: str) -> Iterator[tuple[Backbone, nn.Module, tuple[int, int, int]]]:
+def smallest_first(name: str, whole_below: float) -> Iterator[tuple[Backbone, nn.Module, tuple[int, int, int]]]:
     """The backbone, with fewer blocks where it is too large, and the images `(C, H, W)` that it takes."""
     source, bare = backbones.parse(name)
     known = backbones.library(source)
     backbone = Backbone(source, bare, known.arguments(bare, None, None))
     model = backbones.build(backbone)
     channels, default = known.channels(bare, model), known.image_size(bare, None, backbone.arguments)
-    if sum(parameter.numel() for parameter in model.parameters()) > TOO_LARGE:
+    if sum(parameter.numel() for parameter in model.parameters()) > whole_below:
         backbone, model = with_any(backbone, FEWER_BLOCKS) or (backbone, model)
     for size in SIZES:
         if size < default and takes(model, (channels, size, size)):
@@ -165,20 +165,20 @@ def verify_small(model: nn.Module, network: Any) -> Report:
     return verify(model, network, Settings(frames=frames))
 
 
-def _child(name: str, init: str, heavy: Any, pipe: Any) -> None:
+def _child(name: str, init: str, whole_below: float, heavy: Any, pipe: Any) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     torch.set_num_threads(1)
     try:
-        pipe.send(measure(name, init, heavy))
+        pipe.send(measure(name, init, whole_below, heavy))
     except Exception as error:  # noqa: BLE001 - a row like any other
         line = str(error).strip().partition("\n")[0]
         pipe.send({"passed": False, "reason": f"{type(error).__name__}: {line}"})
 
 
-def one(name: str, init: str, context: Any, heavy: Any) -> dict[str, object]:
+def one(name: str, init: str, whole_below: float, heavy: Any, context: Any) -> dict[str, object]:
     """`measure` in a process of its own, whose crash or hunger for memory is a result like any other."""
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(name, init, heavy, theirs))
+    process = context.Process(target=_child, args=(name, init, whole_below, heavy, theirs))
     process.start()
     theirs.close()
     try:
@@ -219,6 +219,9 @@ def main() -> int:
     parser.add_argument("globs", nargs="*", help="such as 'resnet*' or 'timm/convnext*'")
     parser.add_argument("--init", nargs="+", default=["center"], choices=["center", "mean"])
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--whole-below", type=float, default=TOO_LARGE, help="parameters from which on to build fewer blocks"
+    )
     parser.add_argument("--table", action="store_true", help="only write docs/coverage.md")
     arguments = parser.parse_args()
     if arguments.table:
@@ -231,7 +234,9 @@ def main() -> int:
     context.set_forkserver_preload(["i3dconvert.verification", "i3dconvert.backbones.timm", "torchvision"])
     heavy = context.Semaphore(1)
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        running = {pool.submit(one, *job, context, heavy): job for job in missing(globs, arguments.init)}
+        running = {
+            pool.submit(one, *job, arguments.whole_below, heavy, context): job for job in missing(globs, arguments.init)
+        }
         for future in track(as_completed(running), "sweep", total=len(running), console=console):
             name, init = running[future]
             row = {"name": name, "init": init, **future.result()}
