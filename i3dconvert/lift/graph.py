@@ -254,7 +254,9 @@ class _Lift:
         new, value = self.env[node][0], node.meta["value"]
         if not isinstance(value, Tensor) or value.dim() < 3:
             return new
-        return self.graph.create_node("call_method", "unsqueeze", (new, -3))
+        beside = self.graph.create_node("call_method", "unsqueeze", (new, -3))
+        beside.meta["beside_clips"] = True
+        return beside
 
     def folded(self, node: fx.Node) -> tuple[fx.Node, Layout]:
         varying = [n for n in node.all_input_nodes if self.layout_of(n) is not Layout.PLAIN]

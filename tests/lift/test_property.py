@@ -1,4 +1,7 @@
-"""Random small networks under random recipes: each is equal to its 2D network, or refused before a file is written."""
+"""Random small networks under random recipes: each is equal to its 2D network, or refused before a file is written.
+
+Its form over frames is the same function, with any weights.
+"""
 
 import copy
 from pathlib import Path
@@ -16,6 +19,7 @@ from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from torch import Tensor, nn
 
 from i3dconvert import I3DError, Recipe, inflate, load, save
+from i3dconvert.export.frames import frames_form
 from i3dconvert.recipes import KINDS, PRESETS, Rule
 from i3dconvert.verification import Settings, verify
 from i3dconvert.verification.forward import relative_error
@@ -165,6 +169,13 @@ def equal_or_refused(net: nn.Module, recipe: Recipe, init: str, conv: str, seed:
         frames = max(5, network.inflation.minimum_frames)
         report = verify(net, loaded, Settings(frames=frames, size=SIZE, dtypes=(torch.float64,)))
     assert report.passed, report.reason
+    for key in network.inflation.fillings:
+        weight = network.get_parameter(key).data
+        weight += 0.1 * torch.randn_like(weight)
+    network = network.eval().double()
+    clip = torch.randn(2, 3, frames, SIZE, SIZE, dtype=torch.float64)
+    with torch.no_grad():
+        assert relative_error(network(clip), frames_form(network)(clip)) < 1e-10
 
 
 arguments = {

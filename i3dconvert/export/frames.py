@@ -1,0 +1,256 @@
+"""The deployment form: an inflated network over frames, with 2D convolutions, which CPU runtimes run faster.
+
+"Fold everything" is a valid lifting too. What mixes frames becomes a 2D operation and a little gathering of frames
+(`framewise`); everything else is what the 2D network does. BatchNorms behind convolutions are folded into them. The
+form is for inference: its weights are constants.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from contextlib import suppress
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from i3dconvert.errors import FramesError
+from i3dconvert.export.framewise import ConvGeometry, FramesPool, LayerNormOverChannels, frames_conv
+from i3dconvert.lift import layout
+from i3dconvert.lift.graph import lengths as counted
+from i3dconvert.lift.layers import ANY_RANK, full_name
+from i3dconvert.lift.modules import BatchNormAct3d, GlobalAvgPool, LayerNorm3d, PaddedConv3d, PaddedPool3d
+from i3dconvert.lift.network import Network3d
+from i3dconvert.recipes import Temporal
+
+FRAMES = 16
+"""Of the clips that the form is chosen for; it computes any number."""
+
+_LOOKS_ALONG_TIME = frozenset(("group_norm", "instance_norm", "resize_time"))
+
+
+def frames_form(network: Network3d) -> fx.GraphModule:
+    """The same function of clips `(N, C, T, H, W)` as `network` in eval mode, computed over frames `(N·T, C, H, W)`."""
+    return _Frames(network).run()
+
+
+def windows(length: int, room: int, stride: int) -> int:
+    """How many temporal windows there are in `length` frames, `room` being the padding less the window."""
+    return (length + room) // stride + 1
+
+
+class _Frames:
+    """One pass over the lifted graph: `env` holds each node over frames, `lengths` the node of its T."""
+
+    def __init__(self, network: Network3d) -> None:
+        self.network, self.graph = network, fx.Graph()
+        self.modules: dict[str, nn.Module] = {}
+        self.env: dict[fx.Node, fx.Node] = {}
+        self.lengths: dict[fx.Node, fx.Node] = {}
+        self.on_clips: set[fx.Node] = set()
+        self.counted: dict[tuple[fx.Node, int, int], fx.Node] = {}
+        self.norms = _norms_behind_convolutions(network)
+        self.usual = _usual_lengths(network)
+        self.clips: fx.Node
+
+    def run(self) -> fx.GraphModule:
+        for node in self.network.graph.nodes:
+            self.env[node] = self.visit(node)
+        _average_before_the_head(self.graph, self.modules)
+        self.graph.lint()
+        root: dict[str, Any] = dict(self.modules)
+        for node in self.graph.nodes:
+            if node.op == "get_attr":
+                root[str(node.target)] = operator.attrgetter(str(node.target))(self.network)
+        return fx.GraphModule(root, self.graph, class_name="Frames").eval()
+
+    def visit(self, node: fx.Node) -> fx.Node:
+        """The node's value over frames; what does not vary with the clip stays as it is."""
+        if node.op == "output":
+            output: fx.Node = self.graph.output(fx.node.map_arg(node.args[0], self.as_given))
+            return output
+        if node.target is layout.check_clip:
+            return self.start(node)
+        if node.meta.get("beside_clips"):
+            return self.env[node.all_input_nodes[0]]
+        source = next((n for n in node.all_input_nodes if n in self.lengths), None)
+        if source is None or node.meta.get("plain"):
+            return self.copy(node)
+        if node.target == "size" and source in self.on_clips:
+            return self.clips if node.args[1] == 0 else self.lengths[source]
+        self.lengths[node] = self.lengths[source]
+        if node.target is layout.fold:
+            return self.env[source]
+        if node.target is layout.unfold:
+            self.on_clips.add(node)
+            return self.env[source]
+        if not any(n in self.on_clips for n in node.all_input_nodes):
+            return self.copy(node)
+        self.on_clips.add(node)
+        if node.op == "call_module":
+            return self.layer(node, source)
+        name = getattr(node.target, "__name__", str(node.target))
+        return self.unfolded(node) if name in _LOOKS_ALONG_TIME else self.copy(node)
+
+    def start(self, node: fx.Node) -> fx.Node:
+        checked = self.copy(node)
+        self.clips = self.graph.call_method("size", (checked, 0))
+        self.lengths[node] = self.graph.call_method("size", (checked, 2))
+        self.on_clips.add(node)
+        return self.graph.call_function(layout.fold, (checked,))
+
+    def as_given(self, node: fx.Node) -> fx.Node:
+        """The value in the layout that it has in the lifted graph."""
+        new = self.env[node]
+        return self.graph.call_function(layout.unfold, (new, self.clips)) if node in self.on_clips else new
+
+    def copy(self, node: fx.Node) -> fx.Node:
+        if node.op == "call_module":
+            self.modules[str(node.target)] = self.network.get_submodule(str(node.target))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
+        return self.graph.create_node(node.op, node.target, args, kwargs, node.name)
+
+    def unfolded(self, node: fx.Node) -> fx.Node:
+        """What looks along time in a way of its own, on clips."""
+        if node.op == "call_module":
+            self.modules[str(node.target)] = self.network.get_submodule(str(node.target))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.as_given)
+        clip = self.graph.create_node(node.op, node.target, args, kwargs, node.name)
+        self.lengths[node] = self.graph.call_method("size", (clip, 2))
+        return self.graph.call_function(layout.fold, (clip,))
+
+    def layer(self, node: fx.Node, source: fx.Node) -> fx.Node:
+        """A module on a clip."""
+        name, frames, temporal = str(node.target), self.env[source], node.meta.get("temporal", Temporal())
+        module = self.network.get_submodule(name)
+        if node in self.norms.values():
+            if isinstance(module, BatchNormAct3d):
+                self.modules[f"{name}.act"] = module.act
+                return self.graph.call_module(f"{name}.act", (frames,))
+            return frames
+        alike = _same_on_frames(module)
+        if alike is not None:
+            self.modules[name] = alike
+            return self.graph.create_node("call_module", name, (frames,), {}, node.name)
+        length = self.usual[source]
+        norm = self.network.get_submodule(str(self.norms[node].target)) if node in self.norms else None
+        if isinstance(module, PaddedConv3d) and module.temporal is not None:
+            spatial = _convolution(module, Temporal(), None, length)
+            frames = self.mixed(f"{name}.spatial", spatial, frames, node, Temporal())
+            behind = _convolution(module.temporal, temporal, norm, length)
+            return self.mixed(f"{name}.temporal", behind, frames, node, temporal)
+        framewise = _framewise(module, temporal, norm, length)
+        if framewise is None:
+            return self.unfolded(node)
+        return self.mixed(name, framewise, frames, node, temporal)
+
+    def mixed(self, name: str, module: nn.Module, frames: fx.Node, node: fx.Node, temporal: Temporal) -> fx.Node:
+        """A call of a layer over frames, and the length of time behind it."""
+        before = self.lengths[node]
+        room = temporal.before + temporal.after - temporal.span
+        if temporal.ceil and temporal.kernel > 1:
+            room += temporal.stride - 1
+        if (room, temporal.stride) == (-1, 1):
+            after = before
+        else:
+            key = (before, room, temporal.stride)
+            if key not in self.counted:
+                self.counted[key] = self.graph.call_function(windows, key)
+            after = self.counted[key]
+        self.modules[name], self.lengths[node] = module, after
+        return self.graph.call_module(name, (frames, self.clips, before, after))
+
+
+def _usual_lengths(network: Network3d) -> dict[fx.Node, int]:
+    """T at each node for a clip of 16 frames, or the next length that the recipe allows."""
+    for frames in (*range(FRAMES, 4 * FRAMES), network.inflation.minimum_frames):
+        with suppress(FramesError):
+            return counted(network.graph, frames)
+    raise FramesError("no clip length goes through the recipe")
+
+
+def _norms_behind_convolutions(network: Network3d) -> dict[fx.Node, fx.Node]:
+    """Each convolution whose value goes to a BatchNorm alone, with that BatchNorm."""
+    calls = Counter(str(node.target) for node in network.graph.nodes if node.op == "call_module")
+    found = {}
+    for node in network.graph.nodes:
+        user = next(iter(node.users), None)
+        if node.op != "call_module" or user is None or len(node.users) > 1 or user.op != "call_module":
+            continue
+        convolution, norm = (network.get_submodule(str(n.target)) for n in (node, user))
+        once = calls[str(node.target)] == calls[str(user.target)] == 1
+        if (
+            once
+            and isinstance(convolution, nn.Conv3d)
+            and isinstance(norm, nn.BatchNorm3d)
+            and norm.track_running_stats
+        ):
+            found[node] = user
+    return found
+
+
+def _average_before_the_head(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
+    """Scores averaged over time are the scores of the averaged features, where the head is linear."""
+    for node in graph.nodes:
+        head = node.args[0] if node.target is layout.mean_over_time else None
+        if isinstance(head, fx.Node) and isinstance(modules.get(str(head.target)), nn.Linear) and len(head.users) == 1:
+            with graph.inserting_before(node):
+                mean = graph.call_function(layout.mean_over_time, (head.args[0], node.args[1]))
+                node.replace_all_uses_with(graph.call_module(str(head.target), (mean,)))
+            graph.erase_node(node)
+            graph.erase_node(head)
+
+
+def _same_on_frames(module: nn.Module) -> nn.Module | None:
+    """The 2D form of a layer in which time plays no part."""
+    if isinstance(module, nn.GroupNorm):
+        return None
+    if isinstance(module, GlobalAvgPool | nn.Dropout3d) or full_name(module) in ANY_RANK:
+        return module
+    if isinstance(module, nn.BatchNorm3d):
+        norm = nn.BatchNorm2d(module.num_features, module.eps, None, module.affine, module.track_running_stats)
+        norm.load_state_dict(module.state_dict(), strict=False, assign=True)
+        return nn.Sequential(norm, module.act) if isinstance(module, BatchNormAct3d) else norm
+    if isinstance(module, LayerNorm3d):
+        layer_norm = LayerNormOverChannels(module.normalized_shape, module.eps, module.elementwise_affine)
+        layer_norm.weight, layer_norm.bias = module.weight, module.bias
+        return layer_norm
+    return None
+
+
+def _framewise(module: Any, temporal: Temporal, norm: nn.Module | None, length: int) -> nn.Module | None:
+    """The layer over frames, where it has such a form."""
+    if isinstance(module, nn.Conv3d):
+        return _convolution(module, temporal, norm, length)
+    pool, space = (module.pool, module.space) if isinstance(module, PaddedPool3d) else (module, None)
+    if not isinstance(pool, nn.MaxPool3d | nn.AvgPool3d):
+        return None
+    if temporal.ceil and temporal.kernel > 1 and temporal.stride > 1:
+        # A last window that is cut off is as good as a full one for the largest, if it never starts behind the clip.
+        starts_inside = temporal.stride <= temporal.span - temporal.after
+        if not isinstance(pool, nn.MaxPool3d) or not starts_inside:
+            return None
+    kernel, stride, padding = (_space(size) for size in (pool.kernel_size, pool.stride, pool.padding))
+    if isinstance(pool, nn.MaxPool3d):
+        largest = nn.MaxPool2d(kernel, stride, padding, _space(pool.dilation), ceil_mode=pool.ceil_mode)
+        return FramesPool(largest, temporal, True, space)
+    divisor = pool.divisor_override and pool.divisor_override // temporal.kernel
+    mean = nn.AvgPool2d(kernel, stride, padding, pool.ceil_mode, pool.count_include_pad, divisor)
+    return FramesPool(mean, temporal, False, space)
+
+
+def _space(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[-2], size[-1])
+
+
+def _convolution(module: Any, temporal: Temporal, norm: Any, length: int) -> nn.Module:
+    kernel: Tensor = module.kernel() if isinstance(module, PaddedConv3d) else module.weight
+    bias: Tensor | None = module.bias
+    if norm is not None:
+        statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        kernel, bias = fuse_conv_bn_weights(kernel, bias, *statistics)
+    spatial = (_space(module.stride), _space(module.padding), _space(module.dilation))
+    geometry = ConvGeometry(*spatial, module.groups, getattr(module, "space", None))
+    replicate = isinstance(module, PaddedConv3d) and module.time[2] == "replicate"
+    return frames_conv(kernel.detach(), None if bias is None else bias.detach(), temporal, replicate, geometry, length)

@@ -1,0 +1,229 @@
+"""3D layers over frames: 2D convolutions and poolings, and a little mixing of frames between them.
+
+All of these take frames `(N·T, C, H, W)`, the number of clips N and of frames T, and give `(N·T', C', H', W')`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from i3dconvert.lift.modules import SpatialPad
+from i3dconvert.recipes import Temporal
+
+
+class Mixing(nn.Module):
+    """Gathers what each of T' temporal windows sees of the clip, tap by tap: a frame, or a row of its own in it.
+
+    `first` holds the frame that each tap of the first window falls on, negative ones lying before the clip. Outside
+    the clip there are zeros, or the border frame is replicated.
+    """
+
+    def __init__(self, temporal: Temporal, taps: tuple[int, ...], replicate: bool, rows: bool = False) -> None:
+        super().__init__()
+        self.stride, self.rows = temporal.stride, len(taps) if rows else 1
+        self.first = tuple(tap * temporal.dilation - temporal.before for tap in taps)
+        self.trivial = self.first == (0,) and temporal.stride == 1
+        beyond = max(self.first) + temporal.before + temporal.after - temporal.span + 1 > 0
+        self.pads = not replicate and (min(self.first) < 0 or beyond)
+
+    def forward(self, frames: Tensor, clips: int, length: int, after: int) -> Tensor:
+        """`(N·T·rows, C, H, W)` → `(N·T', taps, C, H, W)`, T being `length` and T' `after`."""
+        clip = frames.reshape(clips, length * self.rows, *frames.shape[1:])
+        taps = torch.arange(len(self.first), device=frames.device)
+        starts = torch.arange(after, device=frames.device) * self.stride
+        seen = starts.unsqueeze(1) + torch.tensor(self.first, device=frames.device)
+        index = seen.clamp(0, length - 1) * self.rows + (taps if self.rows > 1 else 0)
+        if self.pads:
+            clip = torch.cat([clip, torch.zeros_like(clip[:, :1])], dim=1)
+            index = torch.where((seen < 0) | (seen >= length), length * self.rows, index)
+        return clip.index_select(1, index.flatten()).reshape(clips * after, len(self.first), *frames.shape[1:])
+
+
+class ConvGeometry(NamedTuple):
+    """What a 2D convolution does in space."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    space: SpatialPad | None
+
+
+def frames_conv(
+    kernel: Tensor, bias: Tensor | None, temporal: Temporal, replicate: bool, geometry: ConvGeometry, length: int
+) -> nn.Module:
+    """A `Conv3d` of kernel `(O, I/groups, T, kH, kW)` as a 2D convolution over frames, in the form that costs least.
+
+    Taps that are exactly zero are left out. `length` is the usual number of frames at the layer.
+    """
+    taps = tuple(tap for tap in range(kernel.shape[2]) if bool(kernel[:, :, tap].any())) or (0,)
+    kernel = kernel[:, :, list(taps)]
+    centred = Temporal(3, 1, 1, 1)
+    if temporal == centred and len(taps) == 3 and geometry.groups == 1 and length > 1 and kernel.shape[1] >= 16:
+        return MinimalConv(kernel, bias, replicate, geometry, 4 if length > 2 else 2)
+    fewer = len(taps) > 1 and temporal.stride == 1 and (geometry.groups > 1 or kernel.shape[0] < kernel.shape[1])
+    mixing = Mixing(temporal, taps, replicate, rows=fewer)
+    return SummedConv(kernel, bias, mixing, geometry) if fewer else StackedConv(kernel, bias, mixing, geometry)
+
+
+def _conv2d(weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, groups: int) -> nn.Module:
+    """A constant 2D convolution, behind its own padding."""
+    spatial = (geometry.stride, geometry.padding, geometry.dilation)
+    sizes = (weight.shape[1] * groups, weight.shape[0], (weight.shape[2], weight.shape[3]))
+    conv = nn.Conv2d(*sizes, *spatial, groups, bias=bias is not None, device="meta")
+    conv.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    if bias is not None:
+        conv.bias = nn.Parameter(bias, requires_grad=False)
+    return conv
+
+
+class StackedConv(nn.Module):
+    """The frames of a window stacked on the channels: one convolution from taps·I channels."""
+
+    def __init__(self, kernel: Tensor, bias: Tensor | None, mixing: Mixing, geometry: ConvGeometry) -> None:
+        super().__init__()
+        self.mixing, self.groups, self.space = mixing, geometry.groups, geometry.space
+        weight = (kernel if self.groups > 1 else kernel.transpose(1, 2)).flatten(1, 2)
+        self.conv = _conv2d(weight, bias, geometry, self.groups)
+
+    def forward(self, frames: Tensor, clips: int, length: int, after: int) -> Tensor:
+        """`(N·T, C, H, W)` → `(N·T', C', H', W')`."""
+        if not self.mixing.trivial:
+            frames = self.mixing(frames, clips, length, after)
+            frames = (frames.transpose(1, 2) if self.groups > 1 else frames).flatten(1, 2)
+        out: Tensor = self.conv(self.space(frames) if self.space else frames)
+        return out
+
+
+class SummedConv(nn.Module):
+    """One convolution to taps·O channels, each frame's share in every window that it is in; the shares are summed."""
+
+    def __init__(self, kernel: Tensor, bias: Tensor | None, mixing: Mixing, geometry: ConvGeometry) -> None:
+        super().__init__()
+        self.mixing, self.taps, self.groups, self.space = mixing, kernel.shape[2], geometry.groups, geometry.space
+        weight = kernel.reshape(self.groups, -1, *kernel.shape[1:]).movedim(3, 1).flatten(0, 2)
+        self.conv = _conv2d(weight, None, geometry, self.groups)
+        self.bias = None if bias is None else nn.Parameter(bias.reshape(-1, 1, 1), requires_grad=False)
+
+    def forward(self, frames: Tensor, clips: int, length: int, after: int) -> Tensor:
+        """`(N·T, C, H, W)` → `(N·T', C', H', W')`."""
+        shares = self.conv(self.space(frames) if self.space else frames)
+        if self.groups > 1:
+            shares = shares.reshape(len(frames), self.groups, self.taps, -1, *shares.shape[2:]).transpose(1, 2)
+        shares = shares.reshape(clips * length * self.taps, -1, *shares.shape[-2:])
+        out: Tensor = self.mixing(shares, clips, length, after).sum(1)
+        return out if self.bias is None else out + self.bias
+
+
+_INPUT = {
+    2: ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
+    4: (
+        (4, 0, -5, 0, 1, 0),
+        (0, -4, -4, 1, 1, 0),
+        (0, 4, -4, -1, 1, 0),
+        (0, -2, -1, 2, 1, 0),
+        (0, 2, -1, -2, 1, 0),
+        (0, 4, 0, -5, 0, 1),
+    ),
+}
+_KERNEL = {
+    2: ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
+    4: (
+        (1 / 4, 0, 0),
+        (-1 / 6, -1 / 6, -1 / 6),
+        (-1 / 6, 1 / 6, -1 / 6),
+        (1 / 24, 1 / 12, 1 / 6),
+        (1 / 24, -1 / 12, 1 / 6),
+        (0, 0, 1),
+    ),
+}
+_OUTPUT = {
+    2: ((1, 1, 1, 0), (0, 1, -1, -1)),
+    4: ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
+}
+
+
+class MinimalConv(nn.Module):
+    """Three taps along time by minimal filtering: `m` frames take m + 2 convolutions of a frame instead of 3·m.
+
+    Winograd's F(m, 3) along one axis (Lavin & Gray, arXiv:1509.09308, section 4.1), where what is multiplied are not
+    numbers but images and kernels. The transforms along time are products with small matrices.
+    """
+
+    to_input: Tensor
+    to_output: Tensor
+
+    def __init__(self, kernel: Tensor, bias: Tensor | None, replicate: bool, geometry: ConvGeometry, m: int) -> None:
+        super().__init__()
+        self.m, self.replicate, self.space = m, replicate, geometry.space
+        self.register_buffer("to_input", torch.tensor(_INPUT[m], dtype=kernel.dtype))
+        self.register_buffer("to_output", torch.tensor(_OUTPUT[m], dtype=kernel.dtype))
+        transform = torch.tensor(_KERNEL[m], dtype=torch.float64)
+        weight = torch.einsum("nt,oithw->noihw", transform, kernel.double()).to(kernel.dtype)
+        if bias is not None:  # the second product counts once in every frame
+            bias = F.pad(bias, (len(bias), m * len(bias)))
+        self.conv = _conv2d(weight.flatten(0, 1), bias, geometry, m + 2)
+
+    def forward(self, frames: Tensor, clips: int, length: int, after: int) -> Tensor:
+        """`(N·T, C, H, W)` → `(N·T, C', H', W')`."""
+        channels, height, width = frames.shape[1:]
+        tiles = (length + self.m - 1) // self.m
+        flat = frames.reshape(clips, length, channels * height * width)
+        moved = torch.matmul(self._from_frames(length, tiles), flat)
+        stacked = moved.reshape(clips * tiles, (self.m + 2) * channels, height, width)
+        products = self.conv(self.space(stacked) if self.space else stacked)
+        flat = products.reshape(clips, tiles * (self.m + 2), -1)
+        out = torch.matmul(self._to_frames(length, tiles), flat)
+        return out.reshape(clips * length, -1, *products.shape[2:])
+
+    def _from_frames(self, length: int, tiles: int) -> Tensor:
+        """`(tiles·(m + 2), T)`: from the frames of a clip to the transformed ones of each tile, padding included."""
+        seen = self._firsts(tiles).unsqueeze(1) - 1 + torch.arange(self.m + 2, device=self.to_input.device)
+        if self.replicate:
+            seen = seen.clamp(0, length - 1)
+        frames = torch.arange(length, device=self.to_input.device)
+        return torch.matmul(self.to_input, (seen.unsqueeze(2) == frames).to(self.to_input.dtype)).flatten(0, 1)
+
+    def _to_frames(self, length: int, tiles: int) -> Tensor:
+        """`(T, tiles·(m + 2))`: from the products of each tile to the frames that they make."""
+        made = self._firsts(tiles).unsqueeze(1) + torch.arange(self.m, device=self.to_input.device)
+        frames = torch.arange(length, device=self.to_input.device)
+        picks = (frames.reshape(-1, 1, 1) == made).to(self.to_input.dtype)
+        return torch.matmul(picks, self.to_output).flatten(1, 2)
+
+    def _firsts(self, tiles: int) -> Tensor:
+        """The first frame that each tile makes."""
+        return torch.arange(tiles, device=self.to_input.device) * self.m
+
+
+class FramesPool(nn.Module):
+    """A 3D pooling as a 2D one, and the largest or the mean of the frames in each temporal window."""
+
+    def __init__(self, pool: nn.Module, temporal: Temporal, largest: bool, space: SpatialPad | None) -> None:
+        super().__init__()
+        self.pool, self.largest, self.space = pool, largest, space
+        self.mixing = Mixing(temporal, tuple(range(temporal.kernel)), replicate=True)
+
+    def forward(self, frames: Tensor, clips: int, length: int, after: int) -> Tensor:
+        """`(N·T, C, H, W)` → `(N·T', C, H', W')`."""
+        pooled: Tensor = self.pool(self.space(frames) if self.space else frames)
+        if self.mixing.trivial:
+            return pooled
+        seen = self.mixing(pooled, clips, length, after)
+        mixed: Tensor = seen.amax(1) if self.largest else seen.mean(1)
+        return mixed
+
+
+class LayerNormOverChannels(nn.LayerNorm):
+    """LayerNorm over the channels of every position of an image."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`(N, C, H, W)` → `(N, C, H, W)`."""
+        normed: Tensor = F.layer_norm(
+            input.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps
+        )
+        return normed.permute(0, 3, 1, 2)

@@ -1,0 +1,122 @@
+"""The frames form: the same function, in float64 to rounding, whatever the taps hold; and its forms of convolution."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from i3dconvert import backbones, export_onnx, inflate
+from i3dconvert.export.frames import frames_form
+from i3dconvert.export.framewise import MinimalConv, StackedConv, SummedConv
+from i3dconvert.inflation import inflate_loaded
+from i3dconvert.lift.network import Network3d
+from i3dconvert.recipes import Recipe, Rule
+from i3dconvert.verification.forward import outputs, relative_error
+
+CASES = (
+    ("resnet18", None),
+    ("densenet121", None),
+    ("googlenet", None),
+    ("resnext50_32x4d", "volumetric"),
+    ("lraspp_mobilenet_v3_large", "volumetric"),
+    ("convnext_tiny", None),
+    ("timm/nf_resnet26", None),
+    ("timm/resnetblur18", None),
+    ("timm/deit_tiny_patch16_224", "tubelet"),
+)
+
+
+def use_all_taps(network: Network3d) -> Network3d:
+    """As after fine-tuning."""
+    torch.manual_seed(0)
+    for key in network.inflation.fillings:
+        weight = network.get_parameter(key).data
+        weight += 0.1 * weight.std() * torch.randn_like(weight)
+    return network
+
+
+def difference(network: Network3d, form: nn.Module, clip: torch.Tensor) -> float:
+    with torch.no_grad():
+        pairs = zip(outputs(network(clip)), outputs(form(clip)), strict=True)
+        return max(relative_error(ours, theirs) for ours, theirs in pairs)
+
+
+@pytest.mark.parametrize(("name", "recipe"), CASES)
+@pytest.mark.parametrize("init", ["center", "mean"])
+@pytest.mark.parametrize("tuned", [False, True])
+def test_the_same_function(name: str, recipe: str | None, init: str, tuned: bool) -> None:
+    size = None if "deit" in name else 64
+    network = inflate_loaded(*backbones.load(name, "random", size=size), recipe, init).eval().double()
+    network = use_all_taps(network) if tuned else network
+    form = frames_form(network)
+    assert not [module for module in form.modules() if isinstance(module, nn.Conv3d | nn.MaxPool3d | nn.AvgPool3d)]
+    for frames in (network.inflation.minimum_frames + 1, 13):
+        clip = torch.randn(2, *network.inflation.input[:1], frames, *network.inflation.input[1:]).double()
+        assert difference(network, form, clip) < 1e-13, frames
+
+
+def small(kernel: int, stride: int, channels: int, groups: int, init: str) -> Network3d:
+    net = nn.Sequential(nn.Conv2d(3, 32, 1), nn.Conv2d(32, channels, 3, 2, groups=groups), nn.BatchNorm2d(channels))
+    nn.init.uniform_(net[2].running_mean)
+    nn.init.uniform_(net[2].running_var, 0.5, 2)
+    return inflate(net.eval(), Recipe("r", (Rule("1", kernel=kernel, stride=stride),)), init, size=16).double()
+
+
+@pytest.mark.parametrize("init", ["center", "mean"])
+@pytest.mark.parametrize("frames", [1, 2, 3, 7, 16, 17])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "channels", "groups", "form"),
+    [
+        (3, 1, 32, 1, MinimalConv),
+        (3, 2, 32, 1, StackedConv),
+        (5, 1, 64, 1, StackedConv),
+        (5, 1, 8, 1, SummedConv),
+        (3, 1, 32, 8, SummedConv),
+        (3, 2, 32, 8, StackedConv),
+        (4, 3, 16, 1, StackedConv),
+    ],
+)
+def test_every_form_of_convolution(
+    kernel: int, stride: int, channels: int, groups: int, form: type[nn.Module], frames: int, init: str
+) -> None:
+    network = use_all_taps(small(kernel, stride, channels, groups, init))
+    frames_network = frames_form(network)
+    assert isinstance(frames_network.get_submodule("1"), form)
+    assert not [module for module in frames_network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert difference(network, frames_network, torch.randn(2, 3, frames, 16, 16).double()) < 1e-13
+
+
+def test_zero_taps_cost_nothing() -> None:
+    network = small(5, 1, 64, 1, "center")
+    form = frames_form(network).get_submodule("1")
+    assert isinstance(form, StackedConv)
+    assert form.mixing.trivial
+    assert form.conv.weight.shape == (64, 32, 3, 3)
+
+
+def test_groups_norms_over_time_see_all_of_it() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.InstanceNorm2d(8))
+    network = use_all_taps(inflate(net, size=16).double())
+    assert difference(network, frames_form(network), torch.randn(2, 3, 6, 16, 16).double()) < 1e-13
+
+
+def test_a_wrong_tap_is_seen() -> None:
+    network = use_all_taps(small(3, 1, 32, 1, "center"))
+    form = frames_form(network)
+    network.get_parameter("1.weight").data[:, :, [0, 2]] = network.get_parameter("1.weight").data[:, :, [2, 0]]
+    assert difference(network, form, torch.randn(2, 3, 6, 16, 16).double()) > 1e-3
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_it_exports_with_any_batch_frames_and_size(tuned: bool, tmp_path: Path) -> None:
+    network = inflate_loaded(*backbones.load("resnet18", "random", size=64))
+    network = use_all_taps(network) if tuned else network
+    done = export_onnx(network, tmp_path / "net.onnx", optimize=True)
+    assert done.shape == ("batch", 3, "frames", "height", "width")
+    assert done.check.error is not None
+    assert done.check.error <= 1e-5
+    operators = {node.op_type for node in onnx.load(done.path).graph.node}
+    assert "MaxPool" in operators
+    assert "BatchNormalization" not in operators
