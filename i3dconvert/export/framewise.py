@@ -26,7 +26,8 @@ class Mixing(nn.Module):
         super().__init__()
         self.stride, self.rows = temporal.stride, len(taps) if rows else 1
         self.first = tuple(tap * temporal.dilation - temporal.before for tap in taps)
-        self.trivial = self.first == (0,) and temporal.stride == 1
+        keeps_length = temporal.stride == 1 and temporal.before + temporal.after == temporal.span - 1
+        self.trivial = self.first == (0,) and keeps_length
         beyond = max(self.first) + temporal.before + temporal.after - temporal.span + 1 > 0
         self.pads = not replicate and (min(self.first) < 0 or beyond)
 

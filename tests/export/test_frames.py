@@ -96,6 +96,14 @@ def test_zero_taps_cost_nothing() -> None:
     assert form.conv.weight.shape == (64, 32, 3, 3)
 
 
+def test_a_single_tap_of_a_window_that_shortens_the_clip() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3))
+    network = inflate(net, Recipe("r", (Rule("0", kernel=3, padding=0),)), size=16).double()
+    weight = network.get_parameter("0.weight").data
+    weight[:, :, 0], weight[:, :, 1] = weight[:, :, 1].clone(), 0
+    assert difference(network, frames_form(network), torch.randn(2, 3, 6, 16, 16).double()) < 1e-13
+
+
 def test_groups_norms_over_time_see_all_of_it() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.InstanceNorm2d(8))
     network = use_all_taps(inflate(net, size=16).double())
