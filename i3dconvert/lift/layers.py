@@ -121,9 +121,13 @@ def _conv_fillings(conv: nn.Conv2d, temporal: Temporal, style: Style) -> dict[st
     return {"weight": Filling(temporal.kernel)}
 
 
-def _conv_transpose(conv: Any, temporal: Temporal, style: Style) -> nn.Module:
+def _refuse_dilation(temporal: Temporal, layer: str) -> None:
     if temporal.dilation > 1 and temporal.kernel > 1:
-        raise RecipeError("a transposed convolution has no temporal dilation")
+        raise RecipeError(f"{layer} has no temporal dilation")
+
+
+def _conv_transpose(conv: Any, temporal: Temporal, style: Style) -> nn.Module:
+    _refuse_dilation(temporal, "a transposed convolution")
     if temporal.after >= temporal.stride:
         raise RecipeError("a transposed convolution's temporal kernel and stride must be both even or both odd")
     return nn.ConvTranspose3d(
@@ -173,6 +177,7 @@ def _max_pool(pool: nn.MaxPool2d, temporal: Temporal, style: Style) -> nn.Module
 
 
 def _avg_pool(pool: nn.AvgPool2d, temporal: Temporal, style: Style) -> nn.Module:
+    _refuse_dilation(temporal, "an average pool")
     divisor = None if pool.divisor_override is None else pool.divisor_override * temporal.kernel
     space = _pool_pad(pool, 0.0)
     lifted = nn.AvgPool3d(
@@ -188,6 +193,7 @@ def _avg_pool(pool: nn.AvgPool2d, temporal: Temporal, style: Style) -> nn.Module
 
 
 def _blur_pool(blur: Any, temporal: Temporal, style: Style) -> nn.Module:
+    _refuse_dilation(temporal, "a blur pool")
     return BlurPool3d(blur, temporal.kernel, temporal.stride, temporal.before, temporal.after)
 
 

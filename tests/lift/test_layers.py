@@ -54,6 +54,13 @@ def test_transposed_convolutions_that_can_not_be_equal_are_refused() -> None:
         inflate(net, Recipe("test", (Rule("1", kernel=3, stride=2, padding=0),)), size=16)
 
 
+@pytest.mark.parametrize("layer", [nn.AvgPool2d(2), BlurPool2d(3), nn.ConvTranspose2d(3, 3, 3)])
+def test_layers_without_dilation_are_given_none(layer: nn.Module) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), layer)
+    with pytest.raises(RecipeError, match=r"1: .* has no temporal dilation"):
+        inflate(net, Recipe("test", (Rule("1", kernel=3, dilation=2),)), size=16)
+
+
 def test_padding_past_the_middle_tap_is_refused() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
     with pytest.raises(RecipeError, match=r"0: .*middle tap on the padding"):
