@@ -37,5 +37,9 @@ class ExportError(I3DError):
     """The export failed, or what it wrote does not agree with torch."""
 
 
+class BenchmarkError(I3DError):
+    """A case could not be measured."""
+
+
 class OutputError(I3DError):
     """The place to write to exists already or can't be written."""

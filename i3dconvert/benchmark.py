@@ -1,0 +1,229 @@
+"""How fast a network runs: its forward pass in several runtimes side by side, each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from i3dconvert import checkpoint
+from i3dconvert.errors import BenchmarkError, I3DError
+from i3dconvert.export import export_onnx
+from i3dconvert.inflation import inflate
+from i3dconvert.lift.network import Network3d
+
+WARM_UP, RUNS = 2, 7
+_MATRIX = 2048
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure: a network (a backbone's name with random weights, or a checkpoint) in a runtime."""
+
+    network: str
+    runtime: str
+    batch: int = 1
+    frames: int = 16
+    size: int | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    channels_last: bool = False
+    runs: int = RUNS
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a case took. `seconds` is the median of the runs, `spread` the distance between their quartiles."""
+
+    case: Case
+    seconds: float
+    spread: float
+    peak_memory: int
+    """Bytes that loading and running the network took: of the process, or of torch's allocator on a GPU."""
+    gflops: float
+    """Of one forward pass of the 3D network, a multiplication and an addition counting two (10⁹)."""
+    share: float
+    """Of the rate at which the device multiplies matrices in this type, as measured beside."""
+
+    @property
+    def frames_per_second(self) -> float:
+        """Input frames."""
+        return self.case.batch * self.case.frames / self.seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        clips = self.case.batch / self.seconds
+        return asdict(self) | {"clips_per_second": clips, "frames_per_second": self.frames_per_second}
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What is known of a case before it runs."""
+
+    shape: tuple[int, ...]
+    flops: int
+    path: Path | None
+
+
+def measure(cases: Sequence[Case], progress: Callable[[str], None] = lambda _: None) -> Iterator[Measurement]:
+    """Run each case in a fresh process, one after the other, exported in another one before.
+
+    Raises `BenchmarkError` naming the case that failed.
+    """
+    with TemporaryDirectory() as folder:
+        for case in cases:
+            progress(f"{case.network}, {case.runtime}, batch {case.batch}")
+            yield _in_process(_run, case, _in_process(_prepare, case, Path(folder)))
+
+
+def _in_process(function: Callable[[Case, Any], Any], case: Case, argument: Any) -> Any:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(function, case, argument, theirs))
+    process.start()
+    theirs.close()
+    try:
+        result = ours.recv()
+    except EOFError:
+        process.join()
+        result = f"its process ended with exit code {process.exitcode}"
+    process.join()
+    if isinstance(result, str):
+        raise BenchmarkError(f"{case.network} in {case.runtime}: {result}")
+    return result
+
+
+def _child(function: Callable[[Case, Any], Any], case: Case, argument: Any, pipe: Any) -> None:
+    try:
+        pipe.send(function(case, argument))
+    except I3DError as error:
+        pipe.send(str(error))
+    except Exception as error:  # noqa: BLE001 - a runtime's own errors are the user's to read
+        pipe.send(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+
+
+def _prepare(case: Case, folder: Path) -> _Prepared:
+    network = _network(case)
+    channels, *size = network.inflation.input
+    shape = (case.batch, channels, case.frames, *((case.size, case.size) if case.size else size))
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network(torch.randn(shape))
+    path = None
+    if case.runtime in _FORMS:
+        optimize = _FORMS[case.runtime]
+        stem = case.network.replace("/", "-").replace(":", "-")
+        path = folder / f"{stem}-{case.size}-{case.dtype}-{'frames' if optimize else 'plain'}.onnx"
+        if not path.exists():
+            export_onnx(network, path, optimize=optimize, dtype=getattr(torch, case.dtype))
+    return _Prepared(shape, int(counter.get_total_flops()), path)
+
+
+def _run(case: Case, prepared: _Prepared) -> Measurement:
+    clip = torch.randn(prepared.shape)
+    before = _memory("VmRSS")
+    run = RUNTIMES[case.runtime](case, clip, prepared.path)
+    with torch.inference_mode():
+        for _ in range(WARM_UP):
+            run()
+        times = sorted(_timed(run, case.device) for _ in range(case.runs))
+    peak = int(torch.cuda.max_memory_allocated()) if case.device == "cuda" else _memory("VmHWM") - before
+    seconds = statistics.median(times)
+    quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [seconds] * 3
+    rate = _matrix_rate(case.device, getattr(torch, case.dtype))
+    share = prepared.flops / seconds / rate
+    return Measurement(case, seconds, quartiles[2] - quartiles[0], peak, prepared.flops / 1e9, share)
+
+
+def _network(case: Case) -> Network3d:
+    if case.network.endswith(".safetensors"):
+        return checkpoint.load(case.network).eval()
+    return inflate(case.network, weights="random", size=case.size).eval()
+
+
+def _eager(case: Case, clip: Tensor, path: Path | None) -> Run:
+    dtype = getattr(torch, case.dtype)
+    network, clip = _network(case).to(case.device, dtype), clip.to(case.device, dtype)
+    if case.channels_last:
+        network = network.to(memory_format=torch.channels_last_3d)
+        clip = clip.to(memory_format=torch.channels_last_3d)
+    return lambda: network(clip)
+
+
+def _compiled(case: Case, clip: Tensor, path: Path | None) -> Run:
+    run: Run = torch.compile(_eager(case, clip, path))
+    return run
+
+
+def _onnxruntime(case: Case, clip: Tensor, path: Path | None) -> Run:
+    import onnxruntime
+
+    provider = "CUDAExecutionProvider" if case.device == "cuda" else "CPUExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise BenchmarkError(f"the installed onnxruntime has no {provider}; pip install onnxruntime-gpu")
+    session = onnxruntime.InferenceSession(str(path), providers=[provider])
+    feed = {session.get_inputs()[0].name: clip.to(getattr(torch, case.dtype)).numpy()}
+    return lambda: session.run(None, feed)
+
+
+def _openvino(case: Case, clip: Tensor, path: Path | None) -> Run:
+    try:
+        import openvino
+    except ImportError:
+        raise BenchmarkError("openvino is not installed; pip install openvino") from None
+    compiled = openvino.compile_model(str(path), "CPU")
+    return lambda: compiled(clip.numpy())
+
+
+RUNTIMES: dict[str, Callable[[Case, Tensor, Path | None], Run]] = {
+    "eager": _eager,
+    "compile": _compiled,
+    "onnx": _onnxruntime,
+    "onnx-plain": _onnxruntime,
+    "openvino": _openvino,
+}
+"""By name: torch as it is or compiled, onnxruntime on the optimised or the plain export, OpenVINO on the plain one."""
+
+_FORMS = {"onnx": True, "onnx-plain": False, "openvino": False}
+"""Those that run an exported file: whether it is the optimised one."""
+
+
+def _timed(run: Run, device: str) -> float:
+    """Seconds of one run; on a GPU between two events, after what was queued before."""
+    if device == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        return float(start.elapsed_time(end)) / 1000
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def _matrix_rate(device: str, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product, the best of some."""
+    a, b = (torch.randn(_MATRIX, _MATRIX, device=device, dtype=dtype) for _ in range(2))
+    return 2 * _MATRIX**3 / min(_timed(lambda: a @ b, device) for _ in range(5))
+
+
+def _memory(field: str) -> int:
+    """Bytes of this process, by a field of Linux's `/proc/self/status`; elsewhere its high-water mark."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

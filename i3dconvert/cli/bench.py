@@ -1,0 +1,90 @@
+"""`i3dconvert bench`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from i3dconvert.cli import render
+from i3dconvert.cli.options import Dtype, Json, Quiet, complete_backbone
+from i3dconvert.errors import BenchmarkError
+
+EXAMPLE = "Example: i3dconvert bench resnet50 densenet121 --runtime eager,onnx,onnx-plain --batch 1 --batch 2"
+
+
+RUNTIMES = ("eager", "compile", "onnx", "onnx-plain", "openvino")
+
+
+class Device(Enum):
+    """Where the network runs."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def command(
+    networks: Annotated[
+        list[str],
+        typer.Argument(
+            help="Backbones (random weights) or checkpoints.",
+            autocompletion=complete_backbone,
+            metavar="[BACKBONE|FILE]...",
+        ),
+    ],
+    runtime: Annotated[
+        str, typer.Option(help="Of eager, compile, onnx, onnx-plain, openvino; commas between them.")
+    ] = "eager,onnx,onnx-plain",
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Clips at once; repeatable.", show_default="1")] = None,
+    frames: Annotated[int, typer.Option("--frames", "-f", min=1, help="Of each clip.")] = 16,
+    size: Annotated[
+        int | None, typer.Option("--size", "-s", min=1, help="Pixels.", show_default="the backbone's")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
+    dtype: Annotated[Dtype, typer.Option(help="Of weights and clips.")] = Dtype.float32,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="torch: channels_last_3d memory.")] = False,
+    runs: Annotated[int, typer.Option(min=1, help="Timed, after two to warm up.")] = 7,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time forward passes of inflated networks, runtimes side by side."""
+    wanted = [name.strip() for name in runtime.split(",")]
+    for name in wanted:
+        if name not in RUNTIMES:
+            raise typer.BadParameter(f"no runtime {name!r}; known: {', '.join(RUNTIMES)}")
+    with render.progress(quiet or json) as step:
+        step("importing torch")
+        import torch
+
+        from i3dconvert.benchmark import Case, measure
+
+        if device is Device.cuda and not torch.cuda.is_available():
+            raise BenchmarkError("there is no CUDA device here; --device cpu")
+        cases = [
+            Case(name, one, clips, frames, size, device.value, dtype.value, channels_last, runs)
+            for name in networks
+            for clips in batch or [1]
+            for one in wanted
+        ]
+        results = list(measure(cases, step))
+    if json:
+        render.show_json([result.to_dict() for result in results])
+    elif not quiet:
+        columns = ("network", "runtime", "batch#", "ms#", "±#", "clips/s#", "frames/s#", "MiB#", "GFLOP#", "of peak#")
+        rows = (
+            (
+                result.case.network,
+                result.case.runtime,
+                result.case.batch,
+                f"{result.seconds * 1000:.1f}",
+                f"{result.spread * 500:.1f}",
+                f"{result.case.batch / result.seconds:.2f}",
+                f"{result.frames_per_second:.1f}",
+                round(result.peak_memory / 2**20),
+                f"{result.gflops:.1f}",
+                f"{result.share:.0%}",
+            )
+            for result in results
+        )
+        render.show_table(columns, rows)

@@ -1,0 +1,44 @@
+"""`bench` measures what it says it measures."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run
+
+FACTORY = """
+import torch
+def net():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+"""
+
+
+def test_runtimes_side_by_side(run: Run) -> None:
+    Path("nets.py").write_text(FACTORY)
+    words = "bench nets.py:net --runtime eager,onnx --batch 2 -f 4 -s 32 --runs 3 --json".split()
+    done = run(*words)
+    assert done.code == 0, done.err
+    eager, onnx = json.loads(done.out)
+    assert [eager["case"]["runtime"], onnx["case"]["runtime"]] == ["eager", "onnx"]
+    for result in (eager, onnx):
+        assert result["gflops"] == pytest.approx(2 * 8 * 3 * 27 * 2 * 4 * 32 * 32 / 1e9)
+        assert result["clips_per_second"] == pytest.approx(2 / result["seconds"])
+        assert result["frames_per_second"] == pytest.approx(8 / result["seconds"])
+        assert result["peak_memory"] > 0
+        assert result["share"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("resnet18 --runtime eager,abacus", 2, "no runtime 'abacus'"),
+        ("absent.safetensors --runtime eager", 1, "absent.safetensors in eager: there is no file"),
+        ("nonsense --runtime eager", 1, "nonsense in eager: there is no backbone"),
+    ],
+)
+def test_what_is_refused(run: Run, words: str, code: int, message: str) -> None:
+    done = run("bench", *words.split())
+    assert done.code == code
+    assert message in done.err
+    assert "Traceback" not in done.err
