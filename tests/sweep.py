@@ -108,8 +108,8 @@ def convolutions(model: nn.Module, lifted: set[str]) -> dict[str, int]:
         name
         for name, module in model.named_modules()
         if "conv" in type(module).__name__.lower()
-        and len(kernel := tuple(getattr(module, "kernel_size", ()))) == 2  # not those along the channels
-        and kernel != (1, 1)
+        and getattr(module, "kernel_size", 1) not in (1, (1, 1))
+        and not isinstance(module, nn.Conv1d)  # along the channels
         and isinstance(getattr(module, "weight", None), torch.Tensor)
     ]
     return {"convolutions": len(spatial), "lifted": sum(name in lifted for name in spatial)}
