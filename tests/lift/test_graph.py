@@ -65,9 +65,10 @@ def test_one_of_everything(init: str, recipe: str) -> None:
 @given(kernel=st.integers(1, 5), stride=st.integers(1, 3), dilation=st.integers(1, 2))
 def test_any_temporal_kernel_stride_and_dilation(init: str, kernel: int, stride: int, dilation: int) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2, ceil_mode=True), nn.Conv2d(4, 4, 3), nn.AvgPool2d(3, 1, 1))
-    rule = Rule(kernel=kernel, stride=stride, dilation=dilation)
+    dilated = (Rule(kind=kind, dilation=dilation) for kind in ("spatial", "max_pool"))
+    recipe = Recipe("r", (Rule(kernel=kernel, stride=stride), *dilated))
     options = Settings(frames=40, size=20, dtypes=(torch.float64,))
-    assert verify(net, inflate(net, Recipe("r", (rule,)), init, size=20), options).passed
+    assert verify(net, inflate(net, recipe, init, size=20), options).passed
 
 
 def test_mean_with_zero_padding_is_not_equal_and_verify_says_so() -> None:
