@@ -18,8 +18,9 @@ two clips of noise, two frames each (or as few as the recipe allows), replicated
 - *folds*: how many times a clip is turned into frames, for what has no 3D counterpart (attention, linear heads).
 - *float64*, *float32*: the relative error max |Δ| / max |reference|. A mark † stands at networks that compute in
   float32 whatever the dtype of their weights; they are held to 1e-5 in both.
-- *size*: height and width in pixels, the smallest that the network takes of those tried. A mark ‡ stands at networks
-  too large for 24 GiB, which were built with the blocks given.
+- *size*: height and width in pixels, the smallest that the network takes of those tried. A mark ‡ stands at large
+  networks that were built with the blocks given instead of all of theirs (`--whole-below`).
+- *seconds*: of one core, with another network on the other.
 """
 
 
