@@ -17,7 +17,9 @@ two clips of noise, two frames each (or as few as the recipe allows), replicated
 - *convolutions*: those with a kernel of more than one pixel; *lifted*: those that became 3D convolutions.
 - *folds*: how many times a clip is turned into frames, for what has no 3D counterpart (attention, linear heads).
 - *float64*, *float32*: the relative error max |Δ| / max |reference|. A mark † stands at networks that compute in
-  float32 whatever the dtype of their weights; they are held to 1e-5 in both.
+  float32 whatever the dtype of their weights; they are held to 1e-5 in both. Where the error in float32 is large, the
+  untrained network magnifies rounding: it shows in float32 alone, and the 2D network is as far from its own float64
+  result. Exactly 0 in float64 stands where a network rounds to float32 on the way, so that nothing smaller is left.
 - *size*: height and width in pixels, the smallest that the network takes of those tried. A mark ‡ stands at large
   networks that were built with the blocks given instead of all of theirs (`--whole-below`).
 - *seconds*: of one core, with another network on the other.
