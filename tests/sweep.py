@@ -8,6 +8,7 @@ fewer blocks; `--table` writes `docs/coverage.md` from the results.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -50,34 +52,29 @@ TOO_LARGE = 1.2e9
 FEWER_BLOCKS: tuple[dict[str, Any], ...] = ({"depth": 4}, {"depths": (1, 1, 2, 1)})
 
 
-def measure(name: str, init: str, whole_below: float, heavy: Any) -> dict[str, object]:
+def measure(name: str, init: str, whole_below: float) -> dict[str, object]:
     """Inflate `name` with seeded random weights and verify it in float64; the error in float32 is noted."""
     for candidate in smallest_first(name, whole_below):
         try:
-            return measure_at(name, init, heavy, *candidate)
+            return measure_at(name, init, *candidate)
         except RuntimeError as error:  # torch's 3D average pool refuses images that its 2D one takes
             refused = error
     raise refused
 
 
 def measure_at(
-    name: str, init: str, heavy: Any, backbone: Backbone, model: nn.Module, shape: tuple[int, int, int]
+    name: str, init: str, backbone: Backbone, model: nn.Module, shape: tuple[int, int, int]
 ) -> dict[str, object]:
     """`measure` for images `(C, H, W)` of one shape."""
     started = time.perf_counter()
     count = sum(parameter.numel() for parameter in model.parameters())
-    if count > HEAVY:
-        heavy.acquire()
-    try:
+    with alone() if count > HEAVY else nullcontext():
         randomise(model, 0, shape)
         planned = plan(model, default_recipe(name), style(init), shape)
         state = model.state_dict()
         network = fill(planned.network(model), planned.inflation.state(state))
         inflation = planned.inflation
         report = verify(model, network, Settings(frames=max(2, inflation.minimum_frames)))
-    finally:
-        if count > HEAVY:
-            heavy.release()
     failed = [check for check in report.checks if not check.passed and "float32, noise" not in check.name]
     return {
         "passed": not failed,
@@ -166,20 +163,28 @@ def verify_small(model: nn.Module, network: Any) -> Report:
     return verify(model, network, Settings(frames=frames))
 
 
-def _child(name: str, init: str, whole_below: float, heavy: Any, pipe: Any) -> None:
+@contextmanager
+def alone() -> Iterator[None]:
+    """One network at a time; the lock goes with the process that holds it, however that ends."""
+    with RESULTS.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _child(name: str, init: str, whole_below: float, pipe: Any) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     torch.set_num_threads(1)
     try:
-        pipe.send(measure(name, init, whole_below, heavy))
+        pipe.send(measure(name, init, whole_below))
     except Exception as error:  # noqa: BLE001 - a row like any other
         line = str(error).strip().partition("\n")[0]
         pipe.send({"passed": False, "reason": f"{type(error).__name__}: {line}"})
 
 
-def one(name: str, init: str, whole_below: float, heavy: Any, context: Any) -> dict[str, object]:
+def one(name: str, init: str, whole_below: float, context: Any) -> dict[str, object]:
     """`measure` in a process of its own, whose crash or hunger for memory is a result like any other."""
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(name, init, whole_below, heavy, theirs))
+    process = context.Process(target=_child, args=(name, init, whole_below, theirs))
     process.start()
     theirs.close()
     try:
@@ -233,10 +238,9 @@ def main() -> int:
     console = Console(stderr=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["i3dconvert.verification", "i3dconvert.backbones.timm", "torchvision"])
-    heavy = context.Semaphore(1)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         running = {
-            pool.submit(one, *job, arguments.whole_below, heavy, context): job for job in missing(globs, arguments.init)
+            pool.submit(one, *job, arguments.whole_below, context): job for job in missing(globs, arguments.init)
         }
         for future in track(as_completed(running), "sweep", total=len(running), console=console):
             name, init = running[future]
