@@ -49,7 +49,11 @@ HEAVY = 300e6
 """Parameters from which on no two networks run at once."""
 TOO_LARGE = 1.2e9
 """Parameters from which on float64 does not fit into 24 GiB."""
-FEWER_BLOCKS: tuple[dict[str, Any], ...] = ({"depth": 4}, {"depths": (1, 1, 2, 1)})
+FEWER_BLOCKS: tuple[dict[str, Any], ...] = (
+    {"depth": 4},
+    {"depth": 4, "num_kv_heads": (8, 8, 8, 8)},  # a number for each block
+    {"depths": (1, 1, 2, 1)},
+)
 
 
 def measure(name: str, init: str, whole_below: float) -> dict[str, object]:
