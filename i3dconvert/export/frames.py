@@ -20,7 +20,7 @@ from i3dconvert.export.framewise import ConvGeometry, FramesPool, LayerNormOverC
 from i3dconvert.lift import layout
 from i3dconvert.lift.graph import lengths as counted
 from i3dconvert.lift.layers import ANY_RANK, full_name
-from i3dconvert.lift.modules import BatchNormAct3d, GlobalAvgPool, LayerNorm3d, PaddedConv3d, PaddedPool3d
+from i3dconvert.lift.modules import BatchNormAct3d, GlobalAvgPool, LayerNorm3d, PaddedConv3d, PaddedPool3d, in_space
 from i3dconvert.lift.network import Network3d
 from i3dconvert.recipes import Temporal
 
@@ -231,17 +231,13 @@ def _framewise(module: Any, temporal: Temporal, norm: nn.Module | None, length: 
         starts_inside = temporal.stride <= temporal.span - temporal.after
         if not isinstance(pool, nn.MaxPool3d) or not starts_inside:
             return None
-    kernel, stride, padding = (_space(size) for size in (pool.kernel_size, pool.stride, pool.padding))
+    kernel, stride, padding = (in_space(size) for size in (pool.kernel_size, pool.stride, pool.padding))
     if isinstance(pool, nn.MaxPool3d):
-        largest = nn.MaxPool2d(kernel, stride, padding, _space(pool.dilation), ceil_mode=pool.ceil_mode)
+        largest = nn.MaxPool2d(kernel, stride, padding, in_space(pool.dilation), ceil_mode=pool.ceil_mode)
         return FramesPool(largest, temporal, True, space)
     divisor = pool.divisor_override and pool.divisor_override // temporal.kernel
     mean = nn.AvgPool2d(kernel, stride, padding, pool.ceil_mode, pool.count_include_pad, divisor)
     return FramesPool(mean, temporal, False, space)
-
-
-def _space(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[-2], size[-1])
 
 
 def _convolution(module: Any, temporal: Temporal, norm: Any, length: int) -> nn.Module:
@@ -250,7 +246,7 @@ def _convolution(module: Any, temporal: Temporal, norm: Any, length: int) -> nn.
     if norm is not None:
         statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         kernel, bias = fuse_conv_bn_weights(kernel, bias, *statistics)
-    spatial = (_space(module.stride), _space(module.padding), _space(module.dilation))
+    spatial = (in_space(module.stride), in_space(module.padding), in_space(module.dilation))
     geometry = ConvGeometry(*spatial, module.groups, getattr(module, "space", None))
     replicate = isinstance(module, PaddedConv3d) and module.time[2] == "replicate"
     return frames_conv(kernel.detach(), None if bias is None else bias.detach(), temporal, replicate, geometry, length)

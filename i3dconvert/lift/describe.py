@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from i3dconvert.kernels import Filling
-from i3dconvert.lift.modules import PaddedPool3d
+from i3dconvert.lift.modules import PaddedPool3d, in_space
 from i3dconvert.lift.network import Network3d
 from i3dconvert.recipes import Temporal
 
@@ -41,7 +41,7 @@ def describe(network: Network3d) -> list[LayerRow]:
         module: Any = network.get_submodule(layer.name)
         module = module.pool if isinstance(module, PaddedPool3d) else module
         factorised = getattr(module, "temporal", None) is not None
-        kernel = (layer.temporal.kernel, *_pair(module.kernel_size))
+        kernel = (layer.temporal.kernel, *in_space(module.kernel_size))
         parameters = {f"{layer.name}.{name}": tensor for name, tensor in module.named_parameters()}
         count = sum(tensor.numel() for tensor in parameters.values())
         row = LayerRow(
@@ -49,17 +49,13 @@ def describe(network: Network3d) -> list[LayerRow]:
             operation="Conv(2+1)d" if factorised else type(module).__name__,
             kernel2d=kernel[1:],
             kernel3d=kernel,
-            stride3d=(layer.temporal.stride, *_pair(module.stride)),
+            stride3d=(layer.temporal.stride, *in_space(module.stride)),
             parameters2d=sum(tensor.numel() // _gain(fillings.get(key)) for key, tensor in parameters.items()),
             parameters3d=count,
             receptive_field=fields[nodes[layer.name]],
         )
         rows.append(row)
     return rows
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[-2], size[-1])
 
 
 def _gain(filling: Filling | None) -> int:

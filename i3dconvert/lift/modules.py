@@ -19,6 +19,11 @@ def pair(value: int | Sequence[int]) -> Pair:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
+def in_space(size: int | Sequence[int]) -> Pair:
+    """The part of a 2D or 3D layer's kernel, stride, padding or dilation that is `(height, width)`."""
+    return (size, size) if isinstance(size, int) else (size[-2], size[-1])
+
+
 def pad_time(clip: Tensor, before: int, after: int, mode: str) -> Tensor:
     """`(N, C, T, H, W)` → `(N, C, before + T + after, H, W)`, with zeros or with the border frames replicated."""
     if not before and not after:
