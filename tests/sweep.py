@@ -121,10 +121,9 @@ def smallest_first(name: str, whole_below: float) -> Iterator[tuple[Backbone, nn
     source, bare = backbones.parse(name)
     known = backbones.library(source)
     backbone = Backbone(source, bare, known.arguments(bare, None, None))
-    model = backbones.build(backbone)
+    fewer = with_any(backbone, FEWER_BLOCKS) if parameters(backbone) > whole_below else None
+    backbone, model = fewer or (backbone, backbones.build(backbone))
     channels, default = known.channels(bare, model), known.image_size(bare, None, backbone.arguments)
-    if sum(parameter.numel() for parameter in model.parameters()) > whole_below:
-        backbone, model = with_any(backbone, FEWER_BLOCKS) or (backbone, model)
     for size in SIZES:
         if size < default and takes(model, (channels, size, size)):
             yield backbone, model, (channels, size, size)
@@ -133,6 +132,15 @@ def smallest_first(name: str, whole_below: float) -> Iterator[tuple[Backbone, nn
         if found is not None and takes(found[1], (channels, size, size)):
             yield *found, (channels, size, size)
     yield backbone, model, (channels, default, default)
+
+
+def parameters(backbone: Backbone) -> int:
+    """How many parameters the backbone has; 0 where it can't be counted without memory for them."""
+    try:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in backbones.build(backbone).parameters())
+    except (RuntimeError, NotImplementedError, I3DError):
+        return 0
 
 
 def with_any(backbone: Backbone, candidates: tuple[dict[str, Any], ...]) -> tuple[Backbone, nn.Module] | None:
