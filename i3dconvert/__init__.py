@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from i3dconvert.checkpoint import load, save
     from i3dconvert.errors import I3DError
     from i3dconvert.export import export_onnx
+    from i3dconvert.export.frames import optimize
     from i3dconvert.inflation import inflate
     from i3dconvert.lift.network import Network3d
     from i3dconvert.recipes import Recipe
@@ -22,6 +23,7 @@ _HOMES = {
     "export_onnx": "export",
     "inflate": "inflation",
     "load": "checkpoint",
+    "optimize": "export.frames",
     "save": "checkpoint",
     "verify": "verification",
 }
@@ -34,6 +36,7 @@ __all__ = [
     "export_onnx",
     "inflate",
     "load",
+    "optimize",
     "save",
     "verify",
 ]

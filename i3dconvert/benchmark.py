@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from i3dconvert import checkpoint
 from i3dconvert.errors import BenchmarkError, I3DError
 from i3dconvert.export import export_onnx
+from i3dconvert.export.frames import optimize
 from i3dconvert.inflation import inflate
 from i3dconvert.lift.network import Network3d
 
@@ -31,10 +32,14 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure: a network (a backbone's name with random weights, or a checkpoint) in a runtime."""
+    """One thing to measure: a network (a backbone's name with random weights, or a checkpoint) in a runtime.
+
+    `init` is a backbone's: with `mean`, all temporal taps are in use, as after fine-tuning.
+    """
 
     network: str
     runtime: str
+    init: str = "center"
     batch: int = 1
     frames: int = 16
     size: int | None = None
@@ -55,8 +60,10 @@ class Measurement:
     """Bytes that loading and running the network took: of the process, or of torch's allocator on a GPU."""
     gflops: float
     """Of one forward pass of the 3D network, a multiplication and an addition counting two (10⁹)."""
+    matrix_gflops: float
+    """10⁹ floating-point operations a second of a large matrix product on the device, in this type, measured beside."""
     share: float
-    """Of the rate at which the device multiplies matrices in this type, as measured beside."""
+    """Of that rate. An optimised form that leaves work out may pass 1."""
 
     @property
     def frames_per_second(self) -> float:
@@ -125,7 +132,7 @@ def _prepare(case: Case, folder: Path) -> _Prepared:
     if case.runtime in _FORMS:
         optimize = _FORMS[case.runtime]
         stem = case.network.replace("/", "-").replace(":", "-")
-        path = folder / f"{stem}-{case.size}-{case.dtype}-{'frames' if optimize else 'plain'}.onnx"
+        path = folder / f"{stem}-{case.init}-{case.size}-{case.dtype}-{'frames' if optimize else 'plain'}.onnx"
         if not path.exists():
             export_onnx(network, path, optimize=optimize, dtype=getattr(torch, case.dtype))
     return _Prepared(shape, int(counter.get_total_flops()), path)
@@ -144,13 +151,13 @@ def _run(case: Case, prepared: _Prepared) -> Measurement:
     quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [seconds] * 3
     rate = _matrix_rate(case.device, getattr(torch, case.dtype))
     share = prepared.flops / seconds / rate
-    return Measurement(case, seconds, quartiles[2] - quartiles[0], peak, prepared.flops / 1e9, share)
+    return Measurement(case, seconds, quartiles[2] - quartiles[0], peak, prepared.flops / 1e9, rate / 1e9, share)
 
 
 def _network(case: Case) -> Network3d:
     if case.network.endswith(".safetensors"):
         return checkpoint.load(case.network).eval()
-    return inflate(case.network, weights="random", size=case.size).eval()
+    return inflate(case.network, init=case.init, weights="random", size=case.size).eval()
 
 
 def _eager(case: Case, clip: Tensor, path: Path | None) -> Run:
@@ -159,6 +166,12 @@ def _eager(case: Case, clip: Tensor, path: Path | None) -> Run:
     if case.channels_last:
         network = network.to(memory_format=torch.channels_last_3d)
         clip = clip.to(memory_format=torch.channels_last_3d)
+    return lambda: network(clip)
+
+
+def _frames(case: Case, clip: Tensor, path: Path | None) -> Run:
+    dtype = getattr(torch, case.dtype)
+    network, clip = optimize(_network(case)).to(case.device, dtype), clip.to(case.device, dtype)
     return lambda: network(clip)
 
 
@@ -183,18 +196,20 @@ def _openvino(case: Case, clip: Tensor, path: Path | None) -> Run:
         import openvino
     except ImportError:
         raise BenchmarkError("openvino is not installed; pip install openvino") from None
-    compiled = openvino.compile_model(str(path), "CPU")
+    precision = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[case.dtype]  # by itself it takes bf16
+    compiled = openvino.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": precision})
     return lambda: compiled(clip.numpy())
 
 
 RUNTIMES: dict[str, Callable[[Case, Tensor, Path | None], Run]] = {
     "eager": _eager,
+    "frames": _frames,
     "compile": _compiled,
     "onnx": _onnxruntime,
     "onnx-plain": _onnxruntime,
     "openvino": _openvino,
 }
-"""By name: torch as it is or compiled, onnxruntime on the optimised or the plain export, OpenVINO on the plain one."""
+"""By name: torch as it is, optimised, compiled; onnxruntime on the optimised or plain export, OpenVINO on the plain."""
 
 _FORMS = {"onnx": True, "onnx-plain": False, "openvino": False}
 """Those that run an exported file: whether it is the optimised one."""

@@ -33,12 +33,20 @@ class VerificationError(I3DError):
     """A check could not be carried out (one that ran and failed is a report, not an error)."""
 
 
+class MediaError(I3DError):
+    """Pictures or a video that can't be read."""
+
+
 class ExportError(I3DError):
     """The export failed, or what it wrote does not agree with torch."""
 
 
 class BenchmarkError(I3DError):
     """A case could not be measured."""
+
+
+class DeviceError(I3DError):
+    """There is no such device to compute on."""
 
 
 class OutputError(I3DError):

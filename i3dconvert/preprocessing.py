@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -28,6 +29,17 @@ class Preprocessing:
         cropped = tv.center_crop(resized, [self.size, self.size])
         normalised: Tensor = tv.normalize(tv.to_tensor(cropped), list(self.mean), list(self.std))
         return normalised
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames as a decoder gives them, `(N, T, H, W, C)` in uint8, as the network's clips `(N, C, T, H, W)`."""
+        clip = frames.movedim(-1, 1).float()
+        mean, std = (clip.new_tensor(values).reshape(-1, 1, 1, 1) * 255 for values in (self.mean, self.std))
+        return (clip - mean) / std
+
+    def decode(self, clip: Tensor) -> Tensor:
+        """The nearest frames `(N, T, H, W, C)` in uint8 that `encode` would make clips like `(N, C, T, H, W)` of."""
+        mean, std = (clip.new_tensor(values).reshape(-1, 1, 1, 1) * 255 for values in (self.mean, self.std))
+        return (clip * std + mean).round().clamp(0, 255).to(torch.uint8).movedim(1, -1)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; `from_dict` is its inverse."""

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.options import Dtype, Json, Quiet, complete_backbone
-from i3dconvert.errors import BenchmarkError
+from i3dconvert.cli.options import Device, Dtype, Force, Init, Json, Quiet, complete_backbone
 
 EXAMPLE = "Example: i3dconvert bench resnet50 densenet121 --runtime eager,onnx,onnx-plain --batch 1 --batch 2"
 
 
-RUNTIMES = ("eager", "compile", "onnx", "onnx-plain", "openvino")
-
-
-class Device(Enum):
-    """Where the network runs."""
-
-    cpu = "cpu"
-    cuda = "cuda"
+RUNTIMES = ("eager", "frames", "compile", "onnx", "onnx-plain", "openvino")
 
 
 def command(
@@ -34,8 +26,11 @@ def command(
         ),
     ],
     runtime: Annotated[
-        str, typer.Option(help="Of eager, compile, onnx, onnx-plain, openvino; commas between them.")
+        str, typer.Option(help="Of eager, frames, compile, onnx, onnx-plain, openvino; commas between them.")
     ] = "eager,onnx,onnx-plain",
+    init: Annotated[
+        Init, typer.Option(help="Of backbones; with mean all temporal taps are in use, as after fine-tuning.")
+    ] = Init.center,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Clips at once; repeatable.", show_default="1")] = None,
     frames: Annotated[int, typer.Option("--frames", "-f", min=1, help="Of each clip.")] = 16,
     size: Annotated[
@@ -45,6 +40,10 @@ def command(
     dtype: Annotated[Dtype, typer.Option(help="Of weights and clips.")] = Dtype.float32,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="torch: channels_last_3d memory.")] = False,
     runs: Annotated[int, typer.Option(min=1, help="Timed, after two to warm up.")] = 7,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw a bar chart to this .svg or .png file.", show_default=False)
+    ] = None,
+    force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -53,21 +52,27 @@ def command(
     for name in wanted:
         if name not in RUNTIMES:
             raise typer.BadParameter(f"no runtime {name!r}; known: {', '.join(RUNTIMES)}")
+    if plot is not None:
+        from i3dconvert.chart import check_chart
+
+        check_chart(plot, force)
     with render.progress(quiet or json) as step:
         step("importing torch")
-        import torch
 
         from i3dconvert.benchmark import Case, measure
 
-        if device is Device.cuda and not torch.cuda.is_available():
-            raise BenchmarkError("there is no CUDA device here; --device cpu")
+        device.check()
         cases = [
-            Case(name, one, clips, frames, size, device.value, dtype.value, channels_last, runs)
+            Case(name, one, init.value, clips, frames, size, device.value, dtype.value, channels_last, runs)
             for name in networks
             for clips in batch or [1]
             for one in wanted
         ]
         results = list(measure(cases, step))
+        if plot is not None:
+            from i3dconvert.chart import draw
+
+            draw(results, plot, force)
     if json:
         render.show_json([result.to_dict() for result in results])
     elif not quiet:

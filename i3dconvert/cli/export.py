@@ -30,6 +30,21 @@ def command(
         bool,
         typer.Option("--optimize/--no-optimize", help="ONNX: 2D convolutions over frames, faster on CPUs."),
     ] = False,
+    uint8_input: Annotated[
+        bool,
+        typer.Option("--uint8-input", help="ONNX: take decoded frames (N, T, H, W, 3) in uint8, normalise inside."),
+    ] = False,
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", min=1, help="ONNX: give the K best classes and their probabilities, not the logits."),
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="ONNX: 8-bit convolutions, by onnxruntime's quantiser.")] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            help="For --int8: a video, or a directory of frames, like the network's input.", show_default="noise"
+        ),
+    ] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX: the operator set.", show_default="torch's")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights written.", show_default="float32 in ONNX")] = None,
     force: Force = False,
@@ -39,6 +54,10 @@ def command(
     """Write a checkpoint for a runtime, checked against torch before it is put in place."""
     if onnx == safetensors:
         raise typer.BadParameter("say either --onnx or --safetensors")
+    if calibrate is not None and not int8:
+        raise typer.BadParameter("--calibrate is for --int8")
+    if safetensors and (uint8_input or top_k or int8 or static or opset):
+        raise typer.BadParameter("--static, --uint8-input, --top-k, --int8 and --opset are for --onnx")
     from i3dconvert.files import check_output
 
     path = the_checkpoint(file)
@@ -65,6 +84,10 @@ def command(
                 optimize=optimize,
                 opset=opset,
                 dtype=dtype.torch() if dtype else torch.float32,
+                int8=int8,
+                calibrate=calibrate,
+                uint8_input=uint8_input,
+                top_k=top_k,
                 force=force,
                 finetuned=finetuned,
                 progress=step,
@@ -72,18 +95,24 @@ def command(
             document = {
                 "path": str(target),
                 "files": [str(part) for part in done.files],
+                "input_name": done.input,
                 "input": list(done.shape),
                 "opset": done.opset,
                 "checked_on": list(done.checked_on),
                 "error": done.check.error,
                 "tolerance": done.check.tolerance,
+                "top_class_agreement": done.agreement,
             }
             shape = ", ".join(map(str, done.shape))
             lines = [
-                f"opset {done.opset}, input clip ({shape})",
+                f"opset {done.opset}, input {done.input} ({shape})",
                 f"{done.check.name} at {render.number(done.checked_on)}: {done.check.detail}",
                 *(f"with the tensors in {part}" for part in done.files if part != target),
             ]
+            if done.agreement is not None:
+                lines.insert(2, f"int8: the top class is float32's in {done.agreement:.0%} of the clips calibrated on")
+            if done.warning:
+                render.show_warning(done.warning)
     if json:
         render.show_json(document)
     elif not quiet:

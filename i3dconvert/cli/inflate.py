@@ -10,20 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.options import Dtype, Force, Json, Quiet, complete_backbone
+from i3dconvert.cli.options import Dtype, Force, Init, Json, Quiet, complete_backbone
 
 if TYPE_CHECKING:
     from i3dconvert.inflation import Written
     from i3dconvert.lift.describe import LayerRow
 
 EXAMPLE = "Example: i3dconvert inflate resnet152 -o r152.safetensors    i3dconvert inflate timm/convnext_tiny -w random"
-
-
-class Init(Enum):
-    """How the taps of a 3D kernel are filled."""
-
-    center = "center"
-    mean = "mean"
 
 
 class Form(Enum):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from i3dconvert.errors import CheckpointError
+from i3dconvert.errors import CheckpointError, DeviceError
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,27 @@ class Dtype(Enum):
 
         dtype: torch.dtype = getattr(torch, self.value)
         return dtype
+
+
+class Device(Enum):
+    """Where torch computes."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+    def check(self) -> None:
+        """Raise `DeviceError` where there is no such device."""
+        import torch
+
+        if self is Device.cuda and not torch.cuda.is_available():
+            raise DeviceError("torch sees no CUDA device here; --device cpu")
+
+
+class Init(Enum):
+    """How the taps of a 3D kernel are filled."""
+
+    center = "center"
+    mean = "mean"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]

@@ -29,6 +29,11 @@ def show_error(message: str) -> None:
     _console(stderr=True).print(f"error: {line}", style="bold red", markup=False)
 
 
+def show_warning(message: str) -> None:
+    """One yellow line on standard error."""
+    _console(stderr=True).print(f"warning: {message}", style="yellow", markup=False)
+
+
 def show_json(document: Any) -> None:
     """A JSON document on standard output."""
     sys.stdout.write(json.dumps(document, indent=2, default=str) + "\n")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.options import Dtype, File, Json, Quiet, the_checkpoint
+from i3dconvert.cli.options import Device, Dtype, File, Json, Quiet, the_checkpoint
 
 if TYPE_CHECKING:
     from i3dconvert.verification import Report
@@ -34,6 +34,7 @@ def command(
         typer.Option("--images", "-i", help="Pictures to compare on as well; repeatable.", show_default=False),
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", "-l", help="Show every layer's error.")] = False,
+    device: Annotated[Device, typer.Option(help="Where torch runs both networks.")] = Device.cpu,
     reference: Annotated[
         Path | None, typer.Option(help="The file with the 2D weights, where it is not found.", show_default=False)
     ] = None,
@@ -46,8 +47,9 @@ def command(
         step("importing torch")
         from i3dconvert.verification import TOLERANCES, Settings, verify_file
 
+        device.check()
         dtypes = tuple(TOLERANCES) if dtype is None else (dtype.torch(),)
-        settings = Settings(frames, size, dtypes, tolerance, layers, tuple(images or ()))
+        settings = Settings(frames, size, dtypes, tolerance, layers, tuple(images or ()), device=device.value)
         report = verify_file(path, settings, reference, progress=step)
     if json:
         render.show_json({"file": str(path), **report.to_dict()})

@@ -5,6 +5,7 @@ All of these take frames `(N·T, C, H, W)`, the number of clips N and of frames 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from i3dconvert.lift.modules import SpatialPad
 from i3dconvert.recipes import Temporal
+
+Combine = Callable[[Tensor, Tensor], Tensor]
 
 
 class Mixing(nn.Module):
@@ -33,6 +36,19 @@ class Mixing(nn.Module):
 
     def forward(self, frames: Tensor, clips: int, length: int, after: int) -> Tensor:
         """`(N·T·rows, C, H, W)` → `(N·T', taps, C, H, W)`, T being `length` and T' `after`."""
+        clip, index = self._seen(frames, clips, length, after)
+        return clip.index_select(1, index.flatten()).reshape(clips * after, len(self.first), *frames.shape[1:])
+
+    def reduced(self, frames: Tensor, clips: int, length: int, after: int, operation: Combine) -> Tensor:
+        """`(N·T·rows, C, H, W)` → `(N·T', C, H, W)`: one tap after the other, so that two are held, not all."""
+        clip, index = self._seen(frames, clips, length, after)
+        out, *others = (clip.index_select(1, taps) for taps in index.unbind(1))
+        for other in others:
+            out = operation(out, other)
+        return out.reshape(clips * after, *frames.shape[1:])
+
+    def _seen(self, frames: Tensor, clips: int, length: int, after: int) -> tuple[Tensor, Tensor]:
+        """The clip with all that a tap may fall on, and `(T', taps)`: where in it they fall."""
         clip = frames.reshape(clips, length * self.rows, *frames.shape[1:])
         taps = torch.arange(len(self.first), device=frames.device)
         starts = torch.arange(after, device=frames.device) * self.stride
@@ -41,7 +57,7 @@ class Mixing(nn.Module):
         if self.pads:
             clip = torch.cat([clip, torch.zeros_like(clip[:, :1])], dim=1)
             index = torch.where((seen < 0) | (seen >= length), length * self.rows, index)
-        return clip.index_select(1, index.flatten()).reshape(clips * after, len(self.first), *frames.shape[1:])
+        return clip, index
 
 
 class ConvGeometry(NamedTuple):
@@ -114,9 +130,9 @@ class SummedConv(nn.Module):
         """`(N·T, C, H, W)` → `(N·T', C', H', W')`."""
         shares = self.conv(self.space(frames) if self.space else frames)
         if self.groups > 1:
-            shares = shares.reshape(len(frames), self.groups, self.taps, -1, *shares.shape[2:]).transpose(1, 2)
+            shares = shares.reshape(frames.shape[0], self.groups, self.taps, -1, *shares.shape[2:]).transpose(1, 2)
         shares = shares.reshape(clips * length * self.taps, -1, *shares.shape[-2:])
-        out: Tensor = self.mixing(shares, clips, length, after).sum(1)
+        out = self.mixing.reduced(shares, clips, length, after, torch.add)
         return out if self.bias is None else out + self.bias
 
 
@@ -148,6 +164,24 @@ _OUTPUT = {
 }
 
 
+def minimal_transforms(like: Tensor, length: int, m: int, replicate: bool) -> tuple[Tensor, Tensor]:
+    """The products along time of `MinimalConv`, in the dtype of `like`, for tiles that make `m` frames each.
+
+    From the frames of a clip to the transformed ones of each tile, the temporal padding included, `(tiles·(m + 2), T)`,
+    and from the products of the tiles to the frames that they make, `(T, tiles·(m + 2))`.
+    """
+    into, out = (torch.tensor(matrix, dtype=like.dtype, device=like.device) for matrix in (_INPUT[m], _OUTPUT[m]))
+    first = torch.arange((length + m - 1) // m, device=like.device).unsqueeze(1) * m
+    seen = first - 1 + torch.arange(m + 2, device=like.device)
+    made = first + torch.arange(m, device=like.device)
+    frames = torch.arange(length, device=like.device)
+    if replicate:
+        seen = seen.clamp(0, length - 1)
+    from_frames = torch.matmul(into, (seen.unsqueeze(2) == frames).to(like.dtype)).flatten(0, 1)
+    to_frames = torch.matmul((frames.reshape(-1, 1, 1) == made).to(like.dtype), out).flatten(1, 2)
+    return from_frames, to_frames
+
+
 class MinimalConv(nn.Module):
     """Three taps along time by minimal filtering: `m` frames take m + 2 convolutions of a frame instead of 3·m.
 
@@ -155,50 +189,24 @@ class MinimalConv(nn.Module):
     numbers but images and kernels. The transforms along time are products with small matrices.
     """
 
-    to_input: Tensor
-    to_output: Tensor
-
     def __init__(self, kernel: Tensor, bias: Tensor | None, replicate: bool, geometry: ConvGeometry, m: int) -> None:
         super().__init__()
         self.m, self.replicate, self.space = m, replicate, geometry.space
-        self.register_buffer("to_input", torch.tensor(_INPUT[m], dtype=kernel.dtype))
-        self.register_buffer("to_output", torch.tensor(_OUTPUT[m], dtype=kernel.dtype))
         transform = torch.tensor(_KERNEL[m], dtype=torch.float64)
         weight = torch.einsum("nt,oithw->noihw", transform, kernel.double()).to(kernel.dtype)
         if bias is not None:  # the second product counts once in every frame
             bias = F.pad(bias, (len(bias), m * len(bias)))
         self.conv = _conv2d(weight.flatten(0, 1), bias, geometry, m + 2)
 
-    def forward(self, frames: Tensor, clips: int, length: int, after: int) -> Tensor:
-        """`(N·T, C, H, W)` → `(N·T, C', H', W')`."""
-        channels, height, width = frames.shape[1:]
-        tiles = (length + self.m - 1) // self.m
-        flat = frames.reshape(clips, length, channels * height * width)
-        moved = torch.matmul(self._from_frames(length, tiles), flat)
-        stacked = moved.reshape(clips * tiles, (self.m + 2) * channels, height, width)
+    def forward(self, frames: Tensor, clips: int, length: int, transforms: tuple[Tensor, Tensor]) -> Tensor:
+        """`(N·T, C, H, W)` → `(N·T, C', H', W')`, with the `minimal_transforms` of T."""
+        from_frames, to_frames = transforms
+        _, channels, height, width = frames.shape
+        moved = torch.matmul(from_frames, frames.reshape(clips, length, channels * height * width))
+        stacked = moved.reshape(-1, (self.m + 2) * channels, height, width)
         products = self.conv(self.space(stacked) if self.space else stacked)
-        flat = products.reshape(clips, tiles * (self.m + 2), -1)
-        out = torch.matmul(self._to_frames(length, tiles), flat)
+        out = torch.matmul(to_frames, products.reshape(clips, from_frames.shape[0], -1))
         return out.reshape(clips * length, -1, *products.shape[2:])
-
-    def _from_frames(self, length: int, tiles: int) -> Tensor:
-        """`(tiles·(m + 2), T)`: from the frames of a clip to the transformed ones of each tile, padding included."""
-        seen = self._firsts(tiles).unsqueeze(1) - 1 + torch.arange(self.m + 2, device=self.to_input.device)
-        if self.replicate:
-            seen = seen.clamp(0, length - 1)
-        frames = torch.arange(length, device=self.to_input.device)
-        return torch.matmul(self.to_input, (seen.unsqueeze(2) == frames).to(self.to_input.dtype)).flatten(0, 1)
-
-    def _to_frames(self, length: int, tiles: int) -> Tensor:
-        """`(T, tiles·(m + 2))`: from the products of each tile to the frames that they make."""
-        made = self._firsts(tiles).unsqueeze(1) + torch.arange(self.m, device=self.to_input.device)
-        frames = torch.arange(length, device=self.to_input.device)
-        picks = (frames.reshape(-1, 1, 1) == made).to(self.to_input.dtype)
-        return torch.matmul(picks, self.to_output).flatten(1, 2)
-
-    def _firsts(self, tiles: int) -> Tensor:
-        """The first frame that each tile makes."""
-        return torch.arange(tiles, device=self.to_input.device) * self.m
 
 
 class FramesPool(nn.Module):
@@ -214,9 +222,8 @@ class FramesPool(nn.Module):
         pooled: Tensor = self.pool(self.space(frames) if self.space else frames)
         if self.mixing.trivial:
             return pooled
-        seen = self.mixing(pooled, clips, length, after)
-        mixed: Tensor = seen.amax(1) if self.largest else seen.mean(1)
-        return mixed
+        mixed = self.mixing.reduced(pooled, clips, length, after, torch.maximum if self.largest else torch.add)
+        return mixed if self.largest else mixed / len(self.mixing.first)
 
 
 class LayerNormOverChannels(nn.LayerNorm):

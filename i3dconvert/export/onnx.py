@@ -14,29 +14,32 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir
 import torch
 from torch import Tensor, nn
 
 from i3dconvert.backbones import Origin
 from i3dconvert.checkpoint import KEY, Document
 from i3dconvert.errors import CheckpointError, ExportError, FramesError
+from i3dconvert.export.deployed import BEST, SCORES, BestClasses, FromDecoder, best_beside
 from i3dconvert.export.frames import frames_form
-from i3dconvert.export.runtime import CLASSES, INPUT, Runtime
+from i3dconvert.export.quantised import agreement, quantise
+from i3dconvert.export.runtime import AXES, CLASSES, CLIP, FRAMES, PRECISION, TOLERANCES, Runtime
 from i3dconvert.files import check_output, replacing
 from i3dconvert.lift.network import Network3d, cast
+from i3dconvert.media import read_clips
+from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.verification.forward import check_outputs, evaluating, outputs
 from i3dconvert.verification.report import Check
 from i3dconvert.weights import digest
 
-TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-2}
-"""Relative, of onnxruntime against torch in float32 with the same weights."""
-
 OLDEST_OPSET = 18
 """What torch's dynamo exporter starts from."""
 
-_AXES = {0: "batch", 2: "frames", 3: "height", 4: "width"}
 _EXTERNAL_BYTES = 2**31 - 2**20
 """Protobuf holds no more; tensors beyond it go to a file beside the graph."""
+
+CALIBRATION_CLIPS = 8
 
 Progress = Callable[[str], None]
 
@@ -47,11 +50,16 @@ class Exported:
 
     path: Path
     files: tuple[Path, ...]
+    input: str
+    """`clip` `(N, C, T, H, W)`, or `frames` `(N, T, H, W, C)` in uint8."""
     shape: tuple[int | str, ...]
-    """Of the input `clip`; names where any size will do."""
+    """Of the input; names where any size will do."""
     opset: int
     checked_on: tuple[int, ...]
     check: Check
+    agreement: float | None = None
+    """Of int8 with float32: how often the top class is the same on the clips that it was calibrated on."""
+    warning: str | None = None
 
 
 def export_onnx(
@@ -62,6 +70,10 @@ def export_onnx(
     optimize: bool = False,
     opset: int | None = None,
     dtype: torch.dtype = torch.float32,
+    int8: bool = False,
+    calibrate: Path | None = None,
+    uint8_input: bool = False,
+    top_k: int | None = None,
     force: bool = False,
     finetuned: bool = False,
     progress: Progress = lambda _: None,
@@ -70,8 +82,24 @@ def export_onnx(
 
     Batch and frames are dynamic, height and width too in convolutional networks, unless `static`. The file is checked
     by `onnx.checker`, and by onnxruntime against torch at a shape other than the traced one, before it is put in place;
-    tensors past 2 GB go to `<path>.data`. With `optimize`, the graph computes over frames with 2D convolutions (see
-    `i3dconvert.export.frames`), which CPU runtimes run faster than 3D ones. Raises `ExportError`, `OutputError`.
+    tensors past 2 GB go to `<path>.data`.
+
+    Args:
+        network: its weights may have been fine-tuned (`finetuned`).
+        path: the file to write; an existing one only with `force`.
+        static: batch 1, 16 frames and the backbone's size.
+        optimize: the graph computes over frames with 2D convolutions (`i3dconvert.export.frames`), which CPU runtimes
+            run faster than 3D ones.
+        opset: torch's own choice by default.
+        dtype: float16 computes in it, bfloat16 stores the weights in it and computes in float32, for which runtimes
+            have kernels everywhere.
+        int8: 8-bit convolutions, by onnxruntime's static quantisation, calibrated on the frames in `calibrate` (a video
+            or a directory of pictures), or else on noise.
+        uint8_input: the input is `frames` `(N, T, H, W, C)` in uint8, normalised inside.
+        top_k: the outputs are the probabilities and the indices of so many best classes, `scores` and `classes`.
+
+    Raises:
+        ExportError, OutputError, MediaError.
     """
     path = Path(path)
     check_output(path, force)
@@ -80,19 +108,34 @@ def export_onnx(
         raise ExportError(
             f"no opset {opset}: torch writes {OLDEST_OPSET} and newer, the installed onnx knows up to {newest}"
         )
-    network = _in_dtype(network, dtype)
+    precision = "int8" if int8 else str(dtype).removeprefix("torch.")
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16) or (int8 and dtype != torch.float32):
+        raise ExportError(f"no ONNX export in {dtype}{' with int8' if int8 else ''}; known: float32, float16, bfloat16")
+    network = _in_dtype(network, torch.float16 if dtype == torch.float16 else torch.float32)
+    preprocessing = _preprocessing(network, uint8_input or calibrate is not None)
+    clips = _calibration(network, calibrate, preprocessing) if int8 else None
+    name = FRAMES if uint8_input else CLIP
     traced_on, checked_on, sizes_too = _shapes(network, static)
     progress("tracing for ONNX")
     with _quietly():
-        form = frames_form(network) if optimize else network
+        form: nn.Module = frames_form(network, minimal=not int8) if optimize else network
         names = _output_names(network)
-        program, sizes_too = _trace(form, names, torch.zeros(traced_on, dtype=dtype), static, sizes_too, opset)
+        if uint8_input:
+            form = FromDecoder(form, preprocessing)
+        if top_k is not None:
+            form, names = BestClasses(form, _classes(network, top_k)), [SCORES, BEST]
+        example = torch.zeros(traced_on, dtype=next(network.parameters()).dtype)
+        given = preprocessing.decode(example) if uint8_input else example
+        program, sizes_too = _trace(form, name, names, given, static, sizes_too, opset)
     if opset is not None and program.model.opset_imports[""] != opset:
         raise ExportError(f"torch wrote opset {program.model.opset_imports['']} where {opset} was asked for")
     _name_axes(program.model)
-    _describe(program.model, network, finetuned, path.parent)
+    if dtype == torch.bfloat16:
+        _store_as_bfloat16(program.model)
+    _describe(program.model, network, precision, finetuned, path.parent)
     if not sizes_too:
         checked_on = (*checked_on[:3], *traced_on[3:])
+    share = None
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         written = Path(folder) / path.name
         progress("writing")
@@ -101,25 +144,65 @@ def export_onnx(
         )
         program.save(written, external_data=external)
         progress("checking with onnxruntime")
-        check = _check(network, written, checked_on, dtype)
+        check = _check(network, written, checked_on, preprocessing, TOLERANCES["float32" if int8 else precision])
         if not check.passed:
             raise ExportError(f"the exported network does not agree with torch at {checked_on}: {check.detail}")
+        if clips is not None:
+            progress("quantising")
+            share = _quantised(written, clips, preprocessing)
         files = []
         for part in sorted(Path(folder).iterdir(), key=lambda part: part.name == path.name):
             with replacing(path.with_name(part.name), force) as place:
                 shutil.move(part, place)
             files.append(path.with_name(part.name))
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in program.model.graph.inputs[0].shape)
-    return Exported(path, tuple(files), shape, program.model.opset_imports[""], checked_on, check)
+    opset, noise = program.model.opset_imports[""], int8 and calibrate is None
+    warning = "calibrated on noise; frames of your own (--calibrate) give better ranges" if noise else None
+    return Exported(path, tuple(files), name, shape, opset, checked_on, check, share, warning)
 
 
 def _in_dtype(network: Network3d, dtype: torch.dtype) -> Network3d:
-    if dtype not in TOLERANCES:
-        raise ExportError(f"no ONNX export in {dtype}; known: float32, float16")
     if all(p.dtype == dtype for p in network.parameters()) and not network.training:
         return network
     copied: Network3d = cast(network, dtype).eval()
     return copied
+
+
+def _preprocessing(network: Network3d, needed: bool) -> Preprocessing:
+    origin: Origin | None = network.meta.get("origin")
+    if origin is None and needed:
+        raise ExportError("a network made from a module in memory has no preprocessing to put pictures through")
+    return origin.preprocessing if origin is not None else Preprocessing()
+
+
+def _classes(network: Network3d, top_k: int) -> int:
+    channels, height, width = network.inflation.input
+    clip = torch.zeros(1, channels, network.inflation.minimum_frames, height, width)
+    with evaluating(network, torch.float32):
+        found = outputs(network(clip))
+    if len(found) != 1 or found[0].dim() != 2:
+        raise ExportError("only a classifier, whose one output is (N, classes), has best classes (--top-k)")
+    if not 1 <= top_k <= found[0].shape[1]:
+        raise ExportError(f"no {top_k} best classes of {found[0].shape[1]}")
+    return top_k
+
+
+def _calibration(network: Network3d, source: Path | None, preprocessing: Preprocessing) -> Tensor:
+    """Clips `(N, C, T, H, W)` to calibrate int8 on."""
+    _, *shape = _shapes(network, static=True)[0]
+    if source is None:
+        return torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    return read_clips(source, preprocessing, shape[1], CALIBRATION_CLIPS)
+
+
+def _quantised(path: Path, clips: Tensor, preprocessing: Preprocessing) -> float:
+    """Put the quantised network in the place of the exact one; returns how often the top class is the same."""
+    exact = Runtime(path)
+    given, _ = exact.as_input(clips, preprocessing)
+    written = quantise(path, given)
+    share = agreement(exact, Runtime(written), given)
+    written.replace(path)
+    return share
 
 
 def _shapes(network: Network3d, static: bool) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
@@ -148,31 +231,37 @@ def _left(network: Network3d, frames: int) -> int:
 
 
 def _trace(
-    network: nn.Module, names: list[str] | None, clip: Tensor, static: bool, sizes_too: bool, opset: int | None
+    network: nn.Module,
+    name: str,
+    names: list[str] | None,
+    given: Tensor,
+    static: bool,
+    sizes_too: bool,
+    opset: int | None,
 ) -> tuple[torch.onnx.ONNXProgram, bool]:
-    any_size, dynamic = torch.export.Dim.AUTO, torch.export.Dim.DYNAMIC
-    attempts: list[dict[int, Any] | None] = [None] if static else [{0: dynamic, 2: dynamic}]
-    if sizes_too:
-        attempts.insert(0, {0: dynamic, 2: dynamic, 3: any_size, 4: any_size})
-    for axes in attempts:
+    axes = AXES[name]
+    dynamic = {axes.index(axis): torch.export.Dim.DYNAMIC for axis in ("batch", "frames")}
+    sizes = {axes.index(axis): torch.export.Dim.AUTO for axis in ("height", "width")}
+    attempts: list[dict[int, Any] | None] = [None] if static else [dynamic | sizes, dynamic] if sizes_too else [dynamic]
+    for shapes in attempts:
         try:
             program = torch.onnx.export(
                 network,
-                (clip,),
+                (given,),
                 dynamo=True,
                 verbose=False,
-                input_names=[INPUT],
+                input_names=[name],
                 output_names=names,
-                dynamic_shapes=None if axes is None else (axes,),
+                dynamic_shapes=None if shapes is None else (shapes,),
                 opset_version=opset,
             )
         except Exception as error:  # noqa: BLE001 - the exporter raises as many types as it has stages
             failure = error
             continue
         assert program is not None
-        height = program.model.graph.inputs[0].shape
-        assert height is not None
-        return program, not isinstance(height[3], int)
+        shape = program.model.graph.inputs[0].shape
+        assert shape is not None
+        return program, not isinstance(shape[axes.index("height")], int)
     reason = next((line for line in str(failure).splitlines() if line.strip()), type(failure).__name__)
     raise ExportError(f"torch can't export this network to ONNX: {reason.strip()}") from failure
 
@@ -185,9 +274,11 @@ def _output_names(network: Network3d) -> list[str] | None:
 
 def _name_axes(model: Any) -> None:
     """Call the dynamic axes of the input what they are, throughout the graph."""
-    (clip,) = model.graph.inputs
+    (given,) = model.graph.inputs
     renamed = {
-        str(clip.shape[axis].value): name for axis, name in _AXES.items() if not isinstance(clip.shape[axis], int)
+        str(size.value): name
+        for name, size in zip(AXES[given.name], given.shape, strict=True)
+        if not isinstance(size, int)
     }
     values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
     for value in values:
@@ -198,7 +289,26 @@ def _name_axes(model: Any) -> None:
                 value.shape[axis] = renamed[str(size.value)]
 
 
-def _describe(model: Any, network: Network3d, finetuned: bool, beside: Path) -> None:
+def _store_as_bfloat16(model: Any) -> None:
+    """Put a cast behind each weight in float32 that is more than a vector: half the bytes, the same arithmetic."""
+    start = next(iter(model.graph))
+    for value in list(model.graph.initializers.values()):
+        if value.dtype != onnx_ir.DataType.FLOAT or len(value.shape) < 2:
+            continue
+        narrow = torch.from_numpy(value.const_value.numpy().copy()).bfloat16()
+        stored = onnx_ir.Value(
+            name=f"{value.name}_bfloat16", const_value=onnx_ir.tensor_adapters.TorchTensor(narrow, value.name)
+        )
+        widened = onnx_ir.node("Cast", [stored], {"to": onnx_ir.DataType.FLOAT})
+        widened.outputs[0].name = f"{value.name}_float32"
+        widened.outputs[0].shape, widened.outputs[0].dtype = value.shape, value.dtype
+        model.graph.insert_before(start, widened)
+        value.replace_all_uses_with(widened.outputs[0])
+        model.graph.initializers.pop(value.name)
+        model.graph.register_initializer(stored)
+
+
+def _describe(model: Any, network: Network3d, precision: str, finetuned: bool, beside: Path) -> None:
     """Put the document and the class names in; take the exporter's notes, stack traces among them, out."""
     origin: Origin | None = network.meta.get("origin")
     sha256 = digest({key: tensor.cpu() for key, tensor in network.state_dict().items()})
@@ -212,27 +322,35 @@ def _describe(model: Any, network: Network3d, finetuned: bool, beside: Path) -> 
     model.graph.metadata_props.clear()
     model.metadata_props.clear()
     model.metadata_props[KEY] = document.dumps(beside)
+    model.metadata_props[PRECISION] = precision
     names = origin.class_names() if origin is not None else []
     if names:
         model.metadata_props[CLASSES] = json.dumps(names)
 
 
-def _check(network: Network3d, path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Check:
+def _check(
+    network: Network3d, path: Path, shape: tuple[int, ...], preprocessing: Preprocessing, tolerance: float
+) -> Check:
     try:
         onnx.checker.check_model(str(path), full_check=False)
-        clip = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype).float()
-        value = Runtime(path)(clip)
+        runtime = Runtime(path)
+        clip = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        given, meant = runtime.as_input(clip.to(next(network.parameters()).dtype).float(), preprocessing)
+        value = runtime(given)
     except (onnx.checker.ValidationError, CheckpointError) as error:
         raise ExportError(f"the exported file is refused: {str(error).partition(chr(10))[0]}") from None
     with evaluating(network, torch.float32):
-        reference = outputs(network(clip))
-    return check_outputs("onnxruntime against torch", reference, value, TOLERANCES[dtype])
+        reference = outputs(network(meant))
+    if runtime.names_best:
+        reference, value = best_beside(reference[0], *value)
+    return check_outputs("onnxruntime against torch", reference, value, tolerance)
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
     """The exporter warns and logs of things that the check behind it decides."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
+    names = ("torch.onnx", "onnxscript", "torch.export", "onnx_ir", "torch.fx.experimental.symbolic_shapes")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -13,12 +13,26 @@ from torch import Tensor
 
 from i3dconvert.checkpoint import KEY, Document
 from i3dconvert.errors import CheckpointError
+from i3dconvert.export.deployed import BEST, SCORES
+from i3dconvert.preprocessing import Preprocessing
 
-INPUT = "clip"
+CLIP, FRAMES = "clip", "frames"
+"""The input: `(N, C, T, H, W)` normalised, or `(N, T, H, W, C)` in uint8."""
 CLASSES = "classes"
 """The metadata key of the class names, a JSON list."""
+PRECISION = "precision"
+"""The metadata key of what the weights are stored in: float32, float16, bfloat16, int8."""
 
-_ELEMENTS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(double)": torch.float64}
+AXES: Mapping[str, tuple[str, ...]] = {
+    CLIP: ("batch", "channels", "frames", "height", "width"),
+    FRAMES: ("batch", "frames", "height", "width", "channels"),
+}
+"""Of the two inputs."""
+
+TOLERANCES: Mapping[str, float] = {"float32": 1e-5, "float16": 2e-2, "bfloat16": 5e-2}
+"""Relative, of onnxruntime against torch in float32, by what the weights are stored in; int8 is held to none."""
+
+_ELEMENTS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(uint8)": torch.uint8}
 _RUNTIME_ERRORS = tuple(
     getattr(onnxruntime.capi.onnxruntime_pybind11_state, name)
     for name in (
@@ -53,7 +67,7 @@ def read_document(path: Path) -> Document:
 
 
 class Runtime:
-    """An ONNX file, loaded by onnxruntime on the CPU: called with a clip tensor, gives the list of outputs."""
+    """An ONNX file, loaded by onnxruntime on the CPU: called with its input, it gives the list of outputs."""
 
     def __init__(self, path: Path) -> None:
         options = onnxruntime.SessionOptions()
@@ -63,18 +77,29 @@ class Runtime:
         except _RUNTIME_ERRORS as error:
             raise CheckpointError(f"onnxruntime can't load {path}: {str(error).partition(chr(10))[0]}") from None
         given = self.session.get_inputs()[0]
+        self.input: str = given.name
         self.dtype = _ELEMENTS.get(given.type, torch.float32)
         self.shape: Sequence[int | str] = given.shape
+        self.precision: str = self.session.get_modelmeta().custom_metadata_map.get(PRECISION, "float32")
+        self.names_best = [output.name for output in self.session.get_outputs()] == [SCORES, BEST]
+        """Whether the outputs are the best classes rather than the logits of all."""
 
-    def __call__(self, clip: Tensor) -> list[Tensor]:
-        feed: Mapping[str, Any] = {self.session.get_inputs()[0].name: clip.to(self.dtype).numpy()}
+    def __call__(self, given: Tensor) -> list[Tensor]:
+        feed: Mapping[str, Any] = {self.input: given.to(self.dtype).numpy()}
         try:
             return [torch.from_numpy(output) for output in self.session.run(None, feed)]
         except _RUNTIME_ERRORS as error:
-            shape = tuple(clip.shape)
+            shape = tuple(given.shape)
             raise CheckpointError(f"onnxruntime fails on a clip {shape}: {str(error).partition(chr(10))[0]}") from None
 
-    def fixed(self, axis: int) -> int | None:
-        """The size that the file demands on an axis of the clip; None where any will do."""
-        size = self.shape[axis]
+    def as_input(self, clip: Tensor, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+        """A clip `(N, C, T, H, W)` as the file takes it, and as what that means: frames in uint8 are rounded."""
+        if self.dtype != torch.uint8:
+            return clip, clip
+        frames = preprocessing.decode(clip)
+        return frames, preprocessing.encode(frames)
+
+    def fixed(self, axis: str) -> int | None:
+        """The size that the file demands on an axis of the input (`AXES`); None where any will do."""
+        size = self.shape[AXES.get(self.input, AXES[CLIP]).index(axis)]
         return size if isinstance(size, int) else None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from i3dconvert import checkpoint
+from i3dconvert import checkpoint, media
 from i3dconvert.backbones import Origin
 from i3dconvert.errors import VerificationError, WeightsError
 from i3dconvert.lift.graph import lengths
@@ -42,6 +42,8 @@ class Settings:
     layers: bool = False
     images: Sequence[Path] = ()
     seed: int = 0
+    device: str = "cpu"
+    """Where torch runs both networks; on a GPU without the TF32 that would round float32 to ten bits."""
 
     def tolerance_for(self, dtype: torch.dtype) -> float:
         """The relative error allowed in `dtype`."""
@@ -57,7 +59,7 @@ def verify(
     """Check that `model3d`, an inflated `model2d`, is equal to it: weight identity, then forward equality.
 
     The networks are left as they are. Raises `FramesError` when the settings' frames are too few for the recipe,
-    `VerificationError` for pictures that can't be read.
+    `MediaError` for pictures that can't be read.
     """
     settings = settings or Settings()
     report = Report()
@@ -69,7 +71,8 @@ def verify(
         images = _noise(model3d, settings)
         dtype = settings.dtypes[0]
         frames = _frames(model3d, settings)
-        report.layers = compare_layers(model2d, model3d, images, frames, dtype, settings.tolerance_for(dtype))
+        tolerance = settings.tolerance_for(dtype)
+        report.layers = compare_layers(model2d, model3d, images, frames, dtype, tolerance, settings.device)
     return report
 
 
@@ -144,7 +147,7 @@ def _check_forward(
             progress(f"forward equality in {name} on {what}")
             shape = "×".join(map(str, (frames, *images.shape[2:])))
             with Narrowing() as narrowing:
-                reference, value = run_both(model2d, network, images, frames, dtype)
+                reference, value = run_both(model2d, network, images, frames, dtype, settings.device)
             label = f"forward equality, {name}, {what} {shape}"
             check = check_outputs(label, reference, value, settings.tolerance_for(dtype))
             if not check.passed and settings.tolerance is None:
@@ -156,18 +159,21 @@ def _check_forward(
             if dtype == torch.float64 and check.passed:
                 exact[what] = reference
             report.checks.append(check)
-            if what == "pictures" and dtype is settings.dtypes[-1]:
-                add_pictures(report, settings.images, network.meta.get("origin"), reference[0], value[0])
+            if what == "pictures" and dtype is settings.dtypes[-1] and reference[0].dim() == 2:
+                ours, theirs = (logits[0].double().softmax(-1) for logits in (value, reference))
+                add_pictures(report, settings.images, network.meta.get("origin"), theirs, ours)
 
 
 def run_both(
-    model2d: nn.Module, network: nn.Module, images: Tensor, frames: int, dtype: torch.dtype
+    model2d: nn.Module, network: nn.Module, images: Tensor, frames: int, dtype: torch.dtype, device: str = "cpu"
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The outputs of the 2D network on `images` and of the 3D network on them replicated, both in `dtype`."""
-    with evaluating(model2d, dtype, network.state_dict()):
-        reference = outputs(model2d(images.to(dtype)))
-    with evaluating(network, dtype):
-        return reference, outputs(network(replicated(images.to(dtype), frames)))
+    images = images.to(device, dtype)
+    with evaluating(model2d, dtype, network.state_dict(), device):
+        reference = outputs(model2d(images))
+    with evaluating(network, dtype, device=device):
+        value = outputs(network(replicated(images, frames)))
+    return [tensor.cpu() for tensor in reference], [tensor.cpu() for tensor in value]
 
 
 def read_pictures(paths: Sequence[Path], origin: Origin | None) -> Tensor | None:
@@ -176,36 +182,24 @@ def read_pictures(paths: Sequence[Path], origin: Origin | None) -> Tensor | None
         return None
     if origin is None:
         raise VerificationError("pictures need a backbone's preprocessing, which a module in memory does not have")
-    from PIL import Image, UnidentifiedImageError
-
-    tensors = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                tensors.append(origin.preprocessing(image))
-        except (UnidentifiedImageError, Image.DecompressionBombError, ValueError, OSError, SyntaxError) as error:
-            reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
-            raise VerificationError(f"can't read the picture {path}: {reason}") from None
-    return torch.stack(tensors)
+    return media.read_pictures(paths, origin.preprocessing)
 
 
 def add_pictures(
-    report: Report, paths: Sequence[Path], origin: Origin | None, reference: Tensor, value: Tensor
+    report: Report, paths: Sequence[Path], origin: Origin | None, reference: Tensor, value: Tensor, count: int = 5
 ) -> None:
-    """Put the best five classes of each picture side by side, and check that they are the same."""
-    if reference.dim() != 2:
-        return
+    """Put the best classes of each picture, by `(N, K)` probabilities, side by side; they must be the same."""
     names = origin.class_names() if origin is not None else []
     for path, scores2d, scores3d in zip(paths, reference, value, strict=True):
-        best = Picture(str(path), top_classes(scores2d, names), top_classes(scores3d, names))
+        best = Picture(str(path), top_classes(scores2d, names, count), top_classes(scores3d, names, count))
         same = [name for name, _ in best.classes2d] == [name for name, _ in best.classes3d]
         report.pictures.append(best)
         detail = ", ".join(f"{name} {score:.2f}" for name, score in best.classes3d[:3])
         report.checks.append(Check(f"top classes, {path.name}", same, detail))
 
 
-def top_classes(scores: Tensor, names: Sequence[str], count: int = 5) -> tuple[tuple[str, float], ...]:
-    """`(K,)` logits → the best classes with their probabilities."""
-    best = scores.double().softmax(-1).topk(min(count, len(scores)))
+def top_classes(probabilities: Tensor, names: Sequence[str], count: int) -> tuple[tuple[str, float], ...]:
+    """`(K,)` → the best classes with their probabilities."""
+    best = probabilities.topk(min(count, len(probabilities)))
     pairs: Any = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return tuple((names[index] if names else f"class {index}", value) for index, value in pairs)

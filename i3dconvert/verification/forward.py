@@ -56,28 +56,41 @@ class Narrowing(TorchFunctionMode):
 
 @contextmanager
 def evaluating(
-    module: nn.Module, dtype: torch.dtype, stored_as: Mapping[str, Tensor] | None = None
+    module: nn.Module, dtype: torch.dtype, stored_as: Mapping[str, Tensor] | None = None, device: str = "cpu"
 ) -> Iterator[nn.Module]:
-    """`module` in eval mode with its floating-point tensors in `dtype`; both as they were afterwards, to the bit.
+    """`module` in eval mode on `device`, its floating-point tensors in `dtype`; as it was afterwards, to the bit.
 
     With `stored_as`, a state dict, each tensor is first rounded to the dtype that it has there.
     """
     modes = {m: m.training for m in module.modules()}
-    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    tensors = {name: tensor for name, tensor in named.items() if tensor.is_floating_point()}
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     originals = {name: tensor.data for name, tensor in tensors.items()}
     try:
         module.eval()
         for name, tensor in tensors.items():
-            stored = stored_as[name].dtype if stored_as is not None and name in stored_as else tensor.dtype
-            tensor.data = tensor.data.to(stored).to(dtype)
-        with torch.no_grad(), _FrameByFrame():
+            if tensor.is_floating_point():
+                stored = stored_as[name].dtype if stored_as is not None and name in stored_as else tensor.dtype
+                tensor.data = tensor.data.to(stored).to(device, dtype)
+            else:
+                tensor.data = tensor.data.to(device)
+        with torch.no_grad(), _FrameByFrame(), _full_float32():
             yield module
     finally:
         for name, tensor in tensors.items():
             tensor.data = originals[name]
         for m, mode in modes.items():
             m.training = mode
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """GPUs multiply float32 as TF32, with ten bits of mantissa, unless told not to."""
+    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
 
 
 def outputs(value: Any) -> list[Tensor]:

@@ -17,7 +17,13 @@ from i3dconvert.verification.report import LayerError
 
 
 def compare_layers(
-    model: nn.Module, network: Network3d, images: Tensor, frames: int, dtype: torch.dtype, tolerance: float
+    model: nn.Module,
+    network: Network3d,
+    images: Tensor,
+    frames: int,
+    dtype: torch.dtype,
+    tolerance: float,
+    device: str = "cpu",
 ) -> list[LayerError]:
     """The error of every layer (the modules that the forward pass calls) for `images` `(N, C, H, W)`, replicated.
 
@@ -26,10 +32,11 @@ def compare_layers(
     channels, height, width = images.shape[1:]
     traced = canonical(trace(model, is_layer, (channels, height, width)))
     found: list[LayerError] = []
-    with evaluating(model, dtype, network.state_dict()), evaluating(network, dtype):
-        steps3d = _steps(fx.Interpreter(network), replicated(images.to(dtype), frames))
+    images = images.to(device, dtype)
+    with evaluating(model, dtype, network.state_dict(), device), evaluating(network, dtype, device=device):
+        steps3d = _steps(fx.Interpreter(network), replicated(images, frames))
         seen: set[str] = set()
-        for node, value2d in _steps(_Interpreter2d(model, traced), images.to(dtype)):
+        for node, value2d in _steps(_Interpreter2d(model, traced), images):
             if node.op != "call_module":
                 continue
             try:

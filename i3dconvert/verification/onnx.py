@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from i3dconvert.errors import CheckpointError, FramesError
-from i3dconvert.export.runtime import Runtime, read_document
+from i3dconvert.errors import CheckpointError, FramesError, VerificationError
+from i3dconvert.export.deployed import best_beside
+from i3dconvert.export.runtime import TOLERANCES, Runtime, read_document
+from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.verification import CLIPS, FRAMES, Settings, add_pictures, read_pictures, reference_of
 from i3dconvert.verification.forward import check_outputs, evaluating, outputs, replicated
 from i3dconvert.verification.report import Report
-
-TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-2}
 
 
 def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress: Callable[[str], None]) -> Report:
@@ -22,43 +22,61 @@ def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress
 
     Raises `CheckpointError`, `WeightsError`, `VerificationError`, `FramesError`.
     """
+    if settings.device != "cpu":
+        raise VerificationError("ONNX files are checked by onnxruntime on the CPU; leave --device out")
     document = read_document(path)
     runtime = Runtime(path)
+    tolerance = settings.tolerance or TOLERANCES.get(runtime.precision)
+    if tolerance is None:
+        raise VerificationError(
+            f"{path} computes in {runtime.precision}, which is not equal to the 2D network; --tolerance says how near"
+        )
     progress("reading the 2D network")
     model2d = reference_of(document, path, reference)
     assert document.origin is not None
     origin = document.origin
     channels, height, width = origin.input
-    height, width = runtime.fixed(3) or settings.size or height, runtime.fixed(4) or settings.size or width
-    frames = runtime.fixed(2) or settings.frames or max(FRAMES, document.inflation.minimum_frames)
-    clips = runtime.fixed(0) or CLIPS
+    height = runtime.fixed("height") or settings.size or height
+    width = runtime.fixed("width") or settings.size or width
+    frames = runtime.fixed("frames") or settings.frames or max(FRAMES, document.inflation.minimum_frames)
     generator = torch.Generator().manual_seed(settings.seed)
     report = Report()
     candidates = {
-        "noise": torch.randn(clips, channels, height, width, generator=generator),
+        "noise": torch.randn(runtime.fixed("batch") or CLIPS, channels, height, width, generator=generator),
         "pictures": read_pictures(settings.images, origin),
     }
-    tolerance = settings.tolerance or TOLERANCES[runtime.dtype]
     for what, images in candidates.items():
         if images is None:
             continue
         progress(f"onnxruntime on {what}")
         try:
-            value = _run(runtime, images, frames, clips)
+            meant, value = _run(runtime, images, frames, origin.preprocessing)
         except CheckpointError as error:
             raise FramesError(f"{error}; --frames and --size choose another clip") from None
         with evaluating(model2d, torch.float32):
-            expected = outputs(model2d(images))
+            expected = outputs(model2d(meant))
         name = f"forward equality, onnxruntime, {what} {frames}×{images.shape[2]}×{images.shape[3]}"
-        report.checks.append(check_outputs(name, expected, [v.float() for v in value], tolerance))
-        if what == "pictures":
-            add_pictures(report, settings.images, origin, expected[0], value[0].float())
+        beside = best_beside(expected[0], *value) if runtime.names_best else (expected, [v.float() for v in value])
+        report.checks.append(check_outputs(name, *beside, tolerance))
+        if what == "pictures" and expected[0].dim() == 2:
+            probabilities = expected[0].softmax(-1)
+            if runtime.names_best:
+                scores, classes = value
+                ours, count = torch.zeros_like(probabilities).scatter(1, classes, scores), classes.shape[1]
+            else:
+                ours, count = value[0].float().softmax(-1), 5
+            add_pictures(report, settings.images, origin, probabilities, ours, min(count, 5))
     return report
 
 
-def _run(runtime: Runtime, images: Tensor, frames: int, clips: int) -> list[Tensor]:
-    """One batch where the file takes any, else as many runs as the fixed batch asks for."""
-    if runtime.fixed(0) is None or runtime.fixed(0) == len(images):
-        return runtime(replicated(images, frames))
-    single = [runtime(replicated(image.unsqueeze(0).repeat(clips, 1, 1, 1), frames)) for image in images]
-    return [torch.cat([out[index][:1] for out in single]) for index in range(len(single[0]))]
+def _run(runtime: Runtime, images: Tensor, frames: int, preprocessing: Preprocessing) -> tuple[Tensor, list[Tensor]]:
+    """What the images mean as the file's input, and its outputs.
+
+    One batch where the file takes any, else as many runs as the fixed batch asks for.
+    """
+    given, meant = runtime.as_input(replicated(images, frames), preprocessing)
+    clips = runtime.fixed("batch")
+    if clips is None or clips == len(images):
+        return meant[:, :, 0], runtime(given)
+    single = [runtime(torch.stack([clip] * clips)) for clip in given]
+    return meant[:, :, 0], [torch.cat([out[index][:1] for out in single]) for index in range(len(single[0]))]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -16,7 +17,7 @@ def net():
 
 def test_runtimes_side_by_side(run: Run) -> None:
     Path("nets.py").write_text(FACTORY)
-    words = "bench nets.py:net --runtime eager,onnx --batch 2 -f 4 -s 32 --runs 3 --json".split()
+    words = "bench nets.py:net --runtime eager,onnx --batch 2 -f 4 -s 32 --runs 3 --json --plot bars.svg".split()
     done = run(*words)
     assert done.code == 0, done.err
     eager, onnx = json.loads(done.out)
@@ -26,7 +27,12 @@ def test_runtimes_side_by_side(run: Run) -> None:
         assert result["clips_per_second"] == pytest.approx(2 / result["seconds"])
         assert result["frames_per_second"] == pytest.approx(8 / result["seconds"])
         assert result["peak_memory"] > 0
-        assert result["share"] > 0
+        assert result["share"] == pytest.approx(result["gflops"] / result["seconds"] / result["matrix_gflops"])
+    chart = ElementTree.parse("bars.svg").getroot()
+    assert chart.tag.endswith("svg")
+    assert "milliseconds" in Path("bars.svg").read_text()
+    again = run("bench", "nets.py:net", "--plot", "bars.svg")
+    assert (again.code, "bars.svg exists already" in again.err) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +40,8 @@ def test_runtimes_side_by_side(run: Run) -> None:
     [
         ("resnet18 --runtime eager,abacus", 2, "no runtime 'abacus'"),
         ("absent.safetensors --runtime eager", 1, "absent.safetensors in eager: there is no file"),
+        ("resnet18 --plot bars.pdf", 1, "its name has to end in .svg or .png"),
+        ("resnet18 --device cuda", 1, "torch sees no CUDA device"),
         ("nonsense --runtime eager", 1, "nonsense in eager: there is no backbone"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from i3dconvert import backbones, export_onnx, inflate
+from i3dconvert import backbones, export_onnx, inflate, optimize
 from i3dconvert.export.frames import frames_form
 from i3dconvert.export.framewise import MinimalConv, StackedConv, SummedConv
 from i3dconvert.inflation import inflate_loaded
@@ -117,6 +117,13 @@ def test_a_wrong_tap_is_seen() -> None:
     assert difference(network, form, torch.randn(2, 3, 6, 16, 16).double()) > 1e-3
 
 
+@pytest.mark.parametrize(("kernel", "groups"), [(3, 8), (5, 1)])
+def test_shares_export_with_any_number_of_frames(kernel: int, groups: int, tmp_path: Path) -> None:
+    network = use_all_taps(small(kernel, 1, 8, groups, "center").float())
+    assert isinstance(frames_form(network).get_submodule("1"), SummedConv)
+    assert export_onnx(network, tmp_path / "net.onnx", optimize=True).shape[2:] == ("frames", "height", "width")
+
+
 @pytest.mark.parametrize("tuned", [False, True])
 def test_it_exports_with_any_batch_frames_and_size(tuned: bool, tmp_path: Path) -> None:
     network = inflate_loaded(*backbones.load("resnet18", "random", size=64))
@@ -128,3 +135,12 @@ def test_it_exports_with_any_batch_frames_and_size(tuned: bool, tmp_path: Path) 
     operators = {node.op_type for node in onnx.load(done.path).graph.node}
     assert "MaxPool" in operators
     assert "BatchNormalization" not in operators
+
+
+def test_optimize_is_the_same_function() -> None:
+    network = use_all_taps(inflate_loaded(*backbones.load("resnet18", "random", size=64)).eval())
+    form = optimize(network)
+    assert next(m for m in form.modules() if isinstance(m, nn.Conv2d)).weight.is_contiguous(
+        memory_format=torch.channels_last
+    )
+    assert difference(network, form, torch.randn(2, 3, 16, 64, 64)) < 1e-5
