@@ -167,7 +167,7 @@ _OUTPUT = {
 def minimal_transforms(like: Tensor, length: int, m: int, replicate: bool) -> tuple[Tensor, Tensor]:
     """The products along time of `MinimalConv`, in the dtype of `like`, for tiles that make `m` frames each.
 
-    From the frames of a clip to the transformed ones of each tile, the temporal padding included, `(tiles·(m + 2), T)`,
+    From the frames of a clip to the transformed ones of each tile, the temporal padding included, `(tiles, m + 2, T)`,
     and from the products of the tiles to the frames that they make, `(T, tiles·(m + 2))`.
     """
     into, out = (torch.tensor(matrix, dtype=like.dtype, device=like.device) for matrix in (_INPUT[m], _OUTPUT[m]))
@@ -177,7 +177,7 @@ def minimal_transforms(like: Tensor, length: int, m: int, replicate: bool) -> tu
     frames = torch.arange(length, device=like.device)
     if replicate:
         seen = seen.clamp(0, length - 1)
-    from_frames = torch.matmul(into, (seen.unsqueeze(2) == frames).to(like.dtype)).flatten(0, 1)
+    from_frames = torch.matmul(into, (seen.unsqueeze(2) == frames).to(like.dtype))
     to_frames = torch.matmul((frames.reshape(-1, 1, 1) == made).to(like.dtype), out).flatten(1, 2)
     return from_frames, to_frames
 
@@ -200,13 +200,15 @@ class MinimalConv(nn.Module):
 
     def forward(self, frames: Tensor, clips: int, length: int, transforms: tuple[Tensor, Tensor]) -> Tensor:
         """`(N·T, C, H, W)` → `(N·T, C', H', W')`, with the `minimal_transforms` of T."""
-        from_frames, to_frames = transforms
-        _, channels, height, width = frames.shape
-        moved = torch.matmul(from_frames, frames.reshape(clips, length, channels * height * width))
-        stacked = moved.reshape(-1, (self.m + 2) * channels, height, width)
+        # Every size is spelt out: the exporter takes minutes to divide symbolic ones.
+        (from_frames, to_frames), (_, channels, height, width) = transforms, frames.shape
+        tiles, rows = from_frames.shape[:2]
+        moved = torch.matmul(from_frames.flatten(0, 1), frames.reshape(clips, length, channels * height * width))
+        stacked = moved.reshape(clips * tiles, rows * channels, height, width)
         products = self.conv(self.space(stacked) if self.space else stacked)
-        out = torch.matmul(to_frames, products.reshape(clips, from_frames.shape[0], -1))
-        return out.reshape(clips * length, -1, *products.shape[2:])
+        channels, (height, width) = products.shape[1] // rows, products.shape[2:]
+        out = torch.matmul(to_frames, products.reshape(clips, tiles * rows, channels * height * width))
+        return out.reshape(clips * length, channels, height, width)
 
 
 class FramesPool(nn.Module):
