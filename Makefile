@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint sweep clean
+.PHONY: demo test lint sweep fuzz clean
 
 demo: $(INSTALLED)  ## the main job on real weights and pictures
 	$(PYTHON) examples/demo.py
@@ -21,6 +21,9 @@ sweep: $(INSTALLED)  ## every backbone (resumable; build/sweep.jsonl), docs/cove
 	-$(PYTHON) -m tests.sweep 'timm/*'  # what does not run is a row of the table
 	$(PYTHON) -m tests.sweep --table
 	$(PYTHON) -m pytest -m sweep
+
+fuzz: $(INSTALLED)  ## 10,200 mutated checkpoints, weight files, recipes and ONNX files
+	$(PYTHON) -m pytest -m fuzz tests/test_fuzz.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)

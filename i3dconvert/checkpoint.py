@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import i3dconvert
 from i3dconvert.backbones import Origin
 from i3dconvert.errors import CheckpointError, I3DError
-from i3dconvert.files import replacing
+from i3dconvert.files import check_input, replacing
 from i3dconvert.lift.network import Inflation, Network3d, fill, plan, style
 from i3dconvert.recipes import Recipe
 from i3dconvert.weights import Digest, State, classes_in, fit, raw, read_state
@@ -146,10 +146,7 @@ def save(network: Network3d, path: str | Path, force: bool = False, finetuned: b
 
 def read(path: Path) -> tuple[Document, State]:
     """The document and the tensors (memory-mapped) of a checkpoint; raises `CheckpointError`."""
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a directory; name a checkpoint that `i3dconvert inflate` wrote")
-    if not path.exists():
-        raise CheckpointError(f"there is no file {path}")
+    check_input(path, CheckpointError, "a checkpoint that `i3dconvert inflate` wrote")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -28,6 +28,7 @@ def inflate(
     seed: int = 0,
     size: int | None = None,
     features: bool = False,
+    allow_nonfinite: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Network3d:
     """Inflate a 2D network: images `(N, C, H, W)` become clips `(N, C, T, H, W)`.
@@ -44,6 +45,7 @@ def inflate(
         weights: for a name, `default`, a pretrained set's name, `random` (with `seed`), or the path of a file.
         size: the height and width in pixels that the network is traced at, by default the backbone's own, or 224.
         features: for timm's names, the backbone without its head, which gives a list of feature maps.
+        allow_nonfinite: for a name, take weights with NaN or infinite values, which are refused otherwise.
         dtype: of the floating-point tensors, by default as they are.
 
     Returns:
@@ -53,7 +55,7 @@ def inflate(
         BackboneError, WeightsError, RecipeError, LiftError.
     """
     if isinstance(model, str):
-        loaded = backbones.load(model, weights, seed, features=features, size=size)
+        loaded = backbones.load(model, weights, seed, features=features, size=size, allow_nonfinite=allow_nonfinite)
         return inflate_loaded(*loaded, recipe, init, padding, conv=conv, dtype=dtype)
     shape = (_channels(model), size or 224, size or 224)
     planned = plan(model, resolve(recipe or "uniform"), style(init, padding, conv), shape)
@@ -116,6 +118,7 @@ def inflate_to_file(
     seed: int = 0,
     features: bool = False,
     size: int | None = None,
+    allow_nonfinite: bool = False,
     dtype: torch.dtype | None = None,
     force: bool = False,
     progress: bool = False,
@@ -124,7 +127,9 @@ def inflate_to_file(
 
     Raises what `inflate` raises, and `OutputError`; nothing is left at `path` then but what was there before.
     """
-    model, origin = backbones.load(backbone, weights, seed, progress, features=features, size=size)
+    model, origin = backbones.load(
+        backbone, weights, seed, progress, features=features, size=size, allow_nonfinite=allow_nonfinite
+    )
     told = _recipe(recipe, origin).with_rules(rules)
     planned: Plan = plan(model, told, style(init, padding, conv), origin.input)
     inflation = planned.inflation

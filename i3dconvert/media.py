@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from i3dconvert.errors import MediaError
+from i3dconvert.files import check_input
 from i3dconvert.preprocessing import Preprocessing
 
 
@@ -20,6 +21,7 @@ def read_pictures(paths: Sequence[Path], preprocessing: Preprocessing) -> Tensor
 
     tensors = []
     for path in paths:
+        check_input(path, MediaError, "a picture")
         try:
             with Image.open(path) as image:
                 tensors.append(preprocessing(image))
@@ -52,8 +54,7 @@ def _directory(path: Path, preprocessing: Preprocessing, most: int) -> Tensor:
 
 
 def _video(path: Path, preprocessing: Preprocessing, most: int) -> Tensor:
-    if not path.is_file():
-        raise MediaError(f"there is no video {path}")
+    check_input(path, MediaError, "a video, or a directory of pictures")
     try:
         import av
     except ImportError:

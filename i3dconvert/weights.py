@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from i3dconvert.errors import WeightsError
+from i3dconvert.files import check_input
 
 State = dict[str, Tensor]
 
@@ -31,14 +32,8 @@ def read_state(path: Path) -> State:
     A dict nested under `state_dict`, `model` or `model_state` is found, the prefixes `module.` and `_orig_mod.` are
     stripped. No code in the file is run. Raises `WeightsError`.
     """
-    if path.is_dir():
-        raise WeightsError(f"{path} is a directory; name a .pth, .pt or .safetensors file")
-    if not path.exists():
-        raise WeightsError(f"there is no file {path}")
-    try:
-        document = _READERS.get(path.suffix, _read_pickle)(path)
-    except PermissionError:
-        raise WeightsError(f"no permission to read {path}") from None
+    check_input(path, WeightsError, "a .pth, .pt or .safetensors file")
+    document = _READERS.get(path.suffix, _read_pickle)(path)
     state = _find_state(document)
     if not state:
         raise WeightsError(f"{path} holds no state dict: expected tensors by name, bare or under {', '.join(_NESTS)}")
@@ -85,7 +80,7 @@ def _read_pickle(path: Path) -> Any:
             f"{path} can't be read as weights alone ({reason}); nothing in it was run. "
             "Save its state dict as .safetensors"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - a broken stream makes the unpickler raise whatever it comes upon
         raise WeightsError(f"{path} is not a readable PyTorch file: {str(error).partition(chr(10))[0]}") from None
 
 
@@ -123,6 +118,9 @@ class NoInit(TorchFunctionMode):
 def fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Give `model` the tensors of `state` (not copied). Raises `WeightsError` saying which keys do not fit."""
     expected = model.state_dict()
+    if odd := [key for key, tensor in state.items() if key in expected and _is_odd(tensor, expected[key])]:
+        kinds = [f"{key} in {str(state[key].dtype).removeprefix('torch.')}" for key in odd]
+        raise WeightsError(f"{where} does not hold floating-point weights: {_some('such', kinds)}")
     try:
         outcome = model.load_state_dict(state, strict=False, assign=True)
     except RuntimeError:
@@ -136,6 +134,18 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     ]
     if problems:
         raise WeightsError(f"{where} does not fit the network: {'; '.join(problems)}")
+
+
+def _is_odd(tensor: Tensor, expected: Tensor) -> bool:
+    """Whether integers, complex numbers or less than 16 bits stand where a floating-point weight belongs."""
+    return expected.is_floating_point() and (not tensor.is_floating_point() or tensor.element_size() < 2)
+
+
+def check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """Raise `WeightsError` naming the first tensor with a NaN or an infinity in it."""
+    for key, tensor in state.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise WeightsError(f"{where} holds NaN or infinite values, first in {key}; --allow-nonfinite takes them")
 
 
 def _some(kind: str, items: list[str]) -> str:

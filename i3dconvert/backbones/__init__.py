@@ -15,7 +15,7 @@ from i3dconvert import trust
 from i3dconvert.errors import BackboneError, WeightsError
 from i3dconvert.names import USER, names, parse, qualified_names
 from i3dconvert.preprocessing import Preprocessing
-from i3dconvert.weights import NoInit, State, classes_in, digest, fit, randomise, read_state
+from i3dconvert.weights import NoInit, State, check_finite, classes_in, digest, fit, randomise, read_state
 
 __all__ = ["Backbone", "Origin", "Weights", "build", "load", "names", "parse", "qualified_names"]
 
@@ -158,13 +158,14 @@ def load(
     *,
     features: bool = False,
     size: int | None = None,
+    allow_nonfinite: bool = False,
 ) -> tuple[nn.Module, Origin]:
     """A 2D network by name, with `weights`: `default`, a pretrained set's name, `random`, or the path of a file.
 
     With `features`, a timm backbone without its head, which gives a list of feature maps. `size` is the height and
     width that the network is traced at, by default the backbone's own. Code of the user's own,
     `path/to/module.py:factory`, is run. Raises `BackboneError` for an unknown name, `WeightsError` for weights that are
-    not to be had or do not fit.
+    not to be had, do not fit, or are not all finite (unless `allow_nonfinite`).
     """
     source, name = parse(text)
     known = library(source)
@@ -190,9 +191,23 @@ def load(
     if state is None:
         randomise(model, seed, shape)
     else:
-        fit(model, state, chosen.path or f"{backbone.qualified} {chosen}")
+        where = chosen.path or f"{backbone.qualified} {chosen}"
+        _fit(model, state, where, backbone)
+        if not allow_nonfinite:
+            check_finite(state, where)
     chosen = replace(chosen, sha256=digest(model.state_dict()))
     return model, Origin(backbone, chosen, known.preprocessing(name, chosen.name), shape, classes)
+
+
+def _fit(model: nn.Module, state: State, where: str, backbone: Backbone) -> None:
+    try:
+        fit(model, state, where)
+    except WeightsError as error:
+        from i3dconvert.backbones.likely import likely
+
+        other = likely(state, backbone.source, backbone.name)
+        hint = f"; they look like those of {other}" if other not in (None, backbone.qualified) else ""
+        raise WeightsError(f"{error}{hint}") from None
 
 
 def _canonical(backbone: Backbone, state: State, model: nn.Module) -> State:

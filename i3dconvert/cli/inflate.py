@@ -85,6 +85,9 @@ def command(
     dtype: Annotated[
         Dtype | None, typer.Option(help="Of the weights written.  [default: as they are]", show_default=False)
     ] = None,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Take weights with NaN or infinite values.")
+    ] = False,
     force: Force = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every layer.")] = False,
     json: Json = False,
@@ -118,6 +121,7 @@ def command(
             seed=seed,
             features=features,
             size=size,
+            allow_nonfinite=allow_nonfinite,
             dtype=dtype.torch() if dtype else None,
             force=force,
             progress=not (quiet or json),

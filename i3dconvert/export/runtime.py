@@ -14,6 +14,7 @@ from torch import Tensor
 from i3dconvert.checkpoint import KEY, Document
 from i3dconvert.errors import CheckpointError
 from i3dconvert.export.deployed import BEST, SCORES
+from i3dconvert.files import check_input
 from i3dconvert.preprocessing import Preprocessing
 
 CLIP, FRAMES = "clip", "frames"
@@ -49,8 +50,7 @@ _RUNTIME_ERRORS = tuple(
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The `metadata_props` of an ONNX file; raises `CheckpointError` when it isn't one."""
-    if not path.is_file():
-        raise CheckpointError(f"there is no file {path}")
+    check_input(path, CheckpointError, "an ONNX file that `i3dconvert export` wrote")
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # noqa: BLE001 - protobuf's error type differs between its implementations
@@ -59,8 +59,15 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_document(path: Path) -> Document:
-    """What an exported file says of itself; raises `CheckpointError`."""
+    """What an exported file says of itself; raises `CheckpointError`.
+
+    The file is checked as a whole, so that tensors in a file outside the folder are refused before any is read.
+    """
     metadata = read_metadata(path)
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is not a valid ONNX file: {str(error).strip().partition(chr(10))[0]}") from None
     if KEY not in metadata:
         raise CheckpointError(f"{path} was not exported by i3dconvert: its metadata has no {KEY!r}")
     return Document.loads(metadata[KEY], path)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from i3dconvert.errors import RecipeError
+from i3dconvert.files import check_input
 from i3dconvert.recipes.rules import Recipe
 
 if sys.version_info >= (3, 11):
@@ -38,6 +39,7 @@ def dumps(recipe: Recipe) -> str:
 
 def read(path: Path) -> Recipe:
     """The recipe in the TOML file at `path`."""
+    check_input(path, RecipeError, "a .toml file")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

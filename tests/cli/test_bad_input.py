@@ -1,5 +1,6 @@
 """Every bad input ends in one clear line, the right exit code, and no file."""
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from i3dconvert import backbones
 from tests.conftest import Run
 
 
@@ -41,7 +43,7 @@ def refused(run: Run, *words: object, code: int = 1, says: str) -> None:
         (("inflate", "resnet18", "-w", "."), "has no weights '.'"),
         (("inflate", "resnet18", "-w", "./folder.pth"), "is a directory"),
         (("inflate", "resnet18", "-w", "random", "-r", "rsenet"), "no preset 'rsenet'"),
-        (("inflate", "resnet18", "-w", "random", "-r", "none.toml"), "can't read the recipe none.toml"),
+        (("inflate", "resnet18", "-w", "random", "-r", "none.toml"), "there is no file none.toml"),
         (("inflate", "resnet18", "-w", "random", "-r", "i3d"), "matches no layer"),
         (("inflate", "resnet18", "-w", "random", "-t", "layer9.*=3"), "matches no layer"),
         (("inflate", "resnet18", "-w", "random", "-t", "layer4"), "is not GLOB=KERNEL"),
@@ -81,6 +83,15 @@ class Bomb:
         return os.mkdir, ("exploded",)
 
 
+def lying_safetensors(path: Path, offsets: dict[str, list[int]], length: int | None = None) -> None:
+    """A header that says what its file does not hold."""
+    entries = {
+        key: {"dtype": "U8", "shape": [span[1] - span[0]], "data_offsets": span} for key, span in offsets.items()
+    }
+    header = json.dumps(entries).encode()
+    path.write_bytes((length or len(header)).to_bytes(8, "little") + header + b"\0" * 16)
+
+
 def test_weight_files_that_are_none(run: Run, weight_file: Path) -> None:
     state = torch.load(weight_file)
     Path("empty.pth").write_bytes(b"")
@@ -93,6 +104,14 @@ def test_weight_files_that_are_none(run: Run, weight_file: Path) -> None:
     torch.save({key: value for key, value in state.items() if "layer4" not in key}, "missing.pth")
     torch.save(state | {"extra": torch.zeros(1)}, "unexpected.pth")
     torch.save(state | {"layer1.0.conv1.weight": torch.zeros(2, 2)}, "shape.pth")
+    torch.save(state | {"fc.bias": torch.full((1000,), torch.nan)}, "nan.pth")
+    torch.save(state | {"fc.bias": torch.zeros(1000, dtype=torch.int64)}, "whole.pth")
+    torch.save(state | {"fc.bias": torch.zeros(1000, dtype=torch.complex64)}, "complex.pth")
+    torch.save(backbones.load("resnet34", "random")[0].state_dict(), "other.pth")
+    os.mkfifo("pipe.pth")
+    lying_safetensors(Path("vast.safetensors"), {"a": [0, 4]}, length=1 << 45)
+    lying_safetensors(Path("outside.safetensors"), {"a": [0, 1 << 45]})
+    lying_safetensors(Path("overlap.safetensors"), {"a": [0, 8], "b": [4, 12]})
     for name, says in {
         "empty.pth": "not a readable PyTorch file",
         "page.pth": "weights alone",
@@ -103,10 +122,19 @@ def test_weight_files_that_are_none(run: Run, weight_file: Path) -> None:
         "list.pth": "holds no state dict",
         "missing.pth": " missing keys (layer4.0.conv1.weight, layer4.0.bn1.weight, ",
         "unexpected.pth": "1 unexpected key (extra)",
+        "nan.pth": "holds NaN or infinite values, first in fc.bias; --allow-nonfinite takes them",
+        "whole.pth": "fc.bias in int64",
+        "complex.pth": "fc.bias in complex64",
+        "other.pth": "; they look like those of resnet34",
+        "pipe.pth": "is a pipe or a device",
+        "vast.safetensors": "not a readable safetensors file",
+        "outside.safetensors": "not a readable safetensors file",
+        "overlap.safetensors": "not a readable safetensors file",
         "shape.pth": "1 mis-shaped key (layer1.0.conv1.weight (2, 2) instead of (64, 64, 3, 3))",
     }.items():
         refused(run, "inflate", "resnet18", "-w", f"./{name}", says=says)
     assert not Path("exploded").exists()
+    assert run("inflate", "resnet18", "-w", "./nan.pth", "--allow-nonfinite").code == 0
 
 
 def test_checkpoints_that_are_none(run: Run, checkpoint: Path) -> None:

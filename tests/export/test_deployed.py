@@ -138,7 +138,7 @@ def test_frames_that_can_not_be_read_are_refused(tmp_path: Path) -> None:
     for source, message in (
         (tmp_path / "empty", "no pictures in"),
         (tmp_path / "text.mp4", r"can't read the video .*text\.mp4"),
-        (tmp_path / "absent.mp4", "there is no video"),
+        (tmp_path / "absent.mp4", "there is no file"),
         (short, "has 3 frames; a clip needs 16"),
     ):
         with pytest.raises(MediaError, match=message):
@@ -168,7 +168,7 @@ def test_preprocessing_decodes_what_it_encodes() -> None:
 def test_the_command_line_says_what_it_did(run: Run, checkpoint: Path) -> None:
     for words, code, message in (
         (("--calibrate", "x.mp4"), 2, "--calibrate is for --int8"),
-        (("--int8", "--calibrate", "x.mp4"), 1, "there is no video x.mp4"),
+        (("--int8", "--calibrate", "x.mp4"), 1, "there is no file x.mp4"),
         (("--top-k", 0), 2, "--top-k"),
     ):
         done = run("export", checkpoint, "--onnx", "-o", "net.onnx", *words)
