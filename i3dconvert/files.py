@@ -1,13 +1,27 @@
-"""Outputs that appear whole or not at all."""
+"""Inputs that are what they should be before they are opened, outputs that appear whole or not at all."""
 
 from __future__ import annotations
 
+import glob
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from i3dconvert.errors import OutputError
+from i3dconvert.errors import I3DError, OutputError
+
+
+def check_input(path: Path, error: type[I3DError], wanted: str) -> None:
+    """Raise `error` unless `path` is a regular file that may be read: a pipe would be waited on for ever."""
+    if path.is_dir():
+        raise error(f"{path} is a directory; name {wanted}")
+    if not path.exists():
+        raise error(f"there is no file {path}")
+    if not path.is_file():
+        raise error(f"{path} is a pipe or a device; name {wanted}")
+    if not os.access(path, os.R_OK):
+        raise error(f"no permission to read {path}")
 
 
 def check_output(path: Path, force: bool) -> None:
@@ -67,13 +81,29 @@ def _sync_directory(directory: Path) -> None:
             os.close(descriptor)
 
 
+@contextmanager
+def workshop(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to make it in where that takes several steps or files; it is removed afterwards."""
+    _clear_strays(path)
+    folder = path.with_name(f".{path.name}.work.{os.getpid()}.partial")
+    try:
+        folder.mkdir()
+        yield folder
+    except OSError as error:
+        raise OutputError(f"can't write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _clear_strays(path: Path) -> None:
     """Remove what a killed process left of an earlier attempt at `path`."""
-    for stray in path.parent.glob(f".{path.name}.*.partial"):
+    for stray in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         pid = stray.name.rsplit(".", 2)[-2]
         if pid.isdigit() and not _alive(int(pid)):
+            if stray.is_dir():
+                shutil.rmtree(stray, ignore_errors=True)
             with suppress(OSError):
-                stray.unlink()
+                stray.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:

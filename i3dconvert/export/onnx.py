@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ from i3dconvert.export.deployed import BEST, SCORES, BestClasses, FromDecoder, b
 from i3dconvert.export.frames import frames_form
 from i3dconvert.export.quantised import agreement, quantise
 from i3dconvert.export.runtime import AXES, CLASSES, CLIP, FRAMES, PRECISION, TOLERANCES, Runtime, as_input
-from i3dconvert.files import check_output, replacing
+from i3dconvert.files import check_output, replacing, workshop
 from i3dconvert.lift.network import Network3d, cast
 from i3dconvert.media import read_clips
 from i3dconvert.preprocessing import Preprocessing
@@ -82,7 +82,7 @@ def export_onnx(
 
     Batch and frames are dynamic, height and width too in convolutional networks, unless `static`. The file is checked
     by `onnx.checker`, and by onnxruntime against torch at a shape other than the traced one, before it is put in place;
-    tensors past 2 GB go to `<path>.data`.
+    tensors past 2 GB go to `<path>.<hash>.data`.
 
     Args:
         network: its weights may have been fine-tuned (`finetuned`).
@@ -136,13 +136,15 @@ def export_onnx(
     if not sizes_too:
         checked_on = (*checked_on[:3], *traced_on[3:])
     share = None
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        written = Path(folder) / path.name
+    with workshop(path) as folder:
+        written = folder / path.name
         progress("writing")
         external = (
             sum(value.const_value.nbytes for value in program.model.graph.initializers.values()) > _EXTERNAL_BYTES
         )
-        program.save(written, external_data=external)
+        # A name of its own for each set of weights: a graph in place always finds the tensors that it was written with.
+        data = f"{path.name}.{digest(network.state_dict())[:12]}.data" if external else None
+        onnx_ir.save(program.model, written, external_data=data)
         progress("checking with onnxruntime")
         check = _check(network, written, checked_on, preprocessing, TOLERANCES["float32" if int8 else precision])
         if not check.passed:
@@ -151,10 +153,13 @@ def export_onnx(
             progress("quantising")
             share = _quantised(written, clips, preprocessing)
         files = []
-        for part in sorted(Path(folder).iterdir(), key=lambda part: part.name == path.name):
-            with replacing(path.with_name(part.name), force) as place:
+        for part in sorted(folder.iterdir(), key=lambda part: part.name == path.name):
+            with replacing(path.with_name(part.name), force or part.suffix == ".data") as place:
                 shutil.move(part, place)
             files.append(path.with_name(part.name))
+        for earlier in path.parent.glob(f"{glob.escape(path.name)}.*.data"):
+            if earlier not in files:
+                earlier.unlink()
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in program.model.graph.inputs[0].shape)
     opset, noise = program.model.opset_imports[""], int8 and calibrate is None
     warning = "calibrated on noise; frames of your own (--calibrate) give better ranges" if noise else None

@@ -11,7 +11,7 @@ from torch import nn
 
 from i3dconvert import backbones, export_onnx, inflate
 from i3dconvert.backbones import Origin
-from i3dconvert.errors import ExportError
+from i3dconvert.errors import CheckpointError, ExportError
 from i3dconvert.export import onnx as exporter
 from i3dconvert.export.runtime import CLASSES, Runtime, read_document
 from i3dconvert.inflation import inflate_loaded
@@ -110,10 +110,30 @@ def test_tensors_past_the_limit_go_beside_the_graph(
     tmp_path: Path, resnet18: tuple[nn.Module, Origin], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporter, "_EXTERNAL_BYTES", 1 << 20)
-    done = export_onnx(inflate_loaded(*resnet18, "c2d"), tmp_path / "net.onnx")
-    assert [file.name for file in done.files] == ["net.onnx.data", "net.onnx"]
-    assert done.path.stat().st_size < 1 << 20
-    assert verify_file(done.path, Settings(frames=2, size=64)).passed
+    network = inflate_loaded(*resnet18, "c2d")
+    first = export_onnx(network, tmp_path / "net.onnx", static=True)
+    assert first.path.stat().st_size < 1 << 20
+    assert verify_file(first.path, Settings(frames=2, size=64)).passed
+    network.get_parameter("fc.bias").data += 1
+    second = export_onnx(network, tmp_path / "net.onnx", static=True, force=True, finetuned=True)
+    assert first.files[0] != second.files[0]
+    assert sorted(tmp_path.iterdir()) == sorted(second.files)
+
+
+def test_tensors_outside_the_folder_are_refused(
+    tmp_path: Path, resnet18: tuple[nn.Module, Origin], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "_EXTERNAL_BYTES", 1 << 20)
+    done = export_onnx(inflate_loaded(*resnet18, "c2d"), tmp_path / "net.onnx", static=True)
+    inside = done.files[0].name
+    (tmp_path / "model").mkdir()
+    model = onnx.load(done.path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = f"../{inside}" if entry.key == "location" else entry.value
+    onnx.save(model, tmp_path / "model" / "net.onnx")
+    with pytest.raises(CheckpointError, match="not a valid ONNX file"):
+        verify_file(tmp_path / "model" / "net.onnx")
 
 
 def test_verify_sees_a_damaged_onnx_file(exported: Path, tmp_path: Path) -> None:
