@@ -28,8 +28,8 @@ def command(
     static: Annotated[bool, typer.Option("--static", help="ONNX: fix batch 1, 16 frames and the size.")] = False,
     optimize: Annotated[
         bool,
-        typer.Option("--optimize/--no-optimize", help="ONNX: 2D convolutions over frames, faster on CPUs."),
-    ] = False,
+        typer.Option("--optimize/--no-optimize", help="ONNX: 2D convolutions over frames, or plain 3D ones."),
+    ] = True,
     uint8_input: Annotated[
         bool,
         typer.Option("--uint8-input", help="ONNX: take decoded frames (N, T, H, W, 3) in uint8, normalise inside."),

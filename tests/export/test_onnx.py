@@ -25,10 +25,14 @@ SWEPT = (
 ).split()
 
 
+@pytest.mark.parametrize("optimize", [True, False])
 @pytest.mark.parametrize("name", [*DEFAULT, *(pytest.param(name, marks=pytest.mark.sweep) for name in SWEPT)])
-def test_onnxruntime_gives_what_the_2d_network_gives(name: str, tmp_path: Path) -> None:
+def test_onnxruntime_gives_what_the_2d_network_gives(name: str, optimize: bool, tmp_path: Path) -> None:
     model, origin = backbones.load(name, "random")
-    done = export_onnx(inflate_loaded(model, origin), tmp_path / "net.onnx")
+    done = export_onnx(inflate_loaded(model, origin), tmp_path / "net.onnx", optimize=optimize)
+    convolutions = [node for node in onnx.load(done.path).graph.node if node.op_type == "Conv"]
+    kernels = {len(next(a for a in node.attribute if a.name == "kernel_shape").ints) for node in convolutions}
+    assert kernels == ({2} if optimize else {3})
     assert done.shape[:3] == ("batch", 3, "frames")
     assert done.check.error is not None
     assert done.check.error <= 1e-5
