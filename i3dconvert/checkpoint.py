@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -42,6 +43,8 @@ class Document:
     sha256: str = ""
     """Of the 3D tensors: names, dtypes, shapes, bytes."""
     finetuned: bool = False
+    intact: bool = True
+    """Whether the document, when it was read, had the seal that it was written with."""
 
     def dumps(self, beside: Path | None = None) -> str:
         """JSON; the path of a weight file is written relative to the directory `beside`."""
@@ -57,7 +60,7 @@ class Document:
         }
         if self.origin is not None:
             document["origin"] = self.origin.to_dict(beside)
-        return json.dumps(document, sort_keys=True)
+        return json.dumps(document | {"seal": _seal(document)}, sort_keys=True)
 
     @classmethod
     def loads(cls, text: str, where: Path) -> Document:
@@ -73,13 +76,20 @@ class Document:
             frames = int(document["minimum_frames"])
             channels, height, width = map(int, document["input"])
             inflation = Inflation(recipe, told, minimum_frames=frames, input=(channels, height, width))
-            return cls(inflation, origin, str(document["sha256"]), bool(document["finetuned"]))
+            intact = document["seal"] == _seal(document)
+            return cls(inflation, origin, str(document["sha256"]), bool(document["finetuned"]), intact)
         except I3DError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"{where} has damaged i3dconvert metadata ({type(error).__name__}: {error})"
             ) from None
+
+
+def _seal(document: Mapping[str, Any]) -> str:
+    """SHA-256 over all of a document but its hashes."""
+    rest = {key: value for key, value in document.items() if key not in ("seal", "sha256")}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

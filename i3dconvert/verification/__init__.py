@@ -93,9 +93,7 @@ def verify_file(
     progress("reading the 2D network")
     model2d = reference_of(document, path, reference)
     report = Report()
-    unchanged = not document.sha256 or digest(state) == document.sha256
-    detail = "the tensors match the recorded SHA-256" if unchanged else f"{path.name} has changed since it was written"
-    report.checks.append(Check("integrity", unchanged, detail))
+    report.checks.append(_check_integrity(document, state))
     network = checkpoint.rebuild(document, model2d)
     identity = check_weights(network.inflation, model2d.state_dict(), state)
     if {k: v.shape for k, v in network.state_dict().items()} != {k: v.shape for k, v in state.items()}:
@@ -103,6 +101,16 @@ def verify_file(
         return report
     rest = verify(model2d, checkpoint.filled(network, state, path), settings, progress=progress)
     return Report([*report.checks, *rest.checks], rest.layers, rest.pictures)
+
+
+def _check_integrity(document: checkpoint.Document, state: Mapping[str, Tensor]) -> Check:
+    """Whether a file holds what it was written with, by the hashes in it."""
+    same = {"metadata": document.intact, "tensors": digest(state) == document.sha256}
+    changed = " and ".join(what for what, unchanged in same.items() if not unchanged)
+    detail = (
+        f"the file's {changed} changed since it was written" if changed else "tensors and metadata have their SHA-256"
+    )
+    return Check("integrity", not changed, detail)
 
 
 def reference_of(document: checkpoint.Document, path: Path, reference: Path | None) -> nn.Module:
