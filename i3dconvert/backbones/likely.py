@@ -56,6 +56,6 @@ def _fits(candidate: Backbone, shapes: Mapping[str, torch.Size]) -> bool:
     try:
         with torch.device("meta"):
             theirs = build(candidate).state_dict()
-    except (I3DError, RuntimeError, NotImplementedError):
+    except (I3DError, RuntimeError):
         return False
     return theirs.keys() == shapes.keys() and sum(theirs[key].shape != shapes[key] for key in shapes) <= _HEAD

@@ -157,7 +157,7 @@ def export_onnx(
             with replacing(path.with_name(part.name), force or part.suffix == ".data") as place:
                 shutil.move(part, place)
             files.append(path.with_name(part.name))
-        for earlier in path.parent.glob(f"{glob.escape(path.name)}.*.data"):
+        for earlier in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 12}.data"):
             if earlier not in files:
                 earlier.unlink()
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in program.model.graph.inputs[0].shape)

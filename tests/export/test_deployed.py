@@ -99,8 +99,7 @@ def test_bfloat16_halves_the_file_and_computes_in_float32(network: Network3d, tm
     assert half.check.error is not None
     assert 1e-4 < half.check.error <= 5e-2
     assert verify_file(half.path).passed
-    with pytest.raises(AssertionError):
-        assert verify_file(half.path, Settings(tolerance=1e-5)).passed
+    assert not verify_file(half.path, Settings(tolerance=1e-5)).passed
 
 
 def test_int8_on_frames_of_ones_own(network: Network3d, tmp_path: Path) -> None:
@@ -108,7 +107,6 @@ def test_int8_on_frames_of_ones_own(network: Network3d, tmp_path: Path) -> None:
     done = export_onnx(network, tmp_path / "net.onnx", optimize=True, int8=True, calibrate=source)
     assert done.warning is None
     assert done.agreement is not None
-    assert 0 <= done.agreement <= 1
     model = onnx.load(done.path)
     assert "QuantizeLinear" in {node.op_type for node in model.graph.node}
     assert {t.data_type for t in model.graph.initializer if len(t.dims) == 4} == {onnx.TensorProto.INT8}

@@ -118,10 +118,12 @@ def test_tensors_past_the_limit_go_beside_the_graph(
     first = export_onnx(network, tmp_path / "net.onnx", static=True)
     assert first.path.stat().st_size < 1 << 20
     assert verify_file(first.path, Settings(frames=2, size=64)).passed
+    mine = tmp_path / "net.onnx.mine.data"
+    mine.write_text("kept")
     network.get_parameter("fc.bias").data += 1
     second = export_onnx(network, tmp_path / "net.onnx", static=True, force=True, finetuned=True)
     assert first.files[0] != second.files[0]
-    assert sorted(tmp_path.iterdir()) == sorted(second.files)
+    assert sorted(tmp_path.iterdir()) == sorted([*second.files, mine])
 
 
 def test_tensors_outside_the_folder_are_refused(
