@@ -106,9 +106,9 @@ class Entry:
 
 
 def write(
-    path: Path, document: Document, entries: Iterable[Entry], tensor: Callable[[str], Tensor], force: bool
+    path: Path, document: Document, entries: Iterable[Entry], pieces: Callable[[Entry], Iterable[Tensor]], force: bool
 ) -> str:
-    """Write a checkpoint, making one tensor at a time with `tensor(key)`; returns the SHA-256 of its tensors.
+    """Write a checkpoint, tensor by tensor, each in `pieces` along its first axis; returns the SHA-256 of its tensors.
 
     Raises `OutputError`; nothing is left at `path` then but what was there before.
     """
@@ -125,9 +125,10 @@ def write(
     with replacing(path, force) as partial, partial.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for entry in entries:
-            made = tensor(entry.key)
-            total.add(entry.key, made)
-            file.write(raw(made))
+            part = total.open(entry.key, entry.dtype, entry.shape)
+            for piece in pieces(entry):
+                part.update(raw(piece))
+                file.write(raw(piece))
         file.seek(8 + text.index(_UNKNOWN.encode()))
         file.write(total.hexdigest().encode())
     return total.hexdigest()
@@ -151,7 +152,7 @@ def save(network: Network3d, path: str | Path, force: bool = False, finetuned: b
     state = network.state_dict()
     entries = [Entry(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in state.items()]
     document = Document(network.inflation, network.meta.get("origin"), finetuned=finetuned)
-    return write(Path(path), document, entries, lambda key: state[key].cpu(), force)
+    return write(Path(path), document, entries, lambda entry: [state[entry.key].cpu()], force)
 
 
 def read(path: Path) -> tuple[Document, State]:

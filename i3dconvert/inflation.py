@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from i3dconvert import backbones, checkpoint
 from i3dconvert.backbones import Origin
 from i3dconvert.lift.network import Inflation, Network3d, Plan, cloned, fill, plan, style
 from i3dconvert.recipes import Recipe, Rule, default_recipe, resolve
+from i3dconvert.weights import Stream
 
 Recipes = str | Path | Recipe | None
 
@@ -98,11 +101,11 @@ class Written:
     path: Path
     origin: Origin
     inflation: Inflation
-    network: Network3d
-    """The 3D network, without its inflated weights."""
     parameters2d: int
     parameters3d: int
     sha256: str
+    network: Callable[[], Network3d]
+    """Builds the 3D network, without its inflated weights."""
 
 
 def inflate_to_file(
@@ -134,22 +137,26 @@ def inflate_to_file(
     planned: Plan = plan(model, told, style(init, padding, conv), origin.input)
     inflation = planned.inflation
     state = model.state_dict()
-    entries = {entry.key: entry for entry in checkpoint.entries_of(inflation, state, dtype)}
+    entries = checkpoint.entries_of(inflation, state, dtype)
     document = checkpoint.Document(inflation, origin)
 
-    def tensor(key: str) -> Tensor:
-        return inflation.tensor(key, inflation.source(key, state).to(entries[key].dtype))
+    stream = Stream()
 
-    sha256 = checkpoint.write(path, document, entries.values(), tensor, force)
+    def pieces(entry: checkpoint.Entry) -> Iterator[Tensor]:
+        tensor2d = inflation.source(entry.key, state)
+        yield from inflation.pieces(entry.key, tensor2d.to(entry.dtype))
+        stream.passed(tensor2d)
+
+    sha256 = checkpoint.write(path, document, entries, pieces, force)
     parameters = dict(model.named_parameters())
     return Written(
         path=path,
         origin=origin,
         inflation=inflation,
-        network=planned.network(model),
         parameters2d=sum(parameter.numel() for parameter in parameters.values()),
         parameters3d=sum(
             math.prod(inflation.shape(key, inflation.source(key, parameters))) for key in inflation.keys(parameters)
         ),
         sha256=sha256,
+        network=partial(planned.network, model),
     )

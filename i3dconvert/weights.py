@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from i3dconvert.errors import WeightsError
-from i3dconvert.files import check_input
+from i3dconvert.files import check_input, release
 
 State = dict[str, Tensor]
 
@@ -141,11 +141,36 @@ def _is_odd(tensor: Tensor, expected: Tensor) -> bool:
     return expected.is_floating_point() and (not tensor.is_floating_point() or tensor.element_size() < 2)
 
 
-def check_finite(state: Mapping[str, Tensor], where: str) -> None:
-    """Raise `WeightsError` naming the first tensor with a NaN or an infinity in it."""
+def inspect(state: Mapping[str, Tensor], where: str, allow_nonfinite: bool = False) -> str:
+    """The SHA-256 of tensors just read; raises `WeightsError` naming the first with a NaN or an infinity in it."""
+    total, stream = Digest(), Stream()
     for key, tensor in state.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        total.add(key, tensor)
+        if not allow_nonfinite and tensor.is_floating_point() and not _is_finite(tensor):
             raise WeightsError(f"{where} holds NaN or infinite values, first in {key}; --allow-nonfinite takes them")
+        stream.passed(tensor)
+    return total.hexdigest()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """A sum carries NaN and infinities on; one that overflows is looked at more closely."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+class Stream:
+    """Tensors used one after the other, whose memory does not pile up where it is mapped from files."""
+
+    _PILE = 2**25
+
+    def __init__(self) -> None:
+        self._tensors: list[Tensor] = []
+
+    def passed(self, tensor: Tensor) -> None:
+        """`tensor` was used; it must be as it was read, and may be used again."""
+        self._tensors.append(tensor)
+        if sum(passed.nbytes for passed in self._tensors) > self._PILE:
+            release([passed.data_ptr() for passed in self._tensors])
+            self._tensors.clear()
 
 
 def _some(kind: str, items: list[str]) -> str:
@@ -179,17 +204,20 @@ class Digest:
     """SHA-256 of a state dict, tensor by tensor; the order in which they are added does not matter."""
 
     def __init__(self) -> None:
-        self._parts: dict[str, bytes] = {}
+        self._parts: dict[str, hashlib._Hash] = {}
+
+    def open(self, key: str, dtype: torch.dtype, shape: tuple[int, ...]) -> hashlib._Hash:
+        """Begin a tensor, whose bytes the hash that is returned has to be updated with."""
+        self._parts[key] = hashlib.sha256(f"{key}\0{dtype}\0{shape}\0".encode())
+        return self._parts[key]
 
     def add(self, key: str, tensor: Tensor) -> None:
         """Take one tensor in."""
-        part = hashlib.sha256(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        part.update(raw(tensor))
-        self._parts[key] = part.digest()
+        self.open(key, tensor.dtype, tuple(tensor.shape)).update(raw(tensor))
 
     def hexdigest(self) -> str:
         """64 hexadecimal digits."""
-        return hashlib.sha256(b"".join(self._parts[key] for key in sorted(self._parts))).hexdigest()
+        return hashlib.sha256(b"".join(self._parts[key].digest() for key in sorted(self._parts))).hexdigest()
 
 
 def raw(tensor: Tensor) -> memoryview:

@@ -48,6 +48,50 @@ def cost(words: list[str], runs: int = RUNS) -> tuple[float, float]:
     return statistics.median(seconds), statistics.median(peaks)
 
 
+LARGE = """
+import torch
+from torch import nn
+
+def build():
+    return nn.Sequential(*(nn.Conv2d(1024 if index else 3, 1024, 3, padding=1) for index in range(271)), Head())
+
+class Head(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3))
+"""
+SHARDS = """
+import importlib.util, json, sys, torch
+from pathlib import Path
+from safetensors.torch import save_file
+spec = importlib.util.spec_from_file_location("large", sys.argv[1])
+large = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(large)
+folder, names = Path(sys.argv[2]), {}
+with torch.device("meta"):
+    state = large.build().state_dict()
+for shard in range(10):
+    keys = list(state)[shard::10]
+    save_file({key: torch.randn(state[key].shape) * 0.01 for key in keys}, folder / f"{shard}.safetensors")
+    names |= dict.fromkeys(keys, f"{shard}.safetensors")
+(folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+"""
+
+
+def large() -> None:
+    """Print what inflating a network of 10 GB costs."""
+    with TemporaryDirectory() as folder:
+        module, result = Path(folder) / "large.py", Path(folder) / "net.safetensors"
+        index = Path(folder) / "model.safetensors.index.json"
+        module.write_text(LARGE)
+        cost([*PYTHON, SHARDS, str(module), folder], 1)
+        words = ["inflate", f"{module}:build", "-w", str(index), "-o", str(result), "--size", "32", "--quiet"]
+        seconds, peak = cost([*TOOL, *words, "-r", "c2d", "-t", "*[05]=3"], 1)
+        imports = cost([*PYTHON, "import torch, torchvision"])[1]
+        read = sum(path.stat().st_size for path in Path(folder).glob("[0-9].safetensors"))
+        print(f"{read / 1e9:.1f} GB read, {result.stat().st_size / 1e9:.1f} GB written in {seconds:.0f} s")
+        print(f"inflate takes {peak - imports:.0f} MiB more than the imports")
+
+
 def main() -> None:
     """Print the table."""
     with TemporaryDirectory() as folder:
@@ -74,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    large() if "--large" in sys.argv else main()

@@ -63,6 +63,7 @@ def export_for_ever() -> None:
 def in_child(work: Work) -> multiprocessing.context.ForkProcess:
     def body() -> None:
         torch.set_num_threads(1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         code = work()
         os._exit(code if isinstance(code, int) else 0)
 
@@ -100,11 +101,13 @@ def test_killed_at_any_moment(work: Work, seconds: float, kills: int, folder: Pa
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_ended_at_any_moment_nothing_is_left(signum: signal.Signals, folder: Path) -> None:
     words = ["inflate", "nets.py:net", "-w", "random", "-s", "16", "-o", "net.safetensors", "--force", "--seed", "1"]
-    moments = random.Random(0)
+    started = time.perf_counter()
+    in_child(lambda: main(words)).join()
+    whole = time.perf_counter() - started
     codes = set()
-    for _ in range(8):
+    for index in range(8):
         process = in_child(lambda: main(words))
-        time.sleep(moments.uniform(0, 0.3))
+        time.sleep(whole * index / 8)
         os.kill(process.pid or 0, signum)
         process.join()
         codes.add(process.exitcode)

@@ -15,7 +15,7 @@ from i3dconvert import trust
 from i3dconvert.errors import BackboneError, WeightsError
 from i3dconvert.names import USER, names, parse, qualified_names
 from i3dconvert.preprocessing import Preprocessing
-from i3dconvert.weights import NoInit, State, check_finite, classes_in, digest, fit, randomise, read_state
+from i3dconvert.weights import NoInit, State, classes_in, digest, fit, inspect, randomise, read_state
 
 __all__ = ["Backbone", "Origin", "Weights", "build", "load", "names", "parse", "qualified_names"]
 
@@ -190,12 +190,12 @@ def load(
     shape = (known.channels(name, model), size, size)
     if state is None:
         randomise(model, seed, shape)
+        sha256 = digest(model.state_dict())
     else:
         where = chosen.path or f"{backbone.qualified} {chosen}"
         _fit(model, state, where, backbone)
-        if not allow_nonfinite:
-            check_finite(state, where)
-    chosen = replace(chosen, sha256=digest(model.state_dict()))
+        sha256 = inspect(model.state_dict(), where, allow_nonfinite)
+    chosen = replace(chosen, sha256=sha256)
     return model, Origin(backbone, chosen, known.preprocessing(name, chosen.name), shape, classes)
 
 

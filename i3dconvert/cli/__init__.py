@@ -5,6 +5,8 @@ Exit codes: 0 fine, 1 the check failed or the input is bad, 2 wrong usage.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -53,6 +55,8 @@ def _terminated(signum: int, frame: Any) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     signal.signal(signal.SIGTERM, _terminated)
+    # Python looks for cycles in all that is left when it ends; in what torch's import leaves, for most of a second.
+    atexit.register(gc.freeze)
     try:
         app(args=None if arguments is None else [*arguments], prog_name="i3dconvert")
     except SystemExit as stop:

@@ -126,7 +126,7 @@ def command(
             force=force,
             progress=not (quiet or json),
         )
-        layers = describe(written.network)
+        layers = [] if quiet and not json else describe(written.network())
     if json:
         render.show_json(_document(written, layers))
     elif not quiet:

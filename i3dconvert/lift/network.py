@@ -18,6 +18,8 @@ from i3dconvert.lift.layers import is_layer
 from i3dconvert.lift.trace import Traced, trace
 from i3dconvert.recipes import Recipe
 
+PIECE = 2**23
+
 
 @dataclass(frozen=True)
 class Inflation:
@@ -50,6 +52,15 @@ class Inflation:
         """The 3D form of one 2D tensor: `(O, I, kH, kW)` → `(O, I, T, kH, kW)` where inflated, else as it is."""
         filling = self.fillings.get(key)
         return tensor2d if filling is None else filling(tensor2d, self.style.init)
+
+    def pieces(self, key: str, tensor2d: Tensor) -> Iterator[Tensor]:
+        """`tensor(key, tensor2d)` in parts along its first axis, of `PIECE` bytes or so, for want of memory."""
+        filling = self.fillings.get(key)
+        if filling is None or filling.identity is not None:
+            yield self.tensor(key, tensor2d)
+        else:
+            rows = max(PIECE // (tensor2d[0].nbytes * filling.taps), 1)
+            yield from (filling(part, self.style.init) for part in torch.split(tensor2d, rows))
 
     def state(self, state2d: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """The 3D tensors of the 2D `state2d`, one at a time."""
