@@ -4,9 +4,11 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
 
@@ -133,6 +135,39 @@ def test_a_full_disk_leaves_the_old_file(command: str, folder: Path, capfd: pyte
     assert len(error.splitlines()) == 1
     assert Path(name).read_bytes() == before
     assert files() == {"nets.py", "net.safetensors", "net.onnx"}
+
+
+@pytest.fixture
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system with the two outputs on it, and not enough room for either again."""
+    place = folder / "disk"
+    place.mkdir()
+    outputs = [folder / "net.safetensors", folder / "net.onnx"]
+    room = sum(output.stat().st_size for output in outputs) + (1 << 16)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", place], check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        for output in outputs:
+            shutil.copy(output, place)
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+        place.rmdir()
+
+
+@pytest.mark.parametrize("command", ["inflate nets.py:net -w random -s 16", "export net.safetensors --onnx --static"])
+def test_a_disk_that_fills_up_keeps_the_old_file(
+    command: str, small_disk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = "net.safetensors" if "inflate" in command else "net.onnx"
+    before = (small_disk / name).read_bytes()
+    capfd.readouterr()
+    assert main([*command.split(), "-o", str(small_disk / name), "--force"]) == 1
+    error = capfd.readouterr().err
+    assert "No space left on device" in error
+    assert len(error.splitlines()) == 1
+    assert (small_disk / name).read_bytes() == before
+    assert sorted(path.name for path in small_disk.iterdir()) == ["net.onnx", "net.safetensors"]
 
 
 def test_two_writers_end_with_one_whole_file(folder: Path) -> None:

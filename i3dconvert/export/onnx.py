@@ -25,6 +25,7 @@ from i3dconvert.export.deployed import BEST, SCORES, BestClasses, FromDecoder, b
 from i3dconvert.export.frames import frames_form
 from i3dconvert.export.quantised import agreement, quantise
 from i3dconvert.export.runtime import AXES, CLASSES, CLIP, FRAMES, PRECISION, TOLERANCES, Runtime, as_input
+from i3dconvert.export.seal import seal
 from i3dconvert.files import check_output, replacing, workshop
 from i3dconvert.lift.network import Network3d, cast
 from i3dconvert.media import read_clips
@@ -132,7 +133,8 @@ def export_onnx(
     _name_axes(program.model)
     if dtype == torch.bfloat16:
         _store_as_bfloat16(program.model)
-    _describe(program.model, network, precision, finetuned, path.parent)
+    sha256 = digest({key: tensor.cpu() for key, tensor in network.state_dict().items()})
+    _describe(program.model, network, sha256, precision, finetuned, path.parent)
     if not sizes_too:
         checked_on = (*checked_on[:3], *traced_on[3:])
     share = None
@@ -143,7 +145,7 @@ def export_onnx(
             sum(value.const_value.nbytes for value in program.model.graph.initializers.values()) > _EXTERNAL_BYTES
         )
         # A name of its own for each set of weights: a graph in place always finds the tensors that it was written with.
-        data = f"{path.name}.{digest(network.state_dict())[:12]}.data" if external else None
+        data = f"{path.name}.{sha256[:12]}.data" if external else None
         onnx_ir.save(program.model, written, external_data=data)
         progress("checking with onnxruntime")
         check = _check(network, written, checked_on, preprocessing, TOLERANCES["float32" if int8 else precision])
@@ -152,6 +154,7 @@ def export_onnx(
         if clips is not None:
             progress("quantising")
             share = _quantised(written, clips, preprocessing)
+        seal(written)
         files = []
         for part in sorted(folder.iterdir(), key=lambda part: part.name == path.name):
             with replacing(path.with_name(part.name), force or part.suffix == ".data") as place:
@@ -313,10 +316,9 @@ def _store_as_bfloat16(model: Any) -> None:
         model.graph.register_initializer(stored)
 
 
-def _describe(model: Any, network: Network3d, precision: str, finetuned: bool, beside: Path) -> None:
+def _describe(model: Any, network: Network3d, sha256: str, precision: str, finetuned: bool, beside: Path) -> None:
     """Put the document and the class names in; take the exporter's notes, stack traces among them, out."""
     origin: Origin | None = network.meta.get("origin")
-    sha256 = digest({key: tensor.cpu() for key, tensor in network.state_dict().items()})
     document = Document(network.inflation, origin, sha256, finetuned)
     for node in model.graph:
         node.metadata_props.clear()

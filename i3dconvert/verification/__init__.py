@@ -90,10 +90,10 @@ def verify_file(
 
         return verify_onnx(path, settings, reference, progress)
     document, state = checkpoint.read(path)
+    progress("integrity")
+    report = Report([_check_integrity(document, state)])
     progress("reading the 2D network")
     model2d = reference_of(document, path, reference)
-    report = Report()
-    report.checks.append(_check_integrity(document, state))
     network = checkpoint.rebuild(document, model2d)
     identity = check_weights(network.inflation, model2d.state_dict(), state)
     if {k: v.shape for k, v in network.state_dict().items()} != {k: v.shape for k, v in state.items()}:

@@ -11,10 +11,11 @@ from torch import Tensor
 from i3dconvert.errors import CheckpointError, FramesError, VerificationError
 from i3dconvert.export.deployed import best_beside
 from i3dconvert.export.runtime import TOLERANCES, Runtime, as_input, read_document
+from i3dconvert.export.seal import broken
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.verification import CLIPS, FRAMES, Settings, add_pictures, read_pictures, reference_of
 from i3dconvert.verification.forward import check_outputs, evaluating, outputs, replicated
-from i3dconvert.verification.report import Report
+from i3dconvert.verification.report import Check, Report
 
 
 def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress: Callable[[str], None]) -> Report:
@@ -25,6 +26,10 @@ def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress
     if settings.device != "cpu":
         raise VerificationError("ONNX files are checked by onnxruntime on the CPU; leave --device out")
     document = read_document(path)
+    progress("integrity")
+    report = Report([_check_integrity(path)])
+    if not report.passed:
+        return report
     runtime = Runtime(path)
     tolerance = settings.tolerance or TOLERANCES.get(runtime.precision)
     if tolerance is None:
@@ -40,7 +45,6 @@ def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress
     width = runtime.fixed("width") or settings.size or width
     frames = runtime.fixed("frames") or settings.frames or max(FRAMES, document.inflation.minimum_frames)
     generator = torch.Generator().manual_seed(settings.seed)
-    report = Report()
     candidates = {
         "noise": torch.randn(runtime.fixed("batch") or CLIPS, channels, height, width, generator=generator),
         "pictures": read_pictures(settings.images, origin),
@@ -67,6 +71,14 @@ def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress
                 ours, count = value[0].float().softmax(-1), 5
             add_pictures(report, settings.images, origin, probabilities, ours, min(count, 5))
     return report
+
+
+def _check_integrity(path: Path) -> Check:
+    """Whether a file holds what it was written with, by the hashes in it."""
+    changed = broken(path)
+    first = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+    detail = f"changed since the file was written: {first}" if changed else "tensors and graph have their SHA-256"
+    return Check("integrity", not changed, detail)
 
 
 def _run(runtime: Runtime, images: Tensor, frames: int, preprocessing: Preprocessing) -> tuple[Tensor, list[Tensor]]:

@@ -1,0 +1,72 @@
+"""The seal of an ONNX file: hashes in its metadata that tell whether, and where, it changed since it was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, MutableSequence
+from pathlib import Path
+
+import onnx
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from i3dconvert.errors import CheckpointError
+
+SEAL = "seal"
+"""The metadata key of a JSON object: a SHA-256 for each initialiser, and one for the rest of the file."""
+
+_REST = ""
+
+
+def seal(path: Path) -> None:
+    """Put the seal into a finished file."""
+    model = onnx.load(path, load_external_data=False)
+    model.metadata_props.add(key=SEAL, value=json.dumps(_hashes(model, path.parent), sort_keys=True))
+    onnx.save(model, path)
+
+
+def broken(path: Path) -> list[str]:
+    """What of a file is not as it was sealed: initialisers by name, `the graph or its metadata`.
+
+    Raises `CheckpointError` for a file without a seal, or one that can't be read.
+    """
+    model = onnx.load(path, load_external_data=False)
+    (sealed,) = [entry.value for entry in model.metadata_props if entry.key == SEAL] or [None]
+    try:
+        told = dict(json.loads(sealed or ""))
+    except (ValueError, TypeError):
+        raise CheckpointError(
+            f"{path} has no seal: it was written by an earlier i3dconvert, or again by another tool; export it anew"
+        ) from None
+    found = _hashes(model, path.parent)
+    names = sorted(name for name in told | found if told.get(name) != found.get(name))
+    return [name or "the graph or its metadata" for name in names]
+
+
+def _hashes(model: onnx.ModelProto, folder: Path) -> dict[str, str]:
+    rest = hashlib.sha256()
+    for part in _all_but_initialisers(model):
+        rest.update(len(part).to_bytes(8, "little") + part)
+    return {_REST: rest.hexdigest()} | {tensor.name: _hash(tensor, folder) for tensor in model.graph.initializer}
+
+
+def _all_but_initialisers(model: onnx.ModelProto) -> Iterator[bytes]:
+    for owner, left_out in ((model, ("graph", "metadata_props")), (model.graph, ("initializer",))):
+        for field, value in owner.ListFields():
+            if field.name not in left_out:
+                for item in value if isinstance(value, MutableSequence) else [value]:
+                    yield field.name.encode()
+                    yield item.SerializeToString(deterministic=True) if field.message_type else repr(item).encode()
+    for entry in model.metadata_props:
+        if entry.key != SEAL:
+            yield entry.SerializeToString(deterministic=True)
+
+
+def _hash(tensor: onnx.TensorProto, folder: Path) -> str:
+    total = hashlib.sha256(tensor.SerializeToString(deterministic=True))
+    if uses_external_data(tensor):
+        place = ExternalDataInfo(tensor)
+        with (folder / place.location).open("rb") as file:
+            file.seek(place.offset or 0)
+            total.update(file.read(place.length or -1))
+    return total.hexdigest()
