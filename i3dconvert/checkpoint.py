@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,20 @@ from torch import Tensor, nn
 
 import i3dconvert
 from i3dconvert.backbones import Origin
-from i3dconvert.errors import CheckpointError, I3DError
+from i3dconvert.errors import CheckpointError, I3DError, LayoutError
 from i3dconvert.files import check_input, replacing
+from i3dconvert.frameworks import Target, check_fits, framework, split
+from i3dconvert.frameworks.framework import Place
 from i3dconvert.lift.network import Inflation, Network3d, fill, plan, style
 from i3dconvert.recipes import Recipe
-from i3dconvert.weights import Digest, State, classes_in, fit, raw, read_state
+from i3dconvert.weights import Digest, State, classes_in, fit, nested, raw, read_pickle, read_state
 
 SCHEMA = 1
 KEY = "i3dconvert"
 """The key of the document in a file's metadata, safetensors and ONNX alike."""
+
+PICKLED = (".pth", ".pt", ".pyth")
+"""The suffixes of what `torch.load` reads."""
 
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -41,8 +47,10 @@ class Document:
     inflation: Inflation
     origin: Origin | None
     sha256: str = ""
-    """Of the 3D tensors: names, dtypes, shapes, bytes."""
+    """Of the 3D tensors under our names: names, dtypes, shapes, bytes."""
     finetuned: bool = False
+    layout: str = ""
+    """The framework and the network of it that the tensors are named for, `NAME:NETWORK`; ours if empty."""
     intact: bool = True
     """Whether the document, when it was read, had the seal that it was written with."""
 
@@ -58,6 +66,8 @@ class Document:
             "sha256": self.sha256,
             "finetuned": self.finetuned,
         }
+        if self.layout:
+            document["layout"] = self.layout
         if self.origin is not None:
             document["origin"] = self.origin.to_dict(beside)
         return json.dumps(document | {"seal": _seal(document)}, sort_keys=True)
@@ -77,7 +87,8 @@ class Document:
             channels, height, width = map(int, document["input"])
             inflation = Inflation(recipe, told, minimum_frames=frames, input=(channels, height, width))
             intact = document["seal"] == _seal(document)
-            return cls(inflation, origin, str(document["sha256"]), bool(document["finetuned"]), intact)
+            layout = str(document.get("layout", ""))
+            return cls(inflation, origin, str(document["sha256"]), bool(document["finetuned"]), layout, intact)
         except I3DError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -105,33 +116,78 @@ class Entry:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write(
-    path: Path, document: Document, entries: Iterable[Entry], pieces: Callable[[Entry], Iterable[Tensor]], force: bool
-) -> str:
-    """Write a checkpoint, tensor by tensor, each in `pieces` along its first axis; returns the SHA-256 of its tensors.
+Pieces = Callable[[Entry], Iterable[Tensor]]
+"""The parts of a tensor along its first axis, so that a large one need not be made as a whole."""
 
-    Raises `OutputError`; nothing is left at `path` then but what was there before.
+
+def write(path: Path, document: Document, entries: Iterable[Entry], pieces: Pieces, force: bool) -> str:
+    """Write a checkpoint, safetensors or by its suffix a `.pth`; returns the SHA-256 of its tensors.
+
+    Raises `OutputError`, and `LayoutError` when the document's layout has no place for a tensor; nothing is left at
+    `path` then but what was there before.
     """
-    entries = sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.key))
+    entries = list(entries)
+    write = _write_pickle if path.suffix in PICKLED else _write_safetensors
+    return write(path, document, _placed(document, entries), pieces, force)
+
+
+def _placed(document: Document, entries: list[Entry]) -> list[tuple[Place, Entry]]:
+    """Where each tensor goes; zeros that the layout adds have an entry without a key."""
+    if not document.layout:
+        return [(Place(entry.key, entry.shape, entry.key), entry) for entry in entries]
+    known = {entry.key: entry for entry in entries}
+    dtype = next(entry.dtype for entry in entries if entry.dtype.is_floating_point)
+    places = framework(document.layout).places(_target(document), {entry.key: entry.shape for entry in entries})
+    return [(place, known[place.key] if place.key else Entry("", dtype, place.shape)) for place in places]
+
+
+def _write_safetensors(
+    path: Path, document: Document, places: list[tuple[Place, Entry]], pieces: Pieces, force: bool
+) -> str:
+    """One piece at a time."""
+    places = sorted(places, key=lambda placed: (-placed[1].dtype.itemsize, placed[0].name))
     header: dict[str, Any] = {"__metadata__": {KEY: replace(document, sha256=_UNKNOWN).dumps(path.parent)}}
     offset = 0
-    for entry in entries:
+    for place, entry in places:
         span = [offset, offset + entry.bytes]
-        header[entry.key] = {"dtype": _DTYPES[entry.dtype], "shape": list(entry.shape), "data_offsets": span}
+        header[place.name] = {"dtype": _DTYPES[entry.dtype], "shape": list(place.shape), "data_offsets": span}
         offset += entry.bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     total = Digest()
     with replacing(path, force) as partial, partial.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for entry in entries:
-            part = total.open(entry.key, entry.dtype, entry.shape)
-            for piece in pieces(entry):
-                part.update(raw(piece))
+        for _, entry in places:
+            for piece in _hashed(total, entry, pieces):
                 file.write(raw(piece))
         file.seek(8 + text.index(_UNKNOWN.encode()))
         file.write(total.hexdigest().encode())
     return total.hexdigest()
+
+
+def _write_pickle(
+    path: Path, document: Document, places: list[tuple[Place, Entry]], pieces: Pieces, force: bool
+) -> str:
+    """The document goes where torch keeps the versions of modules, so that the state dict holds tensors alone."""
+    total = Digest()
+    state: Any = OrderedDict()
+    for place, entry in places:
+        state[place.name] = torch.cat([piece.reshape(-1) for piece in _hashed(total, entry, pieces)]).view(place.shape)
+    state._metadata = {KEY: replace(document, sha256=total.hexdigest()).dumps(path.parent)}
+    nest = framework(document.layout).nest if document.layout else None
+    with replacing(path, force) as partial, partial.open("wb") as file:
+        torch.save({nest: state} if nest else state, file)
+    return total.hexdigest()
+
+
+def _hashed(total: Digest, entry: Entry, pieces: Pieces) -> Iterator[Tensor]:
+    if not entry.key:
+        yield torch.zeros(entry.shape, dtype=entry.dtype)
+        return
+    part = total.open(entry.key, entry.dtype, entry.shape)
+    for piece in pieces(entry):
+        part.update(raw(piece))
+        yield piece
 
 
 def entries_of(inflation: Inflation, state2d: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> list[Entry]:
@@ -144,30 +200,53 @@ def entries_of(inflation: Inflation, state2d: Mapping[str, Tensor], dtype: torch
     return entries
 
 
-def save(network: Network3d, path: str | Path, force: bool = False, finetuned: bool = False) -> str:
+def save(network: Network3d, path: str | Path, force: bool = False, finetuned: bool = False, layout: str = "") -> str:
     """Write an inflated network, its weights as they are now; returns the SHA-256 of its tensors.
 
-    `finetuned` notes in the file that the weights are no longer those of the 2D network. Raises `OutputError`.
+    `finetuned` notes in the file that the weights are no longer those of the 2D network; `layout` is the framework
+    whose names the tensors get, `NAME` or `NAME:NETWORK`. Raises `OutputError`, `LayoutError`.
     """
     state = network.state_dict()
     entries = [Entry(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in state.items()]
-    document = Document(network.inflation, network.meta.get("origin"), finetuned=finetuned)
+    origin = network.meta.get("origin")
+    if layout:
+        layout = checked_layout(layout, origin, network.inflation)
+    document = Document(network.inflation, origin, finetuned=finetuned, layout=layout)
     return write(Path(path), document, entries, lambda entry: [state[entry.key].cpu()], force)
 
 
 def read(path: Path) -> tuple[Document, State]:
-    """The document and the tensors (memory-mapped) of a checkpoint; raises `CheckpointError`."""
+    """The document and the tensors (memory-mapped, under our names) of a checkpoint; raises `CheckpointError`."""
     check_input(path, CheckpointError, "a checkpoint that `i3dconvert inflate` wrote")
+    text, state = (_read_pickle if path.suffix in PICKLED else _read_safetensors)(path)
+    if text is None:
+        raise CheckpointError(
+            f"{path} is no i3dconvert checkpoint: its metadata has no {KEY!r}; "
+            "--from-layout NAME reads those of other frameworks"
+        )
+    document = Document.loads(text, path)
+    if document.layout:
+        state = framework(document.layout).restored(_target(document), state, str(path))
+    return document, state
+
+
+def _target(document: Document) -> Target:
+    return framework(document.layout).network(split(document.layout)[1])
+
+
+def _read_safetensors(path: Path) -> tuple[str | None, State]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if KEY not in metadata:
-                raise CheckpointError(
-                    f"{path} is safetensors, but no i3dconvert checkpoint: its metadata has no {KEY!r}"
-                )
-            return Document.loads(metadata[KEY], path), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return (file.metadata() or {}).get(KEY), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable i3dconvert checkpoint: {error}") from None
+
+
+def _read_pickle(path: Path) -> tuple[str | None, State]:
+    found = nested(read_pickle(path))
+    metadata = getattr(found, "_metadata", None)
+    text = metadata.get(KEY) if isinstance(metadata, Mapping) else None
+    return text, {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
 
 
 def rebuild(document: Document, model: nn.Module) -> Network3d:
@@ -202,6 +281,19 @@ def filled(network: Network3d, state: Mapping[str, Tensor], path: Path) -> Netwo
         raise CheckpointError(f"the tensors of {path} are not those of its own recipe: {' '.join(lines)}") from None
 
 
+def checked_layout(layout: str, origin: Origin | None, inflation: Inflation) -> str:
+    """The layout with its network's name; raises `LayoutError` when that is another 3D form of `origin`."""
+    if origin is None:
+        raise LayoutError(
+            f"a network made from a module in memory has no layout {layout}: whose 3D form it is is not known"
+        )
+    name, network = split(layout)
+    known = framework(layout)
+    target = known.target(origin.backbone.qualified, network)
+    check_fits(known, target, inflation, origin.build())
+    return f"{name}:{target.name}"
+
+
 def read_document(path: Path) -> Document:
     """The document of a checkpoint or an exported ONNX file; raises `CheckpointError`."""
     if path.suffix == ".onnx":
@@ -211,8 +303,10 @@ def read_document(path: Path) -> Document:
     return read(path)[0]
 
 
-def load_for_export(path: Path, weights: Path | None) -> tuple[Network3d, bool]:
-    """The network of a checkpoint, and whether its weights are fine-tuned.
+def load_for_export(
+    path: Path, weights: Path | None, read: Callable[[Path], tuple[Document, State]] = read
+) -> tuple[Network3d, bool]:
+    """The network of a checkpoint, by default of our own, and whether its weights are fine-tuned.
 
     `weights` is a file with a fine-tuned state dict of the same architecture, which may have another class count.
     Raises `CheckpointError`, `WeightsError`.

@@ -51,3 +51,7 @@ class DeviceError(I3DError):
 
 class OutputError(I3DError):
     """The place to write to exists already or can't be written."""
+
+
+class LayoutError(I3DError):
+    """No such framework, or its networks are not what a checkpoint holds."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from i3dconvert import backbones, checkpoint
 from i3dconvert.backbones import Origin
+from i3dconvert.frameworks import framework, split
 from i3dconvert.lift.network import Inflation, Network3d, Plan, cloned, fill, plan, style
 from i3dconvert.recipes import Recipe, Rule, default_recipe, resolve
 from i3dconvert.weights import Stream
@@ -104,6 +105,7 @@ class Written:
     parameters2d: int
     parameters3d: int
     sha256: str
+    layout: str
     network: Callable[[], Network3d]
     """Builds the 3D network, without its inflated weights."""
 
@@ -123,22 +125,29 @@ def inflate_to_file(
     size: int | None = None,
     allow_nonfinite: bool = False,
     dtype: torch.dtype | None = None,
+    layout: str = "",
     force: bool = False,
     progress: bool = False,
 ) -> Written:
     """Inflate a backbone by name into a checkpoint at `path`, one tensor at a time; `rules` go on top of the recipe.
 
-    Raises what `inflate` raises, and `OutputError`; nothing is left at `path` then but what was there before.
+    `layout` is the framework whose names the tensors get, `NAME` or `NAME:NETWORK`; the recipe is then by default that
+    of its network. Raises `LayoutError` for one that is another, what `inflate` raises, and `OutputError`; nothing is
+    left at `path` then but what was there before.
     """
     model, origin = backbones.load(
         backbone, weights, seed, progress, features=features, size=size, allow_nonfinite=allow_nonfinite
     )
+    if layout:
+        recipe = recipe or framework(layout).target(origin.backbone.qualified, split(layout)[1]).recipe
+        padding = padding or "zeros"
     told = _recipe(recipe, origin).with_rules(rules)
     planned: Plan = plan(model, told, style(init, padding, conv), origin.input)
     inflation = planned.inflation
+    layout = layout and checkpoint.checked_layout(layout, origin, inflation)
     state = model.state_dict()
     entries = checkpoint.entries_of(inflation, state, dtype)
-    document = checkpoint.Document(inflation, origin)
+    document = checkpoint.Document(inflation, origin, layout=layout)
 
     stream = Stream()
 
@@ -158,5 +167,6 @@ def inflate_to_file(
             math.prod(inflation.shape(key, inflation.source(key, parameters))) for key in inflation.keys(parameters)
         ),
         sha256=sha256,
+        layout=layout,
         network=partial(planned.network, model),
     )

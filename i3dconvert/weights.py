@@ -33,8 +33,7 @@ def read_state(path: Path) -> State:
     stripped. No code in the file is run. Raises `WeightsError`.
     """
     check_input(path, WeightsError, "a .pth, .pt or .safetensors file")
-    document = _READERS.get(path.suffix, _read_pickle)(path)
-    state = _find_state(document)
+    state = _find_state(_READERS.get(path.suffix, read_pickle)(path))
     if not state:
         raise WeightsError(f"{path} holds no state dict: expected tensors by name, bare or under {', '.join(_NESTS)}")
     return state
@@ -67,7 +66,8 @@ def _read_shards(index: Path) -> Any:
     return {key: state[key] for key in shards}
 
 
-def _read_pickle(path: Path) -> Any:
+def read_pickle(path: Path) -> Any:
+    """What is in a `.pth` file, memory-mapped, without running code in it; raises `WeightsError`."""
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
         try:
@@ -87,13 +87,18 @@ def _read_pickle(path: Path) -> Any:
 _READERS: dict[str, Callable[[Path], Any]] = {".safetensors": _read_safetensors, ".json": _read_shards}
 
 
-def _find_state(document: Any) -> State:
+def nested(document: Any) -> Mapping[Any, Any]:
+    """The mapping that a training framework put under one of its usual keys."""
     if not isinstance(document, Mapping):
         return {}
-    for nest in _NESTS:
-        if isinstance(document.get(nest), Mapping):
-            return _find_state(document[nest])
-    state = {key: value for key, value in document.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    found = next((document[nest] for nest in _NESTS if isinstance(document.get(nest), Mapping)), None)
+    return document if found is None else nested(found)
+
+
+def _find_state(document: Any) -> State:
+    state = {
+        key: value for key, value in nested(document).items() if isinstance(key, str) and isinstance(value, Tensor)
+    }
     for prefix in _PREFIXES:
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}

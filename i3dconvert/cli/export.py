@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.options import Dtype, File, Force, Json, Quiet, the_checkpoint
+from i3dconvert.cli.inflate import default_ending
+from i3dconvert.cli.options import Dtype, File, Force, FromLayout, Json, Layout, Quiet, reader, the_checkpoint
 
 EXAMPLE = "Example: i3dconvert export r152.safetensors --onnx    i3dconvert export --onnx --weights finetuned.pth"
 
@@ -47,6 +48,8 @@ def command(
     ] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX: the operator set.", show_default="torch's")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights written.", show_default="float32 in ONNX")] = None,
+    layout: Layout = "",
+    from_layout: FromLayout = "",
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -58,10 +61,13 @@ def command(
         raise typer.BadParameter("--calibrate is for --int8")
     if safetensors and (uint8_input or top_k or int8 or static or opset):
         raise typer.BadParameter("--static, --uint8-input, --top-k, --int8 and --opset are for --onnx")
+    if layout and onnx:
+        raise typer.BadParameter("--layout is for --safetensors; ONNX has no names to load by")
     from i3dconvert.files import check_output
 
     path = the_checkpoint(file)
-    target = output or path.with_name(f"{path.stem}.onnx" if onnx else f"{path.stem}-export.safetensors")
+    ending = ".onnx" if onnx else f"-{default_ending(layout)}" if layout else "-export.safetensors"
+    target = output or path.with_name(f"{path.stem}{ending}")
     check_output(target, force)
     with render.progress(quiet or json) as step:
         step("importing torch")
@@ -71,10 +77,11 @@ def command(
         from i3dconvert.export import export_onnx
         from i3dconvert.lift.network import cast
 
-        network, finetuned = checkpoint.load_for_export(path, weights)
+        network, finetuned = checkpoint.load_for_export(path, weights, reader(from_layout))
         if safetensors:
-            sha256 = checkpoint.save(cast(network, dtype.torch()) if dtype else network, target, force, finetuned)
-            document: dict[str, Any] = {"path": str(target), "sha256": sha256}
+            stored = cast(network, dtype.torch()) if dtype else network
+            sha256 = checkpoint.save(stored, target, force, finetuned, layout)
+            document: dict[str, Any] = {"path": str(target), "sha256": sha256, "layout": layout}
             lines = [f"SHA-256 of the weights {sha256}"]
         else:
             done = export_onnx(

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.options import Dtype, Force, Init, Json, Quiet, complete_backbone
+from i3dconvert.cli.options import Dtype, Force, Init, Json, Layout, Quiet, complete_backbone
 
 if TYPE_CHECKING:
+    from i3dconvert.backbones import Origin
     from i3dconvert.inflation import Written
     from i3dconvert.lift.describe import LayerRow
 
@@ -77,6 +78,7 @@ def command(
             "--temporal", "-t", help="GLOB=KERNEL[/STRIDE] on top of the recipe; repeatable.", show_default=False
         ),
     ] = None,
+    layout: Layout = "",
     features: Annotated[bool, typer.Option("--features", help="timm: without the head, giving feature maps.")] = False,
     size: Annotated[
         int | None,
@@ -101,7 +103,7 @@ def command(
     parse(backbone)
     rules = tuple(parse_rule(text) for text in temporal or [])
     chosen = None if recipe is None else resolve(recipe)
-    path = output or Path(f"{default_stem(backbone)}-i3d.safetensors")
+    path = output or Path(f"{default_stem(backbone)}-{default_ending(layout)}")
     check_output(path, force)
     with render.progress(quiet or json) as step:
         step("importing torch")
@@ -123,6 +125,7 @@ def command(
             size=size,
             allow_nonfinite=allow_nonfinite,
             dtype=dtype.torch() if dtype else None,
+            layout=layout,
             force=force,
             progress=not (quiet or json),
         )
@@ -138,6 +141,27 @@ def default_stem(backbone: str) -> str:
     return backbone.rpartition(":")[2] if ".py:" in backbone else backbone.replace("/", "-")
 
 
+def default_ending(layout: str) -> str:
+    """What is put behind the backbone in the name of an output; a framework's files end as its loader expects."""
+    if not layout:
+        return "i3d.safetensors"
+    from i3dconvert.frameworks import framework
+
+    known = framework(layout)
+    return f"{known.name}{known.suffix}"
+
+
+def show_layout(layout: str, origin: Origin) -> None:
+    """What a framework's user has to know of weights in its layout."""
+    from i3dconvert.frameworks import framework, how_to_load, split
+
+    known, network = framework(layout), split(layout)[1]
+    target = known.target(origin.backbone.qualified, network)
+    render.show(f"loads into {known.name}'s {target.name}: {how_to_load(target, origin)}")
+    if target.note:
+        render.show(f"note: {target.note}")
+
+
 def _document(written: Written, layers: list[LayerRow]) -> dict[str, Any]:
     return {
         "path": str(written.path),
@@ -150,6 +174,7 @@ def _document(written: Written, layers: list[LayerRow]) -> dict[str, Any]:
         "parameters3d": written.parameters3d,
         "sha256_2d": written.origin.weights.sha256,
         "sha256_3d": written.sha256,
+        "layout": written.layout,
         "layers": [asdict(layer) for layer in layers],
     }
 
@@ -172,6 +197,8 @@ def _show(written: Written, layers: list[LayerRow], verbose: bool) -> None:
     render.show(f"parameters {written.parameters2d:,} → {written.parameters3d:,}")
     render.show(f"SHA-256 of the 2D weights {written.origin.weights.sha256}")
     render.show(f"SHA-256 of the 3D weights {written.sha256}")
+    if written.layout:
+        show_layout(written.layout, written.origin)
     render.show(f"wrote {written.path}")
 
 

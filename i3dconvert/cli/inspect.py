@@ -10,7 +10,7 @@ import typer
 
 from i3dconvert.cli import render
 from i3dconvert.cli.inflate import show_layers
-from i3dconvert.cli.options import File, Json, Quiet, the_checkpoint
+from i3dconvert.cli.options import File, FromLayout, Json, Quiet, reader, the_checkpoint
 
 EXAMPLE = "Example: i3dconvert inspect r152.safetensors    i3dconvert inspect r152.safetensors --toml > recipe.toml"
 
@@ -18,6 +18,7 @@ EXAMPLE = "Example: i3dconvert inspect r152.safetensors    i3dconvert inspect r1
 def command(
     file: File = None,
     toml: Annotated[bool, typer.Option("--toml", help="Print the recipe alone, as TOML.")] = False,
+    from_layout: FromLayout = "",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -29,7 +30,7 @@ def command(
         from i3dconvert.lift.describe import describe
         from i3dconvert.recipes import toml as recipes
 
-        document = checkpoint.read_document(path)
+        document = reader(from_layout)(path)[0] if from_layout else checkpoint.read_document(path)
         layers = describe(checkpoint.rebuild(document, document.origin.build())) if document.origin and not toml else []
     recipe = document.inflation.recipe
     metadata: dict[str, Any] = jsonlib.loads(document.dumps(path.parent))

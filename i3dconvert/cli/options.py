@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -64,11 +65,35 @@ File = Annotated[
 ]
 
 
+Layout = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME[:NETWORK]",
+        help="Another framework's names: pytorchvideo, slowfast, mmaction2, 3d-resnets, monai, torchvision-video, "
+        "pytorch-i3d, timm-3d.",
+        show_default=False,
+    ),
+]
+FromLayout = Annotated[
+    str,
+    typer.Option(
+        "--from-layout", metavar="NAME[:NETWORK]", help="FILE is a checkpoint of that framework.", show_default=False
+    ),
+]
+
+
 def complete_backbone(incomplete: str) -> list[str]:
     """The backbones that begin so; reads the libraries' sources, imports neither."""
     from i3dconvert.names import qualified_names
 
     return [name for name in qualified_names() if name.startswith(incomplete)]
+
+
+def reader(from_layout: str) -> Any:
+    """What reads a checkpoint: ours, or that of a framework."""
+    from i3dconvert import adoption, checkpoint
+
+    return partial(adoption.adopt, layout=from_layout) if from_layout else checkpoint.read
 
 
 def the_checkpoint(file: Path | None) -> Path:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.options import Device, Dtype, File, Json, Quiet, the_checkpoint
+from i3dconvert.cli.options import Device, Dtype, File, Json, Layout, Quiet, the_checkpoint
 
 if TYPE_CHECKING:
     from i3dconvert.verification import Report
@@ -38,6 +38,7 @@ def command(
     reference: Annotated[
         Path | None, typer.Option(help="The file with the 2D weights, where it is not found.", show_default=False)
     ] = None,
+    layout: Layout = "",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -50,7 +51,7 @@ def command(
         device.check()
         dtypes = tuple(TOLERANCES) if dtype is None else (dtype.torch(),)
         settings = Settings(frames, size, dtypes, tolerance, layers, tuple(images or ()), device=device.value)
-        report = verify_file(path, settings, reference, progress=step)
+        report = verify_file(path, settings, reference, layout, progress=step)
     if json:
         render.show_json({"file": str(path), **report.to_dict()})
     elif not quiet:

@@ -68,7 +68,7 @@ def verify(
     _check_forward(model2d, model3d, settings, report, progress)
     if settings.layers or not report.passed:
         progress("layer by layer")
-        images = _noise(model3d, settings)
+        images = noise(model3d.inflation.input, settings)
         dtype = settings.dtypes[0]
         frames = _frames(model3d, settings)
         tolerance = settings.tolerance_for(dtype)
@@ -77,12 +77,18 @@ def verify(
 
 
 def verify_file(
-    path: Path, settings: Settings | None = None, reference: Path | None = None, *, progress: Progress = lambda _: None
+    path: Path,
+    settings: Settings | None = None,
+    reference: Path | None = None,
+    layout: str = "",
+    *,
+    progress: Progress = lambda _: None,
 ) -> Report:
     """Check a checkpoint, or an exported `.onnx`, against the 2D network of its metadata.
 
-    `reference` is a file of 2D weights to use instead of the recorded origin; its hash must be the recorded one.
-    Raises `CheckpointError`, `WeightsError`, `VerificationError`, `FramesError`.
+    `reference` is a file of 2D weights to use instead of the recorded origin; its hash must be the recorded one. With
+    `layout`, the tensors are also loaded into that framework's own network, whose forward pass is compared.
+    Raises `CheckpointError`, `WeightsError`, `VerificationError`, `FramesError`, `LayoutError`.
     """
     settings = settings or Settings()
     if path.suffix == ".onnx":
@@ -100,6 +106,10 @@ def verify_file(
         report.checks.append(identity)
         return report
     rest = verify(model2d, checkpoint.filled(network, state, path), settings, progress=progress)
+    if layout:
+        from i3dconvert.verification.framework import check_framework
+
+        rest.checks += check_framework(layout, document, state, model2d, settings, progress)
     return Report([*report.checks, *rest.checks], rest.layers, rest.pictures)
 
 
@@ -134,8 +144,9 @@ def _frames(network: Network3d, settings: Settings) -> int:
     return frames
 
 
-def _noise(network: Network3d, settings: Settings) -> Tensor:
-    channels, height, width = network.inflation.input
+def noise(shape: tuple[int, int, int], settings: Settings) -> Tensor:
+    """Images `(N, C, H, W)` of `shape`, or of the settings' size, in float64."""
+    channels, height, width = shape
     height, width = (settings.size, settings.size) if settings.size else (height, width)
     generator = torch.Generator().manual_seed(settings.seed)
     return torch.randn(CLIPS, channels, height, width, generator=generator, dtype=torch.float64)
@@ -144,12 +155,12 @@ def _noise(network: Network3d, settings: Settings) -> Tensor:
 def _check_forward(
     model2d: nn.Module, network: Network3d, settings: Settings, report: Report, progress: Progress
 ) -> None:
-    frames, noise = _frames(network, settings), _noise(network, settings)
+    frames, images_of_noise = _frames(network, settings), noise(network.inflation.input, settings)
     exact: dict[str, list[Tensor]] = {}
     pictures = read_pictures(settings.images, network.meta.get("origin"))
     for dtype in settings.dtypes:
         name = str(dtype).removeprefix("torch.")
-        for what, images in (("noise", noise), ("pictures", pictures)):
+        for what, images in (("noise", images_of_noise), ("pictures", pictures)):
             if images is None:
                 continue
             progress(f"forward equality in {name} on {what}")

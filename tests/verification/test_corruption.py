@@ -156,5 +156,5 @@ def test_five_hundred_of_each_network_are_caught(files: tuple[Path, Path]) -> No
 def test_no_false_alarm(name: str, recipe: str | None, init: str, seed: int, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     inflate_to_file(name, path, recipe, init=init, weights="random", seed=seed, size=SIZE)
-    report = verify_file(path, replace(QUICK, dtypes=(torch.float64, torch.float32)))
+    report = verify_file(path, replace(QUICK, frames=None, dtypes=(torch.float64, torch.float32)))
     assert report.passed, report.reason

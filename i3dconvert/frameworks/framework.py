@@ -1,0 +1,175 @@
+"""What is known of a framework: its networks, the recipes that they follow, and its names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from i3dconvert.backbones import Origin
+from i3dconvert.errors import LayoutError
+from i3dconvert.frameworks.keys import SAME, Rows, translated
+from i3dconvert.lift.network import Inflation, plan
+from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.recipes import Recipe, Temporal
+from i3dconvert.weights import State
+
+
+@dataclass(frozen=True)
+class Target:
+    """A network of a framework."""
+
+    name: str
+    backbones: str
+    """Globs of the 2D networks that it is the 3D form of, `a|b`."""
+    recipe: Recipe
+    build: Callable[[Origin], nn.Module] | None = None
+    """Builds it, for clips `(N, C, T, H, W)`; None where the framework is in no package index."""
+    built_by: str = ""
+    """The same, as the framework's users write it."""
+    note: str = ""
+    """What a user has to know of its weights."""
+    keys: Rows = ()
+    """Its names, where they are not those of the framework's other networks."""
+
+    def takes(self, backbone: str) -> bool:
+        """Whether it is the 3D form of the backbone called so (`resnet50`, `timm/resnet50`)."""
+        bare = backbone.rpartition("/")[2].partition(".")[0]
+        return any(fnmatchcase(bare, glob) for glob in self.backbones.split("|"))
+
+
+class Place(NamedTuple):
+    """A tensor as a framework stores it; `key` is our name of it, None for one that we do not have, of zeros."""
+
+    name: str
+    shape: tuple[int, ...]
+    key: str | None
+
+
+@dataclass(frozen=True)
+class Framework:
+    """A framework's state dicts."""
+
+    name: str
+    source: str
+    """Where its names and shapes are from."""
+    targets: tuple[Target, ...]
+    """The default one first."""
+    keys: Rows = SAME
+    suffix: str = ".safetensors"
+    """What its own loader reads."""
+    nest: str | None = None
+    """The key of the state dict in its `.pth` files."""
+    sources: str = "torchvision"
+    """Where 2D networks of those names come from."""
+    package: str | None = None
+    """What to install for its networks."""
+    biased: Rows = ()
+    """Convolutions that have a bias there and none here, and the BatchNorm that follows each, in its names."""
+    dimensions: Mapping[str, int] = field(default_factory=dict)
+    """Of tensors that have more there, trailing ones, by our key."""
+    reference: Callable[[nn.Module], nn.Module] = lambda model: model
+    """The 2D network that its 3D ones equal, where they lack something that the backbone has."""
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    """What its own checkpoints were trained on."""
+
+    def network(self, name: str) -> Target:
+        """The network called `name`; raises `LayoutError`."""
+        found = next((target for target in self.targets if target.name == name), None)
+        if found is None:
+            known = ", ".join(target.name for target in self.targets)
+            raise LayoutError(f"{self.name} has no network {name!r}; known: {known}")
+        return found
+
+    def target(self, backbone: str, name: str = "") -> Target:
+        """The network called `name`, or by default the first, that is a 3D form of `backbone`; raises `LayoutError`."""
+        fitting = [target for target in self.targets if target.takes(backbone)]
+        if not fitting:
+            known = ", ".join(dict.fromkeys("|".join(target.backbones for target in self.targets).split("|")))
+            raise LayoutError(f"{self.name} has no 3D form of {backbone}; it has those of {known}")
+        found = [target for target in fitting if name in ("", target.name)]
+        if not found:
+            known = ", ".join(target.name for target in fitting)
+            raise LayoutError(f"{self.name} has no network {name!r} that is a 3D form of {backbone}; it has {known}")
+        return found[0]
+
+    def places(self, target: Target, shapes: Mapping[str, tuple[int, ...]]) -> list[Place]:
+        """Where the tensors of our keys and shapes go; raises `LayoutError` for one that has no place."""
+        placed = []
+        for key, shape in shapes.items():
+            name = translated(target.keys or self.keys, key)
+            if name is None:
+                raise LayoutError(f"{self.name} has no place for {key}: its networks have no such layer")
+            placed.append(Place(name, (*shape, *[1] * (self.dimensions.get(key, 0) - len(shape))), key))
+            if name.endswith(".weight") and translated(self.biased, name) is not None:
+                placed.append(Place(f"{name.removesuffix('weight')}bias", shape[:1], None))
+        return placed
+
+    def state(self, target: Target, state: Mapping[str, Tensor]) -> State:
+        """Our tensors under the framework's names."""
+        places = self.places(target, {key: tuple(tensor.shape) for key, tensor in state.items()})
+        dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+        return {
+            name: torch.zeros(shape, dtype=dtype) if key is None else state[key].view(shape)
+            for name, shape, key in places
+        }
+
+    def restored(self, target: Target, state: Mapping[str, Tensor], where: str) -> State:
+        """The framework's tensors under our names; raises `LayoutError` for those that we have no name for.
+
+        A bias in front of a BatchNorm is taken into its mean, which is the same in eval mode.
+        """
+        state = dict(state)
+        norms = {name: translated(self.biased, name) for name in state if name.endswith(".bias")}
+        for name, norm in norms.items():
+            if norm is not None:
+                mean = norm.replace(".bias", ".running_mean")
+                bias = state.pop(name)
+                state[mean] = state[mean] - bias if bool(bias.any()) else state[mean]
+        named = {name: translated(target.keys or self.keys, name, back=True) for name in state}
+        if strange := [name for name, key in named.items() if key is None]:
+            raise LayoutError(
+                f"{where} is no checkpoint of {self.name}'s {target.name}: it has {', '.join(strange[:3])}"
+                f"{f' and {len(strange) - 3} more' if len(strange) > 3 else ''}"
+            )
+        restored = {str(key): state[name] for name, key in named.items()}
+        for key in self.dimensions.keys() & restored.keys():
+            restored[key] = restored[key].flatten(1)
+        for key in [key for key in restored if key.endswith(".running_var")]:
+            restored.setdefault(key.replace("running_var", "num_batches_tracked"), torch.tensor(0))
+        return restored
+
+
+def how_to_load(target: Target, origin: Origin) -> str:
+    """How the framework's users build the network that the weights load into."""
+    name = origin.backbone.qualified.rpartition("/")[2].partition(".")[0]
+    depth = re.sub(r"\D", "", name)
+    return target.built_by.format(name=name, depth=depth, classes=origin.classes)
+
+
+def check_fits(framework: Framework, target: Target, inflation: Inflation, model: nn.Module) -> None:
+    """Raise `LayoutError`, naming the layer, where the inflation of `model` is not what the framework's network has."""
+    where = f"{framework.name}'s {target.name}"
+    if inflation.style.conv != "3d" or inflation.style.padding != "zeros":
+        raise LayoutError(f"{where} has full 3D convolutions that pad time with zeros; --conv 3d --padding zeros")
+    if inflation.recipe == target.recipe:
+        return
+    if differing := {*inflation.recipe.pools} ^ {*target.recipe.pools}:
+        raise LayoutError(f"{where} differs in the temporal pool after {', '.join({pool.after for pool in differing})}")
+    found, wanted = (
+        plan(model, recipe, inflation.style, inflation.input).inflation for recipe in (inflation.recipe, target.recipe)
+    )
+    for layer, other in zip(found.layers, wanted.layers, strict=True):
+        if layer.temporal != other.temporal:
+            raise LayoutError(f"{where} differs in {layer.name}: {_difference(layer.temporal, other.temporal)}")
+
+
+def _difference(found: Temporal, wanted: Temporal) -> str:
+    names = {"kernel": "kernel", "stride": "stride", "before": "padding", "after": "padding", "dilation": "dilation"}
+    field = next((field for field in names if getattr(found, field) != getattr(wanted, field)), "kernel")
+    return f"a temporal {names[field]} of {getattr(found, field)} where it has {getattr(wanted, field)}"

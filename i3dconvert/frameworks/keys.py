@@ -1,0 +1,24 @@
+"""State-dict keys from one network's names into another's, by a table that reads both ways."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+Rows = Sequence[tuple[str, str]]
+"""Pairs of modules' names, ours and theirs; the first that fits counts.
+
+`{}` is a number and `*` anything, the same in the same order on both sides. What stands behind the module's name
+(`weight`, `running_mean`, …) stays.
+"""
+
+SAME: Rows = (("*", "*"),)
+
+
+def translated(rows: Rows, key: str, back: bool = False) -> str | None:
+    """A key from the left names into the right ones, or `back`; None where no row fits."""
+    module, _, leaf = key.rpartition(".")
+    for pattern, other in ((right, left) for left, right in rows) if back else rows:
+        if found := re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)").replace(r"\*", "(.+)"), module):
+            return f"{other.replace('*', '{}').format(*found.groups())}.{leaf}"
+    return None

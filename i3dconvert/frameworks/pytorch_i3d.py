@@ -1,0 +1,47 @@
+"""pytorch-i3d: `InceptionI3d`, the I3D of Carreira & Zisserman (arXiv:1705.07750)."""
+
+from __future__ import annotations
+
+from i3dconvert.frameworks.framework import Framework, Target
+from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.recipes import preset
+
+_UNITS = (("conv", "conv3d"), ("bn", "bn"))
+_BRANCHES = (
+    ("branch1", "b0"),
+    ("branch2.0", "b1a"),
+    ("branch2.1", "b1b"),
+    ("branch3.0", "b2a"),
+    ("branch3.1", "b2b"),
+    ("branch4.1", "b3b"),
+)
+_STEM = (("conv1", "Conv3d_1a_7x7"), ("conv2", "Conv3d_2b_1x1"), ("conv3", "Conv3d_2c_3x3"))
+
+PYTORCH_I3D = Framework(
+    "pytorch-i3d",
+    source="github.com/piergiaj/pytorch-i3d, pytorch_i3d.py",
+    targets=(
+        Target(
+            "InceptionI3d",
+            "googlenet",
+            preset("i3d"),
+            built_by="InceptionI3d(num_classes={classes})",
+            note="InceptionI3d pads as TensorFlow's 'SAME' does, less before a strided window than behind it: weights "
+            "are equal, the borders and the pixels that windows are centered on are not",
+        ),
+    ),
+    keys=(
+        *((f"{ours}.{part}", f"{theirs}.{unit}") for ours, theirs in _STEM for part, unit in _UNITS),
+        *(
+            (f"inception{stage}{letter}.{ours}.{part}", f"Mixed_{stage}{below}.{theirs}.{unit}")
+            for stage, letters in ((3, "ab"), (4, "abcde"), (5, "ab"))
+            for letter, below in zip(letters, "bcdef", strict=False)
+            for ours, theirs in _BRANCHES
+            for part, unit in _UNITS
+        ),
+        ("fc", "logits.conv3d"),
+    ),
+    suffix=".pt",
+    dimensions={"fc.weight": 5},
+    preprocessing=Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3),
+)

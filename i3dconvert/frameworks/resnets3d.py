@@ -1,0 +1,24 @@
+"""3D-ResNets-PyTorch (Hara et al., arXiv:1711.09577): `generate_model`, shortcut B; MedicalNet is alike."""
+
+from __future__ import annotations
+
+from i3dconvert.frameworks.framework import Framework, Target
+from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.recipes import Recipe, Rule, preset
+
+RESNETS = "resnet18|resnet34|resnet50|resnet101|resnet152"
+
+_R3D = Recipe(
+    "3d-resnets",
+    (*preset("volumetric").rules, Rule("conv1", stride=1)),
+    source="github.com/kenshohara/3D-ResNets-PyTorch, models/resnet.py, conv1_t_stride 1",
+)
+
+RESNETS3D = Framework(
+    "3d-resnets",
+    source="github.com/kenshohara/3D-ResNets-PyTorch, models/resnet.py",
+    targets=(Target("resnet", RESNETS, _R3D, built_by="generate_model(model_depth={depth}, shortcut_type='B')"),),
+    suffix=".pth",
+    nest="state_dict",
+    preprocessing=Preprocessing(112, 112, (0.4345, 0.4051, 0.3775), (0.2768, 0.2713, 0.2737)),
+)

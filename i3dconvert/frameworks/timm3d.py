@@ -1,0 +1,37 @@
+"""timm-3d: timm's names with every kernel, stride and pool cubic."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from i3dconvert.backbones import Origin
+from i3dconvert.frameworks.framework import Framework, Target
+from i3dconvert.recipes import preset
+
+
+def _create(origin: Origin) -> nn.Module:
+    import timm_3d
+
+    name = origin.backbone.qualified.rpartition("/")[2].partition(".")[0]
+    network: nn.Module = timm_3d.create_model(
+        name, pretrained=False, num_classes=origin.classes, in_chans=origin.input[0]
+    )
+    return network
+
+
+TIMM3D = Framework(
+    "timm-3d",
+    source="timm-3d 1.0.1",
+    targets=(
+        Target(
+            "timm",
+            "*resn*|densenet*|convnext*|*efficientnet*|vgg*",
+            preset("volumetric"),
+            _create,
+            "timm_3d.create_model('{name}', num_classes={classes})",
+            note="timm-3d's networks are written by hand and not all cubes of timm's: `verify --layout timm-3d` says",
+        ),
+    ),
+    sources="timm",
+    package="timm-3d",
+)

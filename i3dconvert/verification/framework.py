@@ -1,0 +1,78 @@
+"""Forward equality of another framework's own network, with our weights in it, and the 2D network."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from i3dconvert.backbones import Origin
+from i3dconvert.checkpoint import Document, checked_layout
+from i3dconvert.errors import FramesError, LayoutError, VerificationError, WeightsError
+from i3dconvert.frameworks import framework, how_to_load, split
+from i3dconvert.verification import FRAMES, Settings, noise, run_both
+from i3dconvert.verification.forward import check_outputs
+from i3dconvert.verification.report import Check
+from i3dconvert.weights import fit
+
+
+def check_framework(
+    layout: str,
+    document: Document,
+    state: Mapping[str, Tensor],
+    model2d: nn.Module,
+    settings: Settings,
+    progress: Callable[[str], None],
+) -> list[Check]:
+    """Load `state` with `strict=True` into the framework's network, and compare its scores on a replicated image.
+
+    Raises `LayoutError` when the checkpoint is of another network, `VerificationError` when the framework is not
+    installed, or is one that can't be.
+    """
+    origin = document.origin
+    assert origin is not None
+    layout = checked_layout(layout if split(layout)[1] else document.layout or layout, origin, document.inflation)
+    known = framework(layout)
+    target = known.target(origin.backbone.qualified, split(layout)[1])
+    theirs = f"{known.name}'s {target.name}"
+    network = _built(layout, origin)
+    loading = f"loading into {theirs}"
+    try:
+        fit(network, known.state(target, state), "the checkpoint")
+    except WeightsError as error:
+        return [Check(loading, False, str(error))]
+    checks = [Check(loading, True, f"strict=True, {len(state)} tensors, {how_to_load(target, origin)}")]
+    reference = known.reference(model2d)
+    frames = settings.frames or max(FRAMES, document.inflation.minimum_frames)
+    images = noise(document.inflation.input, settings)
+    for dtype in settings.dtypes:
+        name = str(dtype).removeprefix("torch.")
+        progress(f"{theirs} in {name}")
+        shape = "×".join(map(str, (frames, *images.shape[2:])))
+        try:
+            expected, value = run_both(reference, network, images, frames, dtype, settings.device)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise FramesError(f"{theirs} can't take a clip of {shape} ({reason}); --frames and --size") from None
+        label = f"forward equality of {theirs}, {name}, noise {shape}"
+        checks.append(check_outputs(label, expected, value, settings.tolerance_for(dtype)))
+    return checks
+
+
+def _built(layout: str, origin: Origin) -> nn.Module:
+    known = framework(layout)
+    target = known.target(origin.backbone.qualified, split(layout)[1])
+    if target.build is None:
+        raise VerificationError(
+            f"{known.name} can't be built here, being in no package index; its names and shapes are those of "
+            f"{known.source}. Without --layout the weights are verified in our own network"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return target.build(origin).eval()
+    except ImportError as error:
+        raise VerificationError(f"{known.name} is not installed ({error}): pip install {known.package}") from None
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise LayoutError(f"{known.name} can't build {target.name} for {origin.backbone.qualified}: {error}") from None
