@@ -80,7 +80,7 @@ class Document:
             schema = document["schema"]
             if not isinstance(schema, int) or schema > SCHEMA:
                 raise CheckpointError(f"{where} was written by a newer i3dconvert (schema {schema}); please upgrade")
-            told = style(document["init"], document["padding"], document["conv"])
+            told = style(document["init"], document["padding"], document["conv"], document.get("temporal_pool", "mean"))
             recipe = Recipe.from_dict(document["recipe"], f"{where}: recipe")
             origin = Origin.from_dict(document["origin"], where.parent) if "origin" in document else None
             frames = int(document["minimum_frames"])

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from i3dconvert import backbones, checkpoint
-from i3dconvert.backbones import Origin
+from i3dconvert.backbones import Changes, Origin
+from i3dconvert.backbones.changes import RGB, default_in_init
+from i3dconvert.errors import BackboneError
 from i3dconvert.frameworks import framework, split
 from i3dconvert.lift.network import Inflation, Network3d, Plan, cloned, fill, plan, style
 from i3dconvert.recipes import Recipe, Rule, default_recipe, resolve
@@ -34,6 +36,11 @@ def inflate(
     features: bool = False,
     allow_nonfinite: bool = False,
     dtype: torch.dtype | None = None,
+    in_channels: int | None = None,
+    in_init: str | None = None,
+    num_classes: int | None = None,
+    head: str = "",
+    temporal_pool: str = "mean",
 ) -> Network3d:
     """Inflate a 2D network: images `(N, C, H, W)` become clips `(N, C, T, H, W)`.
 
@@ -51,6 +58,11 @@ def inflate(
         features: for timm's names, the backbone without its head, which gives a list of feature maps.
         allow_nonfinite: for a name, take weights with NaN or infinite values, which are refused otherwise.
         dtype: of the floating-point tensors, by default as they are.
+        in_channels: for a name, of the clip instead of 3; `in_init` (`sum`, `mean`, `repeat`) makes the first kernels
+            from those over RGB, see `i3dconvert.backbones.changes`.
+        num_classes: for a name, a fresh head of so many classes, drawn with `seed`.
+        head: for a name, `none` leaves the head out, giving its features.
+        temporal_pool: scores and features are the `mean` over time, or one for each frame left, `(N, T', K)` (`none`).
 
     Returns:
         An ordinary module with the 2D network's key names and modes, its tensors apart from the 2D network's.
@@ -59,10 +71,13 @@ def inflate(
         BackboneError, WeightsError, RecipeError, LiftError.
     """
     if isinstance(model, str):
-        loaded = backbones.load(model, weights, seed, features=features, size=size, allow_nonfinite=allow_nonfinite)
-        return inflate_loaded(*loaded, recipe, init, padding, conv=conv, dtype=dtype)
+        changes = changes_of(in_channels, in_init, num_classes, head, seed)
+        loaded = backbones.load(
+            model, weights, seed, features=features, size=size, allow_nonfinite=allow_nonfinite, changes=changes
+        )
+        return inflate_loaded(*loaded, recipe, init, padding, conv=conv, dtype=dtype, temporal_pool=temporal_pool)
     shape = (_channels(model), size or 224, size or 224)
-    planned = plan(model, resolve(recipe or "uniform"), style(init, padding, conv), shape)
+    planned = plan(model, resolve(recipe or "uniform"), style(init, padding, conv, temporal_pool), shape)
     return _filled(planned, model, None, dtype)
 
 
@@ -75,10 +90,23 @@ def inflate_loaded(
     *,
     conv: str = "3d",
     dtype: torch.dtype | None = None,
+    temporal_pool: str = "mean",
 ) -> Network3d:
     """`inflate` for a backbone that `i3dconvert.backbones.load` has given."""
-    planned = plan(model, _recipe(recipe, origin), style(init, padding, conv), origin.input)
+    planned = plan(model, _recipe(recipe, origin), style(init, padding, conv, temporal_pool), origin.input)
     return _filled(planned, model, origin, dtype)
+
+
+def changes_of(in_channels: int | None, in_init: str | None, num_classes: int | None, head: str, seed: int) -> Changes:
+    """What is changed of the 2D network, by what the user asked for; raises `BackboneError`."""
+    channels = 0 if in_channels in (None, RGB) else int(in_channels or 0)
+    if num_classes is not None and head:
+        raise BackboneError("a network without a head has no --num-classes")
+    if in_init is not None and not channels:
+        raise BackboneError("--in-init is for another number of --in-channels than 3")
+    how = (in_init or default_in_init(channels)) if channels else ""
+    fresh = num_classes is not None
+    return Changes(channels, how, "fresh" if fresh else head, num_classes or 0, seed if fresh else 0)
 
 
 def _filled(planned: Plan, model: nn.Module, origin: Origin | None, dtype: torch.dtype | None) -> Network3d:
@@ -126,6 +154,8 @@ def inflate_to_file(
     allow_nonfinite: bool = False,
     dtype: torch.dtype | None = None,
     layout: str = "",
+    changes: Changes | None = None,
+    temporal_pool: str = "mean",
     force: bool = False,
     progress: bool = False,
 ) -> Written:
@@ -136,13 +166,20 @@ def inflate_to_file(
     left at `path` then but what was there before.
     """
     model, origin = backbones.load(
-        backbone, weights, seed, progress, features=features, size=size, allow_nonfinite=allow_nonfinite
+        backbone,
+        weights,
+        seed,
+        progress,
+        features=features,
+        size=size,
+        allow_nonfinite=allow_nonfinite,
+        changes=changes,
     )
     if layout:
         recipe = recipe or framework(layout).target(origin.backbone.qualified, split(layout)[1]).recipe
         padding = padding or "zeros"
     told = _recipe(recipe, origin).with_rules(rules)
-    planned: Plan = plan(model, told, style(init, padding, conv), origin.input)
+    planned: Plan = plan(model, told, style(init, padding, conv, temporal_pool), origin.input)
     inflation = planned.inflation
     layout = layout and checkpoint.checked_layout(layout, origin, inflation)
     state = model.state_dict()

@@ -68,6 +68,7 @@ class Init:
 INITS = {init.name: init for init in (Init("center", center, "zeros"), Init("mean", mean, "replicate"))}
 PADDINGS = ("zeros", "replicate")
 FORMS = ("3d", "2plus1d")
+TEMPORAL_POOLS = ("mean", "none")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ class Style:
     padding: str = "zeros"
     conv: str = "3d"
     """`3d`, or `2plus1d`: the 2D kernel followed by a temporal one."""
+    temporal_pool: str = "mean"
+    """Of scores and features without space: `mean` over time, or `none`."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,10 @@ class Preprocessing:
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms import functional as tv
 
-        resized = tv.resize(image.convert("RGB"), [self.resize], InterpolationMode(self.interpolation))
+        colours = {1: "L", 3: "RGB"}.get(len(self.mean))
+        if colours is None:
+            raise ValueError(f"a picture has no {len(self.mean)} channels")
+        resized = tv.resize(image.convert(colours), [self.resize], InterpolationMode(self.interpolation))
         cropped = tv.center_crop(resized, [self.size, self.size])
         normalised: Tensor = tv.normalize(tv.to_tensor(cropped), list(self.mean), list(self.std))
         return normalised
@@ -40,6 +43,11 @@ class Preprocessing:
         """The nearest frames `(N, T, H, W, C)` in uint8 that `encode` would make clips like `(N, C, T, H, W)` of."""
         mean, std = (clip.new_tensor(values).reshape(-1, 1, 1, 1) * 255 for values in (self.mean, self.std))
         return (clip * std + mean).round().clamp(0, 255).to(torch.uint8).movedim(1, -1)
+
+    def with_channels(self, channels: int) -> Preprocessing:
+        """The same for another number of channels: all with the mean over RGB."""
+        mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
+        return replace(self, mean=(mean,) * channels, std=(std,) * channels)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; `from_dict` is its inverse."""

@@ -12,12 +12,13 @@ from typing import Any
 from torch import nn
 
 from i3dconvert import trust
+from i3dconvert.backbones.changes import RGB, UNCHANGED, Changes
 from i3dconvert.errors import BackboneError, WeightsError
 from i3dconvert.names import USER, names, parse, qualified_names
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.weights import NoInit, State, classes_in, digest, fit, inspect, randomise, read_state
 
-__all__ = ["Backbone", "Origin", "Weights", "build", "load", "names", "parse", "qualified_names"]
+__all__ = ["Backbone", "Changes", "Origin", "Weights", "build", "load", "names", "parse", "qualified_names"]
 
 IMAGENET_CLASSES = 1000
 
@@ -65,6 +66,8 @@ class Origin:
     preprocessing: Preprocessing
     input: tuple[int, int, int]
     classes: int
+    changes: Changes = UNCHANGED
+    """Made after the weights were read, and hashed."""
 
     def to_dict(self, beside: Path | None = None) -> dict[str, Any]:
         """Plain data; paths of the user's files are written relative to the directory `beside`."""
@@ -76,13 +79,14 @@ class Origin:
         backbone = dict(vars(self.backbone)) | {"arguments": dict(self.backbone.arguments)}
         if self.backbone.source == USER and beside is not None:
             backbone["name"] = os.path.relpath(self.backbone.name, beside)
-        return {
+        document = {
             "backbone": backbone,
             "weights": weights,
             "preprocessing": self.preprocessing.to_dict(),
             "input": list(self.input),
             "classes": self.classes,
         }
+        return document | ({"changes": vars(self.changes)} if self.changes != UNCHANGED else {})
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any], beside: Path | None = None) -> Origin:
@@ -100,15 +104,20 @@ class Origin:
             preprocessing=Preprocessing.from_dict(document["preprocessing"]),
             input=(int(channels), int(height), int(width)),
             classes=int(document["classes"]),
+            changes=Changes(**document.get("changes", {})),
         )
 
     def class_names(self) -> list[str]:
         """The names of the classes, or none when they are not the library's own."""
+        if self.changes.head:
+            return []
         known = library(self.backbone.source).class_names(self.backbone.name, self.weights.name)
         return known if len(known) == self.classes else []
 
     def with_classes(self, classes: int) -> Origin:
-        """The same network with another head."""
+        """The same network with a head for so many classes."""
+        if self.changes.head == "fresh":
+            return replace(self, changes=replace(self.changes, classes=classes), classes=classes)
         arguments = library(self.backbone.source).arguments(self.backbone.name, self.weights.name, classes)
         return replace(self, backbone=replace(self.backbone, arguments=arguments), classes=classes)
 
@@ -119,13 +128,20 @@ class Origin:
         """
         if self.backbone.source == USER:
             trust.check(library(USER).split(self.backbone.name)[0])
-        return build(self.backbone)
+        return self.changes.apply(build(self.backbone))
+
+    def unchanged(self) -> Origin:
+        """The 2D network as its weights were trained."""
+        channels = RGB if self.changes.channels else self.input[0]
+        return replace(self, changes=UNCHANGED, input=(channels, *self.input[1:]))
 
     def load(self, reference: Path | None = None, progress: bool = False) -> nn.Module:
         """The 2D network with its weights, from `reference` if given, else from where they came the first time.
 
         Raises `WeightsError` when they are not to be had, or are not the ones of the recorded hash.
         """
+        if self.changes != UNCHANGED:
+            return self.changes.apply(self.unchanged().load(reference, progress))
         model = self.build()
         weights = self.weights if reference is None else Weights("file", path=str(reference))
         state = _state(self.backbone, weights, progress)
@@ -159,14 +175,19 @@ def load(
     features: bool = False,
     size: int | None = None,
     allow_nonfinite: bool = False,
+    changes: Changes | None = None,
 ) -> tuple[nn.Module, Origin]:
     """A 2D network by name, with `weights`: `default`, a pretrained set's name, `random`, or the path of a file.
 
     With `features`, a timm backbone without its head, which gives a list of feature maps. `size` is the height and
-    width that the network is traced at, by default the backbone's own. Code of the user's own,
-    `path/to/module.py:factory`, is run. Raises `BackboneError` for an unknown name, `WeightsError` for weights that are
-    not to be had, do not fit, or are not all finite (unless `allow_nonfinite`).
+    width that the network is traced at, by default the backbone's own; `changes` are made to the input and the head
+    once the weights are there. Code of the user's own, `path/to/module.py:factory`, is run.
+
+    Raises `BackboneError` for an unknown name or changes that can't be made, `WeightsError` for weights that are not to
+    be had, do not fit, or are not all finite (unless `allow_nonfinite`).
     """
+    changes = changes or UNCHANGED
+    changes.check()
     source, name = parse(text)
     known = library(source)
     if features and source != "timm":
@@ -186,6 +207,12 @@ def load(
         if (count := classes_in(state, model, classes)) is not None:
             backbone = replace(backbone, arguments=known.arguments(name, chosen.name, count))
             model, classes = build(backbone), count
+    preprocessing = known.preprocessing(name, chosen.name)
+    if changes.channels and backbone.arguments.get("transform_input"):
+        # The network's own step from ImageNet's normalisation of RGB to this one.
+        preprocessing = replace(preprocessing, mean=(0.5,) * RGB, std=(0.5,) * RGB)
+        backbone = replace(backbone, arguments=dict(backbone.arguments) | {"transform_input": False})
+        model = build(backbone)
     size = size or known.image_size(name, chosen.name, backbone.arguments)
     shape = (known.channels(name, model), size, size)
     if state is None:
@@ -196,7 +223,10 @@ def load(
         _fit(model, state, where, backbone)
         sha256 = inspect(model.state_dict(), where, allow_nonfinite)
     chosen = replace(chosen, sha256=sha256)
-    return model, Origin(backbone, chosen, known.preprocessing(name, chosen.name), shape, classes)
+    if changes.channels:
+        shape, preprocessing = (changes.channels, size, size), preprocessing.with_channels(changes.channels)
+    classes = {"fresh": changes.classes, "none": 0}.get(changes.head, classes)
+    return changes.apply(model), Origin(backbone, chosen, preprocessing, shape, classes, changes)
 
 
 def _fit(model: nn.Module, state: State, where: str, backbone: Backbone) -> None:

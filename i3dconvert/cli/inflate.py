@@ -27,6 +27,21 @@ class Form(Enum):
     factorised = "2plus1d"
 
 
+class InInit(Enum):
+    """How kernels over RGB become kernels over other channels."""
+
+    sum = "sum"
+    mean = "mean"
+    repeat = "repeat"
+
+
+class TemporalPool(Enum):
+    """What becomes of the frames left at the end."""
+
+    mean = "mean"
+    none = "none"
+
+
 class Padding(Enum):
     """What lies before the first and behind the last frame, in the convolutions."""
 
@@ -79,6 +94,21 @@ def command(
         ),
     ] = None,
     layout: Layout = "",
+    in_channels: Annotated[
+        int | None,
+        typer.Option(min=1, help="1 for grey pictures and volumes, 2k for optical flow.", show_default="3"),
+    ] = None,
+    in_init: Annotated[
+        InInit | None,
+        typer.Option(help="The first kernels from those over RGB.", show_default="sum for 1, else mean"),
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Of a fresh head, drawn with --seed.", show_default="its own head")
+    ] = None,
+    no_head: Annotated[bool, typer.Option("--no-head", help="Give pooled features, not scores.")] = False,
+    temporal_pool: Annotated[
+        TemporalPool, typer.Option(help="Scores and features averaged over time, or one for each frame left.")
+    ] = TemporalPool.mean,
     features: Annotated[bool, typer.Option("--features", help="timm: without the head, giving feature maps.")] = False,
     size: Annotated[
         int | None,
@@ -107,7 +137,7 @@ def command(
     check_output(path, force)
     with render.progress(quiet or json) as step:
         step("importing torch")
-        from i3dconvert.inflation import inflate_to_file
+        from i3dconvert.inflation import changes_of, inflate_to_file
         from i3dconvert.lift.describe import describe
 
         step(f"inflating {backbone}")
@@ -126,6 +156,10 @@ def command(
             allow_nonfinite=allow_nonfinite,
             dtype=dtype.torch() if dtype else None,
             layout=layout,
+            changes=changes_of(
+                in_channels, in_init.value if in_init else None, num_classes, "none" if no_head else "", seed
+            ),
+            temporal_pool=temporal_pool.value,
             force=force,
             progress=not (quiet or json),
         )

@@ -275,14 +275,14 @@ class _Lift:
         self.graph.output(fx.node.map_arg(node.args[0], self.result))
 
     def result(self, node: fx.Node) -> fx.Node:
-        """Class scores are averaged over what is left of time; dense outputs keep their time axis."""
+        """Class scores are averaged over what is left of time, unless the style says not to; dense outputs keep it."""
         new, have = self.env[node]
         value = node.meta["value"]
         if have is not Layout.FRAMES or not isinstance(value, Tensor):
             return new
         if len(value) != BATCH:
             raise LiftError(f"the output {node.name!r} of shape {tuple(value.shape)} does not have the batch first")
-        if value.dim() == 2:
+        if value.dim() == 2 and self.style.temporal_pool == "mean":
             return self.call(layout.mean_over_time, new, self.clips)
         return self.clip(node) if value.dim() == 4 else self.call(layout.over_time, new, self.clips)
 

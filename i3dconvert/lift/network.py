@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from i3dconvert.errors import RecipeError
-from i3dconvert.kernels import FORMS, INITS, PADDINGS, Filling, Style
+from i3dconvert.kernels import FORMS, INITS, PADDINGS, TEMPORAL_POOLS, Filling, Style
 from i3dconvert.lift.graph import Layer, Lifted, lengths, lift
 from i3dconvert.lift.layers import is_layer
 from i3dconvert.lift.trace import Traced, trace
@@ -107,15 +107,19 @@ class Plan:
         return _assemble(self, model)
 
 
-def style(init: str = "center", padding: str | None = None, conv: str = "3d") -> Style:
+def style(init: str = "center", padding: str | None = None, conv: str = "3d", temporal_pool: str = "mean") -> Style:
     """A style by its names; `padding` defaults to what keeps the init equal. Raises `RecipeError` for unknown ones."""
-    for what, name, known in (("init", init, INITS), ("form of convolution", conv, FORMS)):
+    for what, name, known in (
+        ("init", init, INITS),
+        ("form of convolution", conv, FORMS),
+        ("temporal pool", temporal_pool, TEMPORAL_POOLS),
+    ):
         if name not in known:
             raise RecipeError(f"no {what} {name!r}; known: {', '.join(known)}")
     padding = padding or INITS[init].padding
     if padding not in PADDINGS:
         raise RecipeError(f"no temporal padding {padding!r}; known: {', '.join(PADDINGS)}")
-    return Style(init, padding, conv)
+    return Style(init, padding, conv, temporal_pool)
 
 
 def plan(model: nn.Module, recipe: Recipe, style: Style, shape: tuple[int, int, int]) -> Plan:

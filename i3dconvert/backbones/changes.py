@@ -1,0 +1,141 @@
+"""What is changed of a pretrained 2D network before it is inflated: the channels of its input, its head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from i3dconvert.errors import BackboneError
+
+RGB = 3
+
+
+@dataclass(frozen=True)
+class InInit:
+    """How the kernels `(O, 3, …)` over RGB become `(O, N, …)`, and on which inputs the network stays equal."""
+
+    kernels: Callable[[Tensor, int], Tensor]
+    inputs: Callable[[Tensor, int], tuple[Tensor, Tensor] | None]
+    """RGB images `(B, 3, H, W)`, N → images for the RGB network and for the other that give the same; None: no such."""
+
+
+def _grey(images: Tensor, channels: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    grey = images[:, :1]
+    return grey.expand(-1, RGB, -1, -1), grey.expand(-1, channels, -1, -1) * scale
+
+
+IN_INITS: Mapping[str, InInit] = {
+    "sum": InInit(lambda w, n: w.sum(1, keepdim=True).expand(-1, n, *w.shape[2:]) / n, _grey),
+    "mean": InInit(lambda w, n: w.mean(1, keepdim=True).expand(-1, n, *w.shape[2:]), lambda x, n: _grey(x, n, RGB / n)),
+    "repeat": InInit(
+        lambda w, n: w[:, [index % RGB for index in range(n)]] * RGB / n,
+        lambda x, n: (x, x.repeat(1, n // RGB, 1, 1)) if n % RGB == 0 else None,
+    ),
+}
+"""`sum`: a grey image in every channel gives what it gives in RGB. `mean`: the mean over RGB in every channel, as in
+cross-modality pretraining (Wang et al., "Temporal Segment Networks", arXiv:1608.00859, section 3.3), equal for N
+channels of 3/N of the grey image. `repeat`: R, G, B, R, … scaled by 3/N, equal on an RGB image repeated."""
+
+
+def default_in_init(channels: int) -> str:
+    """`sum` for grey pictures and volumes, `mean` for stacks of optical flow and the rest."""
+    return "sum" if channels == 1 else "mean"
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Nothing, by default."""
+
+    channels: int = 0
+    """Of the input; 0: its own."""
+    in_init: str = ""
+    head: str = ""
+    """`fresh`, `none`, or its own."""
+    classes: int = 0
+    """Of a fresh head."""
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise `BackboneError` for what can't be."""
+        if self.channels and self.in_init not in IN_INITS:
+            raise BackboneError(f"no --in-init {self.in_init!r}; known: {', '.join(IN_INITS)}")
+        if self.head not in ("", "fresh", "none"):
+            raise BackboneError(f"no head {self.head!r}; known: fresh, none")
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Change `model` in place; raises `BackboneError` where it has no RGB input, or a head that can't be told."""
+        self.check()
+        if self.channels:
+            for stem in _stems(model):
+                adapted = IN_INITS[self.in_init].kernels(stem.weight.detach().double(), self.channels)
+                stem.weight = nn.Parameter(adapted.to(stem.weight.dtype).contiguous(), stem.weight.requires_grad)
+                stem.in_channels = self.channels
+        if self.head:
+            name = head_of(model)
+            replaced = model.get_submodule(name)
+            _put(model, name, nn.Identity() if self.head == "none" else _fresh(replaced, self.classes, self.seed))
+        return model
+
+
+UNCHANGED = Changes()
+
+
+def _stems(model: nn.Module) -> list[nn.Conv2d]:
+    """The convolutions over an RGB image."""
+    found = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels == RGB and m.groups == 1]
+    if not found:
+        raise BackboneError("the network has no convolution over 3 channels whose kernels --in-channels could spread")
+    return found
+
+
+def head_of(model: nn.Module) -> str:
+    """The name of the last linear or convolutional layer, the only one with so many outputs."""
+    layers: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    if not layers:
+        raise BackboneError("the network has no linear or convolutional layer, hence no head")
+    name: str = list(layers)[-1]
+    alike = [other for other, layer in layers.items() if _outputs(layer) == _outputs(layers[name])]
+    if len(alike) > 1 and isinstance(layers[name], nn.Linear):
+        alike = [other for other in alike if isinstance(layers[other], nn.Linear)]
+    if len(alike) > 1:
+        raise BackboneError(f"which of {', '.join(alike[:4])} is the head can't be told")
+    return name
+
+
+def _outputs(layer: Any) -> int:
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
+
+
+def _fresh(head: Any, classes: int, seed: int) -> nn.Module:
+    """A head of the same kind: weights of deviation 0.01, as I3D's heads start, and no bias."""
+    options: dict[str, Any] = {"bias": head.bias is not None, "dtype": head.weight.dtype}
+    if isinstance(head, nn.Linear):
+        fresh: nn.Module = nn.Linear(head.in_features, classes, **options)
+    else:
+        fresh = nn.Conv2d(head.in_channels, classes, head.kernel_size, head.stride, head.padding, **options)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            drawn = torch.randn(parameter.shape, generator=generator) * 0.01
+            parameter.copy_(drawn if parameter.dim() > 1 else torch.zeros_like(drawn))
+    return fresh.train(head.training)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
+
+
+@contextmanager
+def beheaded(*models: nn.Module, name: str) -> Iterator[None]:
+    """The networks without the layer called `name`, giving what goes into it."""
+    with ExitStack() as stack:
+        for model in models:
+            stack.callback(_put, model, name, model.get_submodule(name))
+            _put(model, name, nn.Identity())
+        yield

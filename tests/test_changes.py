@@ -1,0 +1,172 @@
+"""Other inputs and other heads: equal to the pretrained 2D network in all that was not asked to differ."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from i3dconvert import backbones, export_onnx, inflate, load
+from i3dconvert.backbones import Changes, Origin
+from i3dconvert.backbones.changes import IN_INITS, head_of
+from i3dconvert.cli import app
+from i3dconvert.errors import BackboneError, RecipeError
+from i3dconvert.export.runtime import Runtime
+from i3dconvert.inflation import inflate_loaded, inflate_to_file
+from i3dconvert.verification import Settings, verify, verify_file
+from i3dconvert.verification.forward import relative_error, replicated
+
+QUICK = Settings(frames=8, size=64)
+
+
+@pytest.mark.parametrize(
+    ("channels", "how", "claims"),
+    [
+        (1, "sum", True),
+        (2, "mean", True),
+        (10, "mean", True),
+        (5, "sum", True),
+        (6, "repeat", True),
+        (4, "repeat", False),
+    ],
+)
+def test_other_channels_are_equal_where_their_init_says_so(
+    channels: int, how: str, claims: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "net.safetensors"
+    inflate_to_file("resnet18", path, weights="random", size=64, changes=Changes(channels, how))
+    report = verify_file(path, QUICK)
+    assert report.passed, report.reason
+    assert any("beside RGB" in check.name for check in report.checks) == claims
+    assert load(path)(torch.randn(2, channels, 8, 64, 64)).shape == (2, 1000)
+
+
+def test_a_grey_volume_gives_what_it_gives_in_rgb(resnet18: tuple[nn.Module, Origin]) -> None:
+    network = inflate("resnet18", weights="random", in_channels=1).double()
+    grey = torch.randn(2, 1, 64, 64, dtype=torch.float64)
+    model = resnet18[0].double()
+    with torch.no_grad():
+        expected = model(grey.expand(-1, 3, -1, -1))
+        assert relative_error(expected, network(replicated(grey, 4))) <= 1e-6
+    model.float()
+
+
+def test_flow_kernels_are_the_mean_over_rgb(resnet18: tuple[nn.Module, Origin]) -> None:
+    network = inflate("resnet18", "c2d", weights="random", in_channels=4)
+    kernel = network.get_parameter("conv1.weight")[:, :, 0]
+    mean = resnet18[0].get_parameter("conv1.weight").mean(1)
+    assert kernel.shape == (64, 4, 7, 7)
+    assert all(torch.allclose(kernel[:, index], mean, atol=1e-7) for index in range(4))
+
+
+def test_a_wrong_scale_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = IN_INITS["mean"]
+    monkeypatch.setitem(IN_INITS, "mean", replace(sound, kernels=lambda w, n: sound.kernels(w, n) * 1.001))  # type: ignore[index]
+    path = tmp_path / "net.safetensors"
+    inflate_to_file("resnet18", path, weights="random", size=64, changes=Changes(2, "mean"))
+    assert verify_file(path, QUICK).reason.startswith("input of 2 channels (mean) beside RGB: relative error")
+
+
+def test_googlenet_takes_over_its_own_step_of_normalisation(tmp_path: Path) -> None:
+    weights = tmp_path / "googlenet-1378be20.pth"  # torchvision's name for its pretrained set
+    torch.save(backbones.load("googlenet", "random", size=64)[0].state_dict(), weights)
+    path = tmp_path / "net.safetensors"
+    written = inflate_to_file("googlenet", path, weights=str(weights), size=64, changes=Changes(1, "sum"))
+    assert written.origin.preprocessing.mean == (0.5,)
+    assert not written.origin.backbone.arguments["transform_input"]
+    assert verify_file(path, QUICK).passed
+
+
+def test_a_fresh_head_is_all_that_differs(resnet18: tuple[nn.Module, Origin]) -> None:
+    own = inflate_loaded(*resnet18).state_dict()
+    fresh = inflate("resnet18", weights="random", num_classes=5)
+    state = fresh.state_dict()
+    assert state.keys() == own.keys()
+    assert state["fc.weight"].shape == (5, 512)
+    assert all(torch.equal(state[key], own[key]) for key in state if not key.startswith("fc."))
+    again = inflate("resnet18", weights="random", num_classes=5).state_dict()
+    assert torch.equal(state["fc.weight"], again["fc.weight"])
+    assert fresh(torch.randn(1, 3, 4, 64, 64)).shape == (1, 5)
+
+
+def test_verify_looks_behind_a_fresh_head() -> None:
+    model, origin = backbones.load("resnet18", "random", size=64, changes=Changes(head="fresh", classes=5))
+    network = inflate_loaded(model, origin)
+    report = verify(model, network, QUICK)
+    assert report.passed, report.reason
+    assert [check.name.partition(",")[0] for check in report.checks[1:]] == ["forward equality of features"] * 2
+    with torch.no_grad():
+        for head in (model.get_parameter("fc.weight"), network.get_parameter("fc.weight")):
+            head.zero_()  # no difference gets through it
+        network.get_parameter("layer4.1.bn2.bias")[0] += 0.1
+    failed = [check.name for check in verify(model, network, QUICK).checks if not check.passed]
+    assert any(name.startswith("forward equality of features") for name in failed)
+    assert isinstance(model.fc, nn.Linear)
+    assert isinstance(network.get_submodule("fc"), nn.Linear)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "squeezenet1_1", "vit_b_32", "timm/convnext_atto"])
+def test_without_a_head(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    inflate_to_file(name, path, weights="random", changes=Changes(head="none"))
+    network = load(path)
+    head = head_of(backbones.load(name, "random")[0])
+    assert f"{head}.weight" not in network.state_dict()
+    size = 224 if name == "vit_b_32" else 64
+    assert network(torch.randn(2, 3, 8, size, size)).dim() == 2
+    report = verify_file(path, Settings(8, size, (torch.float64,)))
+    assert report.passed, report.reason
+    assert "of features" in report.checks[-1].name
+
+
+def test_scores_for_each_frame_left(resnet18: tuple[nn.Module, Origin], tmp_path: Path) -> None:
+    each = inflate_loaded(*resnet18, "uniform", temporal_pool="none").eval()
+    pooled = inflate_loaded(*resnet18, "uniform").eval()
+    clip = torch.randn(2, 3, 5, 64, 64)
+    with torch.no_grad():
+        assert each(clip).shape == (2, 5, 1000)
+        assert relative_error(pooled(clip), each(clip).mean(1)) <= 1e-6
+    assert verify(resnet18[0], each, QUICK).passed
+    done = export_onnx(each, tmp_path / "net.onnx")
+    with torch.no_grad():
+        assert relative_error(each(clip), Runtime(done.path)(clip)[0]) <= 1e-5
+    with pytest.raises(RecipeError, match="no temporal pool 'max'"):
+        inflate_loaded(*resnet18, temporal_pool="max")
+
+
+def test_grey_frames_of_a_decoder(tmp_path: Path) -> None:
+    model, origin = backbones.load("resnet18", "random", size=64, changes=Changes(1, "sum", "fresh", 3))
+    done = export_onnx(inflate_loaded(model, origin, "uniform"), tmp_path / "net.onnx", uint8_input=True)
+    assert done.shape == ("batch", "frames", "height", "width", 1)
+    report = verify_file(done.path, QUICK)
+    assert report.passed, report.reason
+
+
+def test_changes_that_can_not_be_made_are_refused() -> None:
+    def refused(name: str, changes: Changes) -> str:
+        with pytest.raises(BackboneError) as caught:
+            backbones.load(name, "random", changes=changes)
+        return str(caught.value)
+
+    assert "head, head_dist" in refused("timm/deit_tiny_distilled_patch16_224", Changes(head="none"))
+    assert "no --in-init 'max'" in refused("resnet18", Changes(2, "max"))
+    with pytest.raises(BackboneError, match="no --num-classes"):
+        inflate("resnet18", weights="random", num_classes=3, head="none")
+    with pytest.raises(BackboneError, match="than 3"):
+        inflate("resnet18", weights="random", in_init="sum")
+
+
+def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes = "--in-channels 1 --num-classes 3 --temporal-pool none"
+    words = f"inflate resnet18 -w random -s 64 -r uniform -o a.safetensors {changes}"
+    assert CliRunner().invoke(app, words.split()).exit_code == 0
+    shown = CliRunner().invoke(app, "verify a.safetensors -f 4".split())
+    assert shown.exit_code == 0, shown.output
+    assert "input of 1 channel (sum) beside RGB" in shown.output
+    assert "forward equality of features" in shown.output
+    assert load("a.safetensors")(torch.randn(1, 1, 4, 64, 64)).shape == (1, 4, 3)
+    assert CliRunner().invoke(app, "inflate resnet18 -w random --no-head -o b.safetensors".split()).exit_code == 0
+    assert load("b.safetensors")(torch.randn(1, 3, 4, 64, 64)).shape == (1, 512)
