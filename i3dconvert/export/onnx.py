@@ -23,6 +23,7 @@ from i3dconvert.checkpoint import KEY, Document
 from i3dconvert.errors import CheckpointError, ExportError, FramesError
 from i3dconvert.export.deployed import BEST, SCORES, BestClasses, FromDecoder, best_beside
 from i3dconvert.export.frames import frames_form
+from i3dconvert.export.framewise import MinimalConv
 from i3dconvert.export.quantised import agreement, quantise
 from i3dconvert.export.runtime import AXES, CLASSES, CLIP, FRAMES, PRECISION, TOLERANCES, Runtime, as_input
 from i3dconvert.export.seal import seal
@@ -116,10 +117,10 @@ def export_onnx(
     preprocessing = _preprocessing(network, uint8_input or calibrate is not None)
     clips = _calibration(network, calibrate, preprocessing) if int8 else None
     name = FRAMES if uint8_input else CLIP
-    traced_on, checked_on, sizes_too = _shapes(network, static)
     progress("tracing for ONNX")
     with _quietly():
         form: nn.Module = frames_form(network, minimal=not int8) if optimize else network
+        traced_on, checked_on, sizes_too = _shapes(network, static, form)
         names = _output_names(network)
         if uint8_input:
             form = FromDecoder(form, preprocessing)
@@ -197,7 +198,7 @@ def _classes(network: Network3d, top_k: int) -> int:
 
 def _calibration(network: Network3d, source: Path | None, preprocessing: Preprocessing) -> Tensor:
     """Clips `(N, C, T, H, W)` to calibrate int8 on."""
-    _, *shape = _shapes(network, static=True)[0]
+    _, *shape = _shapes(network, True, network)[0]
     if source is None:
         return torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     return read_clips(source, preprocessing, shape[1], CALIBRATION_CLIPS)
@@ -213,15 +214,17 @@ def _quantised(path: Path, clips: Tensor, preprocessing: Preprocessing) -> float
     return share
 
 
-def _shapes(network: Network3d, static: bool) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
+def _shapes(network: Network3d, static: bool, form: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
     """The clip to trace on, another to check on, and whether height and width may differ.
 
-    No axis of the traced one is ever 1 on the way: the exporter would take that for a constant.
+    No axis of the traced one is ever 1 on the way, nor is the number of tiles of a minimal filtering: the exporter
+    would take that for a constant.
     """
     channels, height, width = network.inflation.input
     legal = [frames for frames in range(1, 257) if _left(network, frames) >= 1]
-    long = [frames for frames in legal if frames > 1 and _left(network, frames) > 1]
-    traced = long[0] if not static else next((frames for frames in legal if frames >= 16), legal[-1])
+    tile = max((module.m for module in form.modules() if isinstance(module, MinimalConv)), default=1)
+    long = (frames for least in (tile, 1) for frames in legal if frames > 1 and _left(network, frames) > least)
+    traced = next(long) if not static else next((frames for frames in legal if frames >= 16), legal[-1])
     if static:
         shape = (1, channels, traced, height, width)
         return shape, shape, False

@@ -1,5 +1,6 @@
 """The frames form: the same function, in float64 to rounding, whatever the taps hold; and its forms of convolution."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
@@ -10,6 +11,7 @@ from torch import nn
 from i3dconvert import backbones, export_onnx, inflate, optimize
 from i3dconvert.export.frames import frames_form
 from i3dconvert.export.framewise import MinimalConv, StackedConv, SummedConv
+from i3dconvert.export.runtime import Runtime
 from i3dconvert.inflation import inflate_loaded
 from i3dconvert.lift.network import Network3d
 from i3dconvert.recipes import Recipe, Rule
@@ -144,3 +146,16 @@ def test_optimize_is_the_same_function() -> None:
         memory_format=torch.channels_last
     )
     assert difference(network, form, torch.randn(2, 3, 16, 64, 64)) < 1e-5
+
+
+@pytest.mark.parametrize(("recipe", "lengths"), [("uniform", range(2, 14)), ("resnet", (16, 33, 49, 81))])
+def test_minimal_filtering_exports_with_any_number_of_tiles(
+    recipe: str, lengths: Iterable[int], tmp_path: Path
+) -> None:
+    network = use_all_taps(inflate_loaded(*backbones.load("resnet18", "random", size=32), recipe)).eval()
+    assert any(isinstance(module, MinimalConv) for module in frames_form(network).modules())
+    runtime = Runtime(export_onnx(network, tmp_path / "net.onnx").path)
+    for frames in lengths:
+        clip = torch.randn(1, 3, frames, 32, 32)
+        with torch.no_grad():
+            assert relative_error(network(clip), runtime(clip)[0]) <= 1e-5, frames
