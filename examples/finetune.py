@@ -93,7 +93,7 @@ def train_stills(path: Path, steps: int) -> None:
     images, labels = stills(500, held_out=True)
     with torch.no_grad():
         right = (network(images).argmax(1) == labels).float().mean()
-    print(f"2D network after {steps} steps: {right:.0%} of the stills held out")
+    print(f"the 2D network after {steps} steps: {right:.0%} of the stills held out")
     torch.save(network.state_dict(), path)
 
 
@@ -160,7 +160,7 @@ def main() -> None:
     options = parser.parse_args()
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
 
     weights = folder / "stills.pth"
     if accelerator.is_main_process:
@@ -178,6 +178,7 @@ def main() -> None:
     if not accelerator.is_main_process:
         return
 
+    print(f"trained by {accelerator.num_processes} of {BATCH // accelerator.num_processes} clips at a time")
     print("steps   inflated: digit, direction   from scratch: digit, direction")
     for (step, *ours), (_, *theirs) in zip(*curves.values(), strict=True):
         print(f"{step:5}   {ours[0]:15.0%} {ours[1]:10.0%}   {theirs[0]:19.0%} {theirs[1]:10.0%}")
