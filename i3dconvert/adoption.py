@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from i3dconvert.backbones import Backbone, Origin, Weights, build, library, parse
-from i3dconvert.backbones.likely import likely
+from i3dconvert.backbones import Backbone, Changes, Origin, Weights, build, library, names, parse
+from i3dconvert.backbones.changes import RGB, default_in_init, head_of
 from i3dconvert.checkpoint import Document
 from i3dconvert.errors import LayoutError
 from i3dconvert.frameworks import Framework, Target, framework, split
 from i3dconvert.kernels import Style
 from i3dconvert.lift.network import plan
-from i3dconvert.weights import State, classes_in, digest, read_state
+from i3dconvert.weights import State, digest, read_state
 
 
 def adopt(path: Path, layout: str) -> tuple[Document, State]:
@@ -22,26 +23,34 @@ def adopt(path: Path, layout: str) -> tuple[Document, State]:
     """
     known, name = framework(layout), split(layout)[1]
     tensors = read_state(path)
+    fitting: dict[str, tuple[Document, State]] = {}
     refusals = []
     for target in known.targets:
         if known.sources == "timm" or name in ("", target.name):
             try:
-                return _adopted(known, target, tensors, name, path)
+                fitting[target.name] = _adopted(known, target, tensors, name, path)
             except LayoutError as error:
                 refusals.append(str(error))
-    if not refusals:
-        known.network(name)
-    raise LayoutError("; ".join(refusals))
+    if len(fitting) > 1:
+        choices = " and ".join(f"{known.name}:{target}" for target in fitting)
+        raise LayoutError(f"{path} has the tensors of {choices} alike, which differ in a stride; name one of them")
+    if not fitting:
+        raise LayoutError("; ".join(refusals) or _unknown(known, name))
+    return next(iter(fitting.values()))
+
+
+def _unknown(known: Framework, name: str) -> str:
+    return f"{known.name} has no network {name!r}; known: {', '.join(target.name for target in known.targets)}"
 
 
 def _adopted(known: Framework, target: Target, tensors: State, name: str, path: Path) -> tuple[Document, State]:
     state = known.restored(target, tensors, str(path))
-    backbone, classes = _backbone(state, known, name, path)
-    if not target.takes(backbone.qualified):
-        raise LayoutError(f"{path} is of a {backbone.qualified}, of which {known.name}'s {target.name} is no 3D form")
-    shape = (3, known.preprocessing.size, known.preprocessing.size)
-    origin = Origin(backbone, Weights("file", path=str(path)), known.preprocessing, shape, classes)
-    model = build(backbone)
+    backbone, changes, classes = _backbone(state, known, target, name, path)
+    channels = changes.channels or RGB
+    preprocessing = known.preprocessing if channels == RGB else known.preprocessing.with_channels(channels)
+    shape = (channels, preprocessing.size, preprocessing.size)
+    origin = Origin(backbone, Weights("file", path=str(path)), preprocessing, shape, classes, target.changed(changes))
+    model = origin.build()
     inflation = plan(model, target.recipe, Style(), shape).inflation
     for key, tensor in model.state_dict().items():
         found, wanted = tuple(state[key].shape), inflation.shape(key, tensor)
@@ -50,20 +59,32 @@ def _adopted(known: Framework, target: Target, tensors: State, name: str, path: 
     return Document(inflation, origin, digest(state), finetuned=True), state
 
 
-def _backbone(state: State, known: Framework, name: str, path: Path) -> tuple[Backbone, int]:
-    """The 2D network whose kernels the checkpoint's are over time, and the number of its classes."""
-    flat = {key: tensor[:, :, 0] if tensor.dim() == 5 else tensor for key, tensor in state.items()}
-    found = f"timm/{name}" if known.sources == "timm" and name else likely(flat, "torchvision", "")
-    if found is None:
-        hint = f"; --from-layout {known.name}:NAME says which it is" if known.sources == "timm" else ""
-        raise LayoutError(f"{path} has the names of {known.name}, but the shapes of no network known here{hint}")
-    source, bare = parse(found)
-    known2d = library(source)
-    backbone = Backbone(source, bare, known2d.arguments(bare, None, None), known2d.version)
-    model = build(backbone)
-    if missing := sorted(model.state_dict().keys() - state.keys()):
-        raise LayoutError(f"{path} lacks {', '.join(missing[:3])}, which {found} has")
-    classes = classes_in(flat, model, 1000)
-    if classes is None:
-        return backbone, 1000
-    return Backbone(source, bare, known2d.arguments(bare, None, classes), backbone.version), classes
+def _backbone(state: State, known: Framework, target: Target, name: str, path: Path) -> tuple[Backbone, Changes, int]:
+    """The 2D network whose kernels the checkpoint's are over time; what it has of it changed, and how many classes."""
+    flat = {key: tuple(t.shape[:2] + t.shape[3:] if t.dim() == 5 else t.shape) for key, t in state.items()}
+    if known.sources == "timm" and not name:
+        raise LayoutError(f"{known.name} has many networks; --from-layout {known.name}:NAME says which {path} is of")
+    for candidate in [f"timm/{name}"] if known.sources == "timm" else names("torchvision"):
+        if not target.takes(candidate):
+            continue
+        source, bare = parse(candidate)
+        library2d = library(source)
+        arguments = library2d.arguments(bare, None, None)
+        model = build(Backbone(source, bare, arguments))
+        head = head_of(model)
+        own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+        if not flat.keys() <= own.keys() or not own.keys() - flat.keys() <= {f"{head}.weight", f"{head}.bias"}:
+            continue
+        odd = [key for key in flat if flat[key] != own[key] and not key.startswith(f"{head}.")]
+        stems = [key for key in odd if flat[key][:1] == own[key][:1] and flat[key][2:] == own[key][2:]]
+        if odd != stems or len(stems) > 1:
+            continue
+        channels = flat[stems[0]][1] if stems else 0
+        changes = Changes(channels, default_in_init(channels) if channels else "")
+        if f"{head}.weight" not in flat:
+            return Backbone(source, bare, arguments, library2d.version), replace(changes, head="none"), 0
+        classes = flat[f"{head}.weight"][0]
+        if classes != own[f"{head}.weight"][0]:
+            arguments = library2d.arguments(bare, None, classes)
+        return Backbone(source, bare, arguments, library2d.version), changes, classes
+    raise LayoutError(f"{path} has the names of {known.name}, but the shapes of no network known here")

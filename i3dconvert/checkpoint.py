@@ -290,7 +290,7 @@ def checked_layout(layout: str, origin: Origin | None, inflation: Inflation) -> 
     name, network = split(layout)
     known = framework(layout)
     target = known.target(origin.backbone.qualified, network)
-    check_fits(known, target, inflation, origin.build())
+    check_fits(known, target, inflation, origin)
     return f"{name}:{target.name}"
 
 

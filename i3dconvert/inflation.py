@@ -165,6 +165,11 @@ def inflate_to_file(
     of its network. Raises `LayoutError` for one that is another, what `inflate` raises, and `OutputError`; nothing is
     left at `path` then but what was there before.
     """
+    if layout:
+        known, network = framework(layout), split(layout)[1]
+        target = known.target(backbone, network)
+        recipe, padding = recipe or target.recipe, padding or "zeros"
+        changes = target.changed(changes or Changes())
     model, origin = backbones.load(
         backbone,
         weights,
@@ -175,9 +180,6 @@ def inflate_to_file(
         allow_nonfinite=allow_nonfinite,
         changes=changes,
     )
-    if layout:
-        recipe = recipe or framework(layout).target(origin.backbone.qualified, split(layout)[1]).recipe
-        padding = padding or "zeros"
     told = _recipe(recipe, origin).with_rules(rules)
     planned: Plan = plan(model, told, style(init, padding, conv, temporal_pool), origin.input)
     inflation = planned.inflation

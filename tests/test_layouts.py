@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from i3dconvert import backbones
+from i3dconvert import backbones, load
 from i3dconvert.adoption import adopt
-from i3dconvert.backbones import Origin
+from i3dconvert.backbones import Changes, Origin
 from i3dconvert.checkpoint import filled, read, rebuild
 from i3dconvert.cli import app
 from i3dconvert.errors import FramesError, LayoutError, VerificationError
@@ -29,10 +29,11 @@ from i3dconvert.weights import State, read_state
 
 INSTALLED = (
     ("resnet50", "pytorchvideo", 8, 224),
-    ("resnet50", "pytorchvideo:c2d_r50", 8, 224),
+    pytest.param("resnet50", "pytorchvideo:c2d_r50", 8, 224, marks=pytest.mark.sweep),
     ("resnet50", "pytorchvideo:i3d_r50", 8, 224),
     ("resnet18", "monai", 16, 64),
-    ("resnet50", "monai", 16, 64),
+    pytest.param("resnet50", "monai", 16, 64, marks=pytest.mark.sweep),
+    ("resnet18", "monai:resnet_stride1", 16, 32),
     ("densenet121", "monai", 32, 64),
     ("resnet18", "torchvision-video", 8, 64),
     ("resnet18", "torchvision-video:mc3_18", 8, 64),
@@ -246,9 +247,11 @@ def randomise_clip(network: nn.Module) -> None:
     ("backbone", "layout", "given", "shape"),
     [
         ("resnet50", "pytorchvideo:slow_r50", "pytorchvideo", (8, 224, 224)),
-        ("resnet50", "pytorchvideo:i3d_r50", "pytorchvideo", (8, 224, 224)),
-        ("resnet18", "torchvision-video:mc3_18", "torchvision-video:mc3_18", (8, 64, 64)),
-        ("resnet18", "monai:resnet", "monai", (16, 64, 64)),
+        pytest.param("resnet50", "pytorchvideo:i3d_r50", "pytorchvideo", (8, 224, 224), marks=pytest.mark.sweep),
+        ("resnet18", "torchvision-video:r3d_18", "torchvision-video", (8, 64, 64)),
+        ("resnet18", "torchvision-video:mc3_18", "torchvision-video", (8, 64, 64)),
+        ("resnet18", "monai:resnet", "monai:resnet", (16, 64, 64)),
+        ("resnet18", "monai:resnet_stride1", "monai:resnet_stride1", (16, 32, 32)),
         ("densenet121", "monai:densenet", "monai", (32, 64, 64)),
         ("timm/resnet18", "timm-3d:timm", "timm-3d:resnet18", (32, 32, 32)),
     ],
@@ -263,8 +266,6 @@ def test_a_frameworks_own_checkpoint_computes_the_same_here(
     assert document.origin is not None
     assert document.origin.classes == 400
     ours = filled(rebuild(document, document.origin.build()), state, path).double().eval()
-    if given.startswith("torchvision-video"):
-        ours.maxpool = nn.Identity()
     clip = torch.randn(2, 3, *shape, dtype=torch.float64)
     with torch.no_grad():
         assert relative_error(network(clip), ours(clip)) <= 1e-12
@@ -333,17 +334,49 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     inflation = plan(model, known.targets[0].recipe, Style(), (3, 32, 32)).inflation
     state = known.state(known.targets[0], dict(inflation.state(model.state_dict())))
     assert "no network known here" in refused({k: v for k, v in state.items() if "layer4" not in k}, "3d-resnets")
+    assert "monai:resnet and monai:resnet_stride1 alike" in refused(_as_volumetric(model), "monai")
+    assert "says which" in refused(state, "timm-3d")
     assert "has no network 'x'" in refused(state, "3d-resnets:x")
+
+
+def _as_volumetric(model: nn.Module) -> State:
+    known = framework("monai")
+    inflation = plan(model, known.targets[0].recipe, Style(), (3, 32, 32)).inflation
+    return known.state(known.targets[0], dict(inflation.state(model.state_dict())))
+
+
+def test_a_grey_checkpoint_without_a_head(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"  # as MedicalNet's
+    changes = Changes(1, "sum", "none")
+    inflate_to_file("resnet18", path, weights="random", size=32, layout="3d-resnets", changes=changes)
+    bare = {f"module.{key}": tensor.clone() for key, tensor in read_state(path).items()}
+    torch.save({"state_dict": bare}, tmp_path / "theirs.pth")
+    document, state = adopt(tmp_path / "theirs.pth", "3d-resnets")
+    assert document.origin is not None
+    assert document.origin.input[0] == 1
+    ours, own = filled(rebuild(document, document.origin.build()), state, path).eval(), load(path).eval()
+    clip = torch.randn(1, 1, 16, 32, 32)
+    with torch.no_grad():
+        assert ours(clip).shape == (1, 512)
+        assert torch.equal(ours(clip), own(clip))
+
+
+def test_what_is_not_exact_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    inflate_to_file("googlenet", Path("net.pt"), weights="random", size=64, layout="pytorch-i3d")
+    shown = CliRunner().invoke(app, "inspect net.pt --from-layout pytorch-i3d".split())
+    assert shown.exit_code == 0, shown.output
+    assert "pads as TensorFlow's 'SAME' does" in shown.output
 
 
 def test_from_layout_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     network = strangers("monai:resnet", "resnet18", Path("theirs.pth"))
     run = CliRunner()
-    shown = run.invoke(app, "inspect theirs.pth --from-layout monai".split())
+    shown = run.invoke(app, "inspect theirs.pth --from-layout monai:resnet".split())
     assert shown.exit_code == 0, shown.output
     assert "resnet18" in shown.output
-    done = run.invoke(app, "export theirs.pth --from-layout monai --onnx -q".split())
+    done = run.invoke(app, "export theirs.pth --from-layout monai:resnet --onnx -q".split())
     assert done.exit_code == 0, done.output
     clip = torch.randn(1, 3, 16, 64, 64)
     with torch.no_grad():

@@ -59,6 +59,10 @@ class Changes:
     classes: int = 0
     """Of a fresh head."""
     seed: int = 0
+    without: str = ""
+    """A module without weights that is left out, by name."""
+    stem_stride: int = 0
+    """Of the convolution over the image; 0: its own."""
 
     def check(self) -> None:
         """Raise `BackboneError` for what can't be."""
@@ -75,6 +79,11 @@ class Changes:
                 adapted = IN_INITS[self.in_init].kernels(stem.weight.detach().double(), self.channels)
                 stem.weight = nn.Parameter(adapted.to(stem.weight.dtype).contiguous(), stem.weight.requires_grad)
                 stem.in_channels = self.channels
+        if self.stem_stride:
+            for stem in _stems(model, self.channels):
+                stem.stride = (self.stem_stride,) * 2
+        if self.without:
+            _put(model, self.without, nn.Identity())
         if self.head:
             name = head_of(model)
             replaced = model.get_submodule(name)
@@ -85,9 +94,10 @@ class Changes:
 UNCHANGED = Changes()
 
 
-def _stems(model: nn.Module) -> list[nn.Conv2d]:
-    """The convolutions over an RGB image."""
-    found = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels == RGB and m.groups == 1]
+def _stems(model: nn.Module, channels: int = 0) -> list[nn.Conv2d]:
+    """The convolutions over an image, of RGB or of so many `channels`."""
+    wanted = channels or RGB
+    found = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels == wanted and m.groups == 1]
     if not found:
         raise BackboneError("the network has no convolution over 3 channels whose kernels --in-channels could spread")
     return found

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from i3dconvert.backbones import Origin
+from i3dconvert.backbones import Changes, Origin
 from i3dconvert.errors import LayoutError
 from i3dconvert.frameworks.keys import SAME, Rows, translated
 from i3dconvert.lift.network import Inflation, plan
@@ -36,6 +36,16 @@ class Target:
     """What a user has to know of its weights."""
     keys: Rows = ()
     """Its names, where they are not those of the framework's other networks."""
+    exact: bool = True
+    """Whether what it computes is what our own network computes."""
+    without: str = ""
+    """What the 2D network has and this one has not."""
+    stem_stride: int = 0
+    """Of its first convolution, where it is another than the 2D network's."""
+
+    def changed(self, changes: Changes) -> Changes:
+        """`changes` of the 2D network, and those that make it the one that this is the 3D form of."""
+        return replace(changes, without=self.without, stem_stride=self.stem_stride)
 
     def takes(self, backbone: str) -> bool:
         """Whether it is the 3D form of the backbone called so (`resnet50`, `timm/resnet50`)."""
@@ -73,8 +83,6 @@ class Framework:
     """Convolutions that have a bias there and none here, and the BatchNorm that follows each, in its names."""
     dimensions: Mapping[str, int] = field(default_factory=dict)
     """Of tensors that have more there, trailing ones, by our key."""
-    reference: Callable[[nn.Module], nn.Module] = lambda model: model
-    """The 2D network that its 3D ones equal, where they lack something that the backbone has."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     """What its own checkpoints were trained on."""
 
@@ -152,9 +160,12 @@ def how_to_load(target: Target, origin: Origin) -> str:
     return target.built_by.format(name=name, depth=depth, classes=origin.classes)
 
 
-def check_fits(framework: Framework, target: Target, inflation: Inflation, model: nn.Module) -> None:
-    """Raise `LayoutError`, naming the layer, where the inflation of `model` is not what the framework's network has."""
+def check_fits(framework: Framework, target: Target, inflation: Inflation, origin: Origin) -> None:
+    """Raise `LayoutError`, naming the layer, where the inflation of `origin` is not what the network has."""
     where = f"{framework.name}'s {target.name}"
+    if target.changed(origin.changes) != origin.changes:
+        raise LayoutError(f"{where} is the 3D form of another 2D network: {target.note}; inflate with --layout")
+    model = origin.build()
     if inflation.style.conv != "3d" or inflation.style.padding != "zeros":
         raise LayoutError(f"{where} has full 3D convolutions that pad time with zeros; --conv 3d --padding zeros")
     if inflation.recipe == target.recipe:

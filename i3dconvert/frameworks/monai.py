@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from i3dconvert.backbones import Origin
@@ -10,14 +12,17 @@ from i3dconvert.frameworks.resnets3d import RESNETS
 from i3dconvert.recipes import preset
 
 
-def _resnet(origin: Origin) -> nn.Module:
-    import monai.networks.nets as nets
+def _resnet(stride: int) -> Callable[[Origin], nn.Module]:
+    def build(origin: Origin) -> nn.Module:
+        import monai.networks.nets as nets
 
-    name = origin.backbone.qualified.rpartition("/")[2].partition(".")[0]
-    network: nn.Module = getattr(nets, name)(
-        spatial_dims=3, n_input_channels=origin.input[0], num_classes=origin.classes, conv1_t_stride=2
-    )
-    return network
+        name = origin.backbone.qualified.rpartition("/")[2].partition(".")[0]
+        network: nn.Module = getattr(nets, name)(
+            spatial_dims=3, n_input_channels=origin.input[0], num_classes=origin.classes, conv1_t_stride=stride
+        )
+        return network
+
+    return build
 
 
 def _densenet(origin: Origin) -> nn.Module:
@@ -38,10 +43,19 @@ MONAI = Framework(
             "resnet",
             RESNETS,
             preset("volumetric"),
-            _resnet,
+            _resnet(2),
             "monai.networks.nets.resnet{depth}(spatial_dims=3, conv1_t_stride=2, num_classes={classes})",
-            note="MONAI's ResNets have a stem of stride 1 by default: the weights fit, but equal the 2D network with "
-            "conv1_t_stride=2 alone",
+            note="MONAI's own default is a stem of stride 1, monai:resnet_stride1: with it the same weights "
+            "give the scores of the 2D network with such a stem",
+        ),
+        Target(
+            "resnet_stride1",
+            RESNETS,
+            preset("volumetric"),
+            _resnet(1),
+            "monai.networks.nets.resnet{depth}(spatial_dims=3, num_classes={classes})",
+            note="its stem has stride 1: it equals the 2D network with such a stem, not the one that was trained",
+            stem_stride=1,
         ),
         Target(
             "densenet",

@@ -26,6 +26,7 @@ PYTORCH_I3D = Framework(
             "googlenet",
             preset("i3d"),
             built_by="InceptionI3d(num_classes={classes})",
+            exact=False,
             note="InceptionI3d pads as TensorFlow's 'SAME' does, less before a strided window than behind it: weights "
             "are equal, the borders and the pixels that windows are centered on are not",
         ),

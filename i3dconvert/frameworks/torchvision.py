@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 from torch import nn
@@ -35,12 +34,6 @@ def _video(name: str) -> Callable[[Origin], nn.Module]:
     return build
 
 
-def _without_pool(model: nn.Module) -> nn.Module:
-    reference = copy.deepcopy(model)
-    reference.maxpool = nn.Identity()
-    return reference
-
-
 TORCHVISION_VIDEO = Framework(
     "torchvision-video",
     source=_SOURCE,
@@ -52,6 +45,7 @@ TORCHVISION_VIDEO = Framework(
             _video(recipe.name),
             f"torchvision.models.video.{recipe.name}(num_classes={{classes}})",
             "the video network has no max-pool behind its stem: it equals ResNet-18 without one, with all its tensors",
+            without="maxpool",
         )
         for recipe in (_R3D, _MC3)
     ),
@@ -65,6 +59,5 @@ TORCHVISION_VIDEO = Framework(
     ),
     suffix=".pth",
     package="torchvision",
-    reference=_without_pool,
     preprocessing=Preprocessing(112, 128, (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from i3dconvert import checkpoint, media
-from i3dconvert.backbones import Changes, Origin
+from i3dconvert.backbones import Origin
 from i3dconvert.backbones.changes import IN_INITS, beheaded, head_of
 from i3dconvert.errors import VerificationError, WeightsError
 from i3dconvert.lift.graph import lengths
@@ -201,9 +201,9 @@ def check_inputs(origin: Origin, reference: Path | None = None) -> list[Check]:
 
     Its kernels are rounded to the dtype they are stored in, and so the comparison is held to float32's rounding.
     """
-    changes = origin.changes
-    rgb = origin.unchanged().load(reference)
-    other = Changes(changes.channels, changes.in_init).apply(origin.unchanged().load(reference))
+    changes = replace(origin.changes, head="")
+    rgb = replace(changes, channels=0).apply(origin.unchanged().load(reference))
+    other = changes.apply(origin.unchanged().load(reference))
     images = torch.randn(CLIPS, *origin.unchanged().input, generator=torch.Generator().manual_seed(0))
     pair = IN_INITS[changes.in_init].inputs(images.double(), changes.channels)
     if pair is None:

@@ -43,7 +43,6 @@ def check_framework(
     except WeightsError as error:
         return [Check(loading, False, str(error))]
     checks = [Check(loading, True, f"strict=True, {len(state)} tensors, {how_to_load(target, origin)}")]
-    reference = known.reference(model2d)
     frames = settings.frames or max(FRAMES, document.inflation.minimum_frames)
     images = noise(document.inflation.input, settings)
     for dtype in settings.dtypes:
@@ -51,7 +50,7 @@ def check_framework(
         progress(f"{theirs} in {name}")
         shape = "×".join(map(str, (frames, *images.shape[2:])))
         try:
-            expected, value = run_both(reference, network, images, frames, dtype, settings.device)
+            expected, value = run_both(model2d, network, images, frames, dtype, settings.device)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise FramesError(f"{theirs} can't take a clip of {shape} ({reason}); --frames and --size") from None
