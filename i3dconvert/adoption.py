@@ -75,7 +75,7 @@ def _backbone(state: State, known: Framework, target: Target, name: str, path: P
         own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
         if not flat.keys() <= own.keys() or not own.keys() - flat.keys() <= {f"{head}.weight", f"{head}.bias"}:
             continue
-        odd = [key for key in flat if flat[key] != own[key] and not key.startswith(f"{head}.")]
+        odd = [key for key in flat if flat[key] != own[key] and (not key.startswith(f"{head}.") or not flat[key])]
         stems = [key for key in odd if flat[key][:1] == own[key][:1] and flat[key][2:] == own[key][2:]]
         if odd != stems or len(stems) > 1:
             continue

@@ -1,5 +1,6 @@
 """Other inputs and other heads: equal to the pretrained 2D network in all that was not asked to differ."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from typer.testing import CliRunner
 from i3dconvert import backbones, export_onnx, inflate, load
 from i3dconvert.backbones import Changes, Origin
 from i3dconvert.backbones.changes import IN_INITS, head_of
+from i3dconvert.checkpoint import Document
 from i3dconvert.cli import app
-from i3dconvert.errors import BackboneError, RecipeError
+from i3dconvert.errors import BackboneError, I3DError, RecipeError
 from i3dconvert.export.runtime import Runtime
 from i3dconvert.inflation import inflate_loaded, inflate_to_file
 from i3dconvert.verification import Settings, verify, verify_file
@@ -152,10 +154,23 @@ def test_changes_that_can_not_be_made_are_refused() -> None:
 
     assert "head, head_dist" in refused("timm/deit_tiny_distilled_patch16_224", Changes(head="none"))
     assert "no --in-init 'max'" in refused("resnet18", Changes(2, "max"))
+    assert "it takes a number up to 4096" in refused("resnet18", Changes(10**9, "mean"))
+    assert "no module 'pool'" in refused("resnet18", Changes(without="pool"))
     with pytest.raises(BackboneError, match="no --num-classes"):
         inflate("resnet18", weights="random", num_classes=3, head="none")
     with pytest.raises(BackboneError, match="than 3"):
         inflate("resnet18", weights="random", in_init="sum")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"channels": "two"}, {"channels": -1}, {"head": "lost"}, {"mouth": 1}, {"classes": 1.5}, [], "x"]
+)
+def test_changes_that_nobody_wrote_are_refused(changes: object, resnet18: tuple[nn.Module, Origin]) -> None:
+    document = Document(inflate_loaded(*resnet18).inflation, resnet18[1])
+    damaged = json.loads(document.dumps())
+    damaged["origin"]["changes"] = changes
+    with pytest.raises(I3DError):
+        Document.loads(json.dumps(damaged), Path("net.safetensors"))
 
 
 def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

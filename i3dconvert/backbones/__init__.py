@@ -98,13 +98,15 @@ class Origin:
         if backbone.source == USER and beside is not None:
             backbone = replace(backbone, name=os.path.normpath(beside / backbone.name))
         channels, height, width = document["input"]
+        changes = Changes(**document.get("changes", {}))
+        changes.check()
         return cls(
             backbone=backbone,
             weights=weights,
             preprocessing=Preprocessing.from_dict(document["preprocessing"]),
             input=(int(channels), int(height), int(width)),
             classes=int(document["classes"]),
-            changes=Changes(**document.get("changes", {})),
+            changes=changes,
         )
 
     def class_names(self) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from i3dconvert.errors import BackboneError
 
 RGB = 3
+MOST_CHANNELS, MOST_CLASSES = 4096, 2**20
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class Changes:
 
     def check(self) -> None:
         """Raise `BackboneError` for what can't be."""
+        numbers = {"channels": MOST_CHANNELS, "classes": MOST_CLASSES, "seed": 2**63, "stem_stride": MOST_CHANNELS}
+        for name, most in numbers.items():
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value <= most:
+                raise BackboneError(f"no network with {name} {value!r}: it takes a number up to {most}")
         if self.channels and self.in_init not in IN_INITS:
             raise BackboneError(f"no --in-init {self.in_init!r}; known: {', '.join(IN_INITS)}")
         if self.head not in ("", "fresh", "none"):
@@ -83,6 +89,8 @@ class Changes:
             for stem in _stems(model, self.channels):
                 stem.stride = (self.stem_stride,) * 2
         if self.without:
+            if self.without not in dict(model.named_modules()):
+                raise BackboneError(f"the network has no module {self.without!r} to leave out")
             _put(model, self.without, nn.Identity())
         if self.head:
             name = head_of(model)

@@ -135,8 +135,8 @@ class Framework:
         state = dict(state)
         norms = {name: translated(self.biased, name) for name in state if name.endswith(".bias")}
         for name, norm in norms.items():
-            if norm is not None:
-                mean = norm.replace(".bias", ".running_mean")
+            mean = (norm or "").replace(".bias", ".running_mean")
+            if mean in state:
                 bias = state.pop(name)
                 state[mean] = state[mean] - bias if bool(bias.any()) else state[mean]
         named = {name: translated(target.keys or self.keys, name, back=True) for name in state}
@@ -147,7 +147,7 @@ class Framework:
             )
         restored = {str(key): state[name] for name, key in named.items()}
         for key in self.dimensions.keys() & restored.keys():
-            restored[key] = restored[key].flatten(1)
+            restored[key] = restored[key].flatten(1) if restored[key].dim() > 1 else restored[key]
         for key in [key for key in restored if key.endswith(".running_var")]:
             restored.setdefault(key.replace("running_var", "num_batches_tracked"), torch.tensor(0))
         return restored
