@@ -22,7 +22,7 @@ sweep: $(INSTALLED)  ## every backbone (resumable; build/sweep.jsonl), docs/cove
 	$(PYTHON) -m tests.sweep --table
 	$(PYTHON) -m pytest -m sweep
 
-fuzz: $(INSTALLED)  ## 10,200 mutated checkpoints, weight files, recipes and ONNX files
+fuzz: $(INSTALLED)  ## 11,900 mutated checkpoints, weight files, recipes and ONNX files
 	$(PYTHON) -m pytest -m fuzz tests/test_fuzz.py
 
 $(INSTALLED): pyproject.toml constraints.txt

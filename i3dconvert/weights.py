@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import pickletools
+import re
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,20 +72,45 @@ def _read_shards(index: Path) -> Any:
 
 def read_pickle(path: Path) -> Any:
     """What is in a `.pth` file, memory-mapped, without running code in it; raises `WeightsError`."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    if not start:
+        raise WeightsError(f"{path} is empty")
+    if start.startswith(b"<"):
+        raise WeightsError(f"{path} is a web page, not weights: what was downloaded is an answer of the server's")
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
-        try:
-            return torch.load(path, mmap=True, **options)
-        except RuntimeError:
-            return torch.load(path, **options)  # files older than torch 1.6 can't be mapped
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols
+            try:
+                return torch.load(path, mmap=True, **options)
+            except RuntimeError:
+                return torch.load(path, **options)  # files older than torch 1.6 can't be mapped
     except pickle.UnpicklingError as error:
-        reason = str(error).partition("\n")[0]
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        called = found[1] if found else _first_global(path)
+        reason = f"it wants to call {called}" if called else "it is no pickle of tensors"
         raise WeightsError(
-            f"{path} can't be read as weights alone ({reason}); nothing in it was run. "
+            f"{path} can't be read as weights alone: {reason}; nothing in it was run. "
             "Save its state dict as .safetensors"
         ) from None
     except Exception as error:  # noqa: BLE001 - a broken stream makes the unpickler raise whatever it comes upon
-        raise WeightsError(f"{path} is not a readable PyTorch file: {str(error).partition(chr(10))[0]}") from None
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise WeightsError(f"{path} is not a readable PyTorch file: {reason}") from None
+
+
+def _first_global(path: Path) -> str | None:
+    """What a bare pickle calls first, by its opcodes."""
+    words: list[str] = []
+    with suppress(Exception), path.open("rb") as file:
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name == "GLOBAL":
+                return str(argument).replace(" ", ".")
+            if opcode.name == "STACK_GLOBAL":
+                return ".".join(words[-2:])
+            if isinstance(argument, str):
+                words.append(argument)
+    return None
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {".safetensors": _read_safetensors, ".json": _read_shards}

@@ -34,17 +34,20 @@ TOLERANCES: Mapping[str, float] = {"float32": 1e-5, "float16": 2e-2, "bfloat16":
 """Relative, of onnxruntime against torch in float32, by what the weights are stored in; int8 is held to none."""
 
 _ELEMENTS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(uint8)": torch.uint8}
-_RUNTIME_ERRORS = tuple(
-    getattr(onnxruntime.capi.onnxruntime_pybind11_state, name)
-    for name in (
-        "Fail",
-        "InvalidArgument",
-        "InvalidGraph",
-        "InvalidProtobuf",
-        "NoSuchFile",
-        "NotImplemented",
-        "RuntimeException",
-    )
+_RUNTIME_ERRORS = (
+    UnicodeDecodeError,  # of a message that quotes the file
+    *(
+        getattr(onnxruntime.capi.onnxruntime_pybind11_state, name)
+        for name in (
+            "Fail",
+            "InvalidArgument",
+            "InvalidGraph",
+            "InvalidProtobuf",
+            "NoSuchFile",
+            "NotImplemented",
+            "RuntimeException",
+        )
+    ),
 )
 
 

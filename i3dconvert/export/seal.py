@@ -38,7 +38,10 @@ def broken(path: Path) -> list[str]:
         raise CheckpointError(
             f"{path} has no seal: it was written by an earlier i3dconvert, or again by another tool; export it anew"
         ) from None
-    found = _hashes(model, path.parent)
+    try:
+        found = _hashes(model, path.parent)
+    except (OSError, ValueError, OverflowError, MemoryError) as error:
+        raise CheckpointError(f"{path} names tensors in a file beside it that can't be read: {error}") from None
     names = sorted(name for name in told | found if told.get(name) != found.get(name))
     return [name or "the graph or its metadata" for name in names]
 

@@ -115,9 +115,9 @@ def test_weight_files_that_are_none(run: Run, weight_file: Path) -> None:
     lying_safetensors(Path("outside.safetensors"), {"a": [0, 1 << 45]})
     lying_safetensors(Path("overlap.safetensors"), {"a": [0, 8], "b": [4, 12]})
     for name, says in {
-        "empty.pth": "not a readable PyTorch file",
-        "page.pth": "weights alone",
-        "bomb.pth": "nothing in it was run",
+        "empty.pth": "empty.pth is empty",
+        "page.pth": "is a web page, not weights",
+        "bomb.pth": "it wants to call ",
         "zipped.pth": "nothing in it was run",
         "cut.pth": "not a readable PyTorch file",
         "cut.safetensors": "not a readable safetensors file",
