@@ -188,7 +188,7 @@ def inflate_to_file(
     entries = checkpoint.entries_of(inflation, state, dtype)
     document = checkpoint.Document(inflation, origin, layout=layout)
 
-    stream = Stream()
+    stream = Stream(mapped=origin.weights.kind == "file")
 
     def pieces(entry: checkpoint.Entry) -> Iterator[Tensor]:
         tensor2d = inflation.source(entry.key, state)

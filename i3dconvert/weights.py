@@ -175,9 +175,9 @@ def _is_odd(tensor: Tensor, expected: Tensor) -> bool:
     return expected.is_floating_point() and (not tensor.is_floating_point() or tensor.element_size() < 2)
 
 
-def inspect(state: Mapping[str, Tensor], where: str, allow_nonfinite: bool = False) -> str:
+def inspect(state: Mapping[str, Tensor], where: str, allow_nonfinite: bool = False, mapped: bool = False) -> str:
     """The SHA-256 of tensors just read; raises `WeightsError` naming the first with a NaN or an infinity in it."""
-    total, stream = Digest(), Stream()
+    total, stream = Digest(), Stream(mapped)
     for key, tensor in state.items():
         total.add(key, tensor)
         if not allow_nonfinite and tensor.is_floating_point() and not _is_finite(tensor):
@@ -196,11 +196,15 @@ class Stream:
 
     _PILE = 2**25
 
-    def __init__(self) -> None:
+    def __init__(self, mapped: bool) -> None:
+        """Not `mapped` are tensors that anyone else may have changed: nothing is given back of them."""
+        self._mapped = mapped
         self._tensors: list[Tensor] = []
 
     def passed(self, tensor: Tensor) -> None:
         """`tensor` was used; it must be as it was read, and may be used again."""
+        if not self._mapped:
+            return
         self._tensors.append(tensor)
         if sum(passed.nbytes for passed in self._tensors) > self._PILE:
             release([passed.data_ptr() for passed in self._tensors])

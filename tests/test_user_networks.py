@@ -9,7 +9,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from i3dconvert import backbones, load
+from i3dconvert.checkpoint import read
 from i3dconvert.errors import CheckpointError, WeightsError
+from i3dconvert.inflation import inflate_to_file
 from i3dconvert.weights import read_state
 from tests.conftest import Run
 
@@ -149,3 +151,20 @@ class TestShards:
         index.write_text(text)
         with pytest.raises(WeightsError, match=words):
             read_state(index)
+
+
+def test_mapped_weights_that_the_function_changed_stay_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    torch.save({"0.weight": torch.ones(1024, 1024, 3, 3), "0.bias": torch.ones(1024)}, tmp_path / "own.pth")
+    (tmp_path / "nets.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def net():\n"
+        f"    state = torch.load({str(tmp_path / 'own.pth')!r}, mmap=True)\n"
+        "    state['0.weight'].mul_(2)\n"
+        "    network = nn.Sequential(nn.Conv2d(1024, 1024, 3, device='meta'))\n"
+        "    network.load_state_dict(state, assign=True)\n"
+        "    return network\n"
+    )
+    path = tmp_path / "net.safetensors"
+    inflate_to_file(f"{tmp_path / 'nets.py'}:net", path, "c2d", size=8)
+    assert bool((read(path)[1]["0.weight"] == 2).all())

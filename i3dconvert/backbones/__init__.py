@@ -223,7 +223,7 @@ def load(
     else:
         where = chosen.path or f"{backbone.qualified} {chosen}"
         _fit(model, state, where, backbone)
-        sha256 = inspect(model.state_dict(), where, allow_nonfinite)
+        sha256 = inspect(model.state_dict(), where, allow_nonfinite, mapped=chosen.kind == "file")
     chosen = replace(chosen, sha256=sha256)
     if changes.channels:
         shape, preprocessing = (changes.channels, size, size), preprocessing.with_channels(changes.channels)

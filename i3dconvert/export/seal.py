@@ -31,9 +31,9 @@ def broken(path: Path) -> list[str]:
     Raises `CheckpointError` for a file without a seal, or one that can't be read.
     """
     model = onnx.load(path, load_external_data=False)
-    (sealed,) = [entry.value for entry in model.metadata_props if entry.key == SEAL] or [None]
+    sealed = next((entry.value for entry in model.metadata_props if entry.key == SEAL), "")
     try:
-        told = dict(json.loads(sealed or ""))
+        told = dict(json.loads(sealed))
     except (ValueError, TypeError):
         raise CheckpointError(
             f"{path} has no seal: it was written by an earlier i3dconvert, or again by another tool; export it anew"

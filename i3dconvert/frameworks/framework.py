@@ -29,7 +29,7 @@ class Target:
     """Globs of the 2D networks that it is the 3D form of, `a|b`."""
     recipe: Recipe
     build: Callable[[Origin], nn.Module] | None = None
-    """Builds it, for clips `(N, C, T, H, W)`; None where the framework is in no package index."""
+    """Builds it, for clips `(N, C, T, H, W)`; None where we do not build the framework's networks."""
     built_by: str = ""
     """The same, as the framework's users write it."""
     note: str = ""

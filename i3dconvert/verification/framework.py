@@ -64,7 +64,7 @@ def _built(layout: str, origin: Origin) -> nn.Module:
     target = known.target(origin.backbone.qualified, split(layout)[1])
     if target.build is None:
         raise VerificationError(
-            f"{known.name} can't be built here, being in no package index; its names and shapes are those of "
+            f"{known.name} is not among the frameworks that are built here; its names and shapes are those of "
             f"{known.source}. Without --layout the weights are verified in our own network"
         )
     try:
