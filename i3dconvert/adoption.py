@@ -35,12 +35,10 @@ def adopt(path: Path, layout: str) -> tuple[Document, State]:
         choices = " and ".join(f"{known.name}:{target}" for target in fitting)
         raise LayoutError(f"{path} has the tensors of {choices} alike, which differ in a stride; name one of them")
     if not fitting:
-        raise LayoutError("; ".join(refusals) or _unknown(known, name))
+        if not refusals:
+            known.network(name)
+        raise LayoutError("; ".join(refusals))
     return next(iter(fitting.values()))
-
-
-def _unknown(known: Framework, name: str) -> str:
-    return f"{known.name} has no network {name!r}; known: {', '.join(target.name for target in known.targets)}"
 
 
 def _adopted(known: Framework, target: Target, tensors: State, name: str, path: Path) -> tuple[Document, State]:
