@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,15 @@ INSTALLED = (
     ("timm/densenet121", "timm-3d", 32, 64),
     ("timm/convnext_atto", "timm-3d", 32, 32),
     ("timm/efficientnet_b0", "timm-3d", 32, 32),
+    pytest.param("densenet161", "monai", 32, 64, marks=pytest.mark.sweep),
+    ("resnet50", "slowfast", 8, 224),
+    ("resnet50", "slowfast:c2d", 8, 224),
+    ("resnet101", "slowfast:i3d", 8, 224),
+    ("resnet50", "mmaction2", 8, 64),
+    ("resnet50", "mmaction2:i3d", 8, 64),
+    ("resnet34", "3d-resnets", 16, 64),
 )
+"""The frameworks that are in no package index are tested where their sources are on PYTHONPATH."""
 BUILT_FROM = {
     "pytorchvideo": "resnet50",
     "slowfast": "resnet50",
@@ -58,10 +67,12 @@ def quiet_build(layout: str, origin: Origin) -> nn.Module:
     """The framework's own network."""
     known = framework(layout)
     target = known.target(origin.backbone.qualified, layout.partition(":")[2])
-    assert target.build is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return target.build(origin).eval()
+        try:
+            return target.build(origin).eval()
+        except ImportError as error:
+            pytest.skip(f"{layout} is not installed: {error}")
 
 
 @pytest.mark.parametrize(("backbone", "layout", "frames", "size"), INSTALLED)
@@ -254,6 +265,11 @@ def randomise_clip(network: nn.Module) -> None:
         ("resnet18", "monai:resnet_stride1", "monai:resnet_stride1", (16, 32, 32)),
         ("densenet121", "monai:densenet", "monai", (32, 64, 64)),
         ("timm/resnet18", "timm-3d:timm", "timm-3d:resnet18", (32, 32, 32)),
+        ("resnet50", "slowfast:slow", "slowfast:slow", (8, 224, 224)),
+        ("resnet50", "slowfast:i3d", "slowfast:i3d", (8, 224, 224)),
+        ("resnet50", "mmaction2:slowonly", "mmaction2:slowonly", (8, 64, 64)),
+        ("resnet50", "mmaction2:i3d", "mmaction2:i3d", (16, 64, 64)),
+        ("resnet34", "3d-resnets:resnet", "3d-resnets", (16, 64, 64)),
     ],
 )
 def test_a_frameworks_own_checkpoint_computes_the_same_here(
@@ -303,13 +319,17 @@ def test_a_swapped_tensor_in_a_frameworks_file_is_caught(tmp_path: Path) -> None
     assert {"integrity", "weight identity", "forward equality of torchvision-video's r3d_18"} <= failed
 
 
-def test_what_verify_can_not_do_is_said(tmp_path: Path) -> None:
+def test_what_verify_can_not_do_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "net.pyth"
     inflate_to_file("resnet50", path, weights="random", size=32, layout="slowfast")
     small = Settings(4, 32, (torch.float64,))
     assert verify_file(path, small).passed
-    with pytest.raises(VerificationError, match="not among the frameworks that are built"):
+    for module in ("slowfast", "slowfast.config.defaults"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(VerificationError, match=r"slowfast is not installed .* its INSTALL.md says how"):
         verify_file(path, small, layout="slowfast")
+    with pytest.raises(LayoutError, match="is a graph"):
+        verify_file(path.with_suffix(".onnx"), small, layout="slowfast")
     with pytest.raises(FramesError, match="can't take a clip of 4×32×32"):
         verify_file(path, small, layout="pytorchvideo:slow_r50")
     with pytest.raises(LayoutError, match="differs in the temporal pool after layer1"):

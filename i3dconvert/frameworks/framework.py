@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import Recipe, Temporal
 from i3dconvert.weights import State
 
+Call = Callable[[Any], Any]
+
 
 @dataclass(frozen=True)
 class Target:
@@ -28,9 +30,9 @@ class Target:
     backbones: str
     """Globs of the 2D networks that it is the 3D form of, `a|b`."""
     recipe: Recipe
-    build: Callable[[Origin], nn.Module] | None = None
-    """Builds it, for clips `(N, C, T, H, W)`; None where we do not build the framework's networks."""
-    built_by: str = ""
+    build: Callable[[Origin], nn.Module]
+    """Builds it, called with clips `(N, C, T, H, W)` it gives scores or features."""
+    built_by: str
     """The same, as the framework's users write it."""
     note: str = ""
     """What a user has to know of its weights."""
@@ -77,8 +79,8 @@ class Framework:
     """The key of the state dict in its `.pth` files."""
     sources: str = "torchvision"
     """Where 2D networks of those names come from."""
-    package: str | None = None
-    """What to install for its networks."""
+    install: str = ""
+    """How its networks are installed."""
     biased: Rows = ()
     """Convolutions that have a bias there and none here, and the BatchNorm that follows each, in its names."""
     dimensions: Mapping[str, int] = field(default_factory=dict)
@@ -151,6 +153,15 @@ class Framework:
         for key in [key for key in restored if key.endswith(".running_var")]:
             restored.setdefault(key.replace("running_var", "num_batches_tracked"), torch.tensor(0))
         return restored
+
+
+def called(network: nn.Module, given: Call | None = None, gives: Call | None = None) -> nn.Module:
+    """`network`, called with what `given` makes of a clip, and giving what `gives` makes of its output."""
+    if given is not None:
+        network.register_forward_pre_hook(lambda _, clip: given(*clip))
+    if gives is not None:
+        network.register_forward_hook(lambda _module, _given, output: gives(output))
+    return network
 
 
 def how_to_load(target: Target, origin: Origin) -> str:

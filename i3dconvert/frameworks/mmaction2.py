@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from i3dconvert.frameworks.framework import Framework, Target
-from i3dconvert.frameworks.pytorchvideo import BOTTLENECKS, I3D
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from i3dconvert.backbones import Origin
+from i3dconvert.frameworks.framework import Framework, Target, called
+from i3dconvert.frameworks.pytorchvideo import BOTTLENECKS, I3D, depth
 from i3dconvert.recipes import Recipe, Rule, preset
 
 _I3D = Recipe(
@@ -13,12 +19,44 @@ _I3D = Recipe(
     source="MMAction2, configs/_base_/models/i3d_r50.py",
 )
 
+_SLOW_ONLY: Mapping[str, Any] = {
+    "type": "ResNet3dSlowOnly",
+    "lateral": False,
+    "conv1_kernel": (1, 7, 7),
+    "conv1_stride_t": 1,
+    "pool1_stride_t": 1,
+    "inflate": (0, 0, 1, 1),
+}
+_INFLATED: Mapping[str, Any] = {
+    "type": "ResNet3d",
+    "conv1_kernel": (5, 7, 7),
+    "conv1_stride_t": 2,
+    "pool1_stride_t": 2,
+    "inflate": ((1, 1, 1), (1, 0, 1, 0), (1, 0, 1, 0, 1, 0), (0, 1, 0)),
+}
+
+
+def _build(backbone: Mapping[str, Any]) -> Callable[[Origin], nn.Module]:
+    def build(origin: Origin) -> nn.Module:
+        import mmaction.models  # noqa: F401 - registers them
+        from mmaction.registry import MODELS
+        from mmengine.registry import init_default_scope
+
+        init_default_scope("mmaction")
+        sizes = {"depth": depth(origin), "in_channels": origin.input[0], "pretrained": None}
+        head = {"type": "I3DHead", "in_channels": 2048, "num_classes": origin.classes}
+        network: Any = MODELS.build({"type": "Recognizer3D", "backbone": {**backbone, **sizes}, "cls_head": head})
+        return called(network, given=lambda clip: clip[:, None], gives=network.cls_head)
+
+    return build
+
+
 MMACTION2 = Framework(
     "mmaction2",
     source="github.com/open-mmlab/mmaction2, models/backbones/resnet3d.py, configs/_base_/models",
     targets=(
-        Target("slowonly", BOTTLENECKS, preset("slow"), built_by="configs/_base_/models/slowonly_r50.py"),
-        Target("i3d", BOTTLENECKS, _I3D, built_by="configs/_base_/models/i3d_r50.py"),
+        Target("slowonly", BOTTLENECKS, preset("slow"), _build(_SLOW_ONLY), "configs/_base_/models/slowonly_r50.py"),
+        Target("i3d", BOTTLENECKS, _I3D, _build(_INFLATED), "configs/_base_/models/i3d_r50.py"),
     ),
     keys=(
         ("conv1", "backbone.conv1.conv"),
@@ -31,4 +69,5 @@ MMACTION2 = Framework(
     ),
     suffix=".pth",
     nest="state_dict",
+    install="its installation guide says how",
 )

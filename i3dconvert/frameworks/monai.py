@@ -35,6 +35,20 @@ def _densenet(origin: Origin) -> nn.Module:
     return network
 
 
+def _densenet161(origin: Origin) -> nn.Module:
+    import monai.networks.nets as nets
+
+    network: nn.Module = nets.DenseNet(
+        spatial_dims=3,
+        in_channels=origin.input[0],
+        out_channels=origin.classes,
+        init_features=96,
+        growth_rate=48,
+        block_config=(6, 12, 36, 24),
+    )
+    return network
+
+
 MONAI = Framework(
     "monai",
     source="MONAI 1.6.1, networks/nets/resnet.py and densenet.py",
@@ -64,6 +78,14 @@ MONAI = Framework(
             _densenet,
             "monai.networks.nets.DenseNet{depth}(spatial_dims=3, in_channels=3, out_channels={classes})",
         ),
+        Target(
+            "densenet161",
+            "densenet161",
+            preset("volumetric"),
+            _densenet161,
+            "monai.networks.nets.DenseNet(spatial_dims=3, in_channels=3, out_channels={classes}, init_features=96, "
+            "growth_rate=48, block_config=(6, 12, 36, 24))",
+        ),
     ),
     keys=(
         ("features.denseblock{}.denselayer{}.*", "features.denseblock{}.denselayer{}.layers.*"),
@@ -71,5 +93,5 @@ MONAI = Framework(
         ("*", "*"),
     ),
     biased=(("layer{}.{}.downsample.0", "layer{}.{}.downsample.1"),),
-    package="monai",
+    install="pip install monai",
 )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from i3dconvert.frameworks.framework import Framework, Target
+from torch import nn
+
+from i3dconvert.backbones import Origin
+from i3dconvert.frameworks.framework import Framework, Target, called
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import preset
 
@@ -17,6 +20,14 @@ _BRANCHES = (
 )
 _STEM = (("conv1", "Conv3d_1a_7x7"), ("conv2", "Conv3d_2b_1x1"), ("conv3", "Conv3d_2c_3x3"))
 
+
+def _build(origin: Origin) -> nn.Module:
+    from pytorch_i3d import InceptionI3d
+
+    network: nn.Module = InceptionI3d(num_classes=origin.classes, in_channels=origin.input[0])
+    return called(network, gives=lambda scores: scores.mean(2))
+
+
 PYTORCH_I3D = Framework(
     "pytorch-i3d",
     source="github.com/piergiaj/pytorch-i3d, pytorch_i3d.py",
@@ -25,7 +36,8 @@ PYTORCH_I3D = Framework(
             "InceptionI3d",
             "googlenet",
             preset("i3d"),
-            built_by="InceptionI3d(num_classes={classes})",
+            _build,
+            "InceptionI3d(num_classes={classes})",
             exact=False,
             note="InceptionI3d pads as TensorFlow's 'SAME' does, less before a strided window than behind it: weights "
             "are equal, the borders and the pixels that windows are centered on are not",
@@ -43,6 +55,7 @@ PYTORCH_I3D = Framework(
         ("fc", "logits.conv3d"),
     ),
     suffix=".pt",
+    install="put a clone of the repository on PYTHONPATH",
     dimensions={"fc.weight": 5},
     preprocessing=Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3),
 )

@@ -108,6 +108,6 @@ PYTORCHVIDEO = Framework(
     keys=_keys(stages=(1, 2, 3, 4), head=5),
     suffix=".pyth",
     nest="model_state",
-    package="pytorchvideo",
+    install="pip install pytorchvideo",
     preprocessing=KINETICS,
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from torch import nn
+
+from i3dconvert.backbones import Origin
 from i3dconvert.frameworks.framework import Framework, Target
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import Recipe, Rule, preset
@@ -14,11 +17,22 @@ _R3D = Recipe(
     source="github.com/kenshohara/3D-ResNets-PyTorch, models/resnet.py, conv1_t_stride 1",
 )
 
+
+def _generate(origin: Origin) -> nn.Module:
+    from models.resnet import generate_model
+
+    name = origin.backbone.qualified.rpartition("resnet")[2].partition(".")[0]
+    sizes = {"n_input_channels": origin.input[0], "n_classes": origin.classes}
+    network: nn.Module = generate_model(int(name), shortcut_type="B", **sizes)
+    return network
+
+
 RESNETS3D = Framework(
     "3d-resnets",
     source="github.com/kenshohara/3D-ResNets-PyTorch, models/resnet.py",
-    targets=(Target("resnet", RESNETS, _R3D, built_by="generate_model(model_depth={depth}, shortcut_type='B')"),),
+    targets=(Target("resnet", RESNETS, _R3D, _generate, "generate_model(model_depth={depth}, shortcut_type='B')"),),
     suffix=".pth",
     nest="state_dict",
+    install="put a clone of the repository on PYTHONPATH",
     preprocessing=Preprocessing(112, 112, (0.4345, 0.4051, 0.3775), (0.2768, 0.2713, 0.2737)),
 )

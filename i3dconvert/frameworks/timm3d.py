@@ -33,5 +33,5 @@ TIMM3D = Framework(
         ),
     ),
     sources="timm",
-    package="timm-3d",
+    install="pip install timm-3d",
 )

@@ -58,6 +58,6 @@ TORCHVISION_VIDEO = Framework(
         ("fc", "fc"),
     ),
     suffix=".pth",
-    package="torchvision",
+    install="pip install torchvision",
     preprocessing=Preprocessing(112, 128, (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)),
 )

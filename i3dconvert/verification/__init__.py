@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from i3dconvert import checkpoint, media
 from i3dconvert.backbones import Origin
 from i3dconvert.backbones.changes import IN_INITS, beheaded, head_of
-from i3dconvert.errors import VerificationError, WeightsError
+from i3dconvert.errors import LayoutError, VerificationError, WeightsError
 from i3dconvert.lift.graph import lengths
 from i3dconvert.lift.network import Network3d
 from i3dconvert.verification.forward import Narrowing, OwnRounding, check_outputs, evaluating, outputs, replicated
@@ -101,6 +101,8 @@ def verify_file(
     if path.suffix == ".onnx":
         from i3dconvert.verification.onnx import verify_onnx
 
+        if layout:
+            raise LayoutError(f"{path} is a graph, which no framework's network loads; --layout is for checkpoints")
         return verify_onnx(path, settings, reference, progress)
     document, state = checkpoint.read(path)
     progress("integrity")

@@ -28,7 +28,7 @@ def check_framework(
     """Load `state` with `strict=True` into the framework's network, and compare its scores on a replicated image.
 
     Raises `LayoutError` when the checkpoint is of another network, `VerificationError` when the framework is not
-    installed, or is one that can't be.
+    installed.
     """
     origin = document.origin
     assert origin is not None
@@ -62,16 +62,11 @@ def check_framework(
 def _built(layout: str, origin: Origin) -> nn.Module:
     known = framework(layout)
     target = known.target(origin.backbone.qualified, split(layout)[1])
-    if target.build is None:
-        raise VerificationError(
-            f"{known.name} is not among the frameworks that are built here; its names and shapes are those of "
-            f"{known.source}. Without --layout the weights are verified in our own network"
-        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return target.build(origin).eval()
     except ImportError as error:
-        raise VerificationError(f"{known.name} is not installed ({error}): pip install {known.package}") from None
+        raise VerificationError(f"{known.name} is not installed ({error}): {known.install}") from None
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise LayoutError(f"{known.name} can't build {target.name} for {origin.backbone.qualified}: {error}") from None
