@@ -6,16 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.pool2d_same import MaxPool2dSame
 from torch import nn
 from typer.testing import CliRunner
 
 from i3dconvert import backbones, export_onnx, inflate, load
 from i3dconvert.backbones import Changes, Origin
 from i3dconvert.backbones.changes import IN_INITS, head_of
+from i3dconvert.backbones.same import pad_as_same
 from i3dconvert.checkpoint import Document
 from i3dconvert.cli import app
 from i3dconvert.errors import BackboneError, I3DError, RecipeError
 from i3dconvert.export.runtime import Runtime
+from i3dconvert.frameworks import framework
 from i3dconvert.inflation import inflate_loaded, inflate_to_file
 from i3dconvert.verification import Settings, verify, verify_file
 from i3dconvert.verification.forward import relative_error, replicated
@@ -71,14 +76,37 @@ def test_a_wrong_scale_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert verify_file(path, QUICK).reason.startswith("input of 2 channels (mean) beside RGB: relative error")
 
 
-def test_googlenet_takes_over_its_own_step_of_normalisation(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("changes", "mean"), [(Changes(1, "sum"), (0.5,)), (Changes(same=True), (0.5, 0.5, 0.5))])
+def test_googlenet_takes_over_its_own_step_of_normalisation(
+    changes: Changes, mean: tuple[float, ...], tmp_path: Path
+) -> None:
     weights = tmp_path / "googlenet-1378be20.pth"  # torchvision's name for its pretrained set
     torch.save(backbones.load("googlenet", "random", size=64)[0].state_dict(), weights)
     path = tmp_path / "net.safetensors"
-    written = inflate_to_file("googlenet", path, weights=str(weights), size=64, changes=Changes(1, "sum"))
-    assert written.origin.preprocessing.mean == (0.5,)
+    written = inflate_to_file("googlenet", path, "c2d", weights=str(weights), size=64, changes=changes)
+    assert written.origin.preprocessing.mean == mean
     assert not written.origin.backbone.arguments["transform_input"]
     assert verify_file(path, QUICK).passed
+
+
+@pytest.mark.parametrize(("kernel", "stride", "size"), [(7, 2, 32), (7, 2, 33), (3, 2, 31), (2, 2, 31), (3, 3, 16)])
+def test_padding_is_tensorflows(kernel: int, stride: int, size: int) -> None:
+    image, wide = torch.randn(1, 4, size, size + 1), {"kernel_size": kernel, "stride": stride, "padding": kernel // 2}
+    ours = nn.Sequential(nn.Conv2d(4, 5, **wide), nn.MaxPool2d(kernel, stride, kernel // 2, ceil_mode=True))
+    theirs = nn.Sequential(Conv2dSame(4, 5, kernel, stride), MaxPool2dSame(kernel, stride))
+    theirs[0].load_state_dict(ours[0].state_dict())
+    pad_as_same(ours)
+    assert torch.equal(ours(image), theirs(image))
+
+
+def test_the_stem_of_inception_i3d_pads_time_and_space_alike() -> None:
+    target = framework("pytorch-i3d").targets[0]
+    model, origin = backbones.load("googlenet", "random", size=32, changes=target.changed(Changes()))
+    network = inflate_loaded(model, origin, target.recipe, "mean", "zeros").requires_grad_(False)
+    clip = torch.randn(1, 3, 16, 32, 32)
+    kernel = network.get_parameter("conv1.conv.weight")
+    expected = F.conv3d(F.pad(clip, (2, 3) * 3), kernel, stride=2)
+    assert relative_error(expected, network.get_submodule("conv1.conv")(clip)) <= 1e-6
 
 
 def test_a_fresh_head_is_all_that_differs(resnet18: tuple[nn.Module, Origin]) -> None:
@@ -163,7 +191,8 @@ def test_changes_that_can_not_be_made_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"channels": "two"}, {"channels": -1}, {"head": "lost"}, {"mouth": 1}, {"classes": 1.5}, [], "x"]
+    "changes",
+    [{"channels": "two"}, {"channels": -1}, {"head": "lost"}, {"mouth": 1}, {"same": 1}, {"classes": 1.5}, [], "x"],
 )
 def test_changes_that_nobody_wrote_are_refused(changes: object, resnet18: tuple[nn.Module, Origin]) -> None:
     document = Document(inflate_loaded(*resnet18).inflation, resnet18[1])

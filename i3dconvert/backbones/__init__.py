@@ -210,7 +210,7 @@ def load(
             backbone = replace(backbone, arguments=known.arguments(name, chosen.name, count))
             model, classes = build(backbone), count
     preprocessing = known.preprocessing(name, chosen.name)
-    if changes.channels and backbone.arguments.get("transform_input"):
+    if (changes.channels or changes.same) and backbone.arguments.get("transform_input"):
         # The network's own step from ImageNet's normalisation of RGB to this one.
         preprocessing = replace(preprocessing, mean=(0.5,) * RGB, std=(0.5,) * RGB)
         backbone = replace(backbone, arguments=dict(backbone.arguments) | {"transform_input": False})

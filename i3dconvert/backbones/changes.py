@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from i3dconvert.backbones.same import pad_as_same
 from i3dconvert.errors import BackboneError
 
 RGB = 3
@@ -64,6 +65,8 @@ class Changes:
     """A module without weights that is left out, by name."""
     stem_stride: int = 0
     """Of the convolution over the image; 0: its own."""
+    same: bool = False
+    """Whether strided layers pad as TensorFlow's 'SAME' does, and the input is normalised as there, to [-1, 1]."""
 
     def check(self) -> None:
         """Raise `BackboneError` for what can't be."""
@@ -72,6 +75,8 @@ class Changes:
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value <= most:
                 raise BackboneError(f"no network with {name} {value!r}: it takes a number up to {most}")
+        if type(self.same) is not bool:
+            raise BackboneError(f"no network with same {self.same!r}: it is true or false")
         if self.channels and self.in_init not in IN_INITS:
             raise BackboneError(f"no --in-init {self.in_init!r}; known: {', '.join(IN_INITS)}")
         if self.head not in ("", "fresh", "none"):
@@ -88,6 +93,8 @@ class Changes:
         if self.stem_stride:
             for stem in _stems(model, self.channels):
                 stem.stride = (self.stem_stride,) * 2
+        if self.same:
+            pad_as_same(model)
         if self.without:
             if self.without not in dict(model.named_modules()):
                 raise BackboneError(f"the network has no module {self.without!r} to leave out")
@@ -100,6 +107,9 @@ class Changes:
 
 
 UNCHANGED = Changes()
+
+STRUCTURE = ("without", "stem_stride", "same")
+"""What makes it another network, with the same tensors."""
 
 
 def _stems(model: nn.Module, channels: int = 0) -> list[nn.Conv2d]:

@@ -45,7 +45,9 @@ def command(
         rows = ([rule.get(column.rstrip("#")) for column in columns] for rule in rules["rule"])
         render.show_table(columns, rows, title=f"recipe {recipe.name} ({recipe.source or 'custom'})")
         for pool in recipe.pools:
-            render.show(f"temporal max-pool {pool.kernel}, stride {pool.stride}, after {pool.after}")
+            render.show(
+                f"temporal {pool.kind.replace('_', '-')} {pool.kernel}, stride {pool.stride}, after {pool.after}"
+            )
         show_layers(layers)
 
 

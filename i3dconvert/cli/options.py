@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from i3dconvert.cli import render
 from i3dconvert.errors import CheckpointError, DeviceError
 
 if TYPE_CHECKING:
@@ -93,11 +92,7 @@ def complete_backbone(incomplete: str) -> list[str]:
 def reader(from_layout: str) -> Any:
     """What reads a checkpoint: ours, or that of a framework."""
     from i3dconvert import adoption, checkpoint
-    from i3dconvert.frameworks import framework
 
-    for target in framework(from_layout).targets if from_layout else ():
-        if not target.exact:
-            render.show_warning(target.note)
     return partial(adoption.adopt, layout=from_layout) if from_layout else checkpoint.read
 
 

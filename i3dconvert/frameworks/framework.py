@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from i3dconvert.backbones import Changes, Origin
+from i3dconvert.backbones.changes import STRUCTURE, UNCHANGED
 from i3dconvert.errors import LayoutError
 from i3dconvert.frameworks.keys import SAME, Rows, translated
 from i3dconvert.lift.network import Inflation, plan
@@ -38,16 +39,12 @@ class Target:
     """What a user has to know of its weights."""
     keys: Rows = ()
     """Its names, where they are not those of the framework's other networks."""
-    exact: bool = True
-    """Whether what it computes is what our own network computes."""
-    without: str = ""
-    """What the 2D network has and this one has not."""
-    stem_stride: int = 0
-    """Of its first convolution, where it is another than the 2D network's."""
+    structure: Changes = UNCHANGED
+    """What makes the 2D network the one that this is the 3D form of."""
 
     def changed(self, changes: Changes) -> Changes:
         """`changes` of the 2D network, and those that make it the one that this is the 3D form of."""
-        return replace(changes, without=self.without, stem_stride=self.stem_stride)
+        return replace(changes, **{name: getattr(self.structure, name) for name in STRUCTURE})
 
     def takes(self, backbone: str) -> bool:
         """Whether it is the 3D form of the backbone called so (`resnet50`, `timm/resnet50`)."""

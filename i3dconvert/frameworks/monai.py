@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from i3dconvert.backbones import Origin
+from i3dconvert.backbones import Changes, Origin
 from i3dconvert.frameworks.framework import Framework, Target
 from i3dconvert.frameworks.resnets3d import RESNETS
 from i3dconvert.recipes import preset
@@ -69,7 +69,7 @@ MONAI = Framework(
             _resnet(1),
             "monai.networks.nets.resnet{depth}(spatial_dims=3, num_classes={classes})",
             note="its stem has stride 1: it equals the 2D network with such a stem, not the one that was trained",
-            stem_stride=1,
+            structure=Changes(stem_stride=1),
         ),
         Target(
             "densenet",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from i3dconvert.backbones import Origin
+from i3dconvert.backbones import Changes, Origin
 from i3dconvert.frameworks.framework import Framework, Target, called
 from i3dconvert.preprocessing import Preprocessing
-from i3dconvert.recipes import preset
+from i3dconvert.recipes import InsertedPool, Recipe, Rule, preset
 
 _UNITS = (("conv", "conv3d"), ("bn", "bn"))
 _BRANCHES = (
@@ -19,6 +19,13 @@ _BRANCHES = (
     ("branch4.1", "b3b"),
 )
 _STEM = (("conv1", "Conv3d_1a_7x7"), ("conv2", "Conv3d_2b_1x1"), ("conv3", "Conv3d_2c_3x3"))
+
+_I3D = Recipe(
+    "pytorch-i3d",
+    (*preset("i3d").rules, Rule("conv1.conv|maxpool3|maxpool4", padding="same")),
+    (InsertedPool(after="inception5b", kernel=2, stride=1, kind="avg_pool"),),
+    source="github.com/piergiaj/pytorch-i3d, pytorch_i3d.py",
+)
 
 
 def _build(origin: Origin) -> nn.Module:
@@ -35,12 +42,12 @@ PYTORCH_I3D = Framework(
         Target(
             "InceptionI3d",
             "googlenet",
-            preset("i3d"),
+            _I3D,
             _build,
             "InceptionI3d(num_classes={classes})",
-            exact=False,
-            note="InceptionI3d pads as TensorFlow's 'SAME' does, less before a strided window than behind it: weights "
-            "are equal, the borders and the pixels that windows are centered on are not",
+            note="InceptionI3d pads as TensorFlow's 'SAME' does and takes images in [-1, 1]: it equals GoogLeNet "
+            "made to do so; in time for clips of a multiple of 8 frames, 16 at least",
+            structure=Changes(same=True),
         ),
     ),
     keys=(

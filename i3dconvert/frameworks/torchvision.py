@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from i3dconvert.backbones import Origin
+from i3dconvert.backbones import Changes, Origin
 from i3dconvert.frameworks.framework import Framework, Target
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import Recipe, Rule
@@ -45,7 +45,7 @@ TORCHVISION_VIDEO = Framework(
             _video(recipe.name),
             f"torchvision.models.video.{recipe.name}(num_classes={{classes}})",
             "the video network has no max-pool behind its stem: it equals ResNet-18 without one, with all its tensors",
-            without="maxpool",
+            structure=Changes(without="maxpool"),
         )
         for recipe in (_R3D, _MC3)
     ),

@@ -29,6 +29,9 @@ HORIZON = range(64, 128)
 """Clip lengths among which at least one must get through a recipe: a broken join fails at them all."""
 
 
+_POOLS = {"max_pool": nn.MaxPool3d, "avg_pool": nn.AvgPool3d}
+
+
 @dataclass(frozen=True)
 class Layer:
     """A layer that a recipe has a say in. `lifted` is false where its input is no clip (windows, tables)."""
@@ -185,8 +188,8 @@ class _Lift:
     def insert_pool(self, node: fx.Node, pool: InsertedPool) -> tuple[fx.Node, Layout]:
         name = f"{pool.after}_temporal_pool"
         temporal = Temporal(pool.kernel, pool.stride, pool.padding, pool.padding)
-        self.modules[name] = nn.MaxPool3d((pool.kernel, 1, 1), (pool.stride, 1, 1), (pool.padding, 0, 0))
-        self.layers[name] = Layer(name, name.replace(".", "_"), Geometry("max_pool", 1, 1, 0), temporal)
+        self.modules[name] = _POOLS[pool.kind]((pool.kernel, 1, 1), (pool.stride, 1, 1), (pool.padding, 0, 0))
+        self.layers[name] = Layer(name, name.replace(".", "_"), Geometry(pool.kind, 1, 1, 0), temporal)
         new = self.graph.create_node("call_module", name, (self.clip(node),), {}, name.replace(".", "_"))
         new.meta["temporal"] = temporal
         return new, Layout.CLIP

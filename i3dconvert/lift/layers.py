@@ -276,12 +276,14 @@ STANDARDIZED = frozenset(
 COUNTERPARTS: dict[str, Counterpart] = {
     "torch.nn.modules.conv.Conv2d": _CONV,
     "timm.layers.conv2d_same.Conv2dSame": _CONV,
+    "i3dconvert.backbones.same.Conv2dSame": _CONV,
     **dict.fromkeys(STANDARDIZED, _CONV),
     "torch.nn.modules.conv.ConvTranspose2d": Counterpart(
         _conv_transpose, _conv_transpose_geometry, _conv_transpose_fillings
     ),
     "torch.nn.modules.pooling.MaxPool2d": _MAX_POOL,
     "timm.layers.pool2d_same.MaxPool2dSame": _MAX_POOL,
+    "i3dconvert.backbones.same.MaxPool2dSame": _MAX_POOL,
     "torch.nn.modules.pooling.AvgPool2d": _AVG_POOL,
     "timm.layers.pool2d_same.AvgPool2dSame": _AVG_POOL,
     "timm.layers.blur_pool.BlurPool2d": Counterpart(_blur_pool, _blur_geometry),

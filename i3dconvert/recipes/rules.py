@@ -10,6 +10,7 @@ from typing import Any, Literal
 from i3dconvert.errors import RecipeError
 
 Size = int | Literal["spatial"]
+Padding = Size | Literal["same"]
 
 KINDS = ("pointwise", "spatial", "transposed", "max_pool", "avg_pool", "upsample")
 """Kinds of layer: 1×1 convolutions, all others, transposed ones, the two poolings with a window, interpolations."""
@@ -73,14 +74,14 @@ class Rule:
     """`layer` is a glob over the layer's name (or several, `a|b`), `kind` one of `KINDS` or `*`.
 
     A number left out keeps what an earlier rule said, or 1; a padding left out is the one that aligns output with input
-    frames.
+    frames; `"same"` is what TensorFlow's 'SAME' pads for lengths that are multiples of the stride.
     """
 
     layer: str = "*"
     kind: str = "*"
     kernel: Size | None = None
     stride: Size | None = None
-    padding: Size | None = None
+    padding: Padding | None = None
     dilation: Size | None = None
 
     def matches(self, name: str, kind: str) -> bool:
@@ -96,12 +97,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class InsertedPool:
-    """A temporal max-pool `kernel`×1×1 that the 2D network does not have, after the module named `after`."""
+    """A temporal pool `kernel`×1×1 that the 2D network does not have, after the module named `after`."""
 
     after: str
     kernel: int
     stride: int
     padding: int = 0
+    kind: str = "max_pool"
+    """Or `avg_pool`."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +122,13 @@ class Recipe:
 
     def temporal(self, name: str, geometry: Geometry, ceil: bool = False) -> Temporal:
         """The temporal kernel, stride, padding and dilation of the layer called `name`."""
-        chosen: dict[str, Size | None] = {"kernel": 1, "stride": 1, "padding": None, "dilation": 1}
+        chosen: dict[str, Padding | None] = {"kernel": 1, "stride": 1, "padding": None, "dilation": 1}
         for rule in self.rules:
             if rule.matches(name, geometry.kind):
                 if rule.kernel is not None:
                     chosen["padding"] = None
                 for field in chosen:
-                    value: Size | None = getattr(rule, field)
+                    value: Padding | None = getattr(rule, field)
                     chosen[field] = chosen[field] if value is None else value
 
         def number(field: str) -> int:
@@ -140,17 +143,23 @@ class Recipe:
         if chosen["padding"] is None:
             total = dilation * (kernel - 1)
             before, after = dilation * (kernel // 2), total - dilation * (kernel // 2)
+        elif chosen["padding"] == "same":
+            total = max(dilation * (kernel - 1) + 1 - stride, 0)
+            before, after = total // 2, total - total // 2
+            ceil = False
         else:
             before = after = number("padding")
         return Temporal(kernel, stride, before, after, dilation, ceil)
 
-    def _enlarging(self, geometry: Geometry, kernel: int, stride: int, dilation: int, padding: Size | None) -> Temporal:
+    def _enlarging(
+        self, geometry: Geometry, kernel: int, stride: int, dilation: int, padding: Padding | None
+    ) -> Temporal:
         """Of what makes time longer; without a padding of its own, by the stride exactly."""
         if geometry.kind == "upsample":
             return Temporal(stride, stride, transposed=True)
         kernel = max(kernel, stride)
         before, after = (kernel - stride + 1) // 2, (kernel - stride) % 2
-        if padding is not None:
+        if padding not in (None, "same"):
             before = geometry.padding or 0 if padding == "spatial" else int(padding)
             after = geometry.output_padding if padding == "spatial" else 0
         return Temporal(kernel, stride, before, after, dilation, transposed=True)
@@ -185,7 +194,10 @@ class Recipe:
             for rule in self.rules
         ]
         if self.pools:
-            document["pool"] = [dict(vars(pool)) for pool in self.pools]
+            document["pool"] = [
+                {key: value for key, value in vars(pool).items() if (key, value) != ("kind", "max_pool")}
+                for pool in self.pools
+            ]
         return document
 
     @classmethod
@@ -197,6 +209,8 @@ class Recipe:
         for i, pool in enumerate(pools, 1):
             if missing := {"after", "kernel", "stride"} - set(pool):
                 raise RecipeError(f"{where}: pool {i} lacks {', '.join(sorted(missing))}")
+            if pool.get("kind", "max_pool") not in ("max_pool", "avg_pool"):
+                raise RecipeError(f"{where}: pool {i} is of kind {pool['kind']!r}; known: max_pool, avg_pool")
         return cls(
             name=table.get("name", "custom"),
             rules=tuple(Rule(**rule) for rule in rules),
@@ -207,7 +221,7 @@ class Recipe:
 
 _SIZES = ("kernel", "stride", "padding", "dilation")
 _RULE: dict[str, type] = {"layer": str, "kind": str, **dict.fromkeys(_SIZES, int)}
-_POOL: dict[str, type] = {"after": str, "kernel": int, "stride": int, "padding": int}
+_POOL: dict[str, type] = {"after": str, "kernel": int, "stride": int, "padding": int, "kind": str}
 _LARGEST = 1024
 
 
@@ -217,7 +231,7 @@ def _table(value: Any, where: str, schema: dict[str, type]) -> dict[str, Any]:
     for key, item in value.items():
         if key not in schema:
             raise RecipeError(f"{where}: unknown key {key!r} (known: {', '.join(schema)})")
-        if item == "spatial" and key in _SIZES and schema is _RULE:
+        if schema is _RULE and key in _SIZES and (item == "spatial" or (key, item) == ("padding", "same")):
             continue
         if not isinstance(item, schema[key]) or isinstance(item, bool):
             raise RecipeError(f"{where}: {key} must be {schema[key].__name__}, got {item!r}")

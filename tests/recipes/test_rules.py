@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from i3dconvert.errors import RecipeError
-from i3dconvert.recipes import PRESETS, Geometry, Recipe, Rule, Temporal, parse_rule, resolve, toml
+from i3dconvert.recipes import PRESETS, Geometry, InsertedPool, Recipe, Rule, Temporal, parse_rule, resolve, toml
 
 SPATIAL = Geometry("spatial", kernel=3, stride=2, padding=1)
 
@@ -27,6 +27,20 @@ def test_a_new_kernel_brings_its_own_padding() -> None:
 
 def test_an_even_kernel_stays_aligned_by_uneven_padding() -> None:
     assert Recipe("r", (Rule(kernel=4),)).temporal("a", SPATIAL) == Temporal(4, 1, 2, 1)
+
+
+def test_tensorflow_pads_the_odd_frame_behind() -> None:
+    recipe = Recipe("r", (Rule(kernel=7, stride=2, padding="same"),))
+    assert recipe.temporal("a", SPATIAL) == Temporal(7, 2, 2, 3)
+    assert Recipe("r", (Rule(kernel=2, stride=2, padding="same"),)).temporal("a", SPATIAL, True) == Temporal(2, 2)
+    assert Recipe("r", (Rule(kernel=3, padding="same"),)).temporal("a", SPATIAL) == Temporal(3, 1, 1, 1)
+
+
+def test_pools_and_paddings_survive_toml() -> None:
+    pools = InsertedPool("layer1", 2, 2), InsertedPool("layer4", 2, 1, kind="avg_pool")
+    recipe = Recipe("r", (Rule("a", padding="same"), Rule("b", padding="spatial")), pools)
+    assert toml.loads(toml.dumps(recipe)) == recipe
+    assert "kind" not in recipe.to_dict()["pool"][0]
 
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2), st.integers(1, 3), st.booleans())
@@ -61,6 +75,8 @@ def test_presets_survive_toml(name: str) -> None:
         ("rule = 3", "rule must be list"),
         ("rule = [3]", "expected a table"),
         ("[[pool]]\nafter = 'layer1'", "lacks kernel, stride"),
+        ("[[pool]]\nafter = 'layer1'\nkernel = 2\nstride = 2\nkind = 'spatial'", "known: max_pool, avg_pool"),
+        ("[[rule]]\nkernel = 'same'", "kernel must be int"),
     ],
 )
 def test_a_bad_recipe_is_refused_with_the_place(text: str, complaint: str) -> None:
