@@ -42,6 +42,8 @@ def adopt(path: Path, layout: str) -> tuple[Document, State]:
 
 
 def _adopted(known: Framework, target: Target, tensors: State, name: str, path: Path) -> tuple[Document, State]:
+    if target.made is not None:
+        raise LayoutError(f"{known.name}'s {target.name} is no 3D form of one of our networks: it can't be read back")
     state = known.restored(target, tensors, str(path))
     backbone, changes, classes = _backbone(state, known, target, name, path)
     channels = changes.channels or RGB

@@ -54,6 +54,11 @@ class Document:
     intact: bool = True
     """Whether the document, when it was read, had the seal that it was written with."""
 
+    @property
+    def target(self) -> Target | None:
+        """The network that the tensors are named for, where it is not our own."""
+        return framework(self.layout).network(split(self.layout)[1]) if self.layout else None
+
     def dumps(self, beside: Path | None = None) -> str:
         """JSON; the path of a weight file is written relative to the directory `beside`."""
         document: dict[str, Any] = {
@@ -133,11 +138,12 @@ def write(path: Path, document: Document, entries: Iterable[Entry], pieces: Piec
 
 def _placed(document: Document, entries: list[Entry]) -> list[tuple[Place, Entry]]:
     """Where each tensor goes; zeros that the layout adds have an entry without a key."""
-    if not document.layout:
+    target = document.target
+    if target is None:
         return [(Place(entry.key, entry.shape, entry.key), entry) for entry in entries]
     known = {entry.key: entry for entry in entries}
     dtype = next(entry.dtype for entry in entries if entry.dtype.is_floating_point)
-    places = framework(document.layout).places(_target(document), {entry.key: entry.shape for entry in entries})
+    places = framework(document.layout).places(target, {entry.key: entry.shape for entry in entries})
     return [(place, known[place.key] if place.key else Entry("", dtype, place.shape)) for place in places]
 
 
@@ -200,6 +206,11 @@ def entries_of(inflation: Inflation, state2d: Mapping[str, Tensor], dtype: torch
     return entries
 
 
+def entries_in(state: Mapping[str, Tensor]) -> list[Entry]:
+    """The tensors of a state dict."""
+    return [Entry(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in state.items()]
+
+
 def save(network: Network3d, path: str | Path, force: bool = False, finetuned: bool = False, layout: str = "") -> str:
     """Write an inflated network, its weights as they are now; returns the SHA-256 of its tensors.
 
@@ -207,12 +218,12 @@ def save(network: Network3d, path: str | Path, force: bool = False, finetuned: b
     whose names the tensors get, `NAME` or `NAME:NETWORK`. Raises `OutputError`, `LayoutError`.
     """
     state = network.state_dict()
-    entries = [Entry(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in state.items()]
     origin = network.meta.get("origin")
     if layout:
         layout = checked_layout(layout, origin, network.inflation)
     document = Document(network.inflation, origin, finetuned=finetuned, layout=layout)
-    return write(Path(path), document, entries, lambda entry: [state[entry.key].cpu()], force)
+    _check_ours(document, layout)
+    return write(Path(path), document, entries_in(state), lambda entry: [state[entry.key].cpu()], force)
 
 
 def read(path: Path) -> tuple[Document, State]:
@@ -225,13 +236,9 @@ def read(path: Path) -> tuple[Document, State]:
             "--from-layout NAME reads those of other frameworks"
         )
     document = Document.loads(text, path)
-    if document.layout:
-        state = framework(document.layout).restored(_target(document), state, str(path))
+    if document.target is not None:
+        state = framework(document.layout).restored(document.target, state, str(path))
     return document, state
-
-
-def _target(document: Document) -> Target:
-    return framework(document.layout).network(split(document.layout)[1])
 
 
 def _read_safetensors(path: Path) -> tuple[str | None, State]:
@@ -250,7 +257,11 @@ def _read_pickle(path: Path) -> tuple[str | None, State]:
 
 
 def rebuild(document: Document, model: nn.Module) -> Network3d:
-    """The 3D network of a document over its 2D `model`, without weights (see `fill`)."""
+    """The 3D network of a document over its 2D `model`, without weights (see `fill`).
+
+    Raises `LayoutError` where its tensors are made for another framework's network alone.
+    """
+    _check_ours(document, "the file")
     told = document.inflation
     planned = plan(model, told.recipe, told.style, told.input)
     network = planned.network(model)
@@ -292,6 +303,15 @@ def checked_layout(layout: str, origin: Origin | None, inflation: Inflation) -> 
     target = known.target(origin.backbone.qualified, network)
     check_fits(known, target, inflation, origin)
     return f"{name}:{target.name}"
+
+
+def _check_ours(document: Document, what: str) -> None:
+    target = document.target
+    if target is not None and target.made is not None:
+        raise LayoutError(
+            f"{what} is for {document.layout} alone, whose tensors `inflate --layout` makes of the 2D network's: "
+            "that network loads them and `verify` checks them, nothing else reads them"
+        )
 
 
 def read_document(path: Path) -> Document:

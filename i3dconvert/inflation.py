@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from i3dconvert import backbones, checkpoint
 from i3dconvert.backbones import Changes, Origin
 from i3dconvert.backbones.changes import RGB, default_in_init
-from i3dconvert.errors import BackboneError
+from i3dconvert.errors import BackboneError, LayoutError
 from i3dconvert.frameworks import framework, split
 from i3dconvert.lift.network import Inflation, Network3d, Plan, cloned, fill, plan, style
 from i3dconvert.recipes import Recipe, Rule, default_recipe, resolve
 from i3dconvert.weights import Stream
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Of BatchNorms, no parameters."""
 
 Recipes = str | Path | Recipe | None
 
@@ -184,27 +187,33 @@ def inflate_to_file(
     planned: Plan = plan(model, told, style(init, padding, conv, temporal_pool), origin.input)
     inflation = planned.inflation
     layout = layout and checkpoint.checked_layout(layout, origin, inflation)
-    state = model.state_dict()
-    entries = checkpoint.entries_of(inflation, state, dtype)
     document = checkpoint.Document(inflation, origin, layout=layout)
+    state = model.state_dict()
+    made_of = document.target.made if document.target is not None else None
+    if made_of is not None:
+        if dtype is not None and dtype.itemsize < torch.float32.itemsize:
+            raise LayoutError(f"{layout} is made of sums and products, which {dtype} can't hold; --dtype float32")
+        made = cloned(made_of(state), dtype)
+        entries = checkpoint.entries_in(made)
+        sha256 = checkpoint.write(path, document, entries, lambda entry: [made[entry.key]], force)
+    else:
+        entries = checkpoint.entries_of(inflation, state, dtype)
+        stream = Stream(mapped=origin.weights.kind == "file")
 
-    stream = Stream(mapped=origin.weights.kind == "file")
+        def pieces(entry: checkpoint.Entry) -> Iterator[Tensor]:
+            tensor2d = inflation.source(entry.key, state)
+            yield from inflation.pieces(entry.key, tensor2d.to(entry.dtype))
+            stream.passed(tensor2d)
 
-    def pieces(entry: checkpoint.Entry) -> Iterator[Tensor]:
-        tensor2d = inflation.source(entry.key, state)
-        yield from inflation.pieces(entry.key, tensor2d.to(entry.dtype))
-        stream.passed(tensor2d)
-
-    sha256 = checkpoint.write(path, document, entries, pieces, force)
-    parameters = dict(model.named_parameters())
+        sha256 = checkpoint.write(path, document, entries, pieces, force)
+    buffers = dict(model.named_buffers())
+    parameters = [e for e in entries if e.key not in buffers and e.key.rpartition(".")[2] not in STATISTICS]
     return Written(
         path=path,
         origin=origin,
         inflation=inflation,
-        parameters2d=sum(parameter.numel() for parameter in parameters.values()),
-        parameters3d=sum(
-            math.prod(inflation.shape(key, inflation.source(key, parameters))) for key in inflation.keys(parameters)
-        ),
+        parameters2d=sum(parameter.numel() for parameter in model.parameters()),
+        parameters3d=sum(math.prod(entry.shape) for entry in parameters),
         sha256=sha256,
         layout=layout,
         network=partial(planned.network, model),

@@ -10,17 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from i3dconvert import backbones, load
+from i3dconvert import backbones, inflate, load
 from i3dconvert.adoption import adopt
 from i3dconvert.backbones import Changes, Origin
-from i3dconvert.checkpoint import filled, read, rebuild
+from i3dconvert.checkpoint import filled, read, rebuild, save
 from i3dconvert.cli import app
 from i3dconvert.errors import FramesError, LayoutError, VerificationError
 from i3dconvert.export.runtime import Runtime
-from i3dconvert.frameworks import FRAMEWORKS, framework
+from i3dconvert.frameworks import FRAMEWORKS, framework, r2plus1d
 from i3dconvert.inflation import inflate_to_file
 from i3dconvert.kernels import Style
 from i3dconvert.lift.network import plan
@@ -38,6 +39,7 @@ INSTALLED = (
     ("densenet121", "monai", 32, 64),
     ("resnet18", "torchvision-video", 8, 64),
     ("resnet18", "torchvision-video:mc3_18", 8, 64),
+    ("resnet18", "torchvision-video:r2plus1d_18", 8, 64),
     ("timm/resnet18", "timm-3d", 32, 32),
     ("timm/densenet121", "timm-3d", 32, 64),
     ("timm/convnext_atto", "timm-3d", 32, 32),
@@ -95,7 +97,7 @@ def test_names_read_both_ways(name: str) -> None:
     known = FRAMEWORKS[name]
     model, origin = backbones.load(BUILT_FROM[name], "random", size=64)
     for target in known.targets:
-        if target.takes(origin.backbone.qualified):
+        if target.takes(origin.backbone.qualified) and target.made is None:
             inflation = plan(model, target.recipe, Style(), origin.input).inflation
             state = dict(inflation.state(model.state_dict()))
             theirs = known.state(target, state)
@@ -319,6 +321,56 @@ def test_a_swapped_tensor_in_a_frameworks_file_is_caught(tmp_path: Path) -> None
     report = verify_file(path, Settings(4, 32, (torch.float64,)), layout="torchvision-video")
     failed = {check.name.partition(",")[0] for check in report.checks if not check.passed}
     assert {"integrity", "weight identity", "forward equality of torchvision-video's r3d_18"} <= failed
+
+
+@pytest.mark.parametrize(("count", "middle"), [(4, 9), (4, 8), (4, 6), (4, 5)])
+def test_kernels_go_through_a_relu(count: int, middle: int) -> None:
+    kernels, image = torch.randn(count, 3, 3, 3, dtype=torch.float64), torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    spatial, raised, weights = r2plus1d._lifted(kernels, middle)
+    assert (len(spatial), tuple(weights.shape)) == (middle, (count, middle))
+    between = F.conv2d(image, spatial, raised)
+    assert between.min() >= 0
+    assert relative_error(F.conv2d(image, kernels), F.conv2d(between, weights.double()[:, :, None, None])) <= 1e-14
+
+
+def test_the_stem_goes_through_a_relu_for_every_image() -> None:
+    kernels = backbones.load("resnet18", "random", changes=Changes(stem_rank=44))[0].get_parameter("conv1.weight")
+    spatial, raised, weights = r2plus1d._components(kernels.detach())
+    bounds = spatial.flatten(1).clamp(max=0).sum(1) * (1 / 0.225 - 0.406 / 0.225)  # a white pixel, a negative weight
+    assert (bounds + raised >= 0).all()
+    image = torch.rand(2, 3, 32, 32, dtype=torch.float64) * 4 - 2
+    found = F.conv2d(F.conv2d(image, spatial, raised).relu(), weights[:, :, None, None])
+    assert relative_error(F.conv2d(image, kernels.detach().double()), found) <= 1e-6
+
+
+def test_r2plus1d_is_for_its_network_alone(tmp_path: Path) -> None:
+    path, layout = tmp_path / "net.pth", "torchvision-video:r2plus1d_18"
+
+    def inflated(**options: Any) -> None:
+        inflate_to_file("resnet18", path, weights="random", size=32, layout=layout, force=True, **options)
+
+    with pytest.raises(LayoutError, match="--init center alone"):
+        inflated(init="mean")
+    with pytest.raises(LayoutError, match="--dtype float32"):
+        inflated(dtype=torch.float16)
+    inflated(changes=Changes(1, "sum", "fresh", 7))
+    small = Settings(4, 32, (torch.float32,))
+    assert verify_file(path, small).passed
+    with pytest.raises(LayoutError, match=r"for torchvision-video:r2plus1d_18 alone"):
+        load(path)
+    with pytest.raises(LayoutError, match="can't be read back"):
+        adopt(path, layout)
+    with pytest.raises(LayoutError, match="not for torchvision-video:r3d_18"):
+        verify_file(path, small, layout="torchvision-video:r3d_18")
+    ours = inflate("resnet18", "c2d", weights="random", size=32)
+    with pytest.raises(LayoutError, match="of another 2D network"):
+        save(ours, tmp_path / "ours.pth", layout=layout)
+    state: Any = torch.load(path)
+    state["layer3.1.conv2.0.3.weight"][0, 0, 1] += 1e-3
+    torch.save(state, path)
+    problems = [check for check in verify_file(path, small).checks if not check.passed]
+    assert [check.name.partition(" of ")[0] for check in problems] == ["integrity", "weight identity"]
+    assert problems[1].detail.startswith("layer3.1.conv2.0.3.weight differs")
 
 
 def test_what_verify_can_not_do_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

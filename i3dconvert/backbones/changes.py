@@ -65,12 +65,15 @@ class Changes:
     """A module without weights that is left out, by name."""
     stem_stride: int = 0
     """Of the convolution over the image; 0: its own."""
+    stem_rank: int = 0
+    """Of its kernels, as vectors: approximated by so many principal components; 0: as they are."""
     same: bool = False
     """Whether strided layers pad as TensorFlow's 'SAME' does, and the input is normalised as there, to [-1, 1]."""
 
     def check(self) -> None:
         """Raise `BackboneError` for what can't be."""
-        numbers = {"channels": MOST_CHANNELS, "classes": MOST_CLASSES, "seed": 2**63, "stem_stride": MOST_CHANNELS}
+        numbers = {"channels": MOST_CHANNELS, "classes": MOST_CLASSES, "seed": 2**63}
+        numbers |= {"stem_stride": MOST_CHANNELS, "stem_rank": MOST_CHANNELS}
         for name, most in numbers.items():
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value <= most:
@@ -93,6 +96,9 @@ class Changes:
         if self.stem_stride:
             for stem in _stems(model, self.channels):
                 stem.stride = (self.stem_stride,) * 2
+        if self.stem_rank:
+            for stem in _stems(model, self.channels):
+                stem.weight = nn.Parameter(_of_rank(self.stem_rank, stem.weight.detach()), stem.weight.requires_grad)
         if self.same:
             pad_as_same(model)
         if self.without:
@@ -108,7 +114,7 @@ class Changes:
 
 UNCHANGED = Changes()
 
-STRUCTURE = ("without", "stem_stride", "same")
+STRUCTURE = ("without", "stem_stride", "stem_rank", "same")
 """What makes it another network, with the same tensors."""
 
 
@@ -119,6 +125,15 @@ def _stems(model: nn.Module, channels: int = 0) -> list[nn.Conv2d]:
     if not found:
         raise BackboneError("the network has no convolution over 3 channels whose kernels --in-channels could spread")
     return found
+
+
+def _of_rank(rank: int, kernels: Tensor) -> Tensor:
+    """The kernels `(O, I, k, k)` of that rank that are nearest to the given ones (Eckart and Young)."""
+    if not kernels.isfinite().all():  # of a network that has no weights yet
+        return kernels
+    left, scale, right = torch.linalg.svd(kernels.double().flatten(1), full_matrices=False)
+    nearest: Tensor = (left * scale)[:, :rank] @ right[:rank]
+    return nearest.view(kernels.shape).to(kernels.dtype)
 
 
 def head_of(model: nn.Module) -> str:

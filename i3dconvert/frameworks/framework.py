@@ -39,6 +39,8 @@ class Target:
     """What a user has to know of its weights."""
     keys: Rows = ()
     """Its names, where they are not those of the framework's other networks."""
+    made: Callable[[Mapping[str, Tensor]], State] | None = None
+    """Makes its tensors of the 2D network's, where they are not the kernels of our own 3D network."""
     structure: Changes = UNCHANGED
     """What makes the 2D network the one that this is the 3D form of."""
 
@@ -176,6 +178,8 @@ def check_fits(framework: Framework, target: Target, inflation: Inflation, origi
     model = origin.build()
     if inflation.style.conv != "3d" or inflation.style.padding != "zeros":
         raise LayoutError(f"{where} has full 3D convolutions that pad time with zeros; --conv 3d --padding zeros")
+    if target.made is not None and inflation.style.init != "center":
+        raise LayoutError(f"{where} is made with --init center alone")
     if inflation.recipe == target.recipe:
         return
     if differing := {*inflation.recipe.pools} ^ {*target.recipe.pools}:

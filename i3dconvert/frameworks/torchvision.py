@@ -1,13 +1,17 @@
-"""torchvision.models.video: r3d_18 and mc3_18 (Tran et al., arXiv:1711.11248)."""
+"""torchvision.models.video: r3d_18, mc3_18 and r2plus1d_18 (Tran et al., arXiv:1711.11248)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
 
 from torch import nn
 
 from i3dconvert.backbones import Changes, Origin
 from i3dconvert.frameworks.framework import Framework, Target
+from i3dconvert.frameworks.keys import SAME
+from i3dconvert.frameworks.r2plus1d import STEM, made
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import Recipe, Rule
 
@@ -28,8 +32,12 @@ def _video(name: str) -> Callable[[Origin], nn.Module]:
     def build(origin: Origin) -> nn.Module:
         from torchvision.models import video
 
-        network: nn.Module = getattr(video, name)(num_classes=origin.classes)
-        return network
+        network: Any = getattr(video, name)(num_classes=origin.classes)
+        stem = network.stem[0]
+        if origin.input[0] != stem.in_channels:
+            own = stem.out_channels, stem.kernel_size, stem.stride, stem.padding
+            network.stem[0] = nn.Conv3d(origin.input[0], *own, bias=False)
+        return cast(nn.Module, network)
 
     return build
 
@@ -37,17 +45,33 @@ def _video(name: str) -> Callable[[Origin], nn.Module]:
 TORCHVISION_VIDEO = Framework(
     "torchvision-video",
     source=_SOURCE,
-    targets=tuple(
+    targets=(
+        *(
+            Target(
+                recipe.name,
+                "resnet18",
+                recipe,
+                _video(recipe.name),
+                f"torchvision.models.video.{recipe.name}(num_classes={{classes}})",
+                "the video network has no max-pool behind its stem: it equals ResNet-18 without one, with all its "
+                "tensors",
+                structure=Changes(without="maxpool"),
+            )
+            for recipe in (_R3D, _MC3)
+        ),
         Target(
-            recipe.name,
+            "r2plus1d_18",
             "resnet18",
-            recipe,
-            _video(recipe.name),
-            f"torchvision.models.video.{recipe.name}(num_classes={{classes}})",
-            "the video network has no max-pool behind its stem: it equals ResNet-18 without one, with all its tensors",
-            structure=Changes(without="maxpool"),
-        )
-        for recipe in (_R3D, _MC3)
+            replace(_R3D, name="r2plus1d_18"),
+            _video("r2plus1d_18"),
+            "torchvision.models.video.r2plus1d_18(num_classes={classes})",
+            "all of ResNet-18 but its max-pool, which the video network lacks, and its stem, of which the 44 principal "
+            "components of 64 kernels are carried over; equal up to there, in eval mode: keep the BatchNorms between "
+            "spatial and temporal kernels in eval mode when training begins",
+            keys=SAME,
+            made=made,
+            structure=Changes(without="maxpool", stem_rank=STEM - 1),
+        ),
     ),
     keys=(
         ("conv1", "stem.0"),

@@ -109,6 +109,10 @@ def verify_file(
     report = Report([_check_integrity(document, state)])
     progress("reading the 2D network")
     model2d = reference_of(document, path, reference)
+    if document.target is not None and document.target.made is not None:
+        from i3dconvert.verification.framework import check_made
+
+        return Report([*report.checks, *check_made(layout, document, state, model2d, settings, progress)])
     network = checkpoint.rebuild(document, model2d)
     identity = check_weights(network.inflation, model2d.state_dict(), state)
     if {k: v.shape for k, v in network.state_dict().items()} != {k: v.shape for k, v in state.items()}:

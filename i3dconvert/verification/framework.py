@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from i3dconvert.backbones import Origin
@@ -14,6 +15,7 @@ from i3dconvert.frameworks import framework, how_to_load, split
 from i3dconvert.verification import FRAMES, Settings, noise, run_both
 from i3dconvert.verification.forward import check_outputs
 from i3dconvert.verification.report import Check
+from i3dconvert.verification.weights import NAME
 from i3dconvert.weights import fit
 
 
@@ -55,8 +57,39 @@ def check_framework(
             reason = str(error).partition("\n")[0]
             raise FramesError(f"{theirs} can't take a clip of {shape} ({reason}); --frames and --size") from None
         label = f"forward equality of {theirs}, {name}, noise {shape}"
-        checks.append(check_outputs(label, expected, value, settings.tolerance_for(dtype)))
+        # What is made of kernels, by sums and products, is rounded to what it is stored in.
+        tolerance = settings.tolerance_for(torch.float32 if target.made is not None else dtype)
+        checks.append(check_outputs(label, expected, value, tolerance))
     return checks
+
+
+def check_made(
+    layout: str,
+    document: Document,
+    state: Mapping[str, Tensor],
+    model2d: nn.Module,
+    settings: Settings,
+    progress: Callable[[str], None],
+) -> list[Check]:
+    """The same of tensors that are made for the framework's network alone, and that they are those; raises the same."""
+    assert document.target is not None
+    assert document.target.made is not None
+    if not document.layout.startswith(layout):
+        raise LayoutError(f"the checkpoint is for {document.layout}, not for {layout}")
+    made = document.target.made(model2d.state_dict())
+    if made.keys() != state.keys():
+        return [Check(NAME, False, f"such as {min(made.keys() ^ state.keys())}, keys are missing or too many")]
+    wrong = [key for key in made if made[key].shape != state[key].shape or not _near(made[key], state[key])]
+    if wrong:
+        return [Check(NAME, False, f"{wrong[0]} differs from what the 2D network gives ({len(wrong)} tensors do)")]
+    identity = Check(NAME, True, f"{len(made)} tensors, made of the 2D network's, are equal to rounding")
+    return [identity, *check_framework(document.layout, document, state, model2d, settings, progress)]
+
+
+def _near(expected: Tensor, found: Tensor) -> bool:
+    """Whether two tensors are equal but for the rounding of sums and products."""
+    eps = torch.finfo(found.dtype).eps if found.is_floating_point() else 0.0
+    return torch.allclose(expected.double(), found.double(), rtol=0.0, atol=64 * eps * float(expected.abs().max()))
 
 
 def _built(layout: str, origin: Origin) -> nn.Module:
