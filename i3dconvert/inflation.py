@@ -64,7 +64,8 @@ def inflate(
         in_channels: for a name, of the clip instead of 3; `in_init` (`sum`, `mean`, `repeat`) makes the first kernels
             from those over RGB, see `i3dconvert.backbones.changes`.
         num_classes: for a name, a fresh head of so many classes, drawn with `seed`.
-        head: for a name, `none` leaves the head out, giving its features.
+        head: for a name, `none` leaves the head out, giving its features; `maps` the pool before it too, giving
+            feature maps `(N, C, T', H', W')`.
         temporal_pool: scores and features are the `mean` over time, or one for each frame left, `(N, T', K)` (`none`).
 
     Returns:

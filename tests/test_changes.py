@@ -151,6 +151,35 @@ def test_without_a_head(name: str, tmp_path: Path) -> None:
     assert "of features" in report.checks[-1].name
 
 
+@pytest.mark.parametrize(
+    "name", ["resnet18", "densenet121", "googlenet", "squeezenet1_1", "swin_t", "vgg11", "timm/convnext_atto"]
+)
+def test_feature_maps(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    inflate_to_file(name, path, weights="random", size=64, changes=Changes(head="maps"))
+    report = verify_file(path, Settings(16, 64, (torch.float64,)))
+    assert report.passed, report.reason
+    assert "of features" in report.checks[-1].name
+    network, clip = load(path).requires_grad_(False), torch.randn(2, 3, 16, 64, 64)
+    maps = network(clip)
+    assert maps.dim() == 5
+    head = head_of(backbones.load(name, "random")[0])
+    assert not any(key.startswith(f"{head}.") for key in network.state_dict())
+    if name == "resnet18":
+        scores = inflate(name, weights="random", size=64).eval()
+        assert relative_error(scores(clip), scores.get_submodule("fc")(maps.mean((2, 3, 4)))) <= 1e-6
+
+
+def test_feature_maps_of_grey_volumes_are_exported(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    network = inflate("resnet18", "volumetric", weights="random", size=64, in_channels=1, head="maps").eval()
+    export_onnx(network, path)
+    clip = torch.randn(1, 1, 32, 64, 64)
+    with torch.no_grad():
+        assert network(clip).shape == (1, 512, 1, 2, 2)
+        assert relative_error(network(clip), Runtime(path)(clip)[0]) <= 1e-5
+
+
 def test_scores_for_each_frame_left(resnet18: tuple[nn.Module, Origin], tmp_path: Path) -> None:
     each = inflate_loaded(*resnet18, "uniform", temporal_pool="none").eval()
     pooled = inflate_loaded(*resnet18, "uniform").eval()
@@ -181,6 +210,8 @@ def test_changes_that_can_not_be_made_are_refused() -> None:
         return str(caught.value)
 
     assert "head, head_dist" in refused("timm/deit_tiny_distilled_patch16_224", Changes(head="none"))
+    assert "has no feature maps" in refused("vit_b_32", Changes(head="maps"))
+    assert "has no feature maps" in refused("timm/swin_tiny_patch4_window7_224", Changes(head="maps"))
     assert "no --in-init 'max'" in refused("resnet18", Changes(2, "max"))
     assert "it takes a number up to 4096" in refused("resnet18", Changes(10**9, "mean"))
     assert "no module 'pool'" in refused("resnet18", Changes(without="pool"))

@@ -382,6 +382,11 @@ def test_what_verify_can_not_do_is_said(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(VerificationError, match=r"slowfast is not installed .* its INSTALL.md says how"):
         verify_file(path, small, layout="slowfast")
+    headless = tmp_path / "headless.pth"
+    changes = Changes(head="maps")
+    inflate_to_file("resnet18", headless, weights="random", size=32, layout="torchvision-video", changes=changes)
+    with pytest.raises(LayoutError, match="the checkpoint has none"):
+        verify_file(headless, small, layout="torchvision-video")
     with pytest.raises(LayoutError, match="is a graph"):
         verify_file(path.with_suffix(".onnx"), small, layout="slowfast")
     with pytest.raises(FramesError, match="can't take a clip of 4×32×32"):

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from i3dconvert import trust
-from i3dconvert.backbones.changes import RGB, UNCHANGED, Changes
+from i3dconvert.backbones.changes import HEADLESS, RGB, UNCHANGED, Changes
 from i3dconvert.errors import BackboneError, WeightsError
 from i3dconvert.names import USER, names, parse, qualified_names
 from i3dconvert.preprocessing import Preprocessing
@@ -227,7 +227,7 @@ def load(
     chosen = replace(chosen, sha256=sha256)
     if changes.channels:
         shape, preprocessing = (changes.channels, size, size), preprocessing.with_channels(changes.channels)
-    classes = {"fresh": changes.classes, "none": 0}.get(changes.head, classes)
+    classes = 0 if changes.head in HEADLESS else changes.classes or classes
     return changes.apply(model), Origin(backbone, chosen, preprocessing, shape, classes, changes)
 
 

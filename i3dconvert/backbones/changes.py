@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from i3dconvert.backbones.maps import feature_maps
 from i3dconvert.backbones.same import pad_as_same
 from i3dconvert.errors import BackboneError
 
@@ -57,7 +58,7 @@ class Changes:
     """Of the input; 0: its own."""
     in_init: str = ""
     head: str = ""
-    """`fresh`, `none`, or its own."""
+    """`fresh`; `none`, which gives what goes into it; `maps`, what goes into the pool in front of it; or its own."""
     classes: int = 0
     """Of a fresh head."""
     seed: int = 0
@@ -82,11 +83,14 @@ class Changes:
             raise BackboneError(f"no network with same {self.same!r}: it is true or false")
         if self.channels and self.in_init not in IN_INITS:
             raise BackboneError(f"no --in-init {self.in_init!r}; known: {', '.join(IN_INITS)}")
-        if self.head not in ("", "fresh", "none"):
-            raise BackboneError(f"no head {self.head!r}; known: fresh, none")
+        if self.head not in ("", "fresh", *HEADLESS):
+            raise BackboneError(f"no head {self.head!r}; known: fresh, {', '.join(HEADLESS)}")
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Change `model` in place; raises `BackboneError` where it has no RGB input, or a head that can't be told."""
+        """The changed network, `model` itself or with its tensors; `model` is changed in place.
+
+        Raises `BackboneError` where it has no RGB input, no feature maps, or a head that can't be told.
+        """
         self.check()
         if self.channels:
             for stem in _stems(model):
@@ -105,6 +109,8 @@ class Changes:
             if self.without not in dict(model.named_modules()):
                 raise BackboneError(f"the network has no module {self.without!r} to leave out")
             _put(model, self.without, nn.Identity())
+        if self.head == "maps":
+            return feature_maps(model, head_of(model), self.channels or RGB)
         if self.head:
             name = head_of(model)
             replaced = model.get_submodule(name)
@@ -113,6 +119,8 @@ class Changes:
 
 
 UNCHANGED = Changes()
+
+HEADLESS = ("none", "maps")
 
 STRUCTURE = ("without", "stem_stride", "stem_rank", "same")
 """What makes it another network, with the same tensors."""

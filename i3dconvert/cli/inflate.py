@@ -106,6 +106,9 @@ def command(
         int | None, typer.Option(min=1, help="Of a fresh head, drawn with --seed.", show_default="its own head")
     ] = None,
     no_head: Annotated[bool, typer.Option("--no-head", help="Give pooled features, not scores.")] = False,
+    no_pool: Annotated[
+        bool, typer.Option("--no-pool", help="Give feature maps (N, C, T', H', W'): no head and no pool before it.")
+    ] = False,
     temporal_pool: Annotated[
         TemporalPool, typer.Option(help="Scores and features averaged over time, or one for each frame left.")
     ] = TemporalPool.mean,
@@ -157,7 +160,11 @@ def command(
             dtype=dtype.torch() if dtype else None,
             layout=layout,
             changes=changes_of(
-                in_channels, in_init.value if in_init else None, num_classes, "none" if no_head else "", seed
+                in_channels,
+                in_init.value if in_init else None,
+                num_classes,
+                "maps" if no_pool else "none" if no_head else "",
+                seed,
             ),
             temporal_pool=temporal_pool.value,
             force=force,

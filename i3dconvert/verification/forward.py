@@ -109,7 +109,7 @@ def beside(reference: Tensor, value: Tensor) -> Tensor:
 
 def relative_error(reference: Tensor, value: Tensor) -> float:
     """max |value − reference| / max |reference|, NaN where either is not finite. Shapes must broadcast."""
-    reference, value = reference.double(), value.double()
+    reference, value = reference.detach().double(), value.detach().double()
     return float((value - reference).abs().max() / reference.abs().max())
 
 

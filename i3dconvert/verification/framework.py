@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from i3dconvert.backbones import Origin
+from i3dconvert.backbones.changes import HEADLESS
 from i3dconvert.checkpoint import Document, checked_layout
 from i3dconvert.errors import FramesError, LayoutError, VerificationError, WeightsError
 from i3dconvert.frameworks import framework, how_to_load, split
@@ -38,6 +39,8 @@ def check_framework(
     known = framework(layout)
     target = known.target(origin.backbone.qualified, split(layout)[1])
     theirs = f"{known.name}'s {target.name}"
+    if origin.changes.head in HEADLESS:
+        raise LayoutError(f"{theirs} has a head and the checkpoint has none; verify it without --layout")
     network = _built(layout, origin)
     loading = f"loading into {theirs}"
     try:
