@@ -39,6 +39,9 @@ def command(
         int | None,
         typer.Option("--top-k", min=1, help="ONNX: give the K best classes and their probabilities, not the logits."),
     ] = None,
+    external_data: Annotated[
+        bool, typer.Option("--external-data", help="ONNX: the tensors in a file beside the graph, for less memory.")
+    ] = False,
     int8: Annotated[bool, typer.Option("--int8", help="ONNX: 8-bit convolutions, by onnxruntime's quantiser.")] = False,
     calibrate: Annotated[
         Path | None,
@@ -59,8 +62,8 @@ def command(
         raise typer.BadParameter("say either --onnx or --safetensors")
     if calibrate is not None and not int8:
         raise typer.BadParameter("--calibrate is for --int8")
-    if safetensors and (uint8_input or top_k or int8 or static or opset):
-        raise typer.BadParameter("--static, --uint8-input, --top-k, --int8 and --opset are for --onnx")
+    if safetensors and (uint8_input or top_k or int8 or static or opset or external_data):
+        raise typer.BadParameter("--static, --uint8-input, --top-k, --int8, --opset and --external-data are for --onnx")
     if layout and onnx:
         raise typer.BadParameter("--layout is for --safetensors; ONNX has no names to load by")
     from i3dconvert.files import check_output
@@ -95,6 +98,7 @@ def command(
                 calibrate=calibrate,
                 uint8_input=uint8_input,
                 top_k=top_k,
+                external_data=external_data,
                 force=force,
                 finetuned=finetuned,
                 progress=step,

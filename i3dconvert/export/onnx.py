@@ -76,6 +76,7 @@ def export_onnx(
     calibrate: Path | None = None,
     uint8_input: bool = False,
     top_k: int | None = None,
+    external_data: bool = False,
     force: bool = False,
     finetuned: bool = False,
     progress: Progress = lambda _: None,
@@ -84,7 +85,7 @@ def export_onnx(
 
     Batch and frames are dynamic, height and width too in convolutional networks, unless `static`. The file is checked
     by `onnx.checker`, and by onnxruntime against torch at a shape other than the traced one, before it is put in place;
-    tensors past 2 GB go to `<path>.<hash>.data`.
+    tensors past 2 GB, or with `external_data`, go to `<path>.<hash>.data`.
 
     Args:
         network: its weights may have been fine-tuned (`finetuned`).
@@ -99,6 +100,7 @@ def export_onnx(
             or a directory of pictures), or else on noise.
         uint8_input: the input is `frames` `(N, T, H, W, C)` in uint8, normalised inside.
         top_k: the outputs are the probabilities and the indices of so many best classes, `scores` and `classes`.
+        external_data: the tensors go to a file beside the graph, which runtimes map instead of reading it.
 
     Raises:
         ExportError, OutputError, MediaError.
@@ -113,6 +115,8 @@ def export_onnx(
     precision = "int8" if int8 else str(dtype).removeprefix("torch.")
     if dtype not in (torch.float32, torch.float16, torch.bfloat16) or (int8 and dtype != torch.float32):
         raise ExportError(f"no ONNX export in {dtype}{' with int8' if int8 else ''}; known: float32, float16, bfloat16")
+    if int8 and external_data:
+        raise ExportError("onnxruntime's quantiser reads and writes single files: int8 goes without --external-data")
     network = _in_dtype(network, torch.float16 if dtype == torch.float16 else torch.float32)
     preprocessing = _preprocessing(network, uint8_input or calibrate is not None)
     clips = _calibration(network, calibrate, preprocessing) if int8 else None
@@ -142,11 +146,9 @@ def export_onnx(
     with workshop(path) as folder:
         written = folder / path.name
         progress("writing")
-        external = (
-            sum(value.const_value.nbytes for value in program.model.graph.initializers.values()) > _EXTERNAL_BYTES
-        )
+        size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
         # A name of its own for each set of weights: a graph in place always finds the tensors that it was written with.
-        data = f"{path.name}.{sha256[:12]}.data" if external else None
+        data = f"{path.name}.{sha256[:12]}.data" if external_data or size > _EXTERNAL_BYTES else None
         onnx_ir.save(program.model, written, external_data=data)
         progress("checking with onnxruntime")
         check = _check(network, written, checked_on, preprocessing, TOLERANCES["float32" if int8 else precision])

@@ -90,6 +90,7 @@ class Runtime:
     def __init__(self, path: Path, provider: str = "CPUExecutionProvider") -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.enable_mem_pattern = False  # one block for all activations: more memory, no faster
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
         except _RUNTIME_ERRORS as error:

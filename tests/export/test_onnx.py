@@ -114,14 +114,16 @@ def test_a_disagreement_leaves_no_file(
 def test_tensors_past_the_limit_go_beside_the_graph(
     tmp_path: Path, resnet18: tuple[nn.Module, Origin], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporter, "_EXTERNAL_BYTES", 1 << 20)
     network = inflate_loaded(*resnet18, "c2d")
-    first = export_onnx(network, tmp_path / "net.onnx", static=True)
+    first = export_onnx(network, tmp_path / "net.onnx", static=True, external_data=True)
     assert first.path.stat().st_size < 1 << 20
     assert verify_file(first.path, Settings(frames=2, size=64)).passed
+    with pytest.raises(ExportError, match="without --external-data"):
+        export_onnx(network, tmp_path / "int8.onnx", int8=True, external_data=True)
     mine = tmp_path / "net.onnx.mine.data"
     mine.write_text("kept")
     network.get_parameter("fc.bias").data += 1
+    monkeypatch.setattr(exporter, "_EXTERNAL_BYTES", 1 << 20)
     second = export_onnx(network, tmp_path / "net.onnx", static=True, force=True, finetuned=True)
     assert first.files[0] != second.files[0]
     assert sorted(tmp_path.iterdir()) == sorted([*second.files, mine])
