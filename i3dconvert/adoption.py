@@ -33,7 +33,7 @@ def adopt(path: Path, layout: str) -> tuple[Document, State]:
                 refusals.append(str(error))
     if len(fitting) > 1:
         choices = " and ".join(f"{known.name}:{target}" for target in fitting)
-        raise LayoutError(f"{path} has the tensors of {choices} alike, which differ in a stride; name one of them")
+        raise LayoutError(f"{path} has the tensors of {choices} alike, which differ in strides or dilations; name one")
     if not fitting:
         if not refusals:
             known.network(name)
@@ -46,6 +46,8 @@ def _adopted(known: Framework, target: Target, tensors: State, name: str, path: 
         raise LayoutError(f"{known.name}'s {target.name} is no 3D form of one of our networks: it can't be read back")
     state = known.restored(target, tensors, str(path))
     backbone, changes, classes = _backbone(state, known, target, name, path)
+    if target.headless and changes.head != "none":
+        raise LayoutError(f"{path} has a head, which {known.name}'s {target.name} has not")
     channels = changes.channels or RGB
     preprocessing = known.preprocessing if channels == RGB else known.preprocessing.with_channels(channels)
     shape = (channels, preprocessing.size, preprocessing.size)

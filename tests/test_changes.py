@@ -215,6 +215,7 @@ def test_changes_that_can_not_be_made_are_refused() -> None:
     assert "no --in-init 'max'" in refused("resnet18", Changes(2, "max"))
     assert "it takes a number up to 4096" in refused("resnet18", Changes(10**9, "mean"))
     assert "no module 'pool'" in refused("resnet18", Changes(without="pool"))
+    assert "no module 'layer9'" in refused("resnet18", Changes(dilated="layer9=2"))
     with pytest.raises(BackboneError, match="no --num-classes"):
         inflate("resnet18", weights="random", num_classes=3, head="none")
     with pytest.raises(BackboneError, match="than 3"):
@@ -223,7 +224,17 @@ def test_changes_that_can_not_be_made_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"channels": "two"}, {"channels": -1}, {"head": "lost"}, {"mouth": 1}, {"same": 1}, {"classes": 1.5}, [], "x"],
+    [
+        {"channels": "two"},
+        {"channels": -1},
+        {"head": "lost"},
+        {"mouth": 1},
+        {"dilated": "layer3"},
+        {"same": 1},
+        {"classes": 1.5},
+        [],
+        "x",
+    ],
 )
 def test_changes_that_nobody_wrote_are_refused(changes: object, resnet18: tuple[nn.Module, Origin]) -> None:
     document = Document(inflate_loaded(*resnet18).inflation, resnet18[1])

@@ -424,13 +424,37 @@ def _as_volumetric(model: nn.Module) -> State:
     return known.state(known.targets[0], dict(inflation.state(model.state_dict())))
 
 
+def test_medicalnet(tmp_path: Path) -> None:
+    path, layout = tmp_path / "net.pth", "3d-resnets:medicalnet"
+    with pytest.raises(LayoutError, match="--no-head"):
+        inflate_to_file("resnet50", path, weights="random", size=64, layout=layout)
+    inflate_to_file("resnet50", path, weights="random", size=64, layout=layout, changes=Changes(1, "sum", "none"))
+    assert verify_file(path, Settings(16, 64, (torch.float64,))).passed
+    ours, clip = load(path).requires_grad_(False), torch.randn(1, 1, 16, 64, 64)
+    theirs = {**read_state(path), "conv_seg.0.weight": torch.zeros(3, 2, 2, 2, 2)}
+    torch.save({"state_dict": {f"module.{key}": tensor for key, tensor in theirs.items()}}, tmp_path / "theirs.pth")
+    document, state = adopt(tmp_path / "theirs.pth", layout)
+    assert document.origin is not None
+    again = filled(rebuild(document, document.origin.build()), state, path).eval().requires_grad_(False)
+    assert torch.equal(ours(clip), again(clip))
+    dilated = again.get_submodule("layer4.1.conv2")
+    assert isinstance(dilated, nn.Conv3d)
+    assert (dilated.stride, dilated.dilation, dilated.padding) == ((1, 1, 1), (4, 4, 4), (4, 4, 4))
+    network = quiet_build(layout, document.origin)
+    network.load_state_dict(read_state(path), strict=True)
+    assert relative_error(network(clip), ours(clip)) <= 1e-5
+    assert verify_file(path, Settings(16, 64, (torch.float64,)), layout=layout).passed
+
+
 def test_a_grey_checkpoint_without_a_head(tmp_path: Path) -> None:
-    path = tmp_path / "net.pth"  # as MedicalNet's
+    path = tmp_path / "net.pth"
     changes = Changes(1, "sum", "none")
     inflate_to_file("resnet18", path, weights="random", size=32, layout="3d-resnets", changes=changes)
     bare = {f"module.{key}": tensor.clone() for key, tensor in read_state(path).items()}
     torch.save({"state_dict": bare}, tmp_path / "theirs.pth")
-    document, state = adopt(tmp_path / "theirs.pth", "3d-resnets")
+    with pytest.raises(LayoutError, match="3d-resnets:resnet and 3d-resnets:medicalnet alike"):
+        adopt(tmp_path / "theirs.pth", "3d-resnets")
+    document, state = adopt(tmp_path / "theirs.pth", "3d-resnets:resnet")
     assert document.origin is not None
     assert document.origin.input[0] == 1
     ours, own = filled(rebuild(document, document.origin.build()), state, path).eval(), load(path).eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ class Changes:
     """Of the convolution over the image; 0: its own."""
     stem_rank: int = 0
     """Of its kernels, as vectors: approximated by so many principal components; 0: as they are."""
+    dilated: str = ""
+    """Stages that widen their kernels instead of taking strides, `layer3=2,layer4=4`."""
     same: bool = False
     """Whether strided layers pad as TensorFlow's 'SAME' does, and the input is normalised as there, to [-1, 1]."""
 
@@ -79,6 +82,8 @@ class Changes:
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value <= most:
                 raise BackboneError(f"no network with {name} {value!r}: it takes a number up to {most}")
+        if not re.fullmatch(r"(\w+=[1-9]\d?(,(?!$)|$))*", str(self.dilated)):
+            raise BackboneError(f"no network with dilated {self.dilated!r}: it is like layer3=2,layer4=4")
         if type(self.same) is not bool:
             raise BackboneError(f"no network with same {self.same!r}: it is true or false")
         if self.channels and self.in_init not in IN_INITS:
@@ -103,11 +108,12 @@ class Changes:
         if self.stem_rank:
             for stem in _stems(model, self.channels):
                 stem.weight = nn.Parameter(_of_rank(self.stem_rank, stem.weight.detach()), stem.weight.requires_grad)
+        for stage, dilation in (text.split("=") for text in self.dilated.split(",") if text):
+            _dilate(_submodule(model, stage), int(dilation))
         if self.same:
             pad_as_same(model)
         if self.without:
-            if self.without not in dict(model.named_modules()):
-                raise BackboneError(f"the network has no module {self.without!r} to leave out")
+            _submodule(model, self.without)
             _put(model, self.without, nn.Identity())
         if self.head == "maps":
             return feature_maps(model, head_of(model), self.channels or RGB)
@@ -122,7 +128,7 @@ UNCHANGED = Changes()
 
 HEADLESS = ("none", "maps")
 
-STRUCTURE = ("without", "stem_stride", "stem_rank", "same")
+STRUCTURE = ("without", "stem_stride", "stem_rank", "dilated", "same")
 """What makes it another network, with the same tensors."""
 
 
@@ -175,6 +181,21 @@ def _fresh(head: Any, classes: int, seed: int) -> nn.Module:
             drawn = torch.randn(parameter.shape, generator=generator) * 0.01
             parameter.copy_(drawn if parameter.dim() > 1 else torch.zeros_like(drawn))
     return fresh.train(head.training)
+
+
+def _dilate(stage: nn.Module, dilation: int) -> None:
+    for layer in stage.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.stride = (1, 1)
+            if layer.kernel_size != (1, 1):
+                layer.dilation = layer.padding = (dilation, dilation)
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise BackboneError(f"the network has no module {name!r}") from None
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -41,6 +41,10 @@ class Target:
     """Its names, where they are not those of the framework's other networks."""
     made: Callable[[Mapping[str, Tensor]], State] | None = None
     """Makes its tensors of the 2D network's, where they are not the kernels of our own 3D network."""
+    headless: bool = False
+    """Whether it has no classifier."""
+    others: str = ""
+    """A glob of tensors of its own that have no part in the 2D network."""
     structure: Changes = UNCHANGED
     """What makes the 2D network the one that this is the 3D form of."""
 
@@ -133,7 +137,7 @@ class Framework:
 
         A bias in front of a BatchNorm is taken into its mean, which is the same in eval mode.
         """
-        state = dict(state)
+        state = {name: tensor for name, tensor in state.items() if not fnmatchcase(name, target.others)}
         norms = {name: translated(self.biased, name) for name in state if name.endswith(".bias")}
         for name, norm in norms.items():
             mean = (norm or "").replace(".bias", ".running_mean")
@@ -175,6 +179,8 @@ def check_fits(framework: Framework, target: Target, inflation: Inflation, origi
     where = f"{framework.name}'s {target.name}"
     if target.changed(origin.changes) != origin.changes:
         raise LayoutError(f"{where} is the 3D form of another 2D network: {target.note}; inflate with --layout")
+    if target.headless and origin.changes.head != "none":
+        raise LayoutError(f"{where} has no head; --no-head")
     model = origin.build()
     if inflation.style.conv != "3d" or inflation.style.padding != "zeros":
         raise LayoutError(f"{where} has full 3D convolutions that pad time with zeros; --conv 3d --padding zeros")

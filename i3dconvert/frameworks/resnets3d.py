@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from i3dconvert.backbones import Origin
-from i3dconvert.frameworks.framework import Framework, Target
+from i3dconvert.backbones import Changes, Origin
+from i3dconvert.frameworks.framework import Framework, Target, called
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import Recipe, Rule, preset
 
@@ -27,10 +27,33 @@ def _generate(origin: Origin) -> nn.Module:
     return network
 
 
+def _medicalnet(origin: Origin) -> nn.Module:
+    from models import resnet
+
+    sizes = {"sample_input_D": 16, "sample_input_H": 112, "sample_input_W": 112, "num_seg_classes": 1}
+    network: nn.Module = getattr(resnet, origin.backbone.name)(**sizes, no_cuda=True)
+    network.conv_seg = nn.Identity()  # its decoder
+    return called(network, gives=lambda maps: maps.mean((2, 3, 4)))
+
+
 RESNETS3D = Framework(
     "3d-resnets",
     source="github.com/kenshohara/3D-ResNets-PyTorch, models/resnet.py",
-    targets=(Target("resnet", RESNETS, _R3D, _generate, "generate_model(model_depth={depth}, shortcut_type='B')"),),
+    targets=(
+        Target("resnet", RESNETS, _R3D, _generate, "generate_model(model_depth={depth}, shortcut_type='B')"),
+        Target(
+            "medicalnet",
+            RESNETS,
+            preset("volumetric"),
+            _medicalnet,
+            "MedicalNet's generate_model(opt) with model_depth {depth}, resnet_shortcut B",
+            note="MedicalNet takes one channel (--in-channels 1) and dilates its last two stages, which it gives no "
+            "stride: it equals the 2D network made to do so",
+            headless=True,
+            others="conv_seg.*",
+            structure=Changes(dilated="layer3=2,layer4=4"),
+        ),
+    ),
     suffix=".pth",
     nest="state_dict",
     install="put a clone of the repository on PYTHONPATH",

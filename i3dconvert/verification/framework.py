@@ -39,7 +39,7 @@ def check_framework(
     known = framework(layout)
     target = known.target(origin.backbone.qualified, split(layout)[1])
     theirs = f"{known.name}'s {target.name}"
-    if origin.changes.head in HEADLESS:
+    if origin.changes.head in HEADLESS and not target.headless:
         raise LayoutError(f"{theirs} has a head and the checkpoint has none; verify it without --layout")
     network = _built(layout, origin)
     loading = f"loading into {theirs}"
