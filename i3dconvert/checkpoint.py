@@ -59,6 +59,11 @@ class Document:
         """The network that the tensors are named for, where it is not our own."""
         return framework(self.layout).network(split(self.layout)[1]) if self.layout else None
 
+    @property
+    def foreign(self) -> bool:
+        """Whether the tensors are made for another framework's network, and are not those of our own."""
+        return self.target is not None and self.target.made is not None
+
     def dumps(self, beside: Path | None = None) -> str:
         """JSON; the path of a weight file is written relative to the directory `beside`."""
         document: dict[str, Any] = {
@@ -306,11 +311,10 @@ def checked_layout(layout: str, origin: Origin | None, inflation: Inflation) -> 
 
 
 def _check_ours(document: Document, what: str) -> None:
-    target = document.target
-    if target is not None and target.made is not None:
+    if document.foreign:
         raise LayoutError(
             f"{what} is for {document.layout} alone, whose tensors `inflate --layout` makes of the 2D network's: "
-            "that network loads them and `verify` checks them, nothing else reads them"
+            "that network loads them, `inspect` and `verify` read them, nothing else does"
         )
 
 

@@ -356,10 +356,15 @@ def test_r2plus1d_is_for_its_network_alone(tmp_path: Path) -> None:
     inflated(changes=Changes(1, "sum", "fresh", 7))
     small = Settings(4, 32, (torch.float32,))
     assert verify_file(path, small).passed
+    shown = CliRunner().invoke(app, ["inspect", str(path)])
+    assert shown.exit_code == 0, shown.output
+    assert "stem_rank" in shown.output
     with pytest.raises(LayoutError, match=r"for torchvision-video:r2plus1d_18 alone"):
         load(path)
     with pytest.raises(LayoutError, match="can't be read back"):
         adopt(path, layout)
+    with pytest.raises(LayoutError, match="compared on noise alone"):
+        verify_file(path, Settings(4, 32, (torch.float32,), images=(tmp_path / "cat.png",)))
     with pytest.raises(LayoutError, match="not for torchvision-video:r3d_18"):
         verify_file(path, small, layout="torchvision-video:r3d_18")
     ours = inflate("resnet18", "c2d", weights="random", size=32)

@@ -23,7 +23,9 @@ def feature_maps(model: nn.Module, head: str, channels: int) -> nn.Module:
     except LiftError as error:
         raise BackboneError(f"no feature maps can be told of {name}: {error}") from None
     graph = network.graph
-    graph.output_node().args = next(node.args for node in graph.nodes if node.target == head)
+    for node in graph.nodes:
+        if node.target == head:
+            graph.output_node().args = node.args
     graph.eliminate_dead_code()
     pooled = [node for node in graph.nodes if _is_map(node) and all(map(_is_vector, node.users))]
     if not pooled:

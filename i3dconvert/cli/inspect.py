@@ -31,7 +31,8 @@ def command(
         from i3dconvert.recipes import toml as recipes
 
         document = reader(from_layout)(path)[0] if from_layout else checkpoint.read_document(path)
-        layers = describe(checkpoint.rebuild(document, document.origin.build())) if document.origin and not toml else []
+        origin = None if toml or document.foreign else document.origin
+        layers = describe(checkpoint.rebuild(document, origin.build())) if origin else []
     recipe = document.inflation.recipe
     metadata: dict[str, Any] = jsonlib.loads(document.dumps(path.parent))
     if toml:

@@ -109,7 +109,7 @@ def verify_file(
     report = Report([_check_integrity(document, state)])
     progress("reading the 2D network")
     model2d = reference_of(document, path, reference)
-    if document.target is not None and document.target.made is not None:
+    if document.foreign:
         from i3dconvert.verification.framework import check_made
 
         return Report([*report.checks, *check_made(layout, document, state, model2d, settings, progress)])

@@ -79,6 +79,8 @@ def check_made(
     assert document.target.made is not None
     if not document.layout.startswith(layout):
         raise LayoutError(f"the checkpoint is for {document.layout}, not for {layout}")
+    if settings.images:
+        raise LayoutError(f"{document.layout} is compared on noise alone; --images is for networks of our own")
     made = document.target.made(model2d.state_dict())
     if made.keys() != state.keys():
         return [Check(NAME, False, f"such as {min(made.keys() ^ state.keys())}, keys are missing or too many")]
