@@ -152,7 +152,7 @@ def test_without_a_head(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "densenet121", "googlenet", "squeezenet1_1", "swin_t", "vgg11", "timm/convnext_atto"]
+    "name", ["resnet18", "densenet121", "googlenet", "squeezenet1_1", "swin_t", "timm/convnext_atto"]
 )
 def test_feature_maps(name: str, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"

@@ -32,7 +32,7 @@ from i3dconvert.weights import State, read_state
 INSTALLED = (
     ("resnet50", "pytorchvideo", 8, 224),
     pytest.param("resnet50", "pytorchvideo:c2d_r50", 8, 224, marks=pytest.mark.sweep),
-    ("resnet50", "pytorchvideo:i3d_r50", 8, 224),
+    pytest.param("resnet50", "pytorchvideo:i3d_r50", 8, 224, marks=pytest.mark.sweep),
     ("resnet18", "monai", 16, 64),
     pytest.param("resnet50", "monai", 16, 64, marks=pytest.mark.sweep),
     ("resnet18", "monai:resnet_stride1", 16, 32),
