@@ -469,6 +469,14 @@ def test_a_grey_checkpoint_without_a_head(tmp_path: Path) -> None:
         assert torch.equal(ours(clip), own(clip))
 
 
+def test_what_a_reader_has_to_know_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    inflate_to_file("googlenet", Path("net.pt"), weights="random", size=64, layout="pytorch-i3d")
+    shown = CliRunner().invoke(app, "inspect net.pt --from-layout pytorch-i3d".split())
+    assert shown.exit_code == 0, shown.output
+    assert "for clips of a multiple of 8 frames" in shown.output.replace("\n", " ")
+
+
 def test_from_layout_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     network = strangers("monai:resnet", "resnet18", Path("theirs.pth"))

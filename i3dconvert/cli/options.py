@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from i3dconvert.cli import render
 from i3dconvert.errors import CheckpointError, DeviceError
 
 if TYPE_CHECKING:
@@ -92,7 +93,11 @@ def complete_backbone(incomplete: str) -> list[str]:
 def reader(from_layout: str) -> Any:
     """What reads a checkpoint: ours, or that of a framework."""
     from i3dconvert import adoption, checkpoint
+    from i3dconvert.frameworks import framework
 
+    targets = framework(from_layout).targets if from_layout else ()
+    if len(targets) == 1 and targets[0].note:
+        render.show_warning(targets[0].note)
     return partial(adoption.adopt, layout=from_layout) if from_layout else checkpoint.read
 
 
