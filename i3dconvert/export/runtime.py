@@ -90,7 +90,8 @@ class Runtime:
     def __init__(self, path: Path, provider: str = "CPUExecutionProvider") -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.enable_mem_pattern = False  # one block for all activations: more memory, no faster
+        # One block for all activations, and buffers that wait for the next tensor of their size: memory for no speed.
+        options.enable_mem_pattern = options.enable_mem_reuse = False
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
         except _RUNTIME_ERRORS as error:
