@@ -291,6 +291,13 @@ def test_a_frameworks_own_checkpoint_computes_the_same_here(
         assert relative_error(network(clip), ours(clip)) <= 1e-12
 
 
+def test_a_vgg_with_a_cubic_classifier_needs_as_many_frames_as_pixels() -> None:
+    model, origin = backbones.load("timm/vgg11", "random", size=32)
+    inflation = plan(model, framework("timm-3d").target("timm/vgg11").recipe, Style(), origin.input).inflation
+    assert inflation.minimum_frames == 224
+    assert inflation.shape("pre_logits.fc1.weight", model.state_dict()["pre_logits.fc1.weight"]) == (4096, 512, 7, 7, 7)
+
+
 def test_another_networks_recipe_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "net.pyth"
 

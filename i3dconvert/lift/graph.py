@@ -25,7 +25,7 @@ from i3dconvert.lift.sizes import BatchSizes
 from i3dconvert.lift.trace import BATCH, Traced
 from i3dconvert.recipes import Geometry, InsertedPool, Recipe, Temporal
 
-HORIZON = range(64, 128)
+HORIZON = range(64, 257)
 """Clip lengths among which at least one must get through a recipe: a broken join fails at them all."""
 
 
