@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from i3dconvert import backbones, inflate, load
 from i3dconvert.adoption import adopt
 from i3dconvert.backbones import Changes, Origin
-from i3dconvert.checkpoint import filled, read, rebuild, save
+from i3dconvert.checkpoint import Document, entries_in, filled, read, rebuild, save, write
 from i3dconvert.cli import app
 from i3dconvert.errors import FramesError, LayoutError, VerificationError
 from i3dconvert.export.runtime import Runtime
@@ -374,6 +374,14 @@ def test_r2plus1d_is_for_its_network_alone(tmp_path: Path) -> None:
         verify_file(path, Settings(4, 32, (torch.float32,), images=(tmp_path / "cat.png",)))
     with pytest.raises(LayoutError, match="not for torchvision-video:r3d_18"):
         verify_file(path, small, layout="torchvision-video:r3d_18")
+    with pytest.raises(LayoutError, match=r"not for torch$"):
+        verify_file(path, small, layout="torch")
+    strange = tmp_path / "strange.pth"
+    other = inflate("resnet34", "c2d", weights="random", size=32)
+    forged, tensors = Document(other.inflation, other.meta["origin"], layout=layout), other.state_dict()
+    write(strange, forged, entries_in(tensors), lambda entry: [tensors[entry.key]], force=True)
+    with pytest.raises(LayoutError, match="no 3D form of resnet34"):
+        verify_file(strange, small)
     ours = inflate("resnet18", "c2d", weights="random", size=32)
     with pytest.raises(LayoutError, match="of another 2D network"):
         save(ours, tmp_path / "ours.pth", layout=layout)

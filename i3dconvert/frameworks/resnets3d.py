@@ -6,6 +6,7 @@ from torch import nn
 
 from i3dconvert.backbones import Changes, Origin
 from i3dconvert.frameworks.framework import Framework, Target, called
+from i3dconvert.frameworks.pytorchvideo import depth
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import Recipe, Rule, preset
 
@@ -21,9 +22,8 @@ _R3D = Recipe(
 def _generate(origin: Origin) -> nn.Module:
     from models.resnet import generate_model
 
-    name = origin.backbone.qualified.rpartition("resnet")[2].partition(".")[0]
     sizes = {"n_input_channels": origin.input[0], "n_classes": origin.classes}
-    network: nn.Module = generate_model(int(name), shortcut_type="B", **sizes)
+    network: nn.Module = generate_model(depth(origin), shortcut_type="B", **sizes)
     return network
 
 

@@ -77,7 +77,9 @@ def check_made(
     """The same of tensors that are made for the framework's network alone, and that they are those; raises the same."""
     assert document.target is not None
     assert document.target.made is not None
-    if not document.layout.startswith(layout):
+    assert document.origin is not None
+    checked_layout(document.layout, document.origin, document.inflation)
+    if layout not in ("", split(document.layout)[0], document.layout):
         raise LayoutError(f"the checkpoint is for {document.layout}, not for {layout}")
     if settings.images:
         raise LayoutError(f"{document.layout} is compared on noise alone; --images is for networks of our own")
