@@ -93,6 +93,11 @@ class Filling:
     identity: tuple[int, int] | None = None
     """`(O, I)` of a temporal convolution that has no 2D kernel and starts as the identity."""
 
+    @property
+    def copies(self) -> int:
+        """How many times the 2D kernel is in the sum of the taps."""
+        return 1 if self.phases is None else self.phases[1]
+
     def shape(self, shape2d: tuple[int, ...]) -> tuple[int, ...]:
         """That of the 3D tensor, without making it."""
         if self.identity is not None:

@@ -68,13 +68,22 @@ def number(value: Any) -> str:
 
 
 @contextmanager
-def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A function that says what is being done, on a terminal's standard error."""
+def progress(quiet: bool) -> Iterator[Callable[..., None]]:
+    """A function that says what is being done, and how much of it all, on a terminal's standard error."""
     if quiet or not sys.stderr.isatty():
-        yield lambda _: None
+        yield lambda *_: None
         return
-    with _console(stderr=True).status("starting") as status:
-        yield lambda step: status.update(f"{step} …")
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting …", total=None)
+
+        def step(text: str, share: float | None = None) -> None:
+            total = None if share is None else 1.0
+            bar.update(task, description=f"{text} …", total=total, completed=share or 0.0)
+
+        yield step
 
 
 def progress_bar(items: Sequence[Any], label: str, quiet: bool) -> Iterable[Any]:

@@ -19,11 +19,14 @@ EXAMPLE = "Example: i3dconvert verify r152.safetensors --images cat.jpg    i3dco
 def command(
     file: File = None,
     frames: Annotated[
-        int | None, typer.Option("--frames", "-f", min=1, help="Of the clips.", show_default="16")
+        int | None,
+        typer.Option("--frames", "-f", min=1, help="Of the clips.", show_default="16, or what a minute is enough for"),
     ] = None,
     size: Annotated[
         int | None,
-        typer.Option("--size", "-s", min=1, help="Height and width in pixels.", show_default="the backbone's"),
+        typer.Option(
+            "--size", "-s", min=1, help="Height and width in pixels.", show_default="the backbone's, likewise"
+        ),
     ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Only this type.", show_default="float64 and float32")] = None,
     tolerance: Annotated[
@@ -72,6 +75,8 @@ def _show(report: Report, path: Path) -> None:
             (name2d, f"{score2d:.4f}", name3d, f"{score3d:.4f}") for (name2d, score2d), (name3d, score3d) in pairs
         )
         render.show_table(("2D", "score#", "3D", "score#"), scores, title=picture.path)
+    for note in report.notes:
+        render.show(note)
     for check in report.checks:
         render.show(f"{'ok  ' if check.passed else 'FAIL'} {check.name}: {check.detail}")
     if report.passed:

@@ -26,8 +26,8 @@ from i3dconvert.export.framewise import (
     minimal_transforms,
 )
 from i3dconvert.lift import layout
-from i3dconvert.lift.graph import lengths as counted
 from i3dconvert.lift.layers import ANY_RANK, full_name
+from i3dconvert.lift.lengths import lengths as counted
 from i3dconvert.lift.modules import BatchNormAct3d, GlobalAvgPool, LayerNorm3d, PaddedConv3d, PaddedPool3d, in_space
 from i3dconvert.lift.network import Network3d
 from i3dconvert.recipes import Temporal

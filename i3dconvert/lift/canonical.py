@@ -19,6 +19,9 @@ _POOLS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
 }
 
 
+_PADS = (nn.ZeroPad2d, nn.ConstantPad2d)
+
+
 def canonical(traced: Traced) -> Traced:
     """Pooling functions become modules, so that recipes reach them by name; axes of images are counted as of clips."""
     for node in traced.graph.nodes:
@@ -26,6 +29,8 @@ def canonical(traced: Traced) -> Traced:
             _use_module(traced, node)
         if layout.operation(node) in layout.REDUCTIONS:
             _count_axes_as_of_clips(node)
+        if node.op == "call_module" and isinstance(pad := traced.root.get_submodule(str(node.target)), _PADS):
+            node.meta["pads"] = pad.padding
     return traced
 
 

@@ -8,28 +8,30 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from i3dconvert.errors import FramesError, LiftError, RecipeError
+from i3dconvert.errors import LiftError, RecipeError
 from i3dconvert.kernels import Filling, Style
 from i3dconvert.lift import layout
 from i3dconvert.lift.canonical import canonical, function_name, leaves
 from i3dconvert.lift.layers import ANY_RANK, UPSAMPLES, Counterpart, counterpart, full_name
 from i3dconvert.lift.layout import Layout
+from i3dconvert.lift.lengths import minimum_frames
 from i3dconvert.lift.modules import SpatialPad
 from i3dconvert.lift.sizes import BatchSizes
-from i3dconvert.lift.trace import BATCH, Traced
+from i3dconvert.lift.trace import BATCH, Traced, place, reason
 from i3dconvert.recipes import Geometry, InsertedPool, Recipe, Temporal
 
-HORIZON = range(64, 257)
-"""Clip lengths among which at least one must get through a recipe: a broken join fails at them all."""
-
-
 _POOLS = {"max_pool": nn.MaxPool3d, "avg_pool": nn.AvgPool3d}
+
+Ties = Sequence[Sequence[str]]
+
+_OF_ANY_RANK = ("dtype", "device")
+"""What is the same of a kernel in 2D and in 3D."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class Lifted:
 class _Lift:
     """One pass over the 2D graph. `env` holds, for each 2D node, its 3D node and the layout that it is in."""
 
-    def __init__(self, traced: Traced, recipe: Recipe, style: Style) -> None:
-        self.old, self.root, self.recipe, self.style = traced.graph, traced.root, recipe, style
+    def __init__(self, traced: Traced, recipe: Recipe, style: Style, ties: Ties) -> None:
+        self.old, self.root, self.recipe, self.style, self.ties = traced.graph, traced.root, recipe, style, ties
         self.graph = fx.Graph()
         self.sizes = BatchSizes(self.graph, self.frames)
         self.env: dict[fx.Node, tuple[fx.Node, Layout]] = {}
@@ -76,7 +78,10 @@ class _Lift:
 
     def run(self) -> Lifted:
         for node in self.old.nodes:
-            result = getattr(self, node.op)(node)
+            try:
+                result = getattr(self, node.op)(node)
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise LiftError(f"{place(node)} can't be lifted: {reason(error)}") from error
             if result is None:
                 continue
             self.env[node] = result
@@ -84,10 +89,34 @@ class _Lift:
                 self.env[node] = self.insert_pool(node, self.pools[node])
             if node.op in ("call_module", "call_function", "call_method") and layout.mutates(node, self.root):
                 self.alias(node)
+        self.tie()
+        self.read_in_2d()
         _drop_unused_sizes(self.graph)
         self.graph.lint()
         folds = sum(node.target is layout.fold for node in self.graph.nodes)
         return Lifted(self.graph, self.modules, list(self.layers.values()), fillings=self.fillings, folded=folds)
+
+    def tie(self) -> None:
+        """A kernel under several names is inflated under them all, if its layers become 3D alike."""
+        for names in self.ties:
+            known = {self.fillings[name] for name in names if name in self.fillings}
+            free = [name for name in names if name.rpartition(".")[0] not in self.modules]
+            if len(known) == 1:
+                self.fillings |= dict.fromkeys(free, known.pop())
+
+    def read_in_2d(self) -> None:
+        """A kernel that the network's code reads itself is a 2D one there, whatever its layer has become."""
+        for node in self.graph.nodes:
+            filling = self.fillings.get(str(node.target)) if node.op == "get_attr" else None
+            if filling is None:
+                continue
+            users = [user for user in node.users if user.target is not getattr or user.args[1] not in _OF_ANY_RANK]
+            if users:
+                with self.graph.inserting_after(node):
+                    kernel = self.graph.call_function(layout.sum_of_taps, (node, filling.copies))
+                kernel.meta["plain"] = True
+                for user in users:
+                    user.replace_input_with(node, kernel)
 
     # What a value is, and how to have it in the layout that an operation wants.
 
@@ -171,7 +200,7 @@ class _Lift:
     def lifted(self, node: fx.Node, module: nn.Module, entry: Counterpart, image: fx.Node) -> tuple[fx.Node, Layout]:
         name, temporal = str(node.target), Temporal()
         if entry.geometry is not None:
-            geometry = entry.geometry(module)
+            geometry = _padded_before(entry.geometry(module), image)
             temporal = self.recipe.temporal(name, geometry, bool(getattr(module, "ceil_mode", False)))
             self.layers[name] = Layer(name, node.name, geometry, temporal)
         if name not in self.modules:
@@ -182,7 +211,7 @@ class _Lift:
                 raise RecipeError(f"recipe {self.recipe.name!r} does not fit {name}: {error}") from None
             self.fillings |= {f"{name}.{key}": filling for key, filling in fillings.items()}
         new = self.graph.create_node("call_module", name, (self.clip(image),), {}, node.name)
-        new.meta["temporal"] = temporal
+        new.meta |= {"temporal": temporal, "layer": name}
         return new, Layout.CLIP
 
     def insert_pool(self, node: fx.Node, pool: InsertedPool) -> tuple[fx.Node, Layout]:
@@ -191,7 +220,7 @@ class _Lift:
         self.modules[name] = _POOLS[pool.kind]((pool.kernel, 1, 1), (pool.stride, 1, 1), (pool.padding, 0, 0))
         self.layers[name] = Layer(name, name.replace(".", "_"), Geometry(pool.kind, 1, 1, 0), temporal)
         new = self.graph.create_node("call_module", name, (self.clip(node),), {}, name.replace(".", "_"))
-        new.meta["temporal"] = temporal
+        new.meta |= {"temporal": temporal, "layer": name}
         return new, Layout.CLIP
 
     def call_function(self, node: fx.Node) -> tuple[fx.Node, Layout]:
@@ -205,15 +234,18 @@ class _Lift:
     def enlarged(self, node: fx.Node, name: str, mode: str, corners: bool | None) -> tuple[fx.Node, Layout]:
         """An interpolation: of each frame, and then of time where the recipe says so."""
         ratio = _upsampling(node)
-        geometry = Geometry("upsample", 1, math.ceil(ratio), 0)
+        shrinks = ratio < 1
+        geometry = Geometry("upsample", 1, math.ceil(1 / ratio if shrinks else ratio), 0)
         temporal = self.recipe.temporal(name, geometry)
         result = self.folded(node)
         if temporal.stride == 1 or result[1] is Layout.PLAIN:
             return result
+        like = self.size_source(node)
+        if like is None and shrinks:
+            return result
         self.env[node] = result
         clip = self.clip(node)
         self.layers[name] = Layer(name, node.name, geometry, temporal)
-        like = self.size_source(node)
         if like is not None:
             frames = self.graph.create_node("call_method", "size", (self.clip(like), 2))
         elif temporal.stride == geometry.stride != ratio:
@@ -222,7 +254,7 @@ class _Lift:
             old = self.graph.create_node("call_method", "size", (clip, 2))
             frames = self.call(operator.mul, old, temporal.stride)
         new = self.call(layout.resize_time, clip, frames, mode, corners)
-        new.meta["temporal"] = temporal
+        new.meta |= {"temporal": temporal, "layer": name}
         return new, Layout.CLIP
 
     def size_source(self, node: fx.Node) -> fx.Node | None:
@@ -232,10 +264,20 @@ class _Lift:
             if candidate is node.args[0]:
                 continue
             if isinstance(candidate.meta["value"], Tensor):
-                same = self.is_image(candidate) and candidate.meta["value"].shape[2:] == node.meta["value"].shape[2:]
-                return candidate if same and self.layout_of(candidate) is not Layout.PLAIN else None
+                return candidate if self.is_clip_of_size(candidate, node) else self.first_of_size(node)
             seen += [n for n in candidate.all_input_nodes if n not in seen]
         return None
+
+    def first_of_size(self, node: fx.Node) -> fx.Node | None:
+        """The first clip of the height and width that an interpolation reaches by arithmetic on another's size."""
+        return next((n for n in self.env if n is not node and self.is_clip_of_size(n, node)), None)
+
+    def is_clip_of_size(self, candidate: fx.Node, node: fx.Node) -> bool:
+        """Whether the candidate is an image that varies with the clip, as high and wide as the node's."""
+        if not self.is_image(candidate) or self.layout_of(candidate) is Layout.PLAIN:
+            return False
+        value = candidate.meta["value"]
+        return isinstance(value, Tensor) and value.shape[2:] == node.meta["value"].shape[2:]
 
     def following(self, node: fx.Node) -> tuple[fx.Node, Layout]:
         """An operation that works in either layout: on clips if any input is one and all can be."""
@@ -264,7 +306,7 @@ class _Lift:
     def folded(self, node: fx.Node) -> tuple[fx.Node, Layout]:
         varying = [n for n in node.all_input_nodes if self.layout_of(n) is not Layout.PLAIN]
         new = self.copy(node, lambda n: self.sizes.beside(n, varying))
-        if varying and _holds_tensor(node.meta["value"]):
+        if varying and _varies(node.meta["value"]):
             return new, Layout.FRAMES
         new.meta["plain"] = True
         self.sizes.note(node, varying)
@@ -278,16 +320,23 @@ class _Lift:
         self.graph.output(fx.node.map_arg(node.args[0], self.result))
 
     def result(self, node: fx.Node) -> fx.Node:
-        """Class scores are averaged over what is left of time, unless the style says not to; dense outputs keep it."""
         new, have = self.env[node]
-        value = node.meta["value"]
-        if have is not Layout.FRAMES or not isinstance(value, Tensor):
+        return self.result_value(new, node.meta["value"], node.name) if have is Layout.FRAMES else new
+
+    def result_value(self, new: fx.Node, value: Any, name: str) -> fx.Node:
+        """Class scores are averaged over what is left of time, unless the style says not to; dense outputs keep it."""
+        if isinstance(value, tuple | list):
+            items = (self.call(operator.getitem, new, i) for i in range(len(value)))
+            return self.call(_tuple, *(self.result_value(*pair, name) for pair in zip(items, value, strict=True)))
+        if not isinstance(value, Tensor):
             return new
-        if len(value) != BATCH:
-            raise LiftError(f"the output {node.name!r} of shape {tuple(value.shape)} does not have the batch first")
+        if not value.dim() or len(value) != BATCH:
+            raise LiftError(f"the output {name!r} of shape {tuple(value.shape)} does not have the batch first")
         if value.dim() == 2 and self.style.temporal_pool == "mean":
             return self.call(layout.mean_over_time, new, self.clips)
-        return self.clip(node) if value.dim() == 4 else self.call(layout.over_time, new, self.clips)
+        if value.dim() == 4:
+            return self.call(layout.unfold, new, self.clips, name=f"{new.name}_clip")
+        return self.call(layout.over_time, new, self.clips)
 
 
 def _upsampling(node: fx.Node) -> float:
@@ -306,8 +355,20 @@ def _broadcasts(value: Any) -> bool:
     return not isinstance(value, Tensor) or value.dim() < 4 or (value.dim() == 4 and len(value) == 1)
 
 
-def _holds_tensor(value: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in leaves(value))
+def _varies(value: Any) -> bool:
+    """Whether there is a tensor with an axis that the batch could be part of (not so in tables of positions)."""
+    tensors = [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
+    return any(size % BATCH == 0 for tensor in tensors for size in tensor.shape)
+
+
+def _padded_before(geometry: Geometry, image: fx.Node) -> Geometry:
+    """The geometry of a layer with the padding of its input that is an operation of its own."""
+    pads = layout.argument(image, "pad", 1, ()) if layout.operation(image) == "pad" else image.meta.get("pads", ())
+    if geometry.padding is None or len(pads) != 4:
+        return geometry
+    if not all(type(pad) is int for pad in pads[2:]):
+        return replace(geometry, padding=None)
+    return replace(geometry, outside=(max(pads[2], 0), max(pads[3], 0)))
 
 
 def _last_node(graph: fx.Graph, module: str) -> fx.Node:
@@ -333,61 +394,14 @@ def _drop_unused_sizes(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def lengths(graph: fx.Graph, frames: int) -> dict[fx.Node, int]:
-    """Frames at each node for a clip of `frames`; raises `FramesError` naming the node where they run out or differ."""
-    count: dict[fx.Node, int] = {}
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            count[node] = frames
-            continue
-        if node.target == "size" or node.op == "output" or node.meta.get("plain"):
-            continue
-        inputs = {count[n]: n for n in node.all_input_nodes if n in count}
-        if not inputs:
-            continue
-        if len(inputs) > 1:
-            sizes = ", ".join(f"{size} from {n.name!r}" for size, n in inputs.items())
-            raise FramesError(f"the inputs of {_shown(node)} have different numbers of frames: {sizes}")
-        (size,) = inputs
-        temporal: Temporal | None = node.meta.get("temporal")
-        like = layout.length_source(node)
-        count[node] = count[like] if like is not None else temporal.length(size) if temporal else size
-        if count[node] < 1:
-            raise FramesError(f"a clip of {frames} frames is too short: {_shown(node)} has {size} left")
-    return count
-
-
-def _shown(node: fx.Node) -> str:
-    return repr(node.target if node.op == "call_module" else node.name)
-
-
-def minimum_frames(graph: fx.Graph, recipe: Recipe) -> int:
-    """The fewest frames that get through; raises `RecipeError` naming the layer when none do."""
-    problem = _problem(graph, HORIZON)
-    if problem is not None:
-        raise RecipeError(f"recipe {recipe.name!r} does not fit: {problem}")
-    return next(frames for frames in range(1, HORIZON.stop) if _problem(graph, range(frames, frames + 1)) is None)
-
-
-def _problem(graph: fx.Graph, candidates: range) -> FramesError | None:
-    problem: FramesError | None = None
-    for frames in candidates:
-        try:
-            lengths(graph, frames)
-            return None
-        except FramesError as error:
-            problem = problem or error
-    return problem
-
-
-def lift(traced: Traced, recipe: Recipe, style: Style) -> Lifted:
-    """Apply `recipe` to a traced 2D network.
+def lift(traced: Traced, recipe: Recipe, style: Style, ties: Ties = ()) -> Lifted:
+    """Apply `recipe` to a traced 2D network, some of whose parameters may have several names (`ties`).
 
     Raises `RecipeError` when a rule matches nothing or the recipe breaks a join, `LiftError` for what can't be lifted.
     """
     canonical(traced)
     recipe.check_matches(_layers(traced), [name for name, _ in traced.root.named_modules()])
-    lifted = _Lift(traced, recipe, style).run()
+    lifted = _Lift(traced, recipe, style, ties).run()
     lifted.any_size = all(_any_size(node) for node in traced.graph.nodes) and not any(
         isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d)
         or (isinstance(space := getattr(module, "space", None), SpatialPad) and space.fixed is None)

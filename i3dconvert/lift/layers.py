@@ -12,6 +12,7 @@ from torch import nn
 from i3dconvert.errors import RecipeError
 from i3dconvert.kernels import INITS, Filling, Style
 from i3dconvert.lift.modules import (
+    AvgPool3d,
     BatchNormAct3d,
     BlurPool3d,
     GlobalAvgPool,
@@ -180,7 +181,7 @@ def _avg_pool(pool: nn.AvgPool2d, temporal: Temporal, style: Style) -> nn.Module
     _refuse_dilation(temporal, "an average pool")
     divisor = None if pool.divisor_override is None else pool.divisor_override * temporal.kernel
     space = _pool_pad(pool, 0.0)
-    lifted = nn.AvgPool3d(
+    lifted = (AvgPool3d if pool.ceil_mode or any(pair(pool.padding)) else nn.AvgPool3d)(
         (temporal.kernel, *pair(pool.kernel_size)),
         (temporal.stride, *pair(pool.stride or pool.kernel_size)),
         (0, *pair(pool.padding)),

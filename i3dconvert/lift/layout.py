@@ -53,6 +53,12 @@ def mean_over_time(frames: Tensor, clips: int) -> Tensor:
     return over_time(frames, clips).mean(1)
 
 
+def sum_of_taps(kernel: Tensor, copies: int) -> Tensor:
+    """`(O, I, T, kH, kW)` → `(O, I, kH, kW)`: the 2D kernel, which the taps hold `copies` times."""
+    summed = kernel.sum(2)
+    return summed if copies == 1 else summed / copies
+
+
 def resize_time(clip: Tensor, frames: int, mode: str, align_corners: bool | None) -> Tensor:
     """`(N, C, T, H, W)` → `(N, C, frames, H, W)`: nearest frames in the nearest modes, else linear between them."""
     mode = mode if mode.startswith("nearest") else "bilinear"

@@ -141,6 +141,27 @@ class PaddedPool3d(nn.Module):
         return pooled
 
 
+class AvgPool3d(nn.AvgPool3d):
+    """torch's, for images smaller than the window too, which torch takes in 2D alone: space and time one by one."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`(N, C, T, H, W)` → `(N, C, T', H', W')`."""
+        kernel, stride, padding = _triple(self.kernel_size), _triple(self.stride), _triple(self.padding)
+        if all(size >= window for size, window in zip(input.shape[2:], kernel, strict=True)):
+            pooled: Tensor = super().forward(input)
+            return pooled
+        options = (self.ceil_mode, self.count_include_pad)
+        divisor = self.divisor_override and self.divisor_override // kernel[0]
+        frames = F.avg_pool2d(input.flatten(1, 2), kernel[1:], stride[1:], padding[1:], *options, divisor)
+        rows = torch.unflatten(frames, 1, input.shape[1:3]).flatten(3)
+        over_time = F.avg_pool2d(rows, (kernel[0], 1), (stride[0], 1), (padding[0], 0), *options)
+        return torch.unflatten(over_time, 3, frames.shape[2:])
+
+
+def _triple(size: int | Sequence[int]) -> tuple[int, ...]:
+    return (size,) * 3 if isinstance(size, int) else tuple(size)
+
+
 class BlurPool3d(nn.Module):
     """An anti-aliased subsampling (Zhang, arXiv:1904.11486) over clips: a binomial filter along time as in space."""
 

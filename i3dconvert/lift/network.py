@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 
 from i3dconvert.errors import RecipeError
 from i3dconvert.kernels import FORMS, INITS, PADDINGS, TEMPORAL_POOLS, Filling, Style
-from i3dconvert.lift.graph import Layer, Lifted, lengths, lift
+from i3dconvert.lift.graph import Layer, Lifted, lift
 from i3dconvert.lift.layers import is_layer
+from i3dconvert.lift.lengths import lengths
 from i3dconvert.lift.trace import Traced, trace
 from i3dconvert.recipes import Recipe
 
@@ -37,6 +38,8 @@ class Inflation:
     """Whether every value is an image or a vector, as in convolutional networks, so that any size goes through."""
     folds: int = 0
     """How many times the network turns a clip into frames."""
+    ties: tuple[tuple[str, ...], ...] = ()
+    """Keys of one and the same parameter, group by group."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Backbone, weights, preprocessing: what a checkpoint says of its origin (empty for a user's own module)."""
 
@@ -124,8 +127,8 @@ def style(init: str = "center", padding: str | None = None, conv: str = "3d", te
 
 def plan(model: nn.Module, recipe: Recipe, style: Style, shape: tuple[int, int, int]) -> Plan:
     """Trace `model` on an image `(C, H, W)` and lift it; raises `RecipeError`, `LiftError`."""
-    traced = trace(model, is_layer, shape)
-    lifted = lift(traced, recipe, style)
+    traced, ties = trace(model, is_layer, shape), _ties(model)
+    lifted = lift(traced, recipe, style, ties)
     inflation = Inflation(
         recipe=recipe,
         style=style,
@@ -135,38 +138,60 @@ def plan(model: nn.Module, recipe: Recipe, style: Style, shape: tuple[int, int, 
         input=shape,
         any_size=lifted.any_size,
         folds=lifted.folded,
+        ties=ties,
     )
     return Plan(inflation, traced, lifted)
 
 
 def fill(network: Network3d, state: Iterable[tuple[str, Tensor]]) -> Network3d:
-    """Give `network` its tensors (not copied). Every key must be there, in the right shape."""
+    """Give `network` its tensors (not copied). Every key must be there, in the right shape.
+
+    What is one parameter under several names in the 2D network is one here too, where its layers became 3D alike.
+    """
     network.load_state_dict(dict(state), strict=True, assign=True)
+    for first, *others in network.inflation.ties:
+        parameter = network.get_parameter(first)
+        for name in others:
+            if network.get_parameter(name).shape == parameter.shape:
+                owner, _, last = name.rpartition(".")
+                setattr(network.get_submodule(owner), last, parameter)
     return network
+
+
+def _ties(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return tuple(tuple(group) for group in names.values() if len(group) > 1)
 
 
 def _assemble(plan: Plan, model: nn.Module) -> Network3d:
     lifted, skeleton = plan.lifted, plan.traced.root
     objects: dict[str, Any] = dict(lifted.modules)
     graph = copy.deepcopy(lifted.graph)
-    reached = set()
+
+    def tensor(name: str) -> Any:
+        owner, _, last = name.rpartition(".")
+        if owner in lifted.modules:
+            return getattr(lifted.modules[owner], last)
+        found = operator.attrgetter(name)(skeleton)
+        return nn.Parameter(found.new_empty(plan.inflation.shape(name, found))) if name in lifted.fillings else found
+
     for node in graph.nodes:
         if node.op == "get_attr":
-            objects[str(node.target)] = operator.attrgetter(str(node.target))(skeleton)
-            reached.add(str(node.target))
-    for name, module in lifted.modules.items():
-        reached |= {f"{name}.{key}" for key in module.state_dict()}
+            objects[str(node.target)] = tensor(str(node.target))
+    reached = {*objects, *(f"{name}.{key}" for name, module in lifted.modules.items() for key in module.state_dict())}
     with graph.inserting_before(next(iter(graph.nodes))):
         for key in model.state_dict():
             # Tensors that the forward pass never reaches stay in the network, under their names.
             if key not in reached and not key.endswith("_extra_state"):
                 graph.get_attr(key)
-                objects[key] = operator.attrgetter(key)(skeleton)
+                objects[key] = tensor(key)
     network = Network3d(objects, graph, class_name=type(model).__name__)
     _bring_buffers(network, model)
     _keep_out_of_state(network, set(model.state_dict()))
-    parameters = dict(network.named_parameters())
-    for name, parameter in model.named_parameters():
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         parameters[name].requires_grad_(parameter.requires_grad)
     modules = dict(model.named_modules())
     network.train(model.training)

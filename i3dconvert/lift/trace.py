@@ -11,7 +11,7 @@ import copy
 import operator
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -25,6 +25,9 @@ BATCH = 13
 """The batch size of the example input: unlikely enough as any other size to tell the batch axis by."""
 
 _FACTORIES = ("arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
+_SAME_ALWAYS = ("ndim", "is_cuda", "is_quantized", "requires_grad", "layout")
+_SIZES = ("shape", "size", "dim", "numel", "stride")
+"""What is the same of a parameter whatever the input is."""
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -41,8 +44,18 @@ def trace(model: nn.Module, is_layer: Callable[[nn.Module], bool], shape: tuple[
 
     `node.meta["value"]` holds each value (tensors on the meta device), `node.meta["scope"]` the module it was made in.
     Modules for which `is_layer` holds, those of `torch.nn`, and those without weights that behave differently in
-    training stay whole. The model itself is left as it was. Raises `LiftError` naming operation and module.
+    training stay whole. The model itself is left as it was. Raises `LiftError` naming operation and module, and the
+    part of the network that can be traced where the whole can't (the backbone of a detector).
     """
+    try:
+        return _traced(model, is_layer, shape)
+    except LiftError as error:
+        part = _traceable_part(model, is_layer, shape)
+        hint = f"; its part {part!r} can be inflated alone: inflate(model.{part})" if part else ""
+        raise LiftError(f"{error}{hint}") from error.__cause__
+
+
+def _traced(model: nn.Module, is_layer: Callable[[nn.Module], bool], shape: tuple[int, int, int]) -> Traced:
     skeleton = _on_meta(model)
     skeleton.eval()
     try:
@@ -50,7 +63,19 @@ def trace(model: nn.Module, is_layer: Callable[[nn.Module], bool], shape: tuple[
     except LiftError:
         raise
     except Exception as error:
-        raise LiftError(f"can't trace {type(model).__name__}: {_first_line(error)}") from error
+        raise LiftError(f"can't trace {type(model).__name__}: {reason(error)}") from error
+
+
+def _traceable_part(model: nn.Module, is_layer: Callable[[nn.Module], bool], shape: tuple[int, int, int]) -> str | None:
+    """The largest direct part with layers of its own that takes an image and can be traced."""
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    for name in sorted(parts, key=parts.__getitem__, reverse=True):
+        part = model.get_submodule(name)
+        with suppress(LiftError):
+            if not is_layer(part) and any(map(is_layer, part.modules())):
+                _traced(part, is_layer, shape)
+                return name
+    return None
 
 
 def _on_meta(model: nn.Module) -> nn.Module:
@@ -71,10 +96,15 @@ class _Value(fx.Proxy):
     def _known(self) -> Any:
         return self.node.meta["value"]
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """`isinstance` and what stands on it (`torch.is_tensor`, `torch.jit.isinstance`, einops) ask for this."""
+        return type(self._known)
+
     def _plain(self, kind: str) -> Any:
         if isinstance(self._known, Tensor):
             raise LiftError(
-                f"{_place(self.node)}: the network needs the {kind} of {self.node.name!r}, which depends on the data"
+                f"{place(self.node)}: the network needs the {kind} of {self.node.name!r}, which depends on the data"
             )
         return self._known
 
@@ -96,6 +126,9 @@ class _Value(fx.Proxy):
     def __iter__(self) -> Iterator[Any]:
         return (operator.getitem(self, i) for i in range(len(self._known)))
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
     def __contains__(self, item: Any) -> bool:
         return item in self._plain("members")
 
@@ -107,7 +140,7 @@ class _Value(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._known, name)
-        if name in ("ndim", "is_cuda", "is_quantized", "requires_grad", "layout", "__class__"):
+        if name in _SAME_ALWAYS or (name in _SIZES and self.node.op == "get_attr"):
             return value
         attribute = fx.proxy.Attribute(self, name)
         return attribute if callable(value) else self.tracer.create_proxy("call_function", getattr, (self, name), {})
@@ -125,6 +158,11 @@ class _Tracer(fx.Tracer):
         with ExitStack() as stack:
             for name in _FACTORIES:
                 stack.enter_context(patch.object(torch, name, self._traceable(getattr(torch, name))))
+            for namespace in _code_of(root):
+                stack.enter_context(patch.dict(namespace, type=_TypeOf))
+            if (einops := sys.modules.get("einops.einops")) is not None:  # its cache would keep values of one trace
+                uncached = einops._reconstruct_from_shape_uncached
+                stack.enter_context(patch.object(einops, "_reconstruct_from_shape", uncached))
             return super().trace(root)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
@@ -177,6 +215,10 @@ class _Tracer(fx.Tracer):
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
 
+    def create_arg(self, a: Any) -> Any:
+        """A value of the graph first of all: to `isinstance` it is a tensor, a tuple, a number."""
+        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
 
@@ -197,7 +239,7 @@ class _Tracer(fx.Tracer):
         try:
             return self._compute(node)
         except Exception as error:
-            raise LiftError(f"{_place(node)}: {_first_line(error)}") from error
+            raise LiftError(f"{place(node)}: {reason(error)}") from error
         finally:
             self._evaluating = False
 
@@ -223,26 +265,53 @@ def _untraceable_in_timm() -> tuple[tuple[Callable[..., Any], ...], tuple[type, 
     return tuple(layers.get_notrace_functions()), tuple(layers.get_notrace_modules())
 
 
+class _OfTypes(type):
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return args[0].__class__ if len(args) == 1 else type(*args, **kwargs)
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, type)
+
+
+class _TypeOf(metaclass=_OfTypes):
+    """Stands for `type` in the code that is traced: `type(x)` is what `isinstance` takes a value for."""
+
+
+def _code_of(root: nn.Module) -> Iterator[dict[str, Any]]:
+    """The namespaces that the code of the network's own modules looks its names up in."""
+    homes = {cls.__module__ for module in root.modules() for cls in type(module).__mro__}
+    for home in homes - {"builtins"}:
+        if not home.startswith("torch.") and home in sys.modules:
+            yield vars(sys.modules[home])
+
+
 def _holds_proxy(value: Any) -> bool:
-    found = False
-
-    def look(item: Any) -> Any:
-        nonlocal found
-        found |= isinstance(item, fx.Proxy)
-        return item
-
-    fx.node.map_aggregate(value, look)
-    return found
+    if issubclass(type(value), fx.Proxy):
+        return True
+    if isinstance(value, dict):
+        return _holds_proxy(list(value.values()))
+    return isinstance(value, tuple | list) and any(map(_holds_proxy, value))
 
 
 def _constants_to_meta(value: Any) -> Any:
-    return fx.node.map_aggregate(value, lambda v: v.to("meta") if isinstance(v, Tensor) and not v.is_meta else v)
+    """Tensors with memory without it; tuples whose items have names (`torch.max`) as they are."""
+    if isinstance(value, Tensor):
+        return value if value.is_meta else value.to("meta")
+    if isinstance(value, dict):
+        return {key: _constants_to_meta(item) for key, item in value.items()}
+    if isinstance(value, list) or (isinstance(value, tuple) and type(value).__module__ != "torch.return_types"):
+        return type(value)(map(_constants_to_meta, value))
+    return value
 
 
-def _place(node: fx.Node) -> str:
+def place(node: fx.Node) -> str:
+    """Where in the network a node of its graph stands, for messages."""
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
     return f"{target} in {node.meta.get('scope') or 'the network itself'}"
 
 
-def _first_line(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Why something failed, in one line; in our own words where the data says how many elements a result has."""
+    if any(words in str(error) for words in ("register_meta", "meta tensor", "data-dependent")):
+        return "what it gives depends on the data and not on shapes alone, which no graph can follow"
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -28,6 +28,8 @@ class Geometry:
     dilation: int = 1
     output_padding: int = 0
     """Of transposed convolutions."""
+    outside: tuple[int, int] = (0, 0)
+    """What an operation in front of the layer pads, before and after."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,10 @@ class Recipe:
             before, after = total // 2, total - total // 2
             ceil = False
         else:
-            before = after = number("padding")
+            beyond = geometry.outside if chosen["padding"] == "spatial" else (0, 0)
+            before, after = (number("padding") + frames for frames in beyond)
+            if any(beyond) and before + after == dilation * (kernel - 1):
+                before, after = dilation * (kernel // 2), before + after - dilation * (kernel // 2)
         return Temporal(kernel, stride, before, after, dilation, ceil)
 
     def _enlarging(

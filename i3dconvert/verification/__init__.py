@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +14,21 @@ from torch import Tensor, nn
 from i3dconvert import checkpoint, media
 from i3dconvert.backbones import Origin
 from i3dconvert.backbones.changes import IN_INITS, beheaded, head_of
-from i3dconvert.errors import LayoutError, VerificationError, WeightsError
-from i3dconvert.lift.graph import lengths
+from i3dconvert.errors import I3DError, LayoutError, VerificationError, WeightsError
+from i3dconvert.lift.lengths import lengths
 from i3dconvert.lift.network import Network3d
+from i3dconvert.verification.effort import (
+    COSTS,
+    SHARES,
+    Meter,
+    Progress,
+    cost,
+    legal_lengths,
+    silent,
+    spoken,
+    timed,
+    within,
+)
 from i3dconvert.verification.forward import Narrowing, OwnRounding, check_outputs, evaluating, outputs, replicated
 from i3dconvert.verification.layers import compare_layers
 from i3dconvert.verification.report import Check, LayerError, Picture, Report
@@ -29,13 +41,20 @@ TOLERANCES: Mapping[torch.dtype, float] = {torch.float64: 1e-12, torch.float32: 
 """Relative, for forward equality: rounding in float64 leaves 1e-15, so that 1e-12 is a proof."""
 
 FRAMES = 16
+SMALLEST = 64
+"""Height and width below which nothing is made smaller to save time."""
+
+BATCH = 128
+"""Frames of pictures at once, so that any number of pictures fits into memory."""
+
 CLIPS = 2
 """Two clips at once, so that clips and frames can't be taken for each other."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to verify on. `frames`, `size`: None for 16 (or the recipe's minimum) and the backbone's own size."""
+    """What to verify on. `frames`, `size`: None for 16 (or the recipe's minimum) and the backbone's own size, or fewer
+    and a smaller one where that would take more than `seconds`."""
 
     frames: int | None = None
     size: int | None = None
@@ -46,25 +65,23 @@ class Settings:
     seed: int = 0
     device: str = "cpu"
     """Where torch runs both networks; on a GPU without the TF32 that would round float32 to ten bits."""
+    seconds: float = 60.0
 
     def tolerance_for(self, dtype: torch.dtype) -> float:
         """The relative error allowed in `dtype`."""
         return self.tolerance if self.tolerance is not None else TOLERANCES[dtype]
 
 
-Progress = Callable[[str], None]
-
-
 def verify(
-    model2d: nn.Module, model3d: Network3d, settings: Settings | None = None, *, progress: Progress = lambda _: None
+    model2d: nn.Module, model3d: Network3d, settings: Settings | None = None, *, progress: Progress = silent
 ) -> Report:
     """Check that `model3d`, an inflated `model2d`, is equal to it: weight identity, then forward equality.
 
+    What the settings leave open is chosen so that it takes about as long as they say; `Report.notes` says what.
     The networks are left as they are. Raises `FramesError` when the settings' frames are too few for the recipe,
     `MediaError` for pictures that can't be read.
     """
-    settings = settings or Settings()
-    report = Report()
+    settings, report = settings or Settings(), Report()
     progress("weight identity")
     report.checks.append(check_weights(model3d.inflation, model2d.state_dict(), model3d.state_dict()))
     origin: Origin | None = model3d.meta.get("origin")
@@ -72,14 +89,15 @@ def verify(
         if origin is not None and origin.changes.head == "fresh":
             # A head drawn at random may hide a difference in the features that go into it.
             stack.enter_context(beheaded(model2d, model3d, name=head_of(model2d)))
+        settings = _bounded(model3d, settings, report, progress)
         _check_forward(model2d, model3d, settings, report, progress)
     if settings.layers or not report.passed:
         progress("layer by layer")
         images = noise(model3d.inflation.input, settings)
         dtype = settings.dtypes[0]
-        frames = _frames(model3d, settings)
         tolerance = settings.tolerance_for(dtype)
-        report.layers = compare_layers(model2d, model3d, images, frames, dtype, tolerance, settings.device)
+        assert settings.frames is not None
+        report.layers = compare_layers(model2d, model3d, images, settings.frames, dtype, tolerance, settings.device)
     return report
 
 
@@ -89,7 +107,7 @@ def verify_file(
     reference: Path | None = None,
     layout: str = "",
     *,
-    progress: Progress = lambda _: None,
+    progress: Progress = silent,
 ) -> Report:
     """Check a checkpoint, or an exported `.onnx`, against the 2D network of its metadata.
 
@@ -126,7 +144,7 @@ def verify_file(
         from i3dconvert.verification.framework import check_framework
 
         rest.checks += check_framework(layout, document, state, model2d, settings, progress)
-    return Report([*report.checks, *rest.checks], rest.layers, rest.pictures)
+    return replace(rest, checks=[*report.checks, *rest.checks])
 
 
 def _check_integrity(document: checkpoint.Document, state: Mapping[str, Tensor]) -> Check:
@@ -154,10 +172,36 @@ def reference_of(document: checkpoint.Document, path: Path, reference: Path | No
         raise WeightsError(f"{error}{hint}") from None
 
 
-def _frames(network: Network3d, settings: Settings) -> int:
-    frames = settings.frames or max(FRAMES, network.inflation.minimum_frames)
-    lengths(network.graph, frames)
-    return frames
+def _bounded(network: Network3d, settings: Settings, report: Report, progress: Progress) -> Settings:
+    """The settings with their frames, and where those of a user's leave it open, no more than they have time for.
+
+    How long a pass takes is measured on one clip of the fewest frames. Raises `FramesError`.
+    """
+    usual = settings.frames or max(FRAMES, network.inflation.minimum_frames)
+    lengths(network.graph, usual)
+    if settings.frames is not None:
+        return settings
+    frames, dtype = legal_lengths(network, usual), settings.dtypes[-1]
+    progress("how long it takes")
+    clip = replicated(noise(network.inflation.input, settings)[:1], frames[-1]).to(settings.device, dtype)
+    with evaluating(network, dtype, device=settings.device):
+        one = timed(lambda: _run("3D", network, clip)) / frames[-1] / COSTS.get(dtype, 1.0)
+    whole = settings.size or network.inflation.input[-1]
+
+    def estimate(count: int, size: int) -> float:
+        noise_and_pictures = cost(settings.dtypes, CLIPS) * (size / whole) ** 2, cost(settings.dtypes, pictures)
+        return one * count * sum(noise_and_pictures)
+
+    pictures = len(settings.images)
+    smaller = network.inflation.any_size and settings.size is None
+    sizes = [whole, *(int(whole * share) for share in SHARES if smaller and whole * share >= SMALLEST)]
+    count, size = within(settings.seconds, frames, sizes, estimate)
+    if (count, size) != (usual, whole):
+        report.notes.append(
+            f"{count} frames{f' of {size}×{size}' if size != whole else ''}: --frames {usual}"
+            f"{f' --size {whole}' if size != whole else ''} would take about {spoken(estimate(usual, whole))}"
+        )
+    return replace(settings, frames=count, size=settings.size if size == whole else size)
 
 
 def noise(shape: tuple[int, int, int], settings: Settings) -> Tensor:
@@ -171,20 +215,23 @@ def noise(shape: tuple[int, int, int], settings: Settings) -> Tensor:
 def _check_forward(
     model2d: nn.Module, network: Network3d, settings: Settings, report: Report, progress: Progress
 ) -> None:
-    frames, images_of_noise = _frames(network, settings), noise(network.inflation.input, settings)
+    frames, given = settings.frames, noise(network.inflation.input, settings)
+    assert frames is not None
     exact: dict[str, list[Tensor]] = {}
-    pictures = read_pictures(settings.images, network.meta.get("origin"))
     origin: Origin | None = network.meta.get("origin")
+    pictures = read_pictures(settings.images, origin)
     of_features = " of features" if origin is not None and origin.changes.head else ""
+    meter = Meter(progress, network, cost(settings.dtypes, CLIPS + len(settings.images)))
     for dtype in settings.dtypes:
         name = str(dtype).removeprefix("torch.")
-        for what, images in (("noise", images_of_noise), ("pictures", pictures)):
+        for what, images in (("noise", given), ("pictures", pictures)):
             if images is None:
                 continue
-            progress(f"forward equality in {name} on {what}")
             shape = "×".join(map(str, (frames, *images.shape[2:])))
-            with Narrowing() as narrowing:
-                reference, value = run_both(model2d, network, images, frames, dtype, settings.device)
+            batches = torch.split(images, max(BATCH // frames, CLIPS))
+            step = f"forward equality in {name} on {what}"
+            with Narrowing() as narrowing, meter.during(step, cost([dtype], len(images)), len(batches)):
+                reference, value = run_both(model2d, network, batches, frames, dtype, settings.device)
             label = f"forward equality{of_features}, {name}, {what} {shape}"
             check = check_outputs(label, reference, value, settings.tolerance_for(dtype))
             if not check.passed and settings.tolerance is None:
@@ -199,7 +246,7 @@ def _check_forward(
             scores = not of_features and reference[0].dim() == value[0].dim() == 2
             if what == "pictures" and dtype is settings.dtypes[-1] and scores:
                 ours, theirs = (logits[0].double().softmax(-1) for logits in (value, reference))
-                add_pictures(report, settings.images, network.meta.get("origin"), theirs, ours)
+                add_pictures(report, settings.images, origin, theirs, ours)
 
 
 def check_inputs(origin: Origin, reference: Path | None = None) -> list[Check]:
@@ -221,15 +268,41 @@ def check_inputs(origin: Origin, reference: Path | None = None) -> list[Check]:
 
 
 def run_both(
-    model2d: nn.Module, network: nn.Module, images: Tensor, frames: int, dtype: torch.dtype, device: str = "cpu"
+    model2d: nn.Module,
+    network: nn.Module,
+    batches: Sequence[Tensor],
+    frames: int,
+    dtype: torch.dtype,
+    device: str = "cpu",
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The outputs of the 2D network on `images` and of the 3D network on them replicated, both in `dtype`."""
-    images = images.to(device, dtype)
+    """The outputs of the 2D network on batches of images, once each, and of the 3D network on them replicated.
+
+    Raises `VerificationError` for a network that stops on them.
+    """
+    batches = [batch.to(device, dtype) for batch in batches]
     with evaluating(model2d, dtype, network.state_dict(), device):
-        reference = outputs(model2d(images))
+        reference = [_run("2D", model2d, batch) for batch in batches]
     with evaluating(network, dtype, device=device):
-        value = outputs(network(replicated(images, frames)))
-    return [tensor.cpu() for tensor in reference], [tensor.cpu() for tensor in value]
+        value = [_run("3D", network, replicated(batch, frames)) for batch in batches]
+    return _joined(reference), _joined(value)
+
+
+def _run(which: str, network: nn.Module, given: Tensor) -> list[Tensor]:
+    """The outputs of the 2D or the 3D network, on the CPU."""
+    try:
+        return [tensor.cpu() for tensor in outputs(network(given))]
+    except I3DError:
+        raise
+    except Exception as error:  # a network of the user's raises whatever it likes
+        shape = "×".join(map(str, given.shape[1:]))
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if isinstance(error, MemoryError) or "allocate" in reason:
+            reason = "it needs more memory than there is; fewer --frames or a smaller --size need less"
+        raise VerificationError(f"the {which} network stops at an input of {shape}: {reason}") from error
+
+
+def _joined(parts: Sequence[list[Tensor]]) -> list[Tensor]:
+    return [torch.cat(tensors) if len(tensors) > 1 else tensors[0] for tensors in zip(*parts, strict=True)]
 
 
 def read_pictures(paths: Sequence[Path], origin: Origin | None) -> Tensor | None:

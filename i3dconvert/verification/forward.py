@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from i3dconvert.verification.report import Check
+from i3dconvert.verification.taps import TapByTap
 
 Network = Callable[[Tensor], Any]
 
@@ -20,24 +20,6 @@ Network = Callable[[Tensor], Any]
 def replicated(images: Tensor, frames: int) -> Tensor:
     """`(N, C, H, W)` → the boring video `(N, C, frames, H, W)`."""
     return images.unsqueeze(2).repeat(1, 1, frames, 1, 1)
-
-
-class _FrameByFrame(TorchFunctionMode):
-    """Runs float64 `conv3d` on the CPU one output frame at a time.
-
-    torch unrolls the whole clip's windows there: 11 GB for the second layer of VGG on 16×224×224.
-    """
-
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is not F.conv3d or args[0].dtype != torch.float64 or args[0].device.type != "cpu" or kwargs:
-            return func(*args, **kwargs)
-        clip, weight, bias, stride, padding, dilation, groups = args
-        clip = F.pad(clip, (0, 0, 0, 0, padding[0], padding[0]))
-        span = dilation[0] * (weight.shape[2] - 1) + 1
-        starts = range(0, clip.shape[2] - span + 1, stride[0])
-        rest = (weight, bias, (1, *stride[1:]), (0, *padding[1:]), dilation, groups)
-        return torch.cat([func(clip[:, :, start : start + span], *rest) for start in starts], dim=2)
 
 
 class Narrowing(TorchFunctionMode):
@@ -60,12 +42,14 @@ def evaluating(
 ) -> Iterator[nn.Module]:
     """`module` in eval mode on `device`, its floating-point tensors in `dtype`; as it was afterwards, to the bit.
 
+    What it keeps from one evaluation to the next (LeViT its biases) is forgotten at both ends: training begins anew.
     With `stored_as`, a state dict, each tensor is first rounded to the dtype that it has there.
     """
     modes = {m: m.training for m in module.modules()}
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     originals = {name: tensor.data for name, tensor in tensors.items()}
     try:
+        module.train()
         module.eval()
         for name, tensor in tensors.items():
             if tensor.is_floating_point():
@@ -73,9 +57,10 @@ def evaluating(
                 tensor.data = tensor.data.to(stored).to(device, dtype)
             else:
                 tensor.data = tensor.data.to(device)
-        with torch.no_grad(), _FrameByFrame(), _full_float32():
+        with torch.no_grad(), TapByTap(), _full_float32():
             yield module
     finally:
+        module.train()
         for name, tensor in tensors.items():
             tensor.data = originals[name]
         for m, mode in modes.items():

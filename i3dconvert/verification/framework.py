@@ -55,10 +55,9 @@ def check_framework(
         progress(f"{theirs} in {name}")
         shape = "×".join(map(str, (frames, *images.shape[2:])))
         try:
-            expected, value = run_both(model2d, network, images, frames, dtype, settings.device)
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            raise FramesError(f"{theirs} can't take a clip of {shape} ({reason}); --frames and --size") from None
+            expected, value = run_both(model2d, network, [images], frames, dtype, settings.device)
+        except VerificationError as error:
+            raise FramesError(f"{theirs} can't take a clip of {shape} ({error}); --frames and --size") from None
         label = f"forward equality of {theirs}, {name}, noise {shape}"
         # What is made of kernels, by sums and products, is rounded to what it is stored in.
         tolerance = settings.tolerance_for(torch.float32 if target.made is not None else dtype)

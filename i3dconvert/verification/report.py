@@ -44,6 +44,8 @@ class Report:
     checks: list[Check] = field(default_factory=list)
     layers: list[LayerError] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What was chosen for the user, and how to choose otherwise."""
 
     @property
     def passed(self) -> bool:

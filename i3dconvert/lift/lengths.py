@@ -1,0 +1,90 @@
+"""How many frames there are at each node of a lifted graph, and what to say where they do not fit."""
+
+from __future__ import annotations
+
+import re
+
+from torch import fx
+
+from i3dconvert.errors import FramesError, RecipeError
+from i3dconvert.lift import layout
+from i3dconvert.recipes import Recipe, Temporal
+
+HORIZON = range(64, 257)
+"""Clip lengths among which at least one must get through a recipe: a broken join fails at them all."""
+
+
+def lengths(graph: fx.Graph, frames: int) -> dict[fx.Node, int]:
+    """Frames at each node for a clip of `frames`; raises `FramesError` naming the node where they run out or differ."""
+    count: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            count[node] = frames
+            continue
+        if node.target == "size" or node.op == "output" or node.meta.get("plain"):
+            continue
+        inputs = {count[n]: n for n in node.all_input_nodes if n in count}
+        if not inputs:
+            continue
+        if len(inputs) > 1:
+            sizes = ", ".join(f"{size} from {n.name!r}" for size, n in inputs.items())
+            one, other, *_ = inputs.values()
+            remedy = _remedy(one, other, count)
+            raise FramesError(f"the inputs of {_shown(node)} have different numbers of frames: {sizes}{remedy}")
+        (size,) = inputs
+        temporal: Temporal | None = node.meta.get("temporal")
+        like = layout.length_source(node)
+        count[node] = count[like] if like is not None else temporal.length(size) if temporal else size
+        if count[node] < 1:
+            raise FramesError(f"a clip of {frames} frames is too short: {_shown(node)} has {size} left")
+    return count
+
+
+def _shown(node: fx.Node) -> str:
+    return repr(node.target if node.op == "call_module" else node.name)
+
+
+def _remedy(one: fx.Node, other: fx.Node, count: dict[fx.Node, int]) -> str:
+    """The layer that changes the number of frames on one of two branches alone, and the rule that ends that.
+
+    Of several the last, and first of all one with a stride.
+    """
+    changing = [
+        node
+        for node in _above(one) ^ _above(other)
+        if node.meta.get("layer") and count[node] != count[node.all_input_nodes[0]]
+    ]
+    if not changing:
+        return ""
+    order = {node: index for index, node in enumerate(one.graph.nodes)}
+    last = max(changing, key=lambda node: (node.meta["temporal"].stride > 1, order[node]))
+    temporal: Temporal = last.meta["temporal"]
+    kernel = temporal.kernel if temporal.kernel != temporal.stride and not temporal.transposed else 1
+    glob = re.sub(r"(?<=\.)\d+(?=\.)", "*", last.meta["layer"])
+    return f"; {last.meta['layer']} changes it on one side alone, --temporal '{glob}={kernel}/1' keeps them in step"
+
+
+def _above(node: fx.Node) -> set[fx.Node]:
+    """The node and all that it follows from."""
+    found, waiting = {node}, [node]
+    while waiting:
+        new = set(waiting.pop().all_input_nodes) - found
+        found |= new
+        waiting += new
+    return found
+
+
+def minimum_frames(graph: fx.Graph, recipe: Recipe) -> int:
+    """The fewest frames that get through; raises `RecipeError` naming the layer when none do."""
+    if not any(_problem(graph, frames) is None for frames in HORIZON):
+        # The longest clip is out of step where it has to be, not for being too short.
+        raise RecipeError(f"recipe {recipe.name!r} does not fit: {_problem(graph, HORIZON.stop - 1)}")
+    return next(frames for frames in range(1, HORIZON.stop) if _problem(graph, frames) is None)
+
+
+def _problem(graph: fx.Graph, frames: int) -> FramesError | None:
+    try:
+        lengths(graph, frames)
+    except FramesError as error:
+        return error
+    return None
