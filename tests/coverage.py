@@ -25,27 +25,42 @@ two clips of noise, two frames each (or as few as the recipe allows), replicated
 - *seconds*: of one core, with another network on the other.
 """
 
+OUTSIDE = """## Networks nobody here wrote
+
+Of transformers, MONAI, segmentation-models-pytorch (smp) and torchxrayvision, with few and narrow layers where their
+configuration allows it ([tests/outside.py](../tests/outside.py)), given to `i3dconvert.inflate` as modules. Weights,
+clips and columns as above, with the recipe `uniform`; *volumetric* says whether they are equal in float64 with depth
+treated as height and width too, and the rules which that takes, as the refusal without them names them.
+"""
+SOURCES = ("transformers", "monai", "smp", "torchxrayvision")
+
 
 def write_table(rows: list[Row], path: Path) -> None:
-    """Write the summary, the families, and one line a network."""
+    """Write the summary, the families, and one line a network; what was not run again stays as it was."""
     rows = sorted((row for row in rows if row["init"] == "center"), key=lambda row: ("/" in row["name"], row["name"]))
+    outside = [row for row in rows if row["name"].partition("/")[0] in SOURCES]
+    inside = [row for row in rows if row not in outside]
     path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join([HEAD, *_summary(rows), *_families(rows), *_networks(rows)]) + "\n")
+    first, title, second = path.read_text().partition(OUTSIDE.partition("\n")[0])
+    if inside:
+        summary = [_equal("torchvision", [row for row in inside if "/" not in row["name"]])]
+        summary += [_equal("timm", [row for row in inside if "/" in row["name"]]), ""]
+        first = "\n".join([HEAD, *summary, *_families(inside), *_networks(inside)]) + "\n\n"
+    if outside:
+        groups = ((source, [row for row in outside if row["name"].startswith(f"{source}/")]) for source in SOURCES)
+        summary = [*(_equal(source, mine) for source, mine in groups if mine), ""]
+        title, second = "", "\n".join([OUTSIDE, *summary, *_outside(outside)]) + "\n"
+    path.write_text(f"{first.rstrip()}\n\n{title}{second}")
 
 
-def _summary(rows: list[Row]) -> Iterator[str]:
-    for source, mine in (
-        ("torchvision", [row for row in rows if "/" not in row["name"]]),
-        ("timm", [row for row in rows if row["name"].startswith("timm/")]),
-    ):
-        passed = [row for row in mine if row["passed"]]
-        strict = [row for row in passed if not row["computes_in_float32"]]
-        worst = {dtype: max((row[dtype] for row in strict), default=0.0) for dtype in ("float64", "float32")}
-        yield (
-            f"- **{source}**: {len(passed)} of {len(mine)} equal; worst error {worst['float64']:.1e} in float64 and "
-            f"{worst['float32']:.1e} in float32; {len(passed) - len(strict)} compute in float32 themselves (†)."
-        )
-    yield ""
+def _equal(source: str, rows: list[Row]) -> str:
+    passed = [row for row in rows if row["passed"]]
+    strict = [row for row in passed if not row["computes_in_float32"]]
+    worst = {dtype: max((row[dtype] for row in strict), default=0.0) for dtype in ("float64", "float32")}
+    return (
+        f"- **{source}**: {len(passed)} of {len(rows)} equal; worst error {worst['float64']:.1e} in float64 and "
+        f"{worst['float32']:.1e} in float32; {len(passed) - len(strict)} compute in float32 themselves (†)."
+    )
 
 
 def _families(rows: list[Row]) -> Iterator[str]:
@@ -75,6 +90,17 @@ def _networks(rows: list[Row]) -> Iterator[str]:
         float64 = f"{row['float64']:.1e}{' †' if row['computes_in_float32'] else ''}"
         numbers = (row[key] for key in ("size", "convolutions", "lifted", "folds"))
         yield _line(name, row["family"], *numbers, float64, f"{row['float32']:.1e}", row["seconds"])
+
+
+def _outside(rows: list[Row]) -> Iterator[str]:
+    yield from _table(("name", "size", "convolutions", "lifted", "folds", "float64", "float32", "volumetric"))
+    for row in rows:
+        if not row["passed"]:
+            yield _line(row["name"], f"not equal: {row['reason']}", *[""] * 6)
+            continue
+        numbers = (row[key] for key in ("size", "convolutions", "lifted", "folds"))
+        errors = (f"{row[dtype]:.1e}" for dtype in ("float64", "float32"))
+        yield _line(row["name"], *numbers, *errors, row["volumetric"])
 
 
 def _table(columns: Iterable[str]) -> Iterator[str]:

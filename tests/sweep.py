@@ -1,4 +1,6 @@
-"""Inflate and verify every backbone, one process each: `python -m tests.sweep [GLOB…] [--init center mean]`.
+"""Inflate and verify every network, one process each: `python -m tests.sweep [GLOB…] [--init center mean]`.
+
+Globs are over torchvision's names, `timm/NAME`, and those of tests/outside.py (`transformers/NAME`, `monai/NAME`, …).
 
 Results go to `build/sweep.jsonl`, a line a network; one that is there already is not run again. Each network runs on
 two frames (or as few as its recipe allows) of the smallest image that it takes, networks too large for 24 GiB with
@@ -12,6 +14,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import re
 import resource
 import sys
 import time
@@ -28,14 +31,15 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from i3dconvert import backbones
+from i3dconvert import backbones, inflate
 from i3dconvert.backbones import Backbone
-from i3dconvert.errors import I3DError
-from i3dconvert.lift.network import fill, plan, style
-from i3dconvert.recipes import default_recipe
+from i3dconvert.errors import I3DError, RecipeError
+from i3dconvert.lift.network import Network3d, fill, plan, style
+from i3dconvert.recipes import Recipe, default_recipe, parse_rule, preset
 from i3dconvert.verification import Report, Settings, verify
 from i3dconvert.weights import randomise
 from tests.coverage import write_table
+from tests.outside import CATALOGUE
 
 RESULTS = Path("build/sweep.jsonl")
 MEMORY = 24 * 2**30
@@ -58,18 +62,21 @@ FEWER_BLOCKS: tuple[dict[str, Any], ...] = (
 
 def measure(name: str, init: str, whole_below: float) -> dict[str, object]:
     """Inflate `name` with seeded random weights and verify it in float64; the error in float32 is noted."""
-    return measure_at(name, init, *next(smallest_first(name, whole_below)))
+    if name in CATALOGUE:
+        model, shape = CATALOGUE[name].build().eval(), CATALOGUE[name].shape
+        return measure_at(model, shape, preset("uniform"), init) | {"volumetric": in_volumes(model, shape)}
+    backbone, model, shape = next(smallest_first(name, whole_below))
+    blocks = {key: backbone.arguments[key] for key in ("depth", "depths") if key in backbone.arguments}
+    return measure_at(model, shape, default_recipe(name), init) | {"blocks": blocks}
 
 
-def measure_at(
-    name: str, init: str, backbone: Backbone, model: nn.Module, shape: tuple[int, int, int]
-) -> dict[str, object]:
+def measure_at(model: nn.Module, shape: tuple[int, int, int], recipe: Recipe, init: str) -> dict[str, object]:
     """`measure` for images `(C, H, W)` of one shape."""
     started = time.perf_counter()
     count = sum(parameter.numel() for parameter in model.parameters())
     with alone() if count > HEAVY else nullcontext():
         randomise(model, 0, shape)
-        planned = plan(model, default_recipe(name), style(init), shape)
+        planned = plan(model, recipe, style(init), shape)
         state = model.state_dict()
         network = fill(planned.network(model), planned.inflation.state(state))
         inflation = planned.inflation
@@ -81,13 +88,39 @@ def measure_at(
         "family": type(model).__module__.rpartition(".")[2],
         "recipe": inflation.recipe.name,
         "size": shape[-1],
-        "blocks": {key: backbone.arguments[key] for key in ("depth", "depths") if key in backbone.arguments},
+        "blocks": {},
         "parameters": count,
         **convolutions(model, {layer.name for layer in inflation.layers if layer.lifted}),
         "folds": inflation.folds,
         **errors(report),
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def in_volumes(model: nn.Module, shape: tuple[int, int, int]) -> str:
+    """`equal` with depth treated as height and width, with the rules that this takes; or why not."""
+    try:
+        network, rules = inflate_with_remedies(model, shape[-1])
+    except I3DError as error:
+        return str(error)
+    frames = max(2, network.inflation.minimum_frames)
+    report = verify(model, network, Settings(frames=frames, dtypes=(torch.float64,)))
+    told = " ".join(f"`-t '{rule}'`" for rule in rules)
+    return (f"equal with {told}" if rules else "equal") if report.passed else report.reason
+
+
+def inflate_with_remedies(model: nn.Module, size: int) -> tuple[Network3d, list[str]]:
+    """Inflate in `volumetric`, with the rules that its own refusals ask for, one after the other."""
+    recipe, rules = preset("volumetric"), []
+    while True:
+        try:
+            return inflate(model, recipe, size=size), rules
+        except RecipeError as error:
+            found = re.search("--temporal '(.*?)'", str(error))
+            if found is None or found[1] in rules:
+                raise
+            rules.append(found[1])
+            recipe = recipe.with_rules((parse_rule(found[1]),))
 
 
 def errors(report: Report) -> dict[str, object]:
@@ -211,7 +244,7 @@ def missing(globs: list[str], inits: list[str]) -> Iterator[tuple[str, str]]:
     """What is asked for and not there yet."""
     done = {(row["name"], row["init"]) for row in read()}
     for init in inits:
-        for name in backbones.qualified_names():
+        for name in (*backbones.qualified_names(), *CATALOGUE):
             if asked(name, globs) and (name, init) not in done:
                 yield name, init
 

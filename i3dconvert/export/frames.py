@@ -123,6 +123,8 @@ class _Frames:
 
     def as_given(self, node: fx.Node) -> fx.Node:
         """The value in the layout that it has in the lifted graph."""
+        if node.target is layout.together:
+            return self.graph.call_function(layout.together, fx.node.map_arg(node.args, self.as_given))
         new = self.env[node]
         return self.graph.call_function(layout.unfold, (new, self.clips)) if node in self.on_clips else new
 

@@ -142,7 +142,7 @@ class _Lift:
             items = [
                 self.convert_value(self.call(operator.getitem, new, i), item, wanted) for i, item in enumerate(value)
             ]
-            return self.call(_tuple, *items)
+            return self.call(layout.together, *items)
         if wanted is Layout.FRAMES:
             return self.call(layout.fold, new, name=f"{new.name}_frames")
         return self.call(layout.unfold, new, self.clips, name=f"{new.name}_clip")
@@ -326,8 +326,8 @@ class _Lift:
     def result_value(self, new: fx.Node, value: Any, name: str) -> fx.Node:
         """Class scores are averaged over what is left of time, unless the style says not to; dense outputs keep it."""
         if isinstance(value, tuple | list):
-            items = (self.call(operator.getitem, new, i) for i in range(len(value)))
-            return self.call(_tuple, *(self.result_value(*pair, name) for pair in zip(items, value, strict=True)))
+            items = ((self.call(operator.getitem, new, i), item) for i, item in enumerate(value))
+            return self.call(layout.together, *(self.result_value(*item, name) for item in items))
         if not isinstance(value, Tensor):
             return new
         if not value.dim() or len(value) != BATCH:
@@ -344,10 +344,6 @@ def _upsampling(node: fx.Node) -> float:
     source = node.args[0] if node.args else node.kwargs["input"]
     assert isinstance(source, fx.Node)
     return float(node.meta["value"].shape[2] / source.meta["value"].shape[2])
-
-
-def _tuple(*values: Any) -> tuple[Any, ...]:
-    return values
 
 
 def _broadcasts(value: Any) -> bool:
@@ -385,7 +381,7 @@ def _last_node(graph: fx.Graph, module: str) -> fx.Node:
 
 def _drop_unused_sizes(graph: fx.Graph) -> None:
     """Remove what only assertions and branches on shapes had needed, and then the folds behind it."""
-    pure = {layout.fold, layout.unfold, _tuple, getattr}
+    pure = {layout.fold, layout.unfold, layout.together, getattr}
     methods = {"size", "dim", "numel", "unsqueeze"}
     for node in reversed(graph.nodes):
         sizes = node.target in pure or (node.op == "call_method" and node.target in methods) or node.op == "get_attr"

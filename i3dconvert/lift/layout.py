@@ -53,6 +53,11 @@ def mean_over_time(frames: Tensor, clips: int) -> Tensor:
     return over_time(frames, clips).mean(1)
 
 
+def together(*values: Any) -> tuple[Any, ...]:
+    """The values as a tuple."""
+    return values
+
+
 def sum_of_taps(kernel: Tensor, copies: int) -> Tensor:
     """`(O, I, T, kH, kW)` → `(O, I, kH, kW)`: the 2D kernel, which the taps hold `copies` times."""
     summed = kernel.sum(2)

@@ -44,8 +44,8 @@ FRAMES = 16
 SMALLEST = 64
 """Height and width below which nothing is made smaller to save time."""
 
-BATCH = 128
-"""Frames of pictures at once, so that any number of pictures fits into memory."""
+FRAMES_AT_ONCE = 32
+"""Of pictures, so that any number of them fits into memory; larger allocations take longer, too."""
 
 CLIPS = 2
 """Two clips at once, so that clips and frames can't be taken for each other."""
@@ -190,7 +190,7 @@ def _bounded(network: Network3d, settings: Settings, report: Report, progress: P
 
     def estimate(count: int, size: int) -> float:
         noise_and_pictures = cost(settings.dtypes, CLIPS) * (size / whole) ** 2, cost(settings.dtypes, pictures)
-        return one * count * sum(noise_and_pictures)
+        return one * (count + 1) * sum(noise_and_pictures)
 
     pictures = len(settings.images)
     smaller = network.inflation.any_size and settings.size is None
@@ -228,7 +228,7 @@ def _check_forward(
             if images is None:
                 continue
             shape = "×".join(map(str, (frames, *images.shape[2:])))
-            batches = torch.split(images, max(BATCH // frames, CLIPS))
+            batches = torch.split(images, max(FRAMES_AT_ONCE // frames, CLIPS))
             step = f"forward equality in {name} on {what}"
             with Narrowing() as narrowing, meter.during(step, cost([dtype], len(images)), len(batches)):
                 reference, value = run_both(model2d, network, batches, frames, dtype, settings.device)

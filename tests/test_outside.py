@@ -1,0 +1,91 @@
+"""Networks nobody here wrote: equal, written and read back, exported; and nothing but our own errors on the way."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from i3dconvert import export_onnx, inflate, load, save
+from i3dconvert.verification import Settings, verify
+from i3dconvert.weights import randomise
+from tests.outside import CATALOGUE
+from tests.sweep import inflate_with_remedies
+
+PROOF = Settings(frames=2, dtypes=(torch.float64,))
+HEAVY = {
+    "monai/SENet",
+    "monai/VNet",
+    "smp/DPT-vit_tiny",
+    "smp/MAnet-resnet18",
+    "transformers/UperNetForSemanticSegmentation",
+}
+"""Those of more than a second or two."""
+
+names = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.sweep if name in HEAVY else ()) for name in CATALOGUE]
+)
+
+
+@names
+def test_equal(name: str) -> None:
+    model, shape = CATALOGUE[name].build().eval(), CATALOGUE[name].shape
+    randomise(model, 0, shape)
+    network = inflate(model, size=shape[-1])
+    assert any(layer.lifted for layer in network.inflation.layers)
+    report = verify(model, network, PROOF)
+    assert report.passed, report.reason
+
+
+@pytest.mark.sweep
+@names
+def test_equal_in_volumes(name: str) -> None:
+    model, shape = CATALOGUE[name].build().eval(), CATALOGUE[name].shape
+    randomise(model, 0, shape)
+    network, _ = inflate_with_remedies(model, shape[-1])
+    frames = max(2, network.inflation.minimum_frames)
+    report = verify(model, network, Settings(frames=frames, dtypes=(torch.float64,)))
+    assert report.passed, report.reason
+
+
+@pytest.mark.sweep
+@names
+def test_written_read_and_exported(name: str, tmp_path: Path) -> None:
+    model, shape = CATALOGUE[name].build().eval(), CATALOGUE[name].shape
+    randomise(model, 0, shape)
+    network = inflate(model, size=shape[-1]).eval()
+    save(network, tmp_path / "net.safetensors")
+    again = load(tmp_path / "net.safetensors", model)
+    clip = torch.randn(1, shape[0], 3, *shape[1:])
+    with torch.no_grad():
+        ours, theirs = network(clip), again(clip)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert export_onnx(network, tmp_path / "net.onnx").check.passed
+
+
+@pytest.mark.parametrize(
+    ("name", "rules"),
+    [
+        ("smp/Segformer-resnet18", 0),
+        ("smp/Segformer-mit_b0", 3),
+        ("transformers/DINOv3ViTModel", 0),
+        ("transformers/PvtV2ForImageClassification", 1),
+        ("transformers/MobileNetV2ForImageClassification", 0),
+        ("monai/EfficientNet", 0),
+        ("monai/SwinUNETR", 4),
+    ],
+)
+def test_a_recipe_that_breaks_a_join_names_the_rule_that_mends_it(name: str, rules: int) -> None:
+    model, shape = CATALOGUE[name].build().eval(), CATALOGUE[name].shape
+    randomise(model, 0, shape)
+    network, told = inflate_with_remedies(model, shape[-1])
+    assert len(told) == rules
+    frames = max(2, network.inflation.minimum_frames)
+    report = verify(model, network, Settings(frames=frames, dtypes=(torch.float64,)))
+    assert report.passed, report.reason
+
+
+@pytest.mark.parametrize("name", ["transformers/BeitBackbone", "transformers/SwinBackbone"])
+def test_exports_of_masked_attention_and_of_tuples(name: str, tmp_path: Path) -> None:
+    model, shape = CATALOGUE[name].build().eval(), CATALOGUE[name].shape
+    randomise(model, 0, shape)
+    assert export_onnx(inflate(model, size=shape[-1]), tmp_path / "net.onnx").check.passed

@@ -1,0 +1,107 @@
+"""How much is verified: as much as there is time for, said when it is less, and as told when told."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from i3dconvert import inflate
+from i3dconvert.errors import VerificationError
+from i3dconvert.verification import Settings, verify
+from i3dconvert.verification.effort import Meter, legal_lengths, within
+from tests.conftest import Run
+
+
+def small(size: int = 96) -> tuple[nn.Module, nn.Module]:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, padding=1)).eval()
+    return model, inflate(model, "volumetric", size=size)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"), [(1000, (16, 224)), (100, (8, 224)), (15, (2, 168)), (10, (2, 112)), (0.1, (2, 56))]
+)
+def test_frames_go_first_and_size_after_them(seconds: float, chosen: tuple[int, int]) -> None:
+    estimate = lambda frames, size: 10 * frames * (size / 224) ** 2  # noqa: E731
+    assert within(seconds, [16, 8, 2], [224, 168, 112, 56], estimate) == chosen
+
+
+def test_lengths_are_those_of_the_recipe() -> None:
+    strided = inflate(nn.Sequential(nn.Conv2d(3, 4, 3, stride=2)).eval(), "volumetric", size=32)
+    assert strided.inflation.minimum_frames == 3
+    assert legal_lengths(strided, 6) == [6, 5, 4, 3]
+    assert legal_lengths(small()[1], 3) == [3, 2]
+
+
+def test_without_time_the_least_is_verified_and_said() -> None:
+    report = verify(*small(256), Settings(seconds=0.0))
+    assert report.passed
+    assert "2×64×64" in report.checks[1].name
+    assert "2 frames of 64×64: --frames 16 --size 256 would take about" in report.notes[0]
+
+
+@pytest.mark.parametrize("settings", [Settings(frames=5, seconds=0.0), Settings(frames=5, size=32, seconds=0.0)])
+def test_what_was_told_is_done(settings: Settings) -> None:
+    report = verify(*small(), settings)
+    size = settings.size or 96
+    assert f"5×{size}×{size}" in report.checks[1].name
+    assert not report.notes
+
+
+def test_with_time_enough_nothing_is_left_out() -> None:
+    report = verify(*small(), Settings(seconds=1e6))
+    assert "16×96×96" in report.checks[1].name
+    assert not report.notes
+
+
+def test_the_share_of_the_work_grows_to_the_whole() -> None:
+    told: list[tuple[str, float | None]] = []
+    verify(*small(32), Settings(frames=2), progress=lambda step, share=None: told.append((step, share)))
+    shares = [share for _, share in told if share is not None]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert shares[-1] == pytest.approx(1)
+    assert len(shares) > 6
+
+
+def test_the_meter_leaves_no_hook_behind() -> None:
+    _, network = small(32)
+    with pytest.raises(ZeroDivisionError), Meter(lambda *_: None, network, 1.0).during("step", 1.0, 1):
+        raise ZeroDivisionError
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_pictures_in_batches_are_the_pictures(run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    words = []
+    for index in range(5):
+        Image.new("RGB", (64, 64), (40 * index, 90, 200 - 40 * index)).save(f"{index}.png")
+        words += ["-i", f"{index}.png"]
+    monkeypatch.setattr("i3dconvert.verification.FRAMES_AT_ONCE", 1)
+    done = run("verify", checkpoint, "-f", 2, "-s", 64, *words)
+    assert done.code == 0, done.err
+    assert sum("top classes" in line for line in done.out.splitlines()) == 5
+
+
+class Stops(nn.Module):
+    """Takes images of its own size alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.head = nn.Linear(4 * 16 * 16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).flatten(1))
+
+
+def test_a_network_that_stops_is_an_error_of_ours() -> None:
+    model = Stops().eval()
+    network = inflate(model, size=16)
+    assert verify(model, network, Settings(frames=2)).passed
+    with pytest.raises(VerificationError, match="the 2D network stops at an input of 3×20×20: mat1 and mat2"):
+        verify(model, network, Settings(frames=2, size=20))
+    network.head = nn.Linear(3, 2, dtype=torch.float32)
+    with pytest.raises(VerificationError, match="the 3D network stops at an input of 3×2×16×16"):
+        verify(model, network, Settings(frames=2, dtypes=(torch.float32,)))
