@@ -25,7 +25,12 @@ def adopt(path: Path, layout: str) -> tuple[Document, State]:
     tensors = read_state(path)
     fitting: dict[str, tuple[Document, State]] = {}
     refusals = []
-    for target in known.targets:
+    if name and (own := known.network(name) if known.sources != "timm" else None) and own.package:
+        raise LayoutError(
+            f"which {name} {path} is of does not follow from its tensors; in Python: "
+            "inflate(model2d, 'volumetric').load_state_dict(torch.load(path))"
+        )
+    for target in (target for target in known.targets if not target.package):
         if known.sources == "timm" or name in ("", target.name):
             try:
                 fitting[target.name] = _adopted(known, target, tensors, name, path)

@@ -30,7 +30,9 @@ OUTSIDE = """## Networks nobody here wrote
 Of transformers, MONAI, segmentation-models-pytorch (smp) and torchxrayvision, with few and narrow layers where their
 configuration allows it ([tests/outside.py](../tests/outside.py)), given to `i3dconvert.inflate` as modules. Weights,
 clips and columns as above, with the recipe `uniform`; *volumetric* says whether they are equal in float64 with depth
-treated as height and width too, and the rules which that takes, as the refusal without them names them.
+treated as height and width too, and the rules which that takes, as the refusal without them names them. Of MONAI's,
+*spatial_dims=3* says whether the weights inflated with `volumetric` load into the same class over volumes, with
+`strict=True`, and where that computes the same as the inflated network (in float64).
 """
 SOURCES = ("transformers", "monai", "smp", "torchxrayvision")
 
@@ -93,14 +95,14 @@ def _networks(rows: list[Row]) -> Iterator[str]:
 
 
 def _outside(rows: list[Row]) -> Iterator[str]:
-    yield from _table(("name", "size", "convolutions", "lifted", "folds", "float64", "float32", "volumetric"))
+    numbers = ("size", "convolutions", "lifted", "folds", "float64", "float32")
+    yield from _table(("name", *numbers, "volumetric", "spatial_dims=3"))
     for row in rows:
         if not row["passed"]:
-            yield _line(row["name"], f"not equal: {row['reason']}", *[""] * 6)
+            yield _line(row["name"], f"not equal: {row['reason']}", *[""] * 7)
             continue
-        numbers = (row[key] for key in ("size", "convolutions", "lifted", "folds"))
-        errors = (f"{row[dtype]:.1e}" for dtype in ("float64", "float32"))
-        yield _line(row["name"], *numbers, *errors, row["volumetric"])
+        cells = (f"{row[key]:.1e}" if key.startswith("float") else row[key] for key in numbers)
+        yield _line(row["name"], *cells, row["volumetric"], row.get("3d class", ""))
 
 
 def _table(columns: Iterable[str]) -> Iterator[str]:

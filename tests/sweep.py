@@ -36,10 +36,11 @@ from i3dconvert.backbones import Backbone
 from i3dconvert.errors import I3DError, RecipeError
 from i3dconvert.lift.network import Network3d, fill, plan, style
 from i3dconvert.recipes import Recipe, default_recipe, parse_rule, preset
-from i3dconvert.verification import Report, Settings, verify
+from i3dconvert.verification import TOLERANCES, Report, Settings, verify
+from i3dconvert.verification.forward import check_outputs, evaluating, outputs
 from i3dconvert.weights import randomise
 from tests.coverage import write_table
-from tests.outside import CATALOGUE
+from tests.outside import CATALOGUE, monai
 
 RESULTS = Path("build/sweep.jsonl")
 MEMORY = 24 * 2**30
@@ -64,7 +65,8 @@ def measure(name: str, init: str, whole_below: float) -> dict[str, object]:
     """Inflate `name` with seeded random weights and verify it in float64; the error in float32 is noted."""
     if name in CATALOGUE:
         model, shape = CATALOGUE[name].build().eval(), CATALOGUE[name].shape
-        return measure_at(model, shape, preset("uniform"), init) | {"volumetric": in_volumes(model, shape)}
+        row = measure_at(model, shape, preset("uniform"), init) | {"volumetric": in_volumes(model, shape)}
+        return row | ({"3d class": in_class_of_monai(name, model, shape)} if name.startswith("monai/") else {})
     backbone, model, shape = next(smallest_first(name, whole_below))
     blocks = {key: backbone.arguments[key] for key in ("depth", "depths") if key in backbone.arguments}
     return measure_at(model, shape, default_recipe(name), init) | {"blocks": blocks}
@@ -107,6 +109,27 @@ def in_volumes(model: nn.Module, shape: tuple[int, int, int]) -> str:
     report = verify(model, network, Settings(frames=frames, dtypes=(torch.float64,)))
     told = " ".join(f"`-t '{rule}'`" for rule in rules)
     return (f"equal with {told}" if rules else "equal") if report.passed else report.reason
+
+
+def in_class_of_monai(name: str, model: nn.Module, shape: tuple[int, int, int]) -> str:
+    """Whether the class with `spatial_dims=3` loads the inflated weights, and is equal on still and moving clips."""
+    network, _ = inflate_with_remedies(model, shape[-1])
+    try:
+        theirs = monai(name.partition("/")[2], dimensions=3).eval()
+        theirs.load_state_dict(network.state_dict())
+    except (TypeError, ValueError) as error:
+        return f"not built: {str(error).partition(chr(10))[0]}"
+    except RuntimeError as error:
+        return f"no: {str(error).splitlines()[1].strip().removesuffix('.')}"
+    frames = max(16, network.inflation.minimum_frames)
+    clip = torch.randn(1, shape[0], frames, *shape[1:])
+    still, moving = clip[:, :, :1].expand_as(clip), clip
+    found = []
+    for what, given in (("a still clip", still), ("a moving one", moving)):
+        with evaluating(network, torch.float64), evaluating(theirs, torch.float64):
+            ours, other = outputs(network(given.double())), outputs(theirs(given.double()))
+        found += [what] if check_outputs(what, ours, other, TOLERANCES[torch.float64]).passed else []
+    return f"loads, equal on {' and '.join(found)}" if found else "loads, not equal"
 
 
 def inflate_with_remedies(model: nn.Module, size: int) -> tuple[Network3d, list[str]]:

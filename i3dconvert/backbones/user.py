@@ -35,6 +35,22 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     return network
 
 
+def build_in_volumes(name: str) -> nn.Module:
+    """The same network over volumes, by the factory's own `spatial_dims`, as MONAI's networks take it.
+
+    Raises `BackboneError` where the factory takes none, and for whatever goes wrong in it.
+    """
+    factory = _factory(name)
+    if "spatial_dims" not in inspect.signature(factory).parameters:
+        path, function = split(name)
+        raise BackboneError(
+            f"{path} says nothing of volumes: let {function}(spatial_dims=2) build the network, for "
+            f"{function}(spatial_dims=3) to build the one that the weights are compared in"
+        )
+    network: nn.Module = _call(name, factory, spatial_dims=3)
+    return network
+
+
 def _call(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     try:
         return function(*args, **kwargs)

@@ -15,6 +15,7 @@ from i3dconvert.backbones import Changes, Origin
 from i3dconvert.backbones.changes import STRUCTURE, UNCHANGED
 from i3dconvert.errors import LayoutError
 from i3dconvert.frameworks.keys import SAME, Rows, translated
+from i3dconvert.lift.layers import full_name
 from i3dconvert.lift.network import Inflation, plan
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import Recipe, Temporal
@@ -47,13 +48,17 @@ class Target:
     """A glob of tensors of its own that have no part in the 2D network."""
     structure: Changes = UNCHANGED
     """What makes the 2D network the one that this is the 3D form of."""
+    package: str = ""
+    """Where the class called as the target is, of which the 2D network has to be: one of the user's own, by a file."""
 
     def changed(self, changes: Changes) -> Changes:
         """`changes` of the 2D network, and those that make it the one that this is the 3D form of."""
         return replace(changes, **{name: getattr(self.structure, name) for name in STRUCTURE})
 
     def takes(self, backbone: str) -> bool:
-        """Whether it is the 3D form of the backbone called so (`resnet50`, `timm/resnet50`)."""
+        """Whether it is the 3D form of the backbone called so (`resnet50`, `timm/resnet50`, `nets.py:unet`)."""
+        if self.package or ".py:" in backbone:
+            return bool(self.package) and ".py:" in backbone
         bare = backbone.rpartition("/")[2].partition(".")[0]
         return any(fnmatchcase(bare, glob) for glob in self.backbones.split("|"))
 
@@ -106,8 +111,12 @@ class Framework:
             known = ", ".join(dict.fromkeys("|".join(target.backbones for target in self.targets).split("|")))
             raise LayoutError(f"{self.name} has no 3D form of {backbone}; it has those of {known}")
         found = [target for target in fitting if name in ("", target.name)]
+        known = ", ".join(target.name for target in fitting)
+        if not name and fitting[0].package:
+            raise LayoutError(
+                f"say which of {self.name}'s networks {backbone} is: --layout {self.name}:NAME, of {known}"
+            )
         if not found:
-            known = ", ".join(target.name for target in fitting)
             raise LayoutError(f"{self.name} has no network {name!r} that is a 3D form of {backbone}; it has {known}")
         return found[0]
 
@@ -119,9 +128,13 @@ class Framework:
             if name is None:
                 raise LayoutError(f"{self.name} has no place for {key}: its networks have no such layer")
             placed.append(Place(name, (*shape, *[1] * (self.dimensions.get(key, 0) - len(shape))), key))
-            if name.endswith(".weight") and translated(self.biased, name) is not None:
+            if name.endswith(".weight") and translated(self.biased_in(target), name) is not None:
                 placed.append(Place(f"{name.removesuffix('weight')}bias", shape[:1], None))
         return placed
+
+    def biased_in(self, target: Target) -> Rows:
+        """`biased`, of a network that goes by the framework's own table of names."""
+        return () if target.keys else self.biased
 
     def state(self, target: Target, state: Mapping[str, Tensor]) -> State:
         """Our tensors under the framework's names."""
@@ -138,7 +151,8 @@ class Framework:
         A bias in front of a BatchNorm is taken into its mean, which is the same in eval mode.
         """
         state = {name: tensor for name, tensor in state.items() if not fnmatchcase(name, target.others)}
-        norms = {name: translated(self.biased, name) for name in state if name.endswith(".bias")}
+        biased = self.biased_in(target)
+        norms = {name: translated(biased, name) for name in state if name.endswith(".bias")}
         for name, norm in norms.items():
             mean = (norm or "").replace(".bias", ".running_mean")
             if mean in state:
@@ -182,6 +196,9 @@ def check_fits(framework: Framework, target: Target, inflation: Inflation, origi
     if target.headless and origin.changes.head != "none":
         raise LayoutError(f"{where} has no head; --no-head")
     model = origin.build()
+    of_class = full_name(model).startswith(f"{target.package}.") and type(model).__name__ == target.name
+    if target.package and not of_class:
+        raise LayoutError(f"{origin.backbone.qualified} builds {full_name(model)}, not {target.package}.{target.name}")
     if inflation.style.conv != "3d" or inflation.style.padding != "zeros":
         raise LayoutError(f"{where} has full 3D convolutions that pad time with zeros; --conv 3d --padding zeros")
     if target.made is not None and inflation.style.init != "center":

@@ -1,4 +1,4 @@
-"""MONAI: its ResNets and DenseNets with `spatial_dims=3`."""
+"""MONAI: its ResNets and DenseNets, made of torchvision's, and its 2D networks themselves, with `spatial_dims=3`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Callable
 from torch import nn
 
 from i3dconvert.backbones import Changes, Origin
+from i3dconvert.backbones.user import build_in_volumes
 from i3dconvert.frameworks.framework import Framework, Target
+from i3dconvert.frameworks.keys import SAME
 from i3dconvert.frameworks.resnets3d import RESNETS
 from i3dconvert.recipes import preset
 
@@ -49,9 +51,34 @@ def _densenet161(origin: Origin) -> nn.Module:
     return network
 
 
+_NETWORKS = """
+    UNet BasicUNet BasicUNetPlusPlus SegResNet DynUNet AttentionUnet HighResNet VNet AutoEncoder DenseNet
+    ResNet SENet EfficientNetBN
+""".split()
+"""Whose 2D and 3D forms are one class, with the same names and, in `volumetric`, the same kernels."""
+
+_POOLING_TIME = ("SENet", "EfficientNetBN")
+"""Whose squeeze-and-excitation takes the mean over depth too, where the inflated network takes it slice by slice."""
+
+
+def _own(name: str) -> Target:
+    return Target(
+        name,
+        "PATH.py:FUNCTION",
+        preset("volumetric"),
+        lambda origin: build_in_volumes(origin.backbone.name),
+        f"monai.networks.nets.{name}(spatial_dims=3, …), by FUNCTION(spatial_dims=3)",
+        note="it averages over depth where the inflated network averages each slice: equal on a still clip alone"
+        if name in _POOLING_TIME
+        else "",
+        keys=SAME,
+        package="monai.networks.nets",
+    )
+
+
 MONAI = Framework(
     "monai",
-    source="MONAI 1.6.1, networks/nets/resnet.py and densenet.py",
+    source="MONAI 1.6.1, networks/nets",
     targets=(
         Target(
             "resnet",
@@ -86,6 +113,7 @@ MONAI = Framework(
             "monai.networks.nets.DenseNet(spatial_dims=3, in_channels=3, out_channels={classes}, init_features=96, "
             "growth_rate=48, block_config=(6, 12, 36, 24))",
         ),
+        *map(_own, _NETWORKS),
     ),
     keys=(
         ("features.denseblock{}.denselayer{}.*", "features.denseblock{}.denselayer{}.layers.*"),
