@@ -33,7 +33,7 @@ from torch import nn
 
 from i3dconvert import backbones, inflate
 from i3dconvert.backbones import Backbone
-from i3dconvert.errors import I3DError, RecipeError
+from i3dconvert.errors import I3DError, RecipeError, VerificationError
 from i3dconvert.lift.network import Network3d, fill, plan, style
 from i3dconvert.recipes import Recipe, default_recipe, parse_rule, preset
 from i3dconvert.verification import TOLERANCES, Report, Settings, verify
@@ -221,7 +221,7 @@ def verify_small(model: nn.Module, network: Any) -> Report:
     if network.inflation.any_size:
         try:
             return verify(model, network, Settings(frames=frames, size=network.inflation.input[-1] * 9 // 16))
-        except RuntimeError:
+        except VerificationError:
             pass
     return verify(model, network, Settings(frames=frames))
 

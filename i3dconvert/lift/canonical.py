@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from i3dconvert.lift import layout
@@ -23,8 +24,11 @@ _PADS = (nn.ZeroPad2d, nn.ConstantPad2d)
 
 
 def canonical(traced: Traced) -> Traced:
-    """Pooling functions become modules, so that recipes reach them by name; axes of images are counted as of clips."""
-    for node in traced.graph.nodes:
+    """Pooling functions become modules, so that recipes reach them by name; axes of images are counted as of clips;
+    matrix products spelt by letters are products of matrices."""
+    for node in list(traced.graph.nodes):
+        if layout.operation(node) == "einsum":
+            _use_matmul(node)
         if node.op == "call_function" and layout.operation(node) in _POOLS:
             _use_module(traced, node)
         if layout.operation(node) in layout.REDUCTIONS:
@@ -56,6 +60,29 @@ def _use_module(traced: Traced, node: fx.Node) -> None:
     target = function_name(node)
     traced.root.set_submodule(target, cls(**arguments))
     node.op, node.target, node.args, node.kwargs = "call_module", target, (image,), {}
+
+
+def _use_matmul(node: fx.Node) -> None:
+    """`einsum("bhid,bhjd->bhij", q, k)` → `q @ k.transpose(-2, -1)`, and `"bhij,bhjd->bhid"` → `w @ v`."""
+    equation, *operands = node.args
+    given, _, result = str(equation).replace(" ", "").partition("->")
+    first, _, second = given.partition(",")
+    if len(operands) != 2 or not all(isinstance(operand, fx.Node) for operand in operands) or "." in given:
+        return
+    terms = (first, second, result)
+    if len(result) < 3 or len({len(term) for term in terms}) > 1 or len({term[:-2] for term in terms}) > 1:
+        return
+    i, inner, j, k, row, column = [letter for term in terms for letter in term[-2:]]
+    left, right = operands
+    assert isinstance(right, fx.Node)
+    if (row, column, inner) == (i, j, k) and i != j:
+        with node.graph.inserting_before(node):
+            turned = node.graph.call_method("transpose", (right, -2, -1))
+        turned.meta = {"value": right.meta["value"].transpose(-2, -1), "scope": node.meta["scope"]}
+        right = turned
+    elif (row, column, inner) != (i, k, j):
+        return
+    node.target, node.args, node.kwargs = torch.matmul, (left, right), {}
 
 
 def _count_axes_as_of_clips(node: fx.Node) -> None:

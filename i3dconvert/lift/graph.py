@@ -17,6 +17,18 @@ from torch import Tensor, fx, nn
 from i3dconvert.errors import LiftError, RecipeError
 from i3dconvert.kernels import Filling, Style
 from i3dconvert.lift import layout
+from i3dconvert.lift.attention import (
+    Attention,
+    attend_jointly,
+    attend_pairs,
+    attentions,
+    for_each_key,
+    frames_of,
+    operands,
+    score_pairs,
+    softmax_of_pairs,
+    tokens,
+)
 from i3dconvert.lift.canonical import canonical, function_name, leaves
 from i3dconvert.lift.layers import ANY_RANK, UPSAMPLES, Counterpart, counterpart, full_name
 from i3dconvert.lift.layout import Layout
@@ -24,8 +36,9 @@ from i3dconvert.lift.lengths import minimum_frames
 from i3dconvert.lift.modules import SpatialPad
 from i3dconvert.lift.sizes import BatchSizes
 from i3dconvert.lift.trace import BATCH, Traced, place, reason
-from i3dconvert.recipes import Geometry, InsertedPool, Recipe, Temporal
+from i3dconvert.recipes import Attending, Geometry, InsertedPool, Recipe, Temporal
 
+ATTENTION = Geometry("attention", 1, 1, 0)
 _POOLS = {"max_pool": nn.MaxPool3d, "avg_pool": nn.AvgPool3d}
 
 Ties = Sequence[Sequence[str]]
@@ -73,18 +86,23 @@ class _Lift:
         self.modules: dict[str, nn.Module] = {}
         self.layers: dict[str, Layer] = {}
         self.fillings: dict[str, Filling] = {}
+        self.found = {attention.last: attention for attention in attentions(traced)}
+        self.attending = self._attending()
+        self.repeated: dict[tuple[fx.Node, str], fx.Node] = {}
         self.pools = {_last_node(traced.graph, pool.after): pool for pool in recipe.pools}
         self.clips: fx.Node
 
     def run(self) -> Lifted:
         for node in self.old.nodes:
             try:
-                result = getattr(self, node.op)(node)
+                result = self.attended(node) if node in self.attending else getattr(self, node.op)(node)
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise LiftError(f"{place(node)} can't be lifted: {reason(error)}") from error
             if result is None:
                 continue
             self.env[node] = result
+            if node in self.found:
+                self.note_attention(node)
             if node in self.pools:
                 self.env[node] = self.insert_pool(node, self.pools[node])
             if node.op in ("call_module", "call_function", "call_method") and layout.mutates(node, self.root):
@@ -213,6 +231,95 @@ class _Lift:
         new = self.graph.create_node("call_module", name, (self.clip(image),), {}, node.name)
         new.meta |= {"temporal": temporal, "layer": name}
         return new, Layout.CLIP
+
+    # Attention over the tokens of several frames.
+
+    def _attending(self) -> dict[fx.Node, tuple[Attention, Attending]]:
+        """The attention that each node of the 2D graph is part of, where the recipe has it attend to other frames."""
+        nodes: dict[fx.Node, tuple[Attention, Attending]] = {}
+        for attention in self.found.values():
+            temporal = self.recipe.attending(attention.name)
+            if temporal is not None and not attention.refusal:
+                parts = (attention.first, attention.last, *attention.between)
+                nodes |= {node: (attention, temporal) for node in parts if node is not None}
+        return nodes
+
+    def note_attention(self, node: fx.Node) -> None:
+        """Enter an attention into the table of layers."""
+        name = self.found[node].name
+        temporal = self.attending[node][1] if node in self.attending else Temporal()
+        self.layers[name] = Layer(name, node.name, ATTENTION, temporal, node in self.attending)
+
+    def attended(self, node: fx.Node) -> tuple[fx.Node, Layout]:
+        """A node of an attention, over the frames of a group."""
+        attention, temporal = self.attending[node]
+        if attention.kind == "fused":
+            new = self.attend_jointly(node, temporal.span)
+        elif attention.kind == "module":
+            new = self.attend_in_module(node, temporal.span)
+        elif node is attention.first:
+            query, keys = operands(node)
+            new = self.over_frames(score_pairs, node, [query, keys], [query], temporal)
+            temporal = replace(temporal, pairs=True)
+        elif node is attention.softmax:
+            assert attention.first is not None
+            query = operands(attention.first)[0]
+            new = self.over_frames(softmax_of_pairs, node, [node.all_input_nodes[0], query], None, temporal)
+            new.meta["like"] = self.frames(node.all_input_nodes[0])
+        elif node is attention.last:
+            new = self.over_frames(attend_pairs, node, [*operands(node)], None, temporal)
+            new.meta["like"] = self.frames(operands(node)[1])
+        else:
+            return self.between_products(node, attention, temporal)
+        new.meta |= {"temporal": temporal, "layer": attention.name, "of_pairs": node is not attention.last}
+        return new, Layout.FRAMES
+
+    def over_frames(
+        self, function: Any, node: fx.Node, values: list[Any], of: list[Any] | None, temporal: Attending
+    ) -> fx.Node:
+        """A function over frames of `values`, and how many rows those (or those `of`) have for each frame."""
+        rows = [len(value.meta["value"]) // BATCH for value in of or values]
+        return self.call(function, *map(self.frames, values), self.clips, *rows, temporal.span, name=node.name)
+
+    def between_products(self, node: fx.Node, attention: Attention, temporal: Attending) -> tuple[fx.Node, Layout]:
+        """What is computed of the scores, for each pair of frames; what comes from elsewhere is that of the query's."""
+        inside = [n for n in node.all_input_nodes if n in attention.between or n is attention.first]
+
+        def given(source: fx.Node) -> fx.Node:
+            if source in inside or self.layout_of(source) is Layout.PLAIN:
+                return self.sizes.beside(source, inside)
+            if (source, attention.name) not in self.repeated:
+                repeated = self.over_frames(for_each_key, source, [source], None, temporal)
+                repeated.meta |= {"temporal": replace(temporal, pairs=True), "layer": attention.name}
+                self.repeated[source, attention.name] = repeated
+            return self.repeated[source, attention.name]
+
+        if node.op == "call_module":
+            self.modules.setdefault(str(node.target), self.root.get_submodule(str(node.target)))
+        new = self.copy(node, given)
+        new.meta["of_pairs"] = True
+        return new, Layout.FRAMES
+
+    def attend_jointly(self, node: fx.Node, span: int) -> fx.Node:
+        query, key, value = (layout.argument(node, name, i) for i, name in enumerate(("query", "key", "value")))
+        mask, dropout = layout.argument(node, "attn_mask", 3), layout.argument(node, "dropout_p", 4, 0.0)
+        options = {name: node.kwargs[name] for name in ("scale", "enable_gqa") if node.kwargs.get(name) is not None}
+        given = fx.node.map_arg([query, key, value, mask], self.frames)
+        dropout, options = fx.node.map_arg((dropout, options), self.frames)
+        rows = len(query.meta["value"]) // BATCH
+        return self.call(attend_jointly, *given, self.clips, rows, span, dropout, options, name=node.name)
+
+    def attend_in_module(self, node: fx.Node, span: int) -> fx.Node:
+        name, count = str(node.target), len(node.args)
+        self.modules.setdefault(name, self.root.get_submodule(name))
+        query, key, value = (layout.argument(node, name, i) for i, name in enumerate(("query", "key", "value")))
+        given = {n: self.call(tokens, self.frames(n), self.clips, 1, span) for n in (query, key, value)}
+        args = (given[query], given[key], given[value], *fx.node.map_arg(node.args[3:count], self.frames))
+        rest = {k: v for k, v in node.kwargs.items() if k not in ("query", "key", "value")}
+        joint = self.graph.create_node("call_module", name, args, fx.node.map_arg(rest, self.frames), node.name)
+        attended = self.call(operator.getitem, joint, 0)
+        apart = self.call(frames_of, attended, self.frames(query), self.clips, 1, span)
+        return self.call(layout.together, apart, None)
 
     def insert_pool(self, node: fx.Node, pool: InsertedPool) -> tuple[fx.Node, Layout]:
         name = f"{pool.after}_temporal_pool"
@@ -428,3 +535,4 @@ def _layers(traced: Traced) -> Iterator[tuple[str, str]]:
                 yield str(node.target), "upsample"
         elif layout.operation(node) == "interpolate":
             yield function_name(node), "upsample"
+    yield from ((attention.name, "attention") for attention in attentions(traced))

@@ -73,7 +73,11 @@ def resize_time(clip: Tensor, frames: int, mode: str, align_corners: bool | None
 
 
 def length_source(node: fx.Node) -> fx.Node | None:
-    """The clip that a `resize_time` brings time to the length of, if it is one."""
+    """The value whose number of frames a node has, of several: the clip that a `resize_time` brings time to the length
+    of, the value that attention's weights are for."""
+    if "like" in node.meta:
+        like: fx.Node = node.meta["like"]
+        return like
     frames = node.args[1] if node.target is resize_time else None
     source = frames.args[0] if isinstance(frames, fx.Node) and frames.target == "size" else None
     return source if isinstance(source, fx.Node) else None

@@ -8,7 +8,7 @@ from torch import fx
 
 from i3dconvert.errors import FramesError, RecipeError
 from i3dconvert.lift import layout
-from i3dconvert.recipes import Recipe, Temporal
+from i3dconvert.recipes import Attending, Recipe, Temporal
 
 HORIZON = range(64, 257)
 """Clip lengths among which at least one must get through a recipe: a broken join fails at them all."""
@@ -23,7 +23,8 @@ def lengths(graph: fx.Graph, frames: int) -> dict[fx.Node, int]:
             continue
         if node.target == "size" or node.op == "output" or node.meta.get("plain"):
             continue
-        inputs = {count[n]: n for n in node.all_input_nodes if n in count}
+        like = layout.length_source(node)
+        inputs = {count[n]: n for n in ([like] if "like" in node.meta else node.all_input_nodes) if n in count}
         if not inputs:
             continue
         if len(inputs) > 1:
@@ -33,7 +34,10 @@ def lengths(graph: fx.Graph, frames: int) -> dict[fx.Node, int]:
             raise FramesError(f"the inputs of {_shown(node)} have different numbers of frames: {sizes}{remedy}")
         (size,) = inputs
         temporal: Temporal | None = node.meta.get("temporal")
-        like = layout.length_source(node)
+        if isinstance(temporal, Attending) and not temporal.fits(size):
+            raise FramesError(
+                f"{node.meta['layer']} attends to groups of {temporal.span} frames, of which {size} are no multiple"
+            )
         count[node] = count[like] if like is not None else temporal.length(size) if temporal else size
         if count[node] < 1:
             raise FramesError(f"a clip of {frames} frames is too short: {_shown(node)} has {size} left")

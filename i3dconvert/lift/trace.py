@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace
 
 from i3dconvert.errors import LiftError
 
@@ -28,6 +29,8 @@ _FACTORIES = ("arange", "as_tensor", "empty", "eye", "full", "linspace", "ones",
 _SAME_ALWAYS = ("ndim", "is_cuda", "is_quantized", "requires_grad", "layout")
 _SIZES = ("shape", "size", "dim", "numel", "stride")
 """What is the same of a parameter whatever the input is."""
+_UNWRAPPED = ("shifted_window_attention",)
+"""Functions that their library keeps whole for its own tracing, and that hold an attention."""
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -158,6 +161,9 @@ class _Tracer(fx.Tracer):
         with ExitStack() as stack:
             for name in _FACTORIES:
                 stack.enter_context(patch.object(torch, name, self._traceable(getattr(torch, name))))
+            wrapped = _symbolic_trace._wrapped_fns_to_patch
+            kept = {key: value for key, value in wrapped.items() if key[1] not in _UNWRAPPED}
+            stack.enter_context(patch.object(_symbolic_trace, "_wrapped_fns_to_patch", kept))
             for namespace in _code_of(root):
                 stack.enter_context(patch.dict(namespace, type=_TypeOf))
             if (einops := sys.modules.get("einops.einops")) is not None:  # its cache would keep values of one trace

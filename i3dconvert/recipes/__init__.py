@@ -4,11 +4,12 @@ from pathlib import Path
 
 from i3dconvert.recipes import toml
 from i3dconvert.recipes.presets import PRESETS, default_recipe, preset
-from i3dconvert.recipes.rules import KINDS, Geometry, InsertedPool, Recipe, Rule, Temporal, parse_rule
+from i3dconvert.recipes.rules import KINDS, Attending, Geometry, InsertedPool, Recipe, Rule, Temporal, parse_rule
 
 __all__ = [
     "KINDS",
     "PRESETS",
+    "Attending",
     "Geometry",
     "InsertedPool",
     "Recipe",

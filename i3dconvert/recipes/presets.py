@@ -61,6 +61,12 @@ VOLUMETRIC = Recipe(
     source="depth treated exactly as height and width",
 )
 
+JOINT = Recipe(
+    "joint",
+    (*UNIFORM.rules, Rule(kind="attention", span="all")),
+    source="Arnab et al., ViViT, arXiv:2103.15691, section 3.3, model 1: attention over the tokens of all frames",
+)
+
 TUBELET = Recipe(
     "tubelet",
     (
@@ -76,7 +82,8 @@ TUBELET = Recipe(
 )
 
 PRESETS = {
-    recipe.name: recipe for recipe in (RESNET, DENSENET, I3D, I3D_RESNET, SLOW, C2D, UNIFORM, VOLUMETRIC, TUBELET)
+    recipe.name: recipe
+    for recipe in (RESNET, DENSENET, I3D, I3D_RESNET, SLOW, C2D, UNIFORM, VOLUMETRIC, JOINT, TUBELET)
 }
 
 _DEFAULTS = (

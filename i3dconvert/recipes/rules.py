@@ -12,8 +12,9 @@ from i3dconvert.errors import RecipeError
 Size = int | Literal["spatial"]
 Padding = Size | Literal["same"]
 
-KINDS = ("pointwise", "spatial", "transposed", "max_pool", "avg_pool", "upsample")
-"""Kinds of layer: 1×1 convolutions, all others, transposed ones, the two poolings with a window, interpolations."""
+KINDS = ("pointwise", "spatial", "transposed", "max_pool", "avg_pool", "upsample", "attention")
+"""Kinds of layer: 1×1 convolutions, all others, transposed ones, the two poolings with a window, interpolations; and
+attentions, of which a rule speaks only by this kind."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,23 @@ class Temporal:
 
 
 @dataclass(frozen=True)
+class Attending(Temporal):
+    """What an attention does along time: a query attends to the frames of its group of `span`, of all where it is 0."""
+
+    span: int = 0
+    pairs: bool = False
+    """Whether the value has a row for each pair of frames of a group, as scores have."""
+
+    def fits(self, frames: int) -> bool:
+        """Whether that many frames make whole groups; fewer than one group has are one."""
+        return not self.span or frames <= self.span or frames % self.span == 0
+
+    def length(self, frames: int) -> int:
+        """Rows of frames, or of their pairs."""
+        return frames * (min(self.span, frames) if self.span else frames) if self.pairs else frames
+
+
+@dataclass(frozen=True)
 class Rule:
     """`layer` is a glob over the layer's name (or several, `a|b`), `kind` one of `KINDS` or `*`.
 
@@ -85,13 +103,16 @@ class Rule:
     stride: Size | None = None
     padding: Padding | None = None
     dilation: Size | None = None
+    span: int | Literal["all"] | None = None
+    """Of attentions: how many frames a query attends to, in groups of so many consecutive ones; 1 is its own alone."""
 
     def matches(self, name: str, kind: str) -> bool:
         """Whether the rule speaks of the layer called `name`."""
-        return any(fnmatchcase(name, glob) for glob in self.layer.split("|")) and fnmatchcase(kind, self.kind)
+        of_kind = self.kind == kind if kind == "attention" else fnmatchcase(kind, self.kind)
+        return of_kind and any(fnmatchcase(name, glob) for glob in self.layer.split("|"))
 
     def __str__(self) -> str:
-        fields = {name: getattr(self, name) for name in ("kernel", "stride", "padding", "dilation")}
+        fields = {name: getattr(self, name) for name in ("kernel", "stride", "padding", "dilation", "span")}
         numbers = ", ".join(f"{name} {value}" for name, value in fields.items() if value is not None)
         kind = "" if self.kind == "*" else f" ({self.kind})"
         return f"{self.layer}{kind}: {numbers}"
@@ -155,6 +176,12 @@ class Recipe:
             if any(beyond) and before + after == dilation * (kernel - 1):
                 before, after = dilation * (kernel // 2), before + after - dilation * (kernel // 2)
         return Temporal(kernel, stride, before, after, dilation, ceil)
+
+    def attending(self, name: str) -> Attending | None:
+        """To which frames the attention called `name` attends; None where that is its own alone."""
+        spans = [rule.span for rule in self.rules if rule.matches(name, "attention") and rule.span is not None]
+        span = spans[-1] if spans else 1
+        return None if span == 1 else Attending(span=0 if span == "all" else span)
 
     def _enlarging(
         self, geometry: Geometry, kernel: int, stride: int, dilation: int, padding: Padding | None
@@ -225,7 +252,7 @@ class Recipe:
 
 
 _SIZES = ("kernel", "stride", "padding", "dilation")
-_RULE: dict[str, type] = {"layer": str, "kind": str, **dict.fromkeys(_SIZES, int)}
+_RULE: dict[str, type] = {"layer": str, "kind": str, **dict.fromkeys(_SIZES, int), "span": int}
 _POOL: dict[str, type] = {"after": str, "kernel": int, "stride": int, "padding": int, "kind": str}
 _LARGEST = 1024
 
@@ -238,6 +265,8 @@ def _table(value: Any, where: str, schema: dict[str, type]) -> dict[str, Any]:
             raise RecipeError(f"{where}: unknown key {key!r} (known: {', '.join(schema)})")
         if schema is _RULE and key in _SIZES and (item == "spatial" or (key, item) == ("padding", "same")):
             continue
+        if (key, item) == ("span", "all"):
+            continue
         if not isinstance(item, schema[key]) or isinstance(item, bool):
             raise RecipeError(f"{where}: {key} must be {schema[key].__name__}, got {item!r}")
         smallest = 0 if key == "padding" else 1
@@ -245,18 +274,28 @@ def _table(value: Any, where: str, schema: dict[str, type]) -> dict[str, Any]:
             raise RecipeError(f"{where}: {key} must lie between {smallest} and {_LARGEST}, got {item}")
         if key == "kind" and not any(fnmatchcase(kind, str(item)) for kind in KINDS):
             raise RecipeError(f"{where}: unknown kind {item!r} (known: {', '.join(KINDS)})")
+    if ("span" in value) != (value.get("kind") == "attention") or (
+        "span" in value and any(size in value for size in _SIZES)
+    ):
+        raise RecipeError(f"{where}: a rule of kind 'attention' has a span (and no kernel), and no other rule has one")
     return value
 
 
 def parse_rule(text: str) -> Rule:
-    """`'GLOB=KERNEL[/STRIDE]'` → a rule, as the command line's `--temporal` takes it."""
+    """`'GLOB=KERNEL[/STRIDE]'`, or of attentions `'GLOB=all'` or `'GLOB=span:4'`, as `--temporal` has it → a rule."""
     glob, _, numbers = text.rpartition("=")
     kernel, slash, stride = numbers.partition("/")
     try:
-        rule = Rule(layer=glob, kernel=int(kernel), stride=int(stride) if slash else None)
+        if numbers == "all" or numbers.startswith("span:"):
+            frames = None if numbers == "all" else int(numbers.removeprefix("span:"))
+            rule = Rule(layer=glob, kind="attention", span="all" if frames is None else frames)
+        else:
+            rule = Rule(layer=glob, kernel=int(kernel), stride=int(stride) if slash else None)
     except ValueError:
         rule = Rule(layer="")
     if not rule.layer:
-        raise RecipeError(f"{text!r} is not GLOB=KERNEL[/STRIDE], such as 'layer4.*=1' or 'conv1=5/2'")
+        raise RecipeError(
+            f"{text!r} is not GLOB=KERNEL[/STRIDE], such as 'layer4.*=1' or 'conv1=5/2', nor GLOB=all or GLOB=span:4"
+        )
     _table({key: value for key, value in vars(rule).items() if value is not None}, repr(text), _RULE)
     return rule

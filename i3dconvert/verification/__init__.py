@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,9 @@ TOLERANCES: Mapping[torch.dtype, float] = {torch.float64: 1e-12, torch.float32: 
 FRAMES = 16
 SMALLEST = 64
 """Height and width below which nothing is made smaller to save time."""
+
+STRIDE = 32
+"""Of most networks, of which their images have to be multiples."""
 
 FRAMES_AT_ONCE = 32
 """Of pictures, so that any number of them fits into memory; larger allocations take longer, too."""
@@ -183,19 +186,32 @@ def _bounded(network: Network3d, settings: Settings, report: Report, progress: P
         return settings
     frames, dtype = legal_lengths(network, usual), settings.dtypes[-1]
     progress("how long it takes")
-    clip = replicated(noise(network.inflation.input, settings)[:1], frames[-1]).to(settings.device, dtype)
-    with evaluating(network, dtype, device=settings.device):
-        one = timed(lambda: _run("3D", network, clip)) / frames[-1] / COSTS.get(dtype, 1.0)
     whole = settings.size or network.inflation.input[-1]
+
+    def run_once(size: int) -> None:
+        one = replace(settings, size=size if size != whole else settings.size)
+        clip = replicated(noise(network.inflation.input, one)[:1], frames[-1]).to(settings.device, dtype)
+        with evaluating(network, dtype, device=settings.device):
+            _run("3D", network, clip)
+
+    one = timed(lambda: run_once(whole)) / frames[-1] / COSTS.get(dtype, 1.0)
 
     def estimate(count: int, size: int) -> float:
         noise_and_pictures = cost(settings.dtypes, CLIPS) * (size / whole) ** 2, cost(settings.dtypes, pictures)
         return one * (count + 1) * sum(noise_and_pictures)
 
     pictures = len(settings.images)
-    smaller = network.inflation.any_size and settings.size is None
-    sizes = [whole, *(int(whole * share) for share in SHARES if smaller and whole * share >= SMALLEST)]
-    count, size = within(settings.seconds, frames, sizes, estimate)
+
+    def sizes() -> Iterator[int]:
+        """The whole one, and smaller ones that the network takes, of whole strides."""
+        yield whole
+        for size in (int(whole * share) // STRIDE * STRIDE for share in SHARES):
+            if network.inflation.any_size and settings.size is None and size >= SMALLEST:
+                with suppress(VerificationError):
+                    run_once(size)
+                    yield size
+
+    count, size = within(settings.seconds, frames, sizes(), estimate)
     if (count, size) != (usual, whole):
         report.notes.append(
             f"{count} frames{f' of {size}×{size}' if size != whole else ''}: --frames {usual}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -51,17 +51,19 @@ def _legal(network: Network3d, frames: int) -> bool:
 
 
 def within(
-    seconds: float, frames: Sequence[int], sizes: Sequence[int], estimate: Callable[[int, int], float]
+    seconds: float, frames: Sequence[int], sizes: Iterable[int], estimate: Callable[[int, int], float]
 ) -> tuple[int, int]:
     """The most of `frames` (a falling row) at the first of `sizes` for which `estimate` is no more than `seconds`.
 
-    Sizes are tried in order once the fewest frames take too long; the last ones are taken if nothing fits.
+    Sizes are tried in order once the fewest frames take too long; the last one is taken if nothing fits.
     """
+    tried = frames
     for size in sizes:
-        for count in frames if size == sizes[0] else frames[-1:]:
+        for count in tried:
             if estimate(count, size) <= seconds:
                 return count, size
-    return frames[-1], sizes[-1]
+        tried = frames[-1:]
+    return frames[-1], size
 
 
 def timed(run: Callable[[], Any]) -> float:
