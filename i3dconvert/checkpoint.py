@@ -25,7 +25,8 @@ from i3dconvert.lift.network import Inflation, Network3d, fill, plan, style
 from i3dconvert.recipes import Recipe
 from i3dconvert.weights import Digest, State, classes_in, fit, nested, raw, read_pickle, read_state
 
-SCHEMA = 1
+SCHEMA = 2
+NO_EMBEDDING = ("time_embedding", "none")
 KEY = "i3dconvert"
 """The key of the document in a file's metadata, safetensors and ONNX alike."""
 
@@ -55,6 +56,12 @@ class Document:
     """Whether the document, when it was read, had the seal that it was written with."""
 
     @property
+    def schema(self) -> int:
+        """The oldest that says all of it: attention over time is new in 2."""
+        rules, style = self.inflation.recipe.rules, self.inflation.style
+        return 2 if style.time_embedding != "none" or any(rule.span is not None for rule in rules) else 1
+
+    @property
     def target(self) -> Target | None:
         """The network that the tensors are named for, where it is not our own."""
         return framework(self.layout).network(split(self.layout)[1]) if self.layout else None
@@ -67,9 +74,9 @@ class Document:
     def dumps(self, beside: Path | None = None) -> str:
         """JSON; the path of a weight file is written relative to the directory `beside`."""
         document: dict[str, Any] = {
-            "schema": SCHEMA,
+            "schema": self.schema,
             "version": i3dconvert.__version__,
-            **asdict(self.inflation.style),
+            **{key: value for key, value in asdict(self.inflation.style).items() if (key, value) != NO_EMBEDDING},
             "recipe": self.inflation.recipe.to_dict(),
             "input": list(self.inflation.input),
             "minimum_frames": self.inflation.minimum_frames,
@@ -90,7 +97,13 @@ class Document:
             schema = document["schema"]
             if not isinstance(schema, int) or schema > SCHEMA:
                 raise CheckpointError(f"{where} was written by a newer i3dconvert (schema {schema}); please upgrade")
-            told = style(document["init"], document["padding"], document["conv"], document.get("temporal_pool", "mean"))
+            told = style(
+                document["init"],
+                document["padding"],
+                document["conv"],
+                document.get("temporal_pool", "mean"),
+                document.get("time_embedding", "none"),
+            )
             recipe = Recipe.from_dict(document["recipe"], f"{where}: recipe")
             origin = Origin.from_dict(document["origin"], where.parent) if "origin" in document else None
             frames = int(document["minimum_frames"])

@@ -44,6 +44,7 @@ def inflate(
     num_classes: int | None = None,
     head: str = "",
     temporal_pool: str = "mean",
+    time_embedding: str = "none",
 ) -> Network3d:
     """Inflate a 2D network: images `(N, C, H, W)` become clips `(N, C, T, H, W)`.
 
@@ -67,6 +68,8 @@ def inflate(
         head: for a name, `none` leaves the head out, giving its features; `maps` the pool before it too, giving
             feature maps `(N, C, T', H', W')`.
         temporal_pool: scores and features are the `mean` over time, or one for each frame left, `(N, T', K)` (`none`).
+        time_embedding: `zeros` adds a table over frames in front of the first attention that sees other frames, for it
+            to tell their order by.
 
     Returns:
         An ordinary module with the 2D network's key names and modes, its tensors apart from the 2D network's.
@@ -79,9 +82,13 @@ def inflate(
         loaded = backbones.load(
             model, weights, seed, features=features, size=size, allow_nonfinite=allow_nonfinite, changes=changes
         )
-        return inflate_loaded(*loaded, recipe, init, padding, conv=conv, dtype=dtype, temporal_pool=temporal_pool)
+        told = style(init, padding, conv, temporal_pool, time_embedding)
+        planned = plan(loaded[0], _recipe(recipe, loaded[1]), told, loaded[1].input)
+        return _filled(planned, *loaded, dtype)
     shape = (_channels(model), size or 224, size or 224)
-    planned = plan(model, resolve(recipe or "uniform"), style(init, padding, conv, temporal_pool), shape)
+    planned = plan(
+        model, resolve(recipe or "uniform"), style(init, padding, conv, temporal_pool, time_embedding), shape
+    )
     return _filled(planned, model, None, dtype)
 
 
@@ -95,9 +102,12 @@ def inflate_loaded(
     conv: str = "3d",
     dtype: torch.dtype | None = None,
     temporal_pool: str = "mean",
+    time_embedding: str = "none",
 ) -> Network3d:
     """`inflate` for a backbone that `i3dconvert.backbones.load` has given."""
-    planned = plan(model, _recipe(recipe, origin), style(init, padding, conv, temporal_pool), origin.input)
+    planned = plan(
+        model, _recipe(recipe, origin), style(init, padding, conv, temporal_pool, time_embedding), origin.input
+    )
     return _filled(planned, model, origin, dtype)
 
 
@@ -160,6 +170,7 @@ def inflate_to_file(
     layout: str = "",
     changes: Changes | None = None,
     temporal_pool: str = "mean",
+    time_embedding: str = "none",
     force: bool = False,
     progress: bool = False,
 ) -> Written:
@@ -185,7 +196,7 @@ def inflate_to_file(
         changes=changes,
     )
     told = _recipe(recipe, origin).with_rules(rules)
-    planned: Plan = plan(model, told, style(init, padding, conv, temporal_pool), origin.input)
+    planned: Plan = plan(model, told, style(init, padding, conv, temporal_pool, time_embedding), origin.input)
     inflation = planned.inflation
     layout = layout and checkpoint.checked_layout(layout, origin, inflation)
     document = checkpoint.Document(inflation, origin, layout=layout)

@@ -69,6 +69,7 @@ INITS = {init.name: init for init in (Init("center", center, "zeros"), Init("mea
 PADDINGS = ("zeros", "replicate")
 FORMS = ("3d", "2plus1d")
 TEMPORAL_POOLS = ("mean", "none")
+TIME_EMBEDDINGS = ("none", "zeros")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Style:
     """`3d`, or `2plus1d`: the 2D kernel followed by a temporal one."""
     temporal_pool: str = "mean"
     """Of scores and features without space: `mean` over time, or `none`."""
+    time_embedding: str = "none"
+    """Of what attends to other frames: `zeros`, a table over frames that starts so and is trained, or `none`."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,13 @@ class Filling:
     """The first tap and the stride of a transposed convolution."""
     identity: tuple[int, int] | None = None
     """`(O, I)` of a temporal convolution that has no 2D kernel and starts as the identity."""
+    table: tuple[int, str] | None = None
+    """The channels of a time embedding, and the 2D tensor whose dtype it has; it starts as zeros."""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether there is no such tensor in 2D."""
+        return self.identity is not None or self.table is not None
 
     @property
     def copies(self) -> int:
@@ -102,10 +112,14 @@ class Filling:
         """That of the 3D tensor, without making it."""
         if self.identity is not None:
             return (*self.identity, self.taps, 1, 1)
+        if self.table is not None:
+            return (self.table[0], self.taps)
         return (*shape2d[:2], self.taps, *shape2d[2:])
 
     def __call__(self, kernel: Tensor, init: str) -> Tensor:
         """The 3D tensor of a 2D `kernel`; of an identity, `kernel` tells the dtype alone."""
+        if self.table is not None:
+            return kernel.new_zeros(self.shape(()))
         if self.identity is not None:
             kernel = identity(*self.identity, kernel.dtype)
         if self.phases is not None:

@@ -35,6 +35,13 @@ class InInit(Enum):
     repeat = "repeat"
 
 
+class TimeEmbedding(Enum):
+    """What tells attention the order of frames."""
+
+    none = "none"
+    zeros = "zeros"
+
+
 class TemporalPool(Enum):
     """What becomes of the frames left at the end."""
 
@@ -109,6 +116,9 @@ def command(
     no_pool: Annotated[
         bool, typer.Option("--no-pool", help="Give feature maps (N, C, T', H', W'): no head and no pool before it.")
     ] = False,
+    time_embedding: Annotated[
+        TimeEmbedding, typer.Option("--time-embedding", help="A table over frames, for attention over time (-r joint).")
+    ] = TimeEmbedding.none,
     temporal_pool: Annotated[
         TemporalPool, typer.Option(help="Scores and features averaged over time, or one for each frame left.")
     ] = TemporalPool.mean,
@@ -167,6 +177,7 @@ def command(
                 seed,
             ),
             temporal_pool=temporal_pool.value,
+            time_embedding=time_embedding.value,
             force=force,
             progress=not (quiet or json),
         )
@@ -247,6 +258,7 @@ def show_layers(layers: list[LayerRow]) -> None:
     """Every layer, one a line."""
     columns = ("layer", "operation", "2D kernel", "3D kernel", "stride", "parameters#", "frames seen#")
     rows = (
-        (r.name, r.operation, r.kernel2d, r.kernel3d, r.stride3d, r.parameters3d, r.receptive_field) for r in layers
+        (r.name, r.operation, r.kernel2d, r.kernel3d, r.stride3d, r.parameters3d, r.receptive_field or "all")
+        for r in layers
     )
     render.show_table(columns, rows)

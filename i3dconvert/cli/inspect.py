@@ -27,7 +27,7 @@ def command(
     with render.progress(quiet or json or toml) as step:
         step("importing torch")
         from i3dconvert import checkpoint
-        from i3dconvert.lift.describe import describe
+        from i3dconvert.lift.describe import describe, order_seen
         from i3dconvert.recipes import toml as recipes
 
         document = reader(from_layout)(path)[0] if from_layout else checkpoint.read_document(path)
@@ -42,7 +42,7 @@ def command(
     elif not quiet:
         rules = metadata.pop("recipe")
         render.show_table(("", ""), _flat(metadata))
-        columns = ("layer", "kind", "kernel#", "stride#", "padding#", "dilation#")
+        columns = ("layer", "kind", "kernel#", "stride#", "padding#", "dilation#", "span#")
         rows = ([rule.get(column.rstrip("#")) for column in columns] for rule in rules["rule"])
         render.show_table(columns, rows, title=f"recipe {recipe.name} ({recipe.source or 'custom'})")
         for pool in recipe.pools:
@@ -50,6 +50,8 @@ def command(
                 f"temporal {pool.kind.replace('_', '-')} {pool.kernel}, stride {pool.stride}, after {pool.after}"
             )
         show_layers(layers)
+        if layers:
+            render.show(order_seen(layers, document.inflation.style.time_embedding))
 
 
 def _flat(document: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -32,6 +32,7 @@ from i3dconvert.files import check_output, replacing, workshop
 from i3dconvert.lift.network import Network3d, cast
 from i3dconvert.media import read_clips
 from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.recipes import Attending
 from i3dconvert.verification.forward import OwnRounding, check_outputs, evaluating, outputs
 from i3dconvert.verification.report import Check
 from i3dconvert.weights import digest
@@ -220,11 +221,11 @@ def _quantised(path: Path, clips: Tensor, preprocessing: Preprocessing) -> float
 def _shapes(network: Network3d, static: bool, form: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
     """The clip to trace on, another to check on, and whether height and width may differ.
 
-    No axis of the traced one is ever 1 on the way, nor is the number of tiles of a minimal filtering: the exporter
-    would take that for a constant.
+    No axis of the traced one is ever 1 on the way, nor is the number of tiles of a minimal filtering or of groups that
+    attend to one another: the exporter would take that for a constant.
     """
     channels, height, width = network.inflation.input
-    legal = [frames for frames in range(1, 257) if _left(network, frames) >= 1]
+    legal = [frames for frames in range(1, 257) if _left(network, frames) >= 1 and frames > _largest_group(network)]
     tile = max((module.m for module in form.modules() if isinstance(module, MinimalConv)), default=1)
     long = (frames for least in (tile, 1) for frames in legal if frames > 1 and _left(network, frames) > least)
     traced = next(long) if not static else next((frames for frames in legal if frames >= 16), legal[-1])
@@ -235,6 +236,12 @@ def _shapes(network: Network3d, static: bool, form: nn.Module) -> tuple[tuple[in
     sizes_too = network.inflation.any_size
     larger = (height + 32, width + 32) if sizes_too else (height, width)
     return (2, channels, traced, height, width), (3, channels, other, *larger), sizes_too
+
+
+def _largest_group(network: Network3d) -> int:
+    """Of frames that attend to one another; a clip that is one group has its own length in the graph as a constant."""
+    temporals = (layer.temporal for layer in network.inflation.layers)
+    return max((temporal.group for temporal in temporals if isinstance(temporal, Attending)), default=0)
 
 
 def _left(network: Network3d, frames: int) -> int:

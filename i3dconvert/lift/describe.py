@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from torch import fx
 
 from i3dconvert.kernels import Filling
+from i3dconvert.lift.graph import Layer
 from i3dconvert.lift.modules import PaddedPool3d, in_space
 from i3dconvert.lift.network import Network3d
-from i3dconvert.recipes import Temporal
+from i3dconvert.recipes import Attending, Temporal
 
 
 @dataclass(frozen=True)
@@ -25,18 +27,22 @@ class LayerRow:
     stride3d: tuple[int, ...]
     parameters2d: int
     parameters3d: int
-    receptive_field: int
-    """In frames of the input clip, at the layer's output."""
+    receptive_field: int | None
+    """In frames of the input clip, at the layer's output; None: all, however many."""
 
 
 def describe(network: Network3d) -> list[LayerRow]:
     """The layers that a recipe has a say in, in the order of computation; weights are not needed."""
     fields = receptive_fields(network.graph)
-    nodes = {str(node.target): node for node in network.graph.nodes if node.op == "call_module"}
+    nodes = {str(node.target) if node.op == "call_module" else node.name: node for node in network.graph.nodes}
+    nodes |= {node.name: node for node in network.graph.nodes}
     fillings = network.inflation.fillings
     rows = []
     for layer in network.inflation.layers:
         if layer.geometry.kind == "upsample":
+            continue
+        if layer.geometry.kind == "attention":
+            rows.append(_attention(layer, fields[nodes[layer.node]]))
             continue
         module: Any = network.get_submodule(layer.name)
         module = module.pool if isinstance(module, PaddedPool3d) else module
@@ -52,25 +58,56 @@ def describe(network: Network3d) -> list[LayerRow]:
             stride3d=(layer.temporal.stride, *in_space(module.stride)),
             parameters2d=sum(tensor.numel() // _gain(fillings.get(key)) for key, tensor in parameters.items()),
             parameters3d=count,
-            receptive_field=fields[nodes[layer.name]],
+            receptive_field=_finite(fields[nodes[layer.name]]),
         )
         rows.append(row)
     return rows
+
+
+def order_seen(layers: list[LayerRow], time_embedding: str) -> str:
+    """Whether the network can tell the order of frames, and by what."""
+    means = []
+    if any(layer.kernel3d[:1] > (1,) and "Pool" not in layer.operation for layer in layers):
+        means.append("convolutions over time")
+    if time_embedding != "none":
+        means.append("a time embedding")
+    if means:
+        return f"tells the order of frames by {' and '.join(means)}, as far as they are trained"
+    if any("frames)" in layer.operation for layer in layers):
+        return "attends to other frames, and can't tell their order: --time-embedding zeros"
+    return "sees each frame alone"
+
+
+def _attention(layer: Layer, field: float) -> LayerRow:
+    temporal = layer.temporal
+    group = temporal.group if isinstance(temporal, Attending) else 1
+    operation = f"Attention ({'all frames' if group == 0 else 'one frame' if group == 1 else f'{group} frames'})"
+    return LayerRow(layer.name, operation, (), (), (), 0, 0, _finite(field))
+
+
+def _finite(field: float) -> int | None:
+    return None if math.isinf(field) else int(field)
 
 
 def _gain(filling: Filling | None) -> int:
     """How many times larger a 3D tensor is than its 2D form; one without a 2D form counts for nothing there."""
     if filling is None:
         return 1
-    return filling.taps if filling.identity is None else sys.maxsize
+    return sys.maxsize if filling.is_new else filling.taps
 
 
-def receptive_fields(graph: fx.Graph) -> dict[fx.Node, int]:
-    """Frames of the input that each node's value depends on, at most."""
-    seen: dict[fx.Node, tuple[int, int]] = {}
+def receptive_fields(graph: fx.Graph) -> dict[fx.Node, float]:
+    """Frames of the input that each node's value depends on, at most; infinitely many where an attention sees all."""
+    seen: dict[fx.Node, tuple[float, int]] = {}
     for node in graph.nodes:
         inputs = [seen[n] for n in node.all_input_nodes if n in seen]
         field, jump = max((f for f, _ in inputs), default=1), max((j for _, j in inputs), default=1)
         temporal: Temporal = node.meta.get("temporal", Temporal())
-        seen[node] = (field + (temporal.span - 1) * jump, jump * temporal.stride)
+        if isinstance(temporal, Attending):
+            # In a group of k, the frame attended to can lie k - 1 frames away, on either side.
+            reach = 2 * (temporal.group - 1) if temporal.group else math.inf
+            among_pairs = temporal.pairs or node.meta.get("of_pairs", False)
+            seen[node] = (field if among_pairs else field + reach * jump, jump)
+        else:
+            seen[node] = (field + (temporal.span - 1) * jump, jump * temporal.stride)
     return {node: field for node, (field, _) in seen.items()}

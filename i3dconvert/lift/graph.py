@@ -32,13 +32,16 @@ from i3dconvert.lift.attention import (
 from i3dconvert.lift.canonical import canonical, function_name, leaves
 from i3dconvert.lift.layers import ANY_RANK, UPSAMPLES, Counterpart, counterpart, full_name
 from i3dconvert.lift.layout import Layout
-from i3dconvert.lift.lengths import minimum_frames
-from i3dconvert.lift.modules import SpatialPad
+from i3dconvert.lift.lengths import above_of, minimum_frames
+from i3dconvert.lift.modules import SpatialPad, TimeEmbedding
 from i3dconvert.lift.sizes import BatchSizes
 from i3dconvert.lift.trace import BATCH, Traced, place, reason
 from i3dconvert.recipes import Attending, Geometry, InsertedPool, Recipe, Temporal
 
 ATTENTION = Geometry("attention", 1, 1, 0)
+EMBEDDED_FRAMES = 16
+"""Of a time embedding's table."""
+
 _POOLS = {"max_pool": nn.MaxPool3d, "avg_pool": nn.AvgPool3d}
 
 Ties = Sequence[Sequence[str]]
@@ -88,6 +91,7 @@ class _Lift:
         self.fillings: dict[str, Filling] = {}
         self.found = {attention.last: attention for attention in attentions(traced)}
         self.attending = self._attending()
+        self.embedded = self._before_attention() if self.attending and style.time_embedding != "none" else None
         self.repeated: dict[tuple[fx.Node, str], fx.Node] = {}
         self.pools = {_last_node(traced.graph, pool.after): pool for pool in recipe.pools}
         self.clips: fx.Node
@@ -101,6 +105,8 @@ class _Lift:
             if result is None:
                 continue
             self.env[node] = result
+            if node == self.embedded:
+                self.env[node] = self.embed_time(node)
             if node in self.found:
                 self.note_attention(node)
             if node in self.pools:
@@ -244,6 +250,26 @@ class _Lift:
                 nodes |= {node: (attention, temporal) for node in parts if node is not None}
         return nodes
 
+    def _before_attention(self) -> fx.Node:
+        """The last layer over images in front of the first attention that sees other frames."""
+        above = above_of(next(iter(self.attending)))
+        layers = [n for n in self.old.nodes if n in above and self.is_image(n) and n.op == "call_module"]
+        lifted = [n for n in layers if counterpart(self.root.get_submodule(str(n.target))) is not None]
+        if not lifted:
+            raise RecipeError("there is no layer over images in front of the attention to put a time embedding behind")
+        last: fx.Node = lifted[-1]
+        return last
+
+    def embed_time(self, node: fx.Node) -> tuple[fx.Node, Layout]:
+        """Add a table over frames to a clip."""
+        name, channels = f"{node.target}_time", node.meta["value"].shape[1]
+        weight = next(iter(self.root.get_submodule(str(node.target)).parameters()))
+        self.modules[name] = TimeEmbedding(channels, EMBEDDED_FRAMES, device="meta", dtype=weight.dtype)
+        like = next(key for key in self.root.state_dict() if key.startswith(f"{node.target}."))
+        self.fillings[f"{name}.table"] = Filling(EMBEDDED_FRAMES, table=(channels, like))
+        new = self.graph.create_node("call_module", name, (self.clip(node),), {}, name.replace(".", "_"))
+        return new, Layout.CLIP
+
     def note_attention(self, node: fx.Node) -> None:
         """Enter an attention into the table of layers."""
         name = self.found[node].name
@@ -254,9 +280,9 @@ class _Lift:
         """A node of an attention, over the frames of a group."""
         attention, temporal = self.attending[node]
         if attention.kind == "fused":
-            new = self.attend_jointly(node, temporal.span)
+            new = self.attend_jointly(node, temporal.group)
         elif attention.kind == "module":
-            new = self.attend_in_module(node, temporal.span)
+            new = self.attend_in_module(node, temporal.group)
         elif node is attention.first:
             query, keys = operands(node)
             new = self.over_frames(score_pairs, node, [query, keys], [query], temporal)
@@ -279,7 +305,7 @@ class _Lift:
     ) -> fx.Node:
         """A function over frames of `values`, and how many rows those (or those `of`) have for each frame."""
         rows = [len(value.meta["value"]) // BATCH for value in of or values]
-        return self.call(function, *map(self.frames, values), self.clips, *rows, temporal.span, name=node.name)
+        return self.call(function, *map(self.frames, values), self.clips, *rows, temporal.group, name=node.name)
 
     def between_products(self, node: fx.Node, attention: Attention, temporal: Attending) -> tuple[fx.Node, Layout]:
         """What is computed of the scores, for each pair of frames; what comes from elsewhere is that of the query's."""

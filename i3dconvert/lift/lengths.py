@@ -36,7 +36,7 @@ def lengths(graph: fx.Graph, frames: int) -> dict[fx.Node, int]:
         temporal: Temporal | None = node.meta.get("temporal")
         if isinstance(temporal, Attending) and not temporal.fits(size):
             raise FramesError(
-                f"{node.meta['layer']} attends to groups of {temporal.span} frames, of which {size} are no multiple"
+                f"{node.meta['layer']} attends to groups of {temporal.group} frames, of which {size} are no multiple"
             )
         count[node] = count[like] if like is not None else temporal.length(size) if temporal else size
         if count[node] < 1:
@@ -55,7 +55,7 @@ def _remedy(one: fx.Node, other: fx.Node, count: dict[fx.Node, int]) -> str:
     """
     changing = [
         node
-        for node in _above(one) ^ _above(other)
+        for node in above_of(one) ^ above_of(other)
         if node.meta.get("layer") and count[node] != count[node.all_input_nodes[0]]
     ]
     if not changing:
@@ -68,7 +68,7 @@ def _remedy(one: fx.Node, other: fx.Node, count: dict[fx.Node, int]) -> str:
     return f"; {last.meta['layer']} changes it on one side alone, --temporal '{glob}={kernel}/1' keeps them in step"
 
 
-def _above(node: fx.Node) -> set[fx.Node]:
+def above_of(node: fx.Node) -> set[fx.Node]:
     """The node and all that it follows from."""
     found, waiting = {node}, [node]
     while waiting:

@@ -212,3 +212,27 @@ class GlobalAvgPool(nn.Module):
     def forward(self, clip: Tensor) -> Tensor:
         """The mean over height and width."""
         return clip.mean(dim=(-2, -1), keepdim=True)
+
+
+class TimeEmbedding(nn.Module):
+    """A table over frames, added to every position of a clip (TimeSformer, arXiv:2102.05095, section 3).
+
+    Clips of another length take their places in it evenly, linearly between two.
+    """
+
+    def __init__(self, channels: int, frames: int, **options: Any) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(channels, frames, **options))
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """`(N, C, T, H, W)` → `(N, C, T, H, W)`."""
+        frames, last = clip.shape[2], self.table.shape[1] - 1
+        place = (
+            torch.arange(frames, device=clip.device, dtype=clip.dtype)
+            * last
+            / torch.clamp_min(torch.ones((), device=clip.device, dtype=clip.dtype) * (frames - 1), 1)
+        )
+        before = place.floor().clamp(max=max(last - 1, 0))
+        share, index = place - before, before.long()
+        row = self.table[:, index] * (1 - share) + self.table[:, (index + 1).clamp(max=last)] * share
+        return clip + row.unsqueeze(-1).unsqueeze(-1)

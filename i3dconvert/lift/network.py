@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from i3dconvert.errors import RecipeError
-from i3dconvert.kernels import FORMS, INITS, PADDINGS, TEMPORAL_POOLS, Filling, Style
+from i3dconvert.kernels import FORMS, INITS, PADDINGS, TEMPORAL_POOLS, TIME_EMBEDDINGS, Filling, Style
 from i3dconvert.lift.graph import Layer, Lifted, lift
 from i3dconvert.lift.layers import is_layer
 from i3dconvert.lift.lengths import lengths
@@ -45,11 +45,14 @@ class Inflation:
 
     def keys(self, state2d: Iterable[str]) -> list[str]:
         """The 3D network's keys for the 2D network's: the same, and those of temporal convolutions of their own."""
-        return [*state2d, *(key for key, filling in self.fillings.items() if filling.identity is not None)]
+        return [*state2d, *(key for key, filling in self.fillings.items() if filling.is_new)]
 
     def source(self, key: str, state2d: Mapping[str, Tensor]) -> Tensor:
         """The 2D tensor that the 3D one called `key` is made from, or takes its dtype from."""
-        return state2d[key] if key in state2d else state2d[key.replace(".temporal.", ".")]
+        if key in state2d:
+            return state2d[key]
+        table = self.fillings[key].table
+        return state2d[table[1] if table is not None else key.replace(".temporal.", ".")]
 
     def tensor(self, key: str, tensor2d: Tensor) -> Tensor:
         """The 3D form of one 2D tensor: `(O, I, kH, kW)` → `(O, I, T, kH, kW)` where inflated, else as it is."""
@@ -59,7 +62,7 @@ class Inflation:
     def pieces(self, key: str, tensor2d: Tensor) -> Iterator[Tensor]:
         """`tensor(key, tensor2d)` in parts along its first axis, of `PIECE` bytes or so, for want of memory."""
         filling = self.fillings.get(key)
-        if filling is None or filling.identity is not None:
+        if filling is None or filling.is_new:
             yield self.tensor(key, tensor2d)
         else:
             rows = max(PIECE // (tensor2d[0].nbytes * filling.taps), 1)
@@ -110,19 +113,26 @@ class Plan:
         return _assemble(self, model)
 
 
-def style(init: str = "center", padding: str | None = None, conv: str = "3d", temporal_pool: str = "mean") -> Style:
+def style(
+    init: str = "center",
+    padding: str | None = None,
+    conv: str = "3d",
+    temporal_pool: str = "mean",
+    time_embedding: str = "none",
+) -> Style:
     """A style by its names; `padding` defaults to what keeps the init equal. Raises `RecipeError` for unknown ones."""
     for what, name, known in (
         ("init", init, INITS),
         ("form of convolution", conv, FORMS),
         ("temporal pool", temporal_pool, TEMPORAL_POOLS),
+        ("time embedding", time_embedding, TIME_EMBEDDINGS),
     ):
         if name not in known:
             raise RecipeError(f"no {what} {name!r}; known: {', '.join(known)}")
     padding = padding or INITS[init].padding
     if padding not in PADDINGS:
         raise RecipeError(f"no temporal padding {padding!r}; known: {', '.join(PADDINGS)}")
-    return Style(init, padding, conv, temporal_pool)
+    return Style(init, padding, conv, temporal_pool, time_embedding)
 
 
 def plan(model: nn.Module, recipe: Recipe, style: Style, shape: tuple[int, int, int]) -> Plan:

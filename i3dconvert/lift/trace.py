@@ -29,8 +29,8 @@ _FACTORIES = ("arange", "as_tensor", "empty", "eye", "full", "linspace", "ones",
 _SAME_ALWAYS = ("ndim", "is_cuda", "is_quantized", "requires_grad", "layout")
 _SIZES = ("shape", "size", "dim", "numel", "stride")
 """What is the same of a parameter whatever the input is."""
-_UNWRAPPED = ("shifted_window_attention",)
-"""Functions that their library keeps whole for its own tracing, and that hold an attention."""
+_UNWRAPPED = ("shifted_window_attention", "LocallyGroupedAttn")
+"""Functions and modules that their library keeps whole for its own tracing, and that hold an attention."""
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -198,7 +198,7 @@ class _Tracer(fx.Tracer):
         if type(m).__module__.startswith("torch.nn") and not isinstance(m, _CONTAINERS):
             return True
         holds_layers = any(self._is_layer(child) for child in m.modules())
-        if type(m) in self._opaque and not holds_layers:
+        if type(m) in self._opaque and not holds_layers and type(m).__name__ not in _UNWRAPPED:
             return True
         forward = getattr(type(m).forward, "__code__", None)
         return (

@@ -74,19 +74,19 @@ class Temporal:
 
 @dataclass(frozen=True)
 class Attending(Temporal):
-    """What an attention does along time: a query attends to the frames of its group of `span`, of all where it is 0."""
+    """What an attention does along time: a query attends to the frames of its `group`, to all where it is 0."""
 
-    span: int = 0
+    group: int = 0
     pairs: bool = False
     """Whether the value has a row for each pair of frames of a group, as scores have."""
 
     def fits(self, frames: int) -> bool:
         """Whether that many frames make whole groups; fewer than one group has are one."""
-        return not self.span or frames <= self.span or frames % self.span == 0
+        return not self.group or frames <= self.group or frames % self.group == 0
 
     def length(self, frames: int) -> int:
         """Rows of frames, or of their pairs."""
-        return frames * (min(self.span, frames) if self.span else frames) if self.pairs else frames
+        return frames * (min(self.group, frames) if self.group else frames) if self.pairs else frames
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Recipe:
         """To which frames the attention called `name` attends; None where that is its own alone."""
         spans = [rule.span for rule in self.rules if rule.matches(name, "attention") and rule.span is not None]
         span = spans[-1] if spans else 1
-        return None if span == 1 else Attending(span=0 if span == "all" else span)
+        return None if span == 1 else Attending(group=0 if span == "all" else span)
 
     def _enlarging(
         self, geometry: Geometry, kernel: int, stride: int, dilation: int, padding: Padding | None

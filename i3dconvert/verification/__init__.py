@@ -31,6 +31,7 @@ from i3dconvert.verification.effort import (
 )
 from i3dconvert.verification.forward import Narrowing, OwnRounding, check_outputs, evaluating, outputs, replicated
 from i3dconvert.verification.layers import compare_layers
+from i3dconvert.verification.reach import check_reach
 from i3dconvert.verification.report import Check, LayerError, Picture, Report
 from i3dconvert.verification.weights import check_weights
 from i3dconvert.weights import digest
@@ -94,6 +95,9 @@ def verify(
             stack.enter_context(beheaded(model2d, model3d, name=head_of(model2d)))
         settings = _bounded(model3d, settings, report, progress)
         _check_forward(model2d, model3d, settings, report, progress)
+        image = noise(model3d.inflation.input, settings)[:1]
+        reach = check_reach(model3d, image, settings.dtypes[-1], settings.device)
+        report.checks += [reach] if reach is not None else []
     if settings.layers or not report.passed:
         progress("layer by layer")
         images = noise(model3d.inflation.input, settings)

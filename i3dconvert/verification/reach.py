@@ -1,0 +1,60 @@
+"""Whether what is computed of one frame depends on another, where the recipe has attention see other frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from i3dconvert.lift import layout
+from i3dconvert.lift.network import Network3d
+from i3dconvert.recipes import Attending
+from i3dconvert.verification.effort import legal_lengths
+from i3dconvert.verification.forward import evaluating, outputs, relative_error
+from i3dconvert.verification.report import Check
+
+NAME = "attention over time"
+
+
+def check_reach(network: Network3d, image: Tensor, dtype: torch.dtype, device: str = "cpu") -> Check | None:
+    """Change the second frame of a moving clip, and look at what is computed of the first; `image` is `(1, C, H, W)`.
+
+    None where no attention sees other frames, or the recipe leaves one frame only.
+    """
+    if not any(isinstance(layer.temporal, Attending) for layer in network.inflation.layers):
+        return None
+    frames = legal_lengths(network, max(16, network.inflation.minimum_frames))[-1]
+    if network.frames_left(frames) < 2:
+        return None
+    stride = frames // network.frames_left(frames)
+    generator = torch.Generator().manual_seed(0)
+    clip = torch.randn(1, image.shape[1], frames, *image.shape[2:], generator=generator).to(device, dtype)
+    other = clip.clone()
+    other[:, :, stride:] = image.to(device, dtype).unsqueeze(2)
+    with evaluating(network, dtype, device=device):
+        before, after = (_first_frame(network, moving) for moving in (clip, other))
+    moved = max(relative_error(a, b) for a, b in zip(before, after, strict=True))
+    detail = f"changing a frame moves what is computed of another by {moved:.1e}"
+    return Check(
+        NAME, moved > torch.finfo(dtype).eps, detail if moved else "no frame's features depend on another frame"
+    )
+
+
+def _first_frame(network: Network3d, clip: Tensor) -> list[Tensor]:
+    """What the network computes of a clip's first frame, before any mean over time."""
+
+    class Keeping(fx.Interpreter):
+        kept: list[Tensor]
+
+        def run_node(self, n: fx.Node) -> Any:
+            if n.target is layout.mean_over_time:
+                self.kept.append(self.env[n.all_input_nodes[0]][:1])
+            return super().run_node(n)
+
+    keeping = Keeping(network)
+    keeping.kept = []
+    found = outputs(keeping.run(clip))
+    if keeping.kept:
+        return keeping.kept
+    return [tensor[:, :, 0] if tensor.dim() == 5 else tensor[:, 0] for tensor in found]
