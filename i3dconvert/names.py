@@ -14,6 +14,8 @@ from i3dconvert.errors import BackboneError
 SOURCES = ("torchvision", "timm")
 USER = "user"
 """The source of `PATH.py:FACTORY`, a network of the user's own."""
+HF = "hf"
+"""The source of `hf/FOLDER` and `hf/ORG/NAME`, a network of Hugging Face transformers."""
 
 _FOLDERS = {"torchvision": ("models", "models/segmentation"), "timm": ("models",)}
 
@@ -46,17 +48,22 @@ def qualified_names(source: str | None = None) -> list[str]:
 def parse(text: str) -> tuple[str, str]:
     """`resnet50` → `("torchvision", "resnet50")`, `timm/resnet50.a1_in1k` → `("timm", "resnet50.a1_in1k")`.
 
-    `path/to/module.py:factory` is a network of the user's own, which is not looked at here.
+    `path/to/module.py:factory` is a network of the user's own, `hf/FOLDER` one of transformers; both are taken as said.
 
     Raises `BackboneError` with close matches for an unknown name, or with the way to install timm.
     """
     if ".py:" in text:
         return USER, text
+    if text.startswith(f"{HF}/"):
+        if find_spec("transformers") is None:
+            raise BackboneError("transformers is not installed; pip install transformers")
+        return HF, text.removeprefix(f"{HF}/")
     source, slash, name = text.rpartition("/")
     source = source if slash else "torchvision"
     if source not in SOURCES:
         raise BackboneError(
-            f"unknown source {source!r} in {text!r}; known: NAME (torchvision), timm/NAME, PATH.py:FACTORY"
+            f"unknown source {source!r} in {text!r}; known: NAME (torchvision), timm/NAME, hf/FOLDER, hf/ORG/NAME, "
+            "PATH.py:FACTORY"
         )
     if not names(source):
         raise BackboneError(f"{source} is not installed; pip install {source}")

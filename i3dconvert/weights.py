@@ -317,7 +317,8 @@ def _calibrate(model: nn.Module, noise: Tensor, seed: int) -> None:
     ]
     if hooks:
         dtype = next(model.parameters()).dtype
+        mode = model.training
         model.double()(noise)
-        model.to(dtype)
+        model.to(dtype).train().train(mode)  # what it keeps for evaluations (LeViT its biases) is of the other dtype
     for hook in hooks:
         hook.remove()

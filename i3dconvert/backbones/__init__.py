@@ -14,7 +14,7 @@ from torch import nn
 from i3dconvert import trust
 from i3dconvert.backbones.changes import HEADLESS, RGB, UNCHANGED, Changes
 from i3dconvert.errors import BackboneError, WeightsError
-from i3dconvert.names import USER, names, parse, qualified_names
+from i3dconvert.names import HF, USER, names, parse, qualified_names
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.weights import NoInit, State, classes_in, digest, fit, inspect, randomise, read_state
 
@@ -24,7 +24,7 @@ IMAGENET_CLASSES = 1000
 
 
 def library(source: str) -> Any:
-    """The module of this package that knows `source` (`torchvision`, `timm`, `user`)."""
+    """The module of this package that knows `source` (`torchvision`, `timm`, `hf`, `user`)."""
     return importlib.import_module(f"i3dconvert.backbones.{source}")
 
 
@@ -38,9 +38,14 @@ class Backbone:
     version: str = ""
 
     @property
+    def of_files(self) -> bool:
+        """Whether its name is a path of the user's."""
+        return self.source == USER or (self.source == HF and bool(self.arguments.get("folder")))
+
+    @property
     def qualified(self) -> str:
         """The name as the command line takes it."""
-        return f"timm/{self.name}" if self.source == "timm" else self.name
+        return f"{self.source}/{self.name}" if self.source in ("timm", HF) else self.name
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Origin:
         if self.weights.path is not None and beside is not None:
             weights["path"] = os.path.relpath(self.weights.path, beside)
         backbone = dict(vars(self.backbone)) | {"arguments": dict(self.backbone.arguments)}
-        if self.backbone.source == USER and beside is not None:
+        if self.backbone.of_files and beside is not None:
             backbone["name"] = os.path.relpath(self.backbone.name, beside)
         document = {
             "backbone": backbone,
@@ -95,7 +100,7 @@ class Origin:
         if weights.path is not None and beside is not None:
             weights = replace(weights, path=str(beside / weights.path))
         backbone = Backbone(**document["backbone"])
-        if backbone.source == USER and beside is not None:
+        if backbone.of_files and beside is not None:
             backbone = replace(backbone, name=os.path.normpath(beside / backbone.name))
         channels, height, width = document["input"]
         changes = Changes(**document.get("changes", {}))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from i3dconvert.backbones import Backbone, build, library
 from i3dconvert.errors import I3DError
-from i3dconvert.names import USER, names
+from i3dconvert.names import HF, USER, names
 
 SECONDS = 1.5
 """To look for, in a message that the user waits for."""
@@ -37,7 +37,7 @@ def likely(state: Mapping[str, Tensor], source: str, name: str) -> str | None:
 
 
 def _candidates(state: Mapping[str, Tensor], source: str, name: str) -> Iterator[Backbone]:
-    if source == USER:
+    if source in (USER, HF):
         return
     torchvision = library("torchvision")
     count = sum(tensor.numel() for key, tensor in state.items() if ".running_" not in key)

@@ -60,7 +60,7 @@ def command(
     backbone: Annotated[
         str,
         typer.Argument(
-            help="A torchvision name (resnet152), timm/NAME, or PATH.py:FUNCTION, whose code is run to build one.",
+            help="A torchvision name (resnet152), timm/NAME, hf/FOLDER, hf/ORG/NAME; PATH.py:FUNCTION, whose code is run.",
             autocompletion=complete_backbone,
             metavar="BACKBONE",
         ),
@@ -190,6 +190,8 @@ def command(
 
 def default_stem(backbone: str) -> str:
     """What a file is called after a backbone: `timm/resnet50` → `timm-resnet50`, `nets/mine.py:unet` → `unet`."""
+    if backbone.startswith("hf/"):
+        return Path(backbone).resolve().name
     return backbone.rpartition(":")[2] if ".py:" in backbone else backbone.replace("/", "-")
 
 

@@ -98,6 +98,8 @@ _DEFAULTS = (
 
 def default_recipe(name: str) -> Recipe:
     """The preset for a backbone called `name` (`resnet50`, `timm/densenet121`, `timm/resnet50.a1_in1k`, …)."""
+    if name.startswith("hf/"):  # whose layers have other names
+        return UNIFORM
     bare = name.rpartition("/")[2].partition(".")[0]
     return next((recipe for glob, recipe in _DEFAULTS if fnmatchcase(bare, glob)), UNIFORM)
 
