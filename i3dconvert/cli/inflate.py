@@ -60,7 +60,7 @@ def command(
     backbone: Annotated[
         str,
         typer.Argument(
-            help="A torchvision name (resnet152), timm/NAME, hf/FOLDER, hf/ORG/NAME; PATH.py:FUNCTION, whose code is run.",
+            help="resnet152 (torchvision), timm/NAME, hf/FOLDER, hf/ORG/NAME, or PATH.py:FUNCTION, whose code is run.",
             autocompletion=complete_backbone,
             metavar="BACKBONE",
         ),
