@@ -28,7 +28,8 @@ class Outside:
     """Whether its users take it to volumes, where depth is strided as height and width are."""
 
 
-# transformers: a class of network, and a configuration of its own with few and narrow layers.
+# transformers: a class of network, and a configuration of its own with few and narrow layers. Left out are classes that
+# take more than images (Siglip2, ImageGPT), need another package (Dinat), wrap timm's, or fail by themselves in 2D.
 
 _VIT: Mapping[str, Any] = {
     "hidden_size": 32,
@@ -57,12 +58,15 @@ _BACKBONE: Mapping[str, Any] = {"out_features": ["stage1", "stage2"]}
 
 _TRANSFORMERS: Mapping[str, Mapping[str, Any]] = {
     "Aimv2VisionModel": _VIT,
+    "AlignVisionModel": {"width_coefficient": 0.25, "depth_coefficient": 0.3, "image_size": 64, "hidden_dim": 320},
+    "AltCLIPVisionModel": _VIT,
     "BeitForImageClassification": _VIT,
     "BeitForSemanticSegmentation": _VIT
     | {"out_indices": [0, 1, 2, 3], "num_hidden_layers": 4, "pool_scales": [1, 2], "auxiliary_channels": 8},
     "BeitBackbone": _VIT | _BACKBONE,
     "BitForImageClassification": _STAGES | {"num_groups": 8},
     "BitBackbone": _STAGES | {"num_groups": 8} | _BACKBONE,
+    "Blip2VisionModel": _VIT,
     "BlipVisionModel": _VIT,
     "CLIPForImageClassification": {"vision_config": dict(_VIT)},
     "CLIPSegVisionModel": _VIT,
@@ -104,6 +108,15 @@ _TRANSFORMERS: Mapping[str, Mapping[str, Any]] = {
     "FocalNetForImageClassification": {"embed_dim": 16, "depths": [1, 1, 2, 1], "image_size": 64},
     "GitVisionModel": _VIT,
     "GLPNForDepthEstimation": _PYRAMID | {"decoder_hidden_size": 16},
+    "GroupViTVisionModel": {
+        "hidden_size": 32,
+        "image_size": 64,
+        "patch_size": 16,
+        "depths": [1, 1, 1],
+        "num_group_tokens": [4, 2, 0],
+        "num_output_groups": [4, 2, 0],
+        "num_attention_heads": 2,
+    },
     "HGNetV2ForImageClassification": {},
     "HGNetV2Backbone": dict(_BACKBONE),
     "HieraForImageClassification": {
@@ -116,7 +129,10 @@ _TRANSFORMERS: Mapping[str, Mapping[str, Any]] = {
     | _BACKBONE,
     "IJepaForImageClassification": _VIT,
     "Idefics3VisionTransformer": _VIT,
+    "InstructBlipVisionModel": _VIT,
     "InternVLVisionModel": _VIT | {"image_size": [64, 64], "patch_size": [16, 16]},
+    "JanusVisionModel": _VIT,
+    "LwDetrViTBackbone": _VIT | _BACKBONE | {"window_block_indices": [0], "num_windows": 4, "pretrain_image_size": 64},
     "LevitForImageClassification": {
         "image_size": 64,
         "hidden_sizes": [32, 48, 64],
@@ -126,6 +142,7 @@ _TRANSFORMERS: Mapping[str, Mapping[str, Any]] = {
     },
     "MaskFormerSwinBackbone": _SWIN | {"num_heads": [2, 2, 4], "out_features": ["stage1"]},
     "MetaClip2ForImageClassification": {"vision_config": dict(_VIT)},
+    "MetaClip2VisionModel": _VIT,
     "MLCDVisionModel": _VIT,
     "MobileNetV1ForImageClassification": {"depth_multiplier": 0.25},
     "MobileNetV2ForImageClassification": {"depth_multiplier": 0.25},
@@ -145,9 +162,21 @@ _TRANSFORMERS: Mapping[str, Mapping[str, Any]] = {
     "MobileViTV2ForSemanticSegmentation": {"image_size": 64, "width_multiplier": 0.25, "aspp_out_channels": 16},
     "OwlViTVisionModel": _VIT,
     "Owlv2VisionModel": _VIT,
+    "PerceiverForImageClassificationLearned": {
+        "num_latents": 8,
+        "d_latents": 32,
+        "d_model": 16,
+        "num_blocks": 1,
+        "num_self_attends_per_block": 1,
+        "num_self_attention_heads": 2,
+        "num_cross_attention_heads": 1,
+        "image_size": 64,
+    },
     "PoolFormerForImageClassification": {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 2, 1]},
     "PPLCNetForImageClassification": {"scale": 0.25},
     "PPLCNetBackbone": {"scale": 0.25} | _BACKBONE,
+    "PPLCNetV3Backbone": {"scale": 0.25},
+    "PPLCNetV4Backbone": {"scale": 0.25},
     "PvtForImageClassification": _PYRAMID | {"image_size": 64},
     "PvtV2ForImageClassification": _PYRAMID | {"image_size": 64},
     "PvtV2Backbone": _PYRAMID | {"image_size": 64} | _BACKBONE,
@@ -156,7 +185,11 @@ _TRANSFORMERS: Mapping[str, Mapping[str, Any]] = {
     "ResNetForImageClassification": _STAGES,
     "ResNetBackbone": _STAGES | _BACKBONE,
     "RTDetrResNetBackbone": _STAGES | _BACKBONE,
+    "RfDetrDinov2Backbone": _VIT | _BACKBONE,
+    "SamHQVisionModel": _VIT
+    | {"global_attn_indexes": [1], "window_size": 2, "output_channels": 16, "num_pos_feats": 8},
     "SamVisionModel": _VIT | {"global_attn_indexes": [1], "window_size": 2, "output_channels": 16, "num_pos_feats": 8},
+    "Sapiens2Backbone": _VIT | _BACKBONE,
     "SegformerForImageClassification": _PYRAMID,
     "SegformerForSemanticSegmentation": _PYRAMID | {"decoder_hidden_size": 16},
     "SiglipForImageClassification": {"vision_config": dict(_VIT)},
@@ -176,10 +209,13 @@ _TRANSFORMERS: Mapping[str, Mapping[str, Any]] = {
     "Swinv2Backbone": _SWIN | _BACKBONE,
     "TextNetForImageClassification": {"hidden_sizes": [64, 16, 24, 32, 48]},
     "TextNetBackbone": {"hidden_sizes": [64, 16, 24, 32, 48]} | _BACKBONE,
+    "Tipsv2VisionBackbone": _VIT | _BACKBONE,
     "Tipsv2VisionModel": _VIT,
+    "UVDocBackbone": {},
     "UperNetForSemanticSegmentation": {"hidden_size": 16, "pool_scales": [1, 2], "auxiliary_channels": 8},
     "ViTForImageClassification": _VIT,
     "ViTMSNForImageClassification": _VIT,
+    "YolosModel": _VIT | {"image_size": [64, 64]},
     "VitDetBackbone": _VIT | {"pretrain_image_size": 64, "window_size": 2} | _BACKBONE,
     "VitPoseBackbone": _VIT | {"image_size": [64, 64], "patch_size": [16, 16]} | _BACKBONE,
 }

@@ -453,8 +453,10 @@ class _Lift:
         self.graph.output(fx.node.map_arg(node.args[0], self.result))
 
     def result(self, node: fx.Node) -> fx.Node:
-        new, have = self.env[node]
-        return self.result_value(new, node.meta["value"], node.name) if have is Layout.FRAMES else new
+        (new, have), value = self.env[node], node.meta["value"]
+        # What is made from the sizes alone (positions of each image) has a row for each frame as well.
+        of_sizes = have is Layout.PLAIN and isinstance(value, Tensor) and value.dim() > 0 and len(value) == BATCH
+        return self.result_value(new, value, node.name) if have is Layout.FRAMES or of_sizes else new
 
     def result_value(self, new: fx.Node, value: Any, name: str) -> fx.Node:
         """Class scores are averaged over what is left of time, unless the style says not to; dense outputs keep it."""

@@ -25,7 +25,10 @@ from i3dconvert.errors import LiftError
 BATCH = 13
 """The batch size of the example input: unlikely enough as any other size to tell the batch axis by."""
 
-_FACTORIES = ("arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
+_FACTORIES = (
+    *("arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros"),
+    *("finfo", "iinfo"),  # of a dtype that is a value of the graph
+)
 _SAME_ALWAYS = ("ndim", "is_cuda", "is_quantized", "requires_grad", "layout")
 _SIZES = ("shape", "size", "dim", "numel", "stride")
 """What is the same of a parameter whatever the input is."""
@@ -208,9 +211,22 @@ class _Tracer(fx.Tracer):
         )
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if self._evaluating:
+        if self._evaluating or not self._is_part(m):
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
+
+    def _is_part(self, module: nn.Module) -> bool:
+        """Whether a module is of the network's tree; one without weights need not be."""
+        try:
+            self.path_of_module(module)
+        except NameError:
+            if any(True for _ in module.parameters()):
+                raise LiftError(
+                    f"{type(module).__name__} has weights and is called, but is no submodule of the network: "
+                    "it stands in a list or a dict of Python's (nn.ModuleList and nn.ModuleDict register theirs)"
+                ) from None
+            return False
+        return True
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """A tensor of the network, read in its code, becomes a value of the graph."""
@@ -225,8 +241,9 @@ class _Tracer(fx.Tracer):
         """A value of the graph first of all: to `isinstance` it is a tensor, a tuple, a number."""
         return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
 
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Value(node, self)
+    def proxy(self, node: fx.Node) -> Any:
+        """None is None to the code that is traced, whatever it came through."""
+        return None if node.meta["value"] is None else _Value(node, self)
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
         node = super().create_node(kind, target, args, kwargs, *rest, **named)

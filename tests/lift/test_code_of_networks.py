@@ -115,6 +115,29 @@ def test_a_type_in_a_namespace_of_its_own_comes_back() -> None:
     assert "type" not in globals()
 
 
+def test_modules_that_are_no_part_of_the_network() -> None:
+    proved(Net(lambda net, x: [nn.Hardtanh()][0](net.conv(x))))
+    hidden = [nn.Conv2d(3, 8, 1)]
+    with pytest.raises(LiftError, match="Conv2d has weights and is called, but is no submodule"):
+        inflate(Net(lambda net, x: hidden[0](x)).eval(), size=16)
+
+
+def test_none_through_a_layer_is_none() -> None:
+    def code(net: Any, x: Tensor) -> Tensor:
+        assert net.same(None) is None
+        return net.conv(x)
+
+    proved(Net(code, same=nn.Identity()))
+
+
+def test_what_a_dtype_can_hold() -> None:
+    def code(net: Any, x: Tensor) -> Tensor:
+        features = net.conv(x)
+        return features.masked_fill(features < torch.finfo(features.dtype).min / 2, 0.0) * torch.iinfo(torch.int8).max
+
+    proved(Net(code))
+
+
 def test_an_assignment_to_a_part() -> None:
     def code(net: Any, x: Tensor) -> Tensor:
         features = net.conv(x)
