@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from i3dconvert import load
 from i3dconvert.checkpoint import SCHEMA, filled, read
@@ -14,9 +15,28 @@ from tests.conftest import Run
 DATA = Path(__file__).parent / "data"
 
 
-def model() -> nn.Module:
-    """The 2D network of the kept files: what each of them holds is this, inflated with `mean`."""
+class Tokens(nn.Module):
+    """Patches that attend to one another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.qkv, self.head = nn.Conv2d(3, 8, 4, 32), nn.Linear(8, 24), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        query, key, value = self.qkv(tokens).unsqueeze(1).chunk(3, -1)
+        scores: Tensor = self.head(scaled_dot_product_attention(query, key, value).flatten(1, 2).mean(1))
+        return scores
+
+
+def model(schema: int) -> nn.Module:
+    """The 2D network of the kept files: what each of them holds is this, inflated with `mean`.
+
+    In 2 with attention over all frames and a time embedding.
+    """
     torch.manual_seed(0)
+    if schema == 2:
+        return Tokens().eval()
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
 
 
@@ -24,11 +44,12 @@ def model() -> nn.Module:
 def test_a_file_of_every_schema_still_loads(schema: int) -> None:
     path = DATA / f"schema{schema}.safetensors"
     document, state = read(path)
+    assert document.schema == schema
     assert document.inflation.style.init == "mean"
-    network = load(path, model())
-    assert verify(model(), network, Settings(frames=4)).passed
-    state["0.bias"] += 1
-    assert not verify(model(), filled(network, state, path), Settings(frames=4)).passed
+    network = load(path, model(schema))
+    assert verify(model(schema), network, Settings(frames=4)).passed
+    state[min(state)] += 1
+    assert not verify(model(schema), filled(network, state, path), Settings(frames=4)).passed
 
 
 @pytest.mark.parametrize("words", ["", "--no-optimize", "--int8 --static"])
