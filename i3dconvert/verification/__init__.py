@@ -198,7 +198,8 @@ def _bounded(network: Network3d, settings: Settings, report: Report, progress: P
         with evaluating(network, dtype, device=settings.device):
             _run("3D", network, clip)
 
-    one = timed(lambda: run_once(whole)) / frames[-1] / COSTS.get(dtype, 1.0)
+    spent = timed(lambda: run_once(whole))
+    one = spent / frames[-1] / COSTS.get(dtype, 1.0)
 
     def estimate(count: int, size: int) -> float:
         noise_and_pictures = cost(settings.dtypes, CLIPS) * (size / whole) ** 2, cost(settings.dtypes, pictures)
@@ -215,7 +216,7 @@ def _bounded(network: Network3d, settings: Settings, report: Report, progress: P
                     run_once(size)
                     yield size
 
-    count, size = within(settings.seconds, frames, sizes(), estimate)
+    count, size = within(settings.seconds - spent, frames, sizes(), estimate)
     if (count, size) != (usual, whole):
         report.notes.append(
             f"{count} frames{f' of {size}×{size}' if size != whole else ''}: --frames {usual}"
