@@ -69,7 +69,10 @@ class Settings:
     seed: int = 0
     device: str = "cpu"
     """Where torch runs both networks; on a GPU without the TF32 that would round float32 to ten bits."""
-    seconds: float = 60.0
+    seconds: float = 40.0
+    """For the forward passes, in which frames and size are chosen; reading and hashing come on top."""
+    clips: int = 2
+    """At once, so that clips and frames can't be taken for each other."""
 
     def tolerance_for(self, dtype: torch.dtype) -> float:
         """The relative error allowed in `dtype`."""
@@ -222,7 +225,9 @@ def _bounded(network: Network3d, settings: Settings, report: Report, progress: P
             f"{count} frames{f' of {size}×{size}' if size != whole else ''}: --frames {usual}"
             f"{f' --size {whole}' if size != whole else ''} would take about {spoken(estimate(usual, whole))}"
         )
-    return replace(settings, frames=count, size=settings.size if size == whole else size)
+    # Where even that takes twice the time, one clip has to do.
+    clips = settings.clips if estimate(count, size) <= 2 * settings.seconds or settings.seconds <= 0 else 1
+    return replace(settings, frames=count, size=settings.size if size == whole else size, clips=clips)
 
 
 def noise(shape: tuple[int, int, int], settings: Settings) -> Tensor:
@@ -230,7 +235,7 @@ def noise(shape: tuple[int, int, int], settings: Settings) -> Tensor:
     channels, height, width = shape
     height, width = (settings.size, settings.size) if settings.size else (height, width)
     generator = torch.Generator().manual_seed(settings.seed)
-    return torch.randn(CLIPS, channels, height, width, generator=generator, dtype=torch.float64)
+    return torch.randn(settings.clips, channels, height, width, generator=generator, dtype=torch.float64)
 
 
 def _check_forward(
@@ -242,7 +247,7 @@ def _check_forward(
     origin: Origin | None = network.meta.get("origin")
     pictures = read_pictures(settings.images, origin)
     of_features = " of features" if origin is not None and origin.changes.head else ""
-    meter = Meter(progress, network, cost(settings.dtypes, CLIPS + len(settings.images)))
+    meter = Meter(progress, network, cost(settings.dtypes, settings.clips + len(settings.images)))
     for dtype in settings.dtypes:
         name = str(dtype).removeprefix("torch.")
         for what, images in (("noise", given), ("pictures", pictures)):
