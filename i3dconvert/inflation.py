@@ -82,9 +82,16 @@ def inflate(
         loaded = backbones.load(
             model, weights, seed, features=features, size=size, allow_nonfinite=allow_nonfinite, changes=changes
         )
-        told = style(init, padding, conv, temporal_pool, time_embedding)
-        planned = plan(loaded[0], _recipe(recipe, loaded[1]), told, loaded[1].input)
-        return _filled(planned, *loaded, dtype)
+        return inflate_loaded(
+            *loaded,
+            recipe,
+            init,
+            padding,
+            conv=conv,
+            dtype=dtype,
+            temporal_pool=temporal_pool,
+            time_embedding=time_embedding,
+        )
     shape = (_channels(model), size or 224, size or 224)
     planned = plan(
         model, resolve(recipe or "uniform"), style(init, padding, conv, temporal_pool, time_embedding), shape

@@ -254,7 +254,8 @@ class _Lift:
         """The last layer over images in front of the first attention that sees other frames."""
         above = above_of(next(iter(self.attending)))
         layers = [n for n in self.old.nodes if n in above and self.is_image(n) and n.op == "call_module"]
-        lifted = [n for n in layers if counterpart(self.root.get_submodule(str(n.target))) is not None]
+        modules = {n: self.root.get_submodule(str(n.target)) for n in layers}
+        lifted = [n for n, module in modules.items() if counterpart(module) is not None and [*module.parameters()]]
         if not lifted:
             raise RecipeError("there is no layer over images in front of the attention to put a time embedding behind")
         last: fx.Node = lifted[-1]

@@ -227,6 +227,8 @@ def _bounded(network: Network3d, settings: Settings, report: Report, progress: P
         )
     # Where even that takes twice the time, one clip has to do.
     clips = settings.clips if estimate(count, size) <= 2 * settings.seconds or settings.seconds <= 0 else 1
+    if clips < settings.clips:
+        report.notes.append("one clip at a time instead of two")
     return replace(settings, frames=count, size=settings.size if size == whole else size, clips=clips)
 
 
