@@ -340,3 +340,12 @@ def test_a_time_embedding_needs_a_layer_over_images() -> None:
     assert verify(model, inflate(model, STILL, size=8), Settings(frames=3, size=8)).passed
     with pytest.raises(RecipeError, match="no layer over images in front of the attention"):
         inflate(model, STILL, size=8, time_embedding="zeros")
+
+
+def test_a_time_embedding_goes_behind_a_layer_with_weights() -> None:
+    model = Own("plain").eval()
+    model.stem = nn.Sequential(nn.Conv2d(3, 8, 2, 2), nn.MaxPool2d(2))  # type: ignore[assignment]
+    network = inflate(model, STILL, size=16, time_embedding="zeros")
+    assert "stem.0_time.table" in network.state_dict()
+    report = verify(model, network, Settings(frames=3, size=16, dtypes=(torch.float64,)))
+    assert report.passed, report.reason
