@@ -11,6 +11,7 @@ from i3dconvert.checkpoint import Document
 from i3dconvert.errors import LayoutError
 from i3dconvert.frameworks import Framework, Target, framework, split
 from i3dconvert.kernels import Style
+from i3dconvert.lift.graph import RELATIVE
 from i3dconvert.lift.network import plan
 from i3dconvert.weights import State, digest, read_state
 
@@ -54,7 +55,8 @@ def _adopted(known: Framework, target: Target, tensors: State, name: str, path: 
     if target.headless and changes.head != "none":
         raise LayoutError(f"{path} has a head, which {known.name}'s {target.name} has not")
     channels = changes.channels or RGB
-    preprocessing = known.preprocessing if channels == RGB else known.preprocessing.with_channels(channels)
+    preprocessing = target.preprocessing or known.preprocessing
+    preprocessing = preprocessing if channels == RGB else preprocessing.with_channels(channels)
     shape = (channels, preprocessing.size, preprocessing.size)
     origin = Origin(backbone, Weights("file", path=str(path)), preprocessing, shape, classes, target.changed(changes))
     model = origin.build()
@@ -83,6 +85,7 @@ def _backbone(state: State, known: Framework, target: Target, name: str, path: P
         if not flat.keys() <= own.keys() or not own.keys() - flat.keys() <= {f"{head}.weight", f"{head}.bias"}:
             continue
         odd = [key for key in flat if flat[key] != own[key] and (not key.startswith(f"{head}.") or not flat[key])]
+        odd = [key for key in odd if not key.endswith(RELATIVE)]  # of which only the inflation knows the size
         stems = [key for key in odd if flat[key][:1] == own[key][:1] and flat[key][2:] == own[key][2:]]
         if odd != stems or len(stems) > 1:
             continue

@@ -59,7 +59,7 @@ class Document:
     def schema(self) -> int:
         """The oldest that says all of it: attention over time is new in 2."""
         rules, style = self.inflation.recipe.rules, self.inflation.style
-        return 2 if style.time_embedding != "none" or any(rule.span is not None for rule in rules) else 1
+        return 2 if style.time_embedding != "none" or any(rule.kind == "attention" for rule in rules) else 1
 
     @property
     def target(self) -> Target | None:
@@ -134,10 +134,6 @@ class Entry:
     dtype: torch.dtype
     shape: tuple[int, ...]
 
-    @property
-    def bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
 
 Pieces = Callable[[Entry], Iterable[Tensor]]
 """The parts of a tensor along its first axis, so that a large one need not be made as a whole."""
@@ -173,17 +169,17 @@ def _write_safetensors(
     header: dict[str, Any] = {"__metadata__": {KEY: replace(document, sha256=_UNKNOWN).dumps(path.parent)}}
     offset = 0
     for place, entry in places:
-        span = [offset, offset + entry.bytes]
+        span = [offset, offset + math.prod(place.shape) * entry.dtype.itemsize]
         header[place.name] = {"dtype": _DTYPES[entry.dtype], "shape": list(place.shape), "data_offsets": span}
-        offset += entry.bytes
+        offset = span[1]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     total = Digest()
     with replacing(path, force) as partial, partial.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for _, entry in places:
+        for place, entry in places:
             for piece in _hashed(total, entry, pieces):
-                file.write(raw(piece))
+                file.write(raw(place.form.theirs(piece) if place.form else piece))
         file.seek(8 + text.index(_UNKNOWN.encode()))
         file.write(total.hexdigest().encode())
     return total.hexdigest()
@@ -196,7 +192,8 @@ def _write_pickle(
     total = Digest()
     state: Any = OrderedDict()
     for place, entry in places:
-        state[place.name] = torch.cat([piece.reshape(-1) for piece in _hashed(total, entry, pieces)]).view(place.shape)
+        ours = torch.cat([piece.reshape(-1) for piece in _hashed(total, entry, pieces)]).view(entry.shape)
+        state[place.name] = place.form.theirs(ours).contiguous() if place.form else ours
     state._metadata = {KEY: replace(document, sha256=total.hexdigest()).dumps(path.parent)}
     nest = framework(document.layout).nest if document.layout else None
     with replacing(path, force) as partial, partial.open("wb") as file:

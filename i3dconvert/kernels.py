@@ -98,6 +98,9 @@ class Filling:
     table: tuple[int, str] | None = None
     """The channels of a time embedding, and the 2D tensor whose dtype it has; it starts as zeros."""
 
+    repeated: bool = False
+    """Whether it is a table `(entries, heads)` of relative positions, repeated for each of `taps` distances in time."""
+
     @property
     def is_new(self) -> bool:
         """Whether there is no such tensor in 2D."""
@@ -114,12 +117,16 @@ class Filling:
             return (*self.identity, self.taps, 1, 1)
         if self.table is not None:
             return (self.table[0], self.taps)
+        if self.repeated:
+            return (self.taps * shape2d[0], *shape2d[1:])
         return (*shape2d[:2], self.taps, *shape2d[2:])
 
     def __call__(self, kernel: Tensor, init: str) -> Tensor:
         """The 3D tensor of a 2D `kernel`; of an identity, `kernel` tells the dtype alone."""
         if self.table is not None:
             return kernel.new_zeros(self.shape(()))
+        if self.repeated:
+            return kernel.repeat(self.taps, 1)
         if self.identity is not None:
             kernel = identity(*self.identity, kernel.dtype)
         if self.phases is not None:

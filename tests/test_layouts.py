@@ -40,6 +40,10 @@ INSTALLED = (
     ("resnet18", "torchvision-video", 8, 64),
     ("resnet18", "torchvision-video:mc3_18", 8, 64),
     ("resnet18", "torchvision-video:r2plus1d_18", 8, 64),
+    pytest.param("swin_t", "torchvision-video:swin3d_t", 8, 224, marks=pytest.mark.sweep),
+    pytest.param("swin_t", "torchvision-video:swin3d_t", 32, 224, marks=pytest.mark.sweep),
+    pytest.param("swin_s", "torchvision-video:swin3d_s", 8, 224, marks=pytest.mark.sweep),
+    pytest.param("swin_b", "torchvision-video:swin3d_b", 8, 224, marks=pytest.mark.sweep),
     ("timm/resnet18", "timm-3d", 32, 32),
     ("timm/densenet121", "timm-3d", 32, 64),
     ("timm/convnext_atto", "timm-3d", 32, 32),
@@ -264,6 +268,9 @@ def randomise_clip(network: nn.Module) -> None:
         pytest.param("resnet50", "pytorchvideo:i3d_r50", "pytorchvideo", (8, 224, 224), marks=pytest.mark.sweep),
         ("resnet18", "torchvision-video:r3d_18", "torchvision-video", (8, 64, 64)),
         ("resnet18", "torchvision-video:mc3_18", "torchvision-video", (8, 64, 64)),
+        pytest.param(
+            "swin_t", "torchvision-video:swin3d_t", "torchvision-video", (32, 224, 224), marks=pytest.mark.sweep
+        ),
         ("resnet18", "monai:resnet", "monai:resnet", (16, 64, 64)),
         ("resnet18", "monai:resnet_stride1", "monai:resnet_stride1", (16, 32, 32)),
         ("densenet121", "monai:densenet", "monai", (32, 64, 64)),

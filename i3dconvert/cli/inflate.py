@@ -97,7 +97,10 @@ def command(
     temporal: Annotated[
         list[str] | None,
         typer.Option(
-            "--temporal", "-t", help="GLOB=KERNEL[/STRIDE] on top of the recipe; repeatable.", show_default=False
+            "--temporal",
+            "-t",
+            help="GLOB=KERNEL[/STRIDE], of attentions GLOB=all or span:SPAN[/SHIFT]; repeatable.",
+            show_default=False,
         ),
     ] = None,
     layout: Layout = "",

@@ -29,6 +29,7 @@ from i3dconvert.export.quantised import agreement, quantise
 from i3dconvert.export.runtime import AXES, CLASSES, CLIP, FRAMES, PRECISION, TOLERANCES, Runtime, as_input
 from i3dconvert.export.seal import seal
 from i3dconvert.files import check_output, replacing, workshop
+from i3dconvert.lift.lengths import lengths
 from i3dconvert.lift.network import Network3d, cast
 from i3dconvert.media import read_clips
 from i3dconvert.preprocessing import Preprocessing
@@ -225,7 +226,7 @@ def _shapes(network: Network3d, static: bool, form: nn.Module) -> tuple[tuple[in
     attend to one another: the exporter would take that for a constant.
     """
     channels, height, width = network.inflation.input
-    legal = [frames for frames in range(1, 257) if _left(network, frames) >= 1 and frames > _largest_group(network)]
+    legal = [frames for frames in range(1, 257) if _left(network, frames) >= 1 and _in_groups(network, frames)]
     tile = max((module.m for module in form.modules() if isinstance(module, MinimalConv)), default=1)
     long = (frames for least in (tile, 1) for frames in legal if frames > 1 and _left(network, frames) > least)
     traced = next(long) if not static else next((frames for frames in legal if frames >= 16), legal[-1])
@@ -238,10 +239,14 @@ def _shapes(network: Network3d, static: bool, form: nn.Module) -> tuple[tuple[in
     return (2, channels, traced, height, width), (3, channels, other, *larger), sizes_too
 
 
-def _largest_group(network: Network3d) -> int:
-    """Of frames that attend to one another; a clip that is one group has its own length in the graph as a constant."""
-    temporals = (layer.temporal for layer in network.inflation.layers)
-    return max((temporal.group for temporal in temporals if isinstance(temporal, Attending)), default=0)
+def _in_groups(network: Network3d, frames: int) -> bool:
+    """Whether each attention has more frames than a group; one group has its own length in the graph as a constant."""
+    count = lengths(network.graph, frames)
+    return all(
+        count[node] > temporal.group
+        for node in count
+        if isinstance(temporal := node.meta.get("temporal"), Attending) and not temporal.pairs
+    )
 
 
 def _left(network: Network3d, frames: int) -> int:

@@ -46,6 +46,8 @@ class Target:
     """Whether it has no classifier."""
     others: str = ""
     """A glob of tensors of its own that have no part in the 2D network."""
+    preprocessing: Preprocessing | None = None
+    """What its own checkpoints were trained on, where that is not what the framework's others were."""
     structure: Changes = UNCHANGED
     """What makes the 2D network the one that this is the 3D form of."""
     package: str = ""
@@ -63,12 +65,21 @@ class Target:
         return any(fnmatchcase(bare, glob) for glob in self.backbones.split("|"))
 
 
+class Form(NamedTuple):
+    """A tensor as a framework has it, of ours, and back."""
+
+    theirs: Callable[[Tensor], Tensor]
+    ours: Callable[[Tensor], Tensor]
+
+
 class Place(NamedTuple):
     """A tensor as a framework stores it; `key` is our name of it, None for one that we do not have, of zeros."""
 
     name: str
     shape: tuple[int, ...]
     key: str | None
+    form: Form | None = None
+    """How it is made of ours, where that is not by its name alone."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +102,8 @@ class Framework:
     """How its networks are installed."""
     biased: Rows = ()
     """Convolutions that have a bias there and none here, and the BatchNorm that follows each, in its names."""
-    dimensions: Mapping[str, int] = field(default_factory=dict)
-    """Of tensors that have more there, trailing ones, by our key."""
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    """Of tensors that are not stored as ours are, by a glob over our keys."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     """What its own checkpoints were trained on."""
 
@@ -127,10 +138,16 @@ class Framework:
             name = translated(target.keys or self.keys, key)
             if name is None:
                 raise LayoutError(f"{self.name} has no place for {key}: its networks have no such layer")
-            placed.append(Place(name, (*shape, *[1] * (self.dimensions.get(key, 0) - len(shape))), key))
+            if (form := self.form(key)) is not None:
+                shape = tuple(form.theirs(torch.empty(shape, device="meta")).shape)
+            placed.append(Place(name, shape, key, form))
             if name.endswith(".weight") and translated(self.biased_in(target), name) is not None:
                 placed.append(Place(f"{name.removesuffix('weight')}bias", shape[:1], None))
         return placed
+
+    def form(self, key: str) -> Form | None:
+        """That of the tensor called `key` by us, if it has one of its own."""
+        return next((form for glob, form in self.forms.items() if fnmatchcase(key, glob)), None)
 
     def biased_in(self, target: Target) -> Rows:
         """`biased`, of a network that goes by the framework's own table of names."""
@@ -141,8 +158,8 @@ class Framework:
         places = self.places(target, {key: tuple(tensor.shape) for key, tensor in state.items()})
         dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
         return {
-            name: torch.zeros(shape, dtype=dtype) if key is None else state[key].view(shape)
-            for name, shape, key in places
+            name: torch.zeros(shape, dtype=dtype) if key is None else form.theirs(state[key]) if form else state[key]
+            for name, shape, key, form in places
         }
 
     def restored(self, target: Target, state: Mapping[str, Tensor], where: str) -> State:
@@ -165,8 +182,9 @@ class Framework:
                 f"{f' and {len(strange) - 3} more' if len(strange) > 3 else ''}"
             )
         restored = {str(key): state[name] for name, key in named.items()}
-        for key in self.dimensions.keys() & restored.keys():
-            restored[key] = restored[key].flatten(1) if restored[key].dim() > 1 else restored[key]
+        for key, tensor in restored.items():
+            if (form := self.form(key)) is not None:
+                restored[key] = form.ours(tensor)
         for key in [key for key in restored if key.endswith(".running_var")]:
             restored.setdefault(key.replace("running_var", "num_batches_tracked"), torch.tensor(0))
         return restored

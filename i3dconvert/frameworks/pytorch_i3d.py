@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from i3dconvert.backbones import Changes, Origin
-from i3dconvert.frameworks.framework import Framework, Target, called
+from i3dconvert.frameworks.framework import Form, Framework, Target, called
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import InsertedPool, Recipe, Rule, preset
 
@@ -63,6 +63,6 @@ PYTORCH_I3D = Framework(
     ),
     suffix=".pt",
     install="put a clone of the repository on PYTHONPATH",
-    dimensions={"fc.weight": 5},
+    forms={"fc.weight": Form(lambda weight: weight[..., None, None, None], lambda weight: weight.flatten(1))},
     preprocessing=Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3),
 )

@@ -1,4 +1,4 @@
-"""torchvision.models.video: r3d_18, mc3_18 and r2plus1d_18 (Tran et al., arXiv:1711.11248)."""
+"""torchvision.models.video: r3d_18, mc3_18 and r2plus1d_18 (Tran et al., arXiv:1711.11248), and Video Swin."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from i3dconvert.backbones import Changes, Origin
-from i3dconvert.frameworks.framework import Framework, Target
+from i3dconvert.frameworks.framework import Form, Framework, Target
 from i3dconvert.frameworks.keys import SAME
 from i3dconvert.frameworks.r2plus1d import STEM, made
 from i3dconvert.preprocessing import Preprocessing
-from i3dconvert.recipes import Recipe, Rule
+from i3dconvert.recipes import Recipe, Rule, preset
 
 _SOURCE = "torchvision, models/video/resnet.py"
 _R3D = Recipe(
@@ -33,14 +34,54 @@ def _video(name: str) -> Callable[[Origin], nn.Module]:
         from torchvision.models import video
 
         network: Any = getattr(video, name)(num_classes=origin.classes)
-        stem = network.stem[0]
+        stem = next(module for module in network.modules() if isinstance(module, nn.Conv3d))
         if origin.input[0] != stem.in_channels:
-            own = stem.out_channels, stem.kernel_size, stem.stride, stem.padding
-            network.stem[0] = nn.Conv3d(origin.input[0], *own, bias=False)
+            own: Any = (stem.out_channels, stem.kernel_size, stem.stride, stem.padding, 1, 1, stem.bias is not None)
+            replaced = nn.Conv3d(origin.input[0], *own)
+            network.set_submodule(next(name for name, module in network.named_modules() if module is stem), replaced)
         return cast(nn.Module, network)
 
     return build
 
+
+WINDOW = 7
+"""Of torchvision's Swin, height and width; its video form has 8 frames."""
+_DISTANCES = 2 * WINDOW - 1
+
+
+def _index_in_volumes(index: Tensor) -> Tensor:
+    """`(L²,)` → `(8·L, 8·L)`: where each pair of tokens finds its row in a table over time, height and width."""
+    frames = torch.arange(8, device=index.device)
+    further = (frames.unsqueeze(1) - frames + 7) * _DISTANCES**2
+    within = index.reshape(WINDOW**2, WINDOW**2)
+    return (further[:, None, :, None] + within[None, :, None, :]).reshape(8 * WINDOW**2, 8 * WINDOW**2)
+
+
+def _index_in_images(index: Tensor) -> Tensor:
+    return (index[: WINDOW**2, : WINDOW**2] - 7 * _DISTANCES**2).flatten()
+
+
+_SWIN_NAMES = (
+    ("features.0.0", "patch_embed.proj"),
+    ("features.0.2", "patch_embed.norm"),
+    *((f"features.{stage}.*", f"features.{stage - 1}.*") for stage in range(1, 8)),
+    ("norm", "norm"),
+    ("head", "head"),
+)
+_SWINS = tuple(
+    Target(
+        name,
+        f"swin_{name[-1]}",
+        preset("video-swin"),
+        _video(name),
+        f"torchvision.models.video.{name}(num_classes={{classes}})",
+        "for clips of an even number of frames to 16, or a multiple of 16, of 224×224: others the video network pads, "
+        "or attends to in smaller windows",
+        keys=_SWIN_NAMES,
+        preprocessing=Preprocessing(224, 256),
+    )
+    for name in ("swin3d_t", "swin3d_s", "swin3d_b")
+)
 
 TORCHVISION_VIDEO = Framework(
     "torchvision-video",
@@ -72,7 +113,9 @@ TORCHVISION_VIDEO = Framework(
             made=made,
             structure=Changes(without="maxpool", stem_rank=STEM - 1),
         ),
+        *_SWINS,
     ),
+    forms={"*.relative_position_index": Form(_index_in_volumes, _index_in_images)},
     keys=(
         ("conv1", "stem.0"),
         ("bn1", "stem.1"),

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from i3dconvert.errors import FramesError
 from i3dconvert.lift import layout
 from i3dconvert.lift.trace import BATCH, Traced
 
@@ -30,6 +31,8 @@ def grouped(frames: Tensor, clips: int, rows: int, span: int) -> Tensor:
     """`(N·T·W, …)` → `(N, G, S, W, …)`: G groups of S frames, N being `clips` and W `rows`."""
     length = frames.shape[0] // (clips * rows)
     size = length if span == ALL or (isinstance(length, int) and length < span) else span
+    if isinstance(length, int) and length % size:
+        raise FramesError(f"attention over groups of {size} frames: of which {length} are no multiple")
     return frames.reshape(clips, length // size, size, rows, *frames.shape[1:])
 
 
@@ -46,6 +49,44 @@ def frames_of(joint: Tensor, like: Tensor, clips: int, rows: int, span: int) -> 
     return split.movedim(-3, 2).flatten(0, 3)
 
 
+def shifted(frames: Tensor, clips: int, rows: int, span: int, shift: int) -> Tensor:
+    """`(N·T·W, …)` with the frames of each clip of more than `span` moved cyclically, forward by `-shift`."""
+    apart = frames.reshape(clips, frames.shape[0] // (clips * rows), rows, *frames.shape[1:])
+    places = torch.arange(apart.shape[1], device=frames.device)
+    moved = shift * (places >= span).any()
+    return apart.index_select(1, (places + moved) % (places[-1] + 1)).flatten(0, 2)
+
+
+def _apart(groups: int, size: int, span: int, shift: int, device: torch.device) -> Tensor:
+    """`(G, S, S)`: which frames of the last of several shifted groups were not side by side before, query and key."""
+    late = torch.arange(size, device=device) >= size - shift
+    group = torch.arange(groups, device=device)
+    return (late.unsqueeze(1) != late) & ((group == group[-1]) & group.any()).reshape(-1, 1, 1)
+
+
+def _further(bias: Tensor, size: int) -> Tensor:
+    """`(2·span − 1, heads, L, K)` → `(S, S, heads, L, K)`: what each pair of frames has by its distance in time."""
+    frames = torch.arange(size, device=bias.device)
+    return bias[frames.unsqueeze(1) - frames + bias.shape[0] // 2]
+
+
+def middle(table: Tensor, distances: int) -> Tensor:
+    """`(distances · entries, heads)` → `(entries, heads)`: the relative positions within one frame."""
+    within: Tensor = torch.unflatten(table, 0, (distances, -1))[distances // 2]
+    return within
+
+
+def beyond(table: Tensor, distances: int) -> Tensor:
+    """`(distances · entries, heads)` → `(entries, heads · distances)`: what each distance adds to the middle one."""
+    apart = torch.unflatten(table, 0, (distances, -1))
+    return (apart - apart[distances // 2]).movedim(0, -1).flatten(1)
+
+
+def by_distance(bias: Tensor, distances: int) -> Tensor:
+    """`(1, heads · distances, L, K)` → `(distances, heads, L, K)`."""
+    return bias.reshape(-1, distances, *bias.shape[-2:]).movedim(1, 0)
+
+
 def attend_jointly(
     query: Tensor,
     key: Tensor,
@@ -56,11 +97,18 @@ def attend_jointly(
     span: int,
     dropout: float = 0.0,
     options: dict[str, Any] | None = None,
+    shift: int = 0,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """`scaled_dot_product_attention` of `(N·T·W, …, L, D)` over the tokens of a group's frames, each masked alike."""
+    """`scaled_dot_product_attention` of `(N·T·W, …, L, D)` over the tokens of a group's frames, each masked alike.
+
+    `bias`, `(2·span − 1, heads, L, K)`, is added by the distance in time.
+    """
     asking, asked, given = (tokens(part, clips, rows, span) for part in (query, key, value))
     if mask is not None:
         mask = _mask_of_groups(mask, query, key, clips, rows, span)
+    if shift or bias is not None:
+        mask = _mask_in_time(mask, query, key, clips, rows, span, shift, bias)
     attended = F.scaled_dot_product_attention(asking, asked, given, mask, dropout, **(options or {}))
     return frames_of(attended, query, clips, rows, span)
 
@@ -78,6 +126,26 @@ def _mask_of_groups(mask: Tensor, query: Tensor, key: Tensor, clips: int, rows: 
     pairs = apart.unsqueeze(-2).expand(*apart.shape[:-1], size, apart.shape[-1])
     joint = pairs.flatten(-4, -3).flatten(-2, -1)
     return joint.flatten(0, 2) if own else joint
+
+
+def _mask_in_time(
+    mask: Tensor | None, query: Tensor, key: Tensor, clips: int, rows: int, span: int, shift: int, bias: Tensor | None
+) -> Tensor:
+    """The mask over a group's tokens, `(…, S·L, S·K)`, with what depends on the two frames' distance."""
+    apart = grouped(query, clips, rows, span)
+    groups, size, pair = apart.shape[1], apart.shape[2], (query.shape[-2], key.shape[-2])
+    if mask is None:
+        mask = query.new_zeros(*pair).repeat(size, size)
+    elif mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, float("-inf"))
+    if bias is not None:
+        mask = mask + _further(bias, size).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+    if not shift:
+        return mask
+    barred = _apart(groups, size, span, shift, query.device).reshape(groups, size, 1, size, 1)
+    barred = barred.expand(groups, size, pair[0], size, pair[1]).flatten(3, 4).flatten(1, 2)
+    barred = barred.reshape(1, groups, 1, 1, *barred.shape[1:]).expand(clips, groups, rows, 1, *barred.shape[1:])
+    return mask.masked_fill(barred.flatten(0, 2), float("-inf"))
 
 
 def score_pairs(query: Tensor, keys: Tensor, clips: int, rows: int, span: int) -> Tensor:
@@ -98,13 +166,29 @@ def _paired(pairs: Tensor, like: Tensor, clips: int, rows: int, rows_like: int, 
     return pairs.reshape(clips, groups, size, size, rows, *pairs.shape[1:]).movedim(3, -2)
 
 
-def softmax_of_pairs(pairs: Tensor, like: Tensor, clips: int, rows: int, rows_like: int, span: int) -> Tensor:
+def softmax_of_pairs(
+    pairs: Tensor,
+    like: Tensor,
+    clips: int,
+    rows: int,
+    rows_like: int,
+    span: int,
+    shift: int = 0,
+    bias: Tensor | None = None,
+) -> Tensor:
     """`(N·P·W, …, L, K)`: softmax over the keys of all the S frames that a query attends to; `like` is the query.
 
     Times S, so that the weights within each pair of frames are those within one frame where all are equal, whatever is
-    computed of them on the way to the values (mixed heads with a bias, CaiT).
+    computed of them on the way to the values (mixed heads with a bias, CaiT). `bias` as in `attend_jointly`.
     """
-    apart = _paired(pairs, like, clips, rows, rows_like, span)
+    apart = _paired(pairs, like, clips, rows, rows_like, span)  # (N, G, S, W, …, L, S, K)
+    groups, size = apart.shape[1], apart.shape[2]
+    if bias is not None:
+        apart = apart + _further(bias, size).movedim(1, -2).unsqueeze(1)
+    if shift:
+        barred = _apart(groups, size, span, shift, pairs.device)
+        barred = barred.reshape(groups, size, *[1] * (apart.dim() - 5), size, 1)
+        apart = apart.masked_fill(barred, float("-inf"))
     shared = apart.flatten(-2).softmax(-1).reshape(apart.shape) * apart.shape[-2]
     return shared.movedim(-2, 3).flatten(0, 4)
 

@@ -69,11 +69,13 @@ def order_seen(layers: list[LayerRow], time_embedding: str) -> str:
     means = []
     if any(layer.kernel3d[:1] > (1,) and "Pool" not in layer.operation for layer in layers):
         means.append("convolutions over time")
+    if any("relative" in layer.operation for layer in layers):
+        means.append("relative positions in time")
     if time_embedding != "none":
         means.append("a time embedding")
     if means:
         return f"tells the order of frames by {' and '.join(means)}, as far as they are trained"
-    if any("frames)" in layer.operation for layer in layers):
+    if any("frames" in layer.operation for layer in layers):
         return "attends to other frames, and can't tell their order: --time-embedding zeros"
     return "sees each frame alone"
 
@@ -81,7 +83,9 @@ def order_seen(layers: list[LayerRow], time_embedding: str) -> str:
 def _attention(layer: Layer, field: float) -> LayerRow:
     temporal = layer.temporal
     group = temporal.group if isinstance(temporal, Attending) else 1
-    operation = f"Attention ({'all frames' if group == 0 else 'one frame' if group == 1 else f'{group} frames'})"
+    reach = "all frames" if group == 0 else "one frame" if group == 1 else f"{group} frames"
+    relative = isinstance(temporal, Attending) and temporal.relative
+    operation = f"Attention ({reach}{', relative' if relative else ''})"
     return LayerRow(layer.name, operation, (), (), (), 0, 0, _finite(field))
 
 

@@ -22,10 +22,14 @@ from i3dconvert.lift.attention import (
     attend_jointly,
     attend_pairs,
     attentions,
+    beyond,
+    by_distance,
     for_each_key,
     frames_of,
+    middle,
     operands,
     score_pairs,
+    shifted,
     softmax_of_pairs,
     tokens,
 )
@@ -41,6 +45,9 @@ from i3dconvert.recipes import Attending, Geometry, InsertedPool, Recipe, Tempor
 ATTENTION = Geometry("attention", 1, 1, 0)
 EMBEDDED_FRAMES = 16
 """Of a time embedding's table."""
+
+RELATIVE = "relative_position_bias_table"
+"""The last name of tables of relative positions, as Swin has them in torchvision, timm and transformers."""
 
 _POOLS = {"max_pool": nn.MaxPool3d, "avg_pool": nn.AvgPool3d}
 
@@ -92,6 +99,8 @@ class _Lift:
         self.found = {attention.last: attention for attention in attentions(traced)}
         self.attending = self._attending()
         self.embedded = self._before_attention() if self.attending and style.time_embedding != "none" else None
+        self.tables = self._tables()
+        self.whole: dict[str, tuple[fx.Node, fx.Node]] = {}
         self.repeated: dict[tuple[fx.Node, str], fx.Node] = {}
         self.pools = {_last_node(traced.graph, pool.after): pool for pool in recipe.pools}
         self.clips: fx.Node
@@ -132,7 +141,7 @@ class _Lift:
         """A kernel that the network's code reads itself is a 2D one there, whatever its layer has become."""
         for node in self.graph.nodes:
             filling = self.fillings.get(str(node.target)) if node.op == "get_attr" else None
-            if filling is None:
+            if filling is None or filling.repeated:
                 continue
             users = [user for user in node.users if user.target is not getattr or user.args[1] not in _OF_ANY_RANK]
             if users:
@@ -201,7 +210,10 @@ class _Lift:
         return checked, Layout.CLIP
 
     def get_attr(self, node: fx.Node) -> tuple[fx.Node, Layout]:
-        return self.graph.get_attr(str(node.target)), Layout.PLAIN
+        new = self.graph.get_attr(str(node.target))
+        if node in self.tables:
+            new = self.repeat_in_time(node, new)
+        return new, Layout.PLAIN
 
     def call_module(self, node: fx.Node) -> tuple[fx.Node, Layout]:
         module: Any = self.root.get_submodule(str(node.target))
@@ -250,6 +262,49 @@ class _Lift:
                 nodes |= {node: (attention, temporal) for node in parts if node is not None}
         return nodes
 
+    def _tables(self) -> dict[fx.Node, tuple[Attention, Attending]]:
+        """The tables of relative positions that are repeated in time, and the attentions that they are of."""
+        tables = {}
+        for attention, temporal in {id(of): of for of in self.attending.values()}.values():
+            if not temporal.relative:
+                continue
+            own = [n for n in self.old.nodes if n.op == "get_attr" and f"{n.target}".startswith(f"{attention.name}.")]
+            found = [n for n in own if str(n.target).endswith(RELATIVE)]
+            if len(found) != 1 or len(found[0].users) != 1:
+                raise RecipeError(
+                    f"recipe {self.recipe.name!r} does not fit {attention.name}: it has no table of relative positions "
+                    f"of its own ({RELATIVE}, as Swin has) to repeat over time"
+                )
+            tables[found[0]] = (attention, temporal)
+        return tables
+
+    def repeat_in_time(self, node: fx.Node, table: fx.Node) -> fx.Node:
+        """The part of a table that is within a frame, which the 2D network's code reads."""
+        distances = 2 * self.tables[node][1].group - 1
+        self.fillings[str(node.target)] = Filling(distances, repeated=True)
+        self.whole[self.tables[node][0].name] = (node, table)
+        within = self.call(middle, table, distances)
+        within.meta["plain"] = table.meta["plain"] = True
+        return within
+
+    def in_time(self, attention: Attention, temporal: Attending) -> tuple[Any, ...]:
+        return temporal.shift, self.bias_in_time(attention, temporal)
+
+    def bias_in_time(self, attention: Attention, temporal: Attending) -> fx.Node | None:
+        """What a repeated table adds to the scores of two frames, by what the 2D network makes of it in one."""
+        if attention.name not in self.whole:
+            return None
+        bias, table = self.whole[attention.name]
+        distances = 2 * temporal.group - 1
+        copies = {bias: self.call(beyond, table, distances)}
+        while (user := next(iter(bias.users))) in self.env and self.layout_of(user) is Layout.PLAIN:
+            copies[user] = self.copy(user, lambda n: copies[n] if n in copies else self.env[n][0])
+            bias = user
+        new = self.call(by_distance, copies[bias], distances)
+        for plain in (*copies.values(), new):
+            plain.meta["plain"] = True
+        return new
+
     def _before_attention(self) -> fx.Node:
         """The last layer over images in front of the first attention that sees other frames."""
         above = above_of(next(iter(self.attending)))
@@ -281,7 +336,9 @@ class _Lift:
         """A node of an attention, over the frames of a group."""
         attention, temporal = self.attending[node]
         if attention.kind == "fused":
-            new = self.attend_jointly(node, temporal.group)
+            new = self.attend_jointly(node, temporal, self.in_time(attention, temporal))
+        elif attention.kind == "module" and temporal.shift:
+            raise RecipeError(f"recipe {self.recipe.name!r} does not fit {attention.name}: its groups can't be shifted")
         elif attention.kind == "module":
             new = self.attend_in_module(node, temporal.group)
         elif node is attention.first:
@@ -291,22 +348,39 @@ class _Lift:
         elif node is attention.softmax:
             assert attention.first is not None
             query = operands(attention.first)[0]
-            new = self.over_frames(softmax_of_pairs, node, [node.all_input_nodes[0], query], None, temporal)
-            new.meta["like"] = self.frames(node.all_input_nodes[0])
+            values, in_time = [node.all_input_nodes[0], query], self.in_time(attention, temporal)
+            new = self.over_frames(softmax_of_pairs, node, values, None, temporal, in_time)
+            new.meta["like"] = 0
         elif node is attention.last:
             new = self.over_frames(attend_pairs, node, [*operands(node)], None, temporal)
-            new.meta["like"] = self.frames(operands(node)[1])
+            new.meta["like"] = 1
         else:
             return self.between_products(node, attention, temporal)
         new.meta |= {"temporal": temporal, "layer": attention.name, "of_pairs": node is not attention.last}
+        if node is attention.last and temporal.shift:
+            new = self.shifted(new, node, temporal, back=True)
         return new, Layout.FRAMES
 
     def over_frames(
-        self, function: Any, node: fx.Node, values: list[Any], of: list[Any] | None, temporal: Attending
+        self,
+        function: Any,
+        node: fx.Node,
+        values: list[Any],
+        of: list[Any] | None,
+        temporal: Attending,
+        in_time: tuple[Any, ...] = (),
     ) -> fx.Node:
         """A function over frames of `values`, and how many rows those (or those `of`) have for each frame."""
         rows = [len(value.meta["value"]) // BATCH for value in of or values]
-        return self.call(function, *map(self.frames, values), self.clips, *rows, temporal.group, name=node.name)
+        given = [self.frames(n) if n in self.attending else self.shifted(self.frames(n), n, temporal) for n in values]
+        return self.call(function, *given, self.clips, *rows, temporal.group, *in_time, name=node.name)
+
+    def shifted(self, new: fx.Node, node: fx.Node, temporal: Attending, back: bool = False) -> fx.Node:
+        """The value of a 2D node over frames, its frames moved as the groups are shifted, or moved `back`."""
+        if not temporal.shift:
+            return new
+        rows, by = len(node.meta["value"]) // BATCH, -temporal.shift if back else temporal.shift
+        return self.call(shifted, new, self.clips, rows, temporal.group, by)
 
     def between_products(self, node: fx.Node, attention: Attention, temporal: Attending) -> tuple[fx.Node, Layout]:
         """What is computed of the scores, for each pair of frames; what comes from elsewhere is that of the query's."""
@@ -327,14 +401,18 @@ class _Lift:
         new.meta["of_pairs"] = True
         return new, Layout.FRAMES
 
-    def attend_jointly(self, node: fx.Node, span: int) -> fx.Node:
+    def attend_jointly(self, node: fx.Node, temporal: Attending, in_time: tuple[Any, ...]) -> fx.Node:
         query, key, value = (layout.argument(node, name, i) for i, name in enumerate(("query", "key", "value")))
         mask, dropout = layout.argument(node, "attn_mask", 3), layout.argument(node, "dropout_p", 4, 0.0)
         options = {name: node.kwargs[name] for name in ("scale", "enable_gqa") if node.kwargs.get(name) is not None}
-        given = fx.node.map_arg([query, key, value, mask], self.frames)
+        given = [self.shifted(self.frames(n), n, temporal) for n in (query, key, value)]
+        if isinstance(mask, fx.Node):
+            varies = self.layout_of(mask) is not Layout.PLAIN
+            mask = self.shifted(self.frames(mask), mask, temporal) if varies else self.frames(mask)
         dropout, options = fx.node.map_arg((dropout, options), self.frames)
         rows = len(query.meta["value"]) // BATCH
-        return self.call(attend_jointly, *given, self.clips, rows, span, dropout, options, name=node.name)
+        args = (*given, mask, self.clips, rows, temporal.group, dropout, options, *in_time)
+        return self.call(attend_jointly, *args, name=node.name)
 
     def attend_in_module(self, node: fx.Node, span: int) -> fx.Node:
         name, count = str(node.target), len(node.args)

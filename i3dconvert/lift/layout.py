@@ -76,8 +76,8 @@ def length_source(node: fx.Node) -> fx.Node | None:
     """The value whose number of frames a node has, of several: the clip that a `resize_time` brings time to the length
     of, the value that attention's weights are for."""
     if "like" in node.meta:
-        like: fx.Node = node.meta["like"]
-        return like
+        like = node.args[node.meta["like"]]
+        return like if isinstance(like, fx.Node) else None
     frames = node.args[1] if node.target is resize_time else None
     source = frames.args[0] if isinstance(frames, fx.Node) and frames.target == "size" else None
     return source if isinstance(source, fx.Node) else None

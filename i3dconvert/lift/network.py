@@ -62,7 +62,7 @@ class Inflation:
     def pieces(self, key: str, tensor2d: Tensor) -> Iterator[Tensor]:
         """`tensor(key, tensor2d)` in parts along its first axis, of `PIECE` bytes or so, for want of memory."""
         filling = self.fillings.get(key)
-        if filling is None or filling.is_new:
+        if filling is None or filling.is_new or filling.repeated:
             yield self.tensor(key, tensor2d)
         else:
             rows = max(PIECE // (tensor2d[0].nbytes * filling.taps), 1)

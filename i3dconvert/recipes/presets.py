@@ -81,9 +81,19 @@ TUBELET = Recipe(
     source="Arnab et al., ViViT, arXiv:2103.15691, section 3.2 (tubelets of 2 frames) and 4.2 (central frame)",
 )
 
+VIDEO_SWIN = Recipe(
+    "video-swin",
+    (
+        *TUBELET.rules,
+        Rule(kind="attention", span=8, relative=True),
+        Rule("*[13579].attn|*[13579].attention.self", kind="attention", shift=4),
+    ),
+    source="Liu et al., Video Swin Transformer, arXiv:2106.13230, sections 3.2 and 3.3 (windows of 8 frames)",
+)
+
 PRESETS = {
     recipe.name: recipe
-    for recipe in (RESNET, DENSENET, I3D, I3D_RESNET, SLOW, C2D, UNIFORM, VOLUMETRIC, JOINT, TUBELET)
+    for recipe in (RESNET, DENSENET, I3D, I3D_RESNET, SLOW, C2D, UNIFORM, VOLUMETRIC, JOINT, TUBELET, VIDEO_SWIN)
 }
 
 _DEFAULTS = (

@@ -77,6 +77,10 @@ class Attending(Temporal):
     """What an attention does along time: a query attends to the frames of its `group`, to all where it is 0."""
 
     group: int = 0
+    shift: int = 0
+    """By how many frames the groups of clips that have several are shifted."""
+    relative: bool = False
+    """Whether a table of relative positions is repeated for each distance in time."""
     pairs: bool = False
     """Whether the value has a row for each pair of frames of a group, as scores have."""
 
@@ -105,6 +109,12 @@ class Rule:
     dilation: Size | None = None
     span: int | Literal["all"] | None = None
     """Of attentions: how many frames a query attends to, in groups of so many consecutive ones; 1 is its own alone."""
+    shift: int | None = None
+    """Of attentions in groups: by how many frames the groups are shifted, cyclically, as windows are in space; what was
+    not side by side before does not attend to one another (Video Swin, arXiv:2106.13230, section 3.2)."""
+    relative: bool | None = None
+    """Of attentions in groups: whether their table of relative positions is repeated for each distance in time, of
+    which there are 2·span − 1 (the same, section 3.3)."""
 
     def matches(self, name: str, kind: str) -> bool:
         """Whether the rule speaks of the layer called `name`."""
@@ -112,7 +122,7 @@ class Rule:
         return of_kind and any(fnmatchcase(name, glob) for glob in self.layer.split("|"))
 
     def __str__(self) -> str:
-        fields = {name: getattr(self, name) for name in ("kernel", "stride", "padding", "dilation", "span")}
+        fields = {name: getattr(self, name) for name in (*_SIZES, *_ATTENDING)}
         numbers = ", ".join(f"{name} {value}" for name, value in fields.items() if value is not None)
         kind = "" if self.kind == "*" else f" ({self.kind})"
         return f"{self.layer}{kind}: {numbers}"
@@ -179,9 +189,23 @@ class Recipe:
 
     def attending(self, name: str) -> Attending | None:
         """To which frames the attention called `name` attends; None where that is its own alone."""
-        spans = [rule.span for rule in self.rules if rule.matches(name, "attention") and rule.span is not None]
-        span = spans[-1] if spans else 1
-        return None if span == 1 else Attending(group=0 if span == "all" else span)
+        told: dict[str, Any] = {"span": 1, "shift": 0, "relative": False}
+        for rule in self.rules:
+            if rule.matches(name, "attention"):
+                told |= {field: value for field in _ATTENDING if (value := getattr(rule, field)) is not None}
+        if told["span"] == 1:
+            return None
+        group = 0 if told["span"] == "all" else told["span"]
+        if told["shift"] and told["shift"] >= group:
+            raise RecipeError(
+                f"recipe {self.name!r} does not fit {name}: a shift of {told['shift']} frames is for groups of more, "
+                f"not of {told['span']}"
+            )
+        if told["relative"] and not group:
+            raise RecipeError(
+                f"recipe {self.name!r} does not fit {name}: relative positions in time are for a span of so many frames"
+            )
+        return Attending(group=group, shift=told["shift"], relative=told["relative"])
 
     def _enlarging(
         self, geometry: Geometry, kernel: int, stride: int, dilation: int, padding: Padding | None
@@ -252,7 +276,15 @@ class Recipe:
 
 
 _SIZES = ("kernel", "stride", "padding", "dilation")
-_RULE: dict[str, type] = {"layer": str, "kind": str, **dict.fromkeys(_SIZES, int), "span": int}
+_ATTENDING = ("span", "shift", "relative")
+_RULE: dict[str, type] = {
+    "layer": str,
+    "kind": str,
+    **dict.fromkeys(_SIZES, int),
+    "span": int,
+    "shift": int,
+    "relative": bool,
+}
 _POOL: dict[str, type] = {"after": str, "kernel": int, "stride": int, "padding": int, "kind": str}
 _LARGEST = 1024
 
@@ -267,28 +299,31 @@ def _table(value: Any, where: str, schema: dict[str, type]) -> dict[str, Any]:
             continue
         if (key, item) == ("span", "all"):
             continue
-        if not isinstance(item, schema[key]) or isinstance(item, bool):
+        if not isinstance(item, schema[key]) or isinstance(item, bool) != (schema[key] is bool):
             raise RecipeError(f"{where}: {key} must be {schema[key].__name__}, got {item!r}")
-        smallest = 0 if key == "padding" else 1
-        if isinstance(item, int) and not smallest <= item <= _LARGEST:
+        smallest = 0 if key in ("padding", "shift") else 1
+        if isinstance(item, int) and schema[key] is int and not smallest <= item <= _LARGEST:
             raise RecipeError(f"{where}: {key} must lie between {smallest} and {_LARGEST}, got {item}")
         if key == "kind" and not any(fnmatchcase(kind, str(item)) for kind in KINDS):
             raise RecipeError(f"{where}: unknown kind {item!r} (known: {', '.join(KINDS)})")
-    if ("span" in value) != (value.get("kind") == "attention") or (
-        "span" in value and any(size in value for size in _SIZES)
-    ):
-        raise RecipeError(f"{where}: a rule of kind 'attention' has a span (and no kernel), and no other rule has one")
+    attends = any(field in value for field in _ATTENDING)
+    if attends != (value.get("kind") == "attention") or (attends and any(size in value for size in _SIZES)):
+        raise RecipeError(
+            f"{where}: a rule of kind 'attention' has a span, a shift or relative positions (and no kernel), and no "
+            "other rule has one"
+        )
     return value
 
 
 def parse_rule(text: str) -> Rule:
-    """`'GLOB=KERNEL[/STRIDE]'`, or of attentions `'GLOB=all'` or `'GLOB=span:4'`, as `--temporal` has it → a rule."""
+    """A rule as `--temporal` has it: `GLOB=KERNEL[/STRIDE]`, of attentions `GLOB=all` or `GLOB=span:SPAN[/SHIFT]`."""
     glob, _, numbers = text.rpartition("=")
     kernel, slash, stride = numbers.partition("/")
     try:
         if numbers == "all" or numbers.startswith("span:"):
-            frames = None if numbers == "all" else int(numbers.removeprefix("span:"))
-            rule = Rule(layer=glob, kind="attention", span="all" if frames is None else frames)
+            frames, slash, shift = numbers.removeprefix("span:").partition("/")
+            span: int | Literal["all"] = "all" if frames == "all" else int(frames)
+            rule = Rule(layer=glob, kind="attention", span=span, shift=int(shift) if slash else None)
         else:
             rule = Rule(layer=glob, kernel=int(kernel), stride=int(stride) if slash else None)
     except ValueError:

@@ -24,8 +24,9 @@ def check_reach(network: Network3d, image: Tensor, dtype: torch.dtype, device: s
     """
     if not any(isinstance(layer.temporal, Attending) for layer in network.inflation.layers):
         return None
-    frames = legal_lengths(network, max(16, network.inflation.minimum_frames))[-1]
-    if network.frames_left(frames) < 2:
+    lengths = legal_lengths(network, max(16, network.inflation.minimum_frames))
+    frames = next((frames for frames in reversed(lengths) if network.frames_left(frames) > 1), None)
+    if frames is None:
         return None
     stride = frames // network.frames_left(frames)
     generator = torch.Generator().manual_seed(0)
