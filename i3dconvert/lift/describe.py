@@ -84,6 +84,7 @@ def _attention(layer: Layer, field: float) -> LayerRow:
     temporal = layer.temporal
     group = temporal.group if isinstance(temporal, Attending) else 1
     reach = "all frames" if group == 0 else "one frame" if group == 1 else f"{group} frames"
+    reach += f": {layer.refusal}" if layer.refusal else ""
     relative = isinstance(temporal, Attending) and temporal.relative
     operation = f"Attention ({reach}{', relative' if relative else ''})"
     return LayerRow(layer.name, operation, (), (), (), 0, 0, _finite(field))

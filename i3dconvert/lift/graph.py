@@ -66,6 +66,8 @@ class Layer:
     geometry: Geometry
     temporal: Temporal
     lifted: bool = True
+    refusal: str = ""
+    """Why an attention can't see other frames, whatever the recipe says."""
 
 
 @dataclass
@@ -298,6 +300,8 @@ class _Lift:
         distances = 2 * temporal.group - 1
         copies = {bias: self.call(beyond, table, distances)}
         while (user := next(iter(bias.users))) in self.env and self.layout_of(user) is Layout.PLAIN:
+            if any(n not in copies and _is_floating(n.meta["value"]) for n in user.all_input_nodes):
+                break  # a mask, which is added once
             copies[user] = self.copy(user, lambda n: copies[n] if n in copies else self.env[n][0])
             bias = user
         new = self.call(by_distance, copies[bias], distances)
@@ -330,7 +334,8 @@ class _Lift:
         """Enter an attention into the table of layers."""
         name = self.found[node].name
         temporal = self.attending[node][1] if node in self.attending else Temporal()
-        self.layers[name] = Layer(name, node.name, ATTENTION, temporal, node in self.attending)
+        refusal = self.found[node].refusal
+        self.layers[name] = Layer(name, node.name, ATTENTION, temporal, node in self.attending, refusal)
 
     def attended(self, node: fx.Node) -> tuple[fx.Node, Layout]:
         """A node of an attention, over the frames of a group."""
@@ -569,6 +574,10 @@ def _varies(value: Any) -> bool:
     """Whether there is a tensor with an axis that the batch could be part of (not so in tables of positions)."""
     tensors = [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
     return any(size % BATCH == 0 for tensor in tensors for size in tensor.shape)
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _padded_before(geometry: Geometry, image: fx.Node) -> Geometry:

@@ -71,7 +71,8 @@ TUBELET = Recipe(
     "tubelet",
     (
         Rule(
-            "patch_embed.proj|patch_embed.[01].proj|patch_embed1.proj|patch_embeds.0.proj|stem.proj|conv_proj|features.0.0",
+            "patch_embed.proj|patch_embed.[01].proj|patch_embed1.proj|patch_embeds.0.proj|stem.proj|conv_proj|features.0.0"
+            "|*embeddings.patch_embeddings.projection",
             kind="spatial",
             kernel=2,
             stride=2,
@@ -86,7 +87,7 @@ VIDEO_SWIN = Recipe(
     (
         *TUBELET.rules,
         Rule(kind="attention", span=8, relative=True),
-        Rule("*[13579].attn|*[13579].attention.self", kind="attention", shift=4),
+        Rule("*[13579].attn|*[13579].attention", kind="attention", shift=4),
     ),
     source="Liu et al., Video Swin Transformer, arXiv:2106.13230, sections 3.2 and 3.3 (windows of 8 frames)",
 )

@@ -146,6 +146,13 @@ def test_equal_on_a_still_clip_and_seeing_every_frame_of_a_moving_one(name: str)
     assert torch.equal(features(alone, clip)[0], features(alone, other)[0])
 
 
+def test_why_an_attention_stays_within_a_frame_is_said() -> None:
+    model, size = build("xcit_nano_12_p16_224")
+    operations = [row.operation for row in describe(inflate(model, STILL, size=size)) if row.name.endswith("attn")]
+    assert operations.count("Attention (one frame: it is over channels)") == 2
+    assert operations.count("Attention (all frames)") == 2
+
+
 def test_groups_see_their_own_frames_alone() -> None:
     model, size = build("vit_tiny_patch16_224")
     network = inflate(model, preset("c2d").with_rules((parse_rule("blocks.*.attn=span:2"),)), size=size)

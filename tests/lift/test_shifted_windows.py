@@ -14,9 +14,11 @@ from torchvision.models import SwinTransformer
 from torchvision.models.video import SwinTransformer3d
 
 from i3dconvert import export_onnx, inflate, load, save
+from i3dconvert.backbones import hf
 from i3dconvert.errors import FramesError, RecipeError
 from i3dconvert.export.runtime import Runtime
 from i3dconvert.frameworks import framework
+from i3dconvert.lift import attention
 from i3dconvert.lift.describe import describe, order_seen
 from i3dconvert.recipes import Recipe, Rule, parse_rule, preset
 from i3dconvert.verification import Settings, verify
@@ -57,13 +59,20 @@ def test_torchvisions_video_network_computes_the_same_on_moving_clips(frames: in
         assert relative_error(theirs(moving(frames)), ours(moving(frames))) <= 1e-12
 
 
-@pytest.mark.parametrize("name", ["torchvision", "timm"])
+@pytest.mark.parametrize("name", ["torchvision", "timm", "transformers"])
 def test_equal_on_a_still_clip(name: str) -> None:
     model = images()
     if name == "timm":
         options = {"img_size": SIZE, "depths": (2, 2), "num_heads": (2, 4), "embed_dim": 16, "num_classes": 5}
         model = timm.create_model("swin_tiny_patch4_window7_224", **options)
         randomise(model.eval(), 0, (3, SIZE, SIZE))
+    elif name == "transformers":
+        transformers = pytest.importorskip("transformers")
+        config = transformers.SwinConfig(
+            image_size=SIZE, patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=7
+        )
+        model = hf._giving_logits(transformers.SwinForImageClassification(config).eval())
+        randomise(model, 0, (3, SIZE, SIZE))
     network = inflate(model, SHIFTED, size=SIZE)
     report = verify(model, network, Settings(frames=32, dtypes=(torch.float64,)))
     assert report.passed, report.reason
@@ -128,3 +137,25 @@ def test_the_receptive_field_and_what_does_not_fit() -> None:
     vit = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32)
     with pytest.raises(RecipeError, match="no table of relative positions of its own"):
         inflate(vit, Recipe("r", (Rule(kind="attention", span=2, relative=True),)), size=32)
+
+
+@pytest.mark.parametrize("masked", ["", "float", "bool"])
+@pytest.mark.parametrize(("frames", "shift"), [(4, 0), (4, 2), (12, 0), (12, 1), (12, 3)])
+def test_fused_and_explicit_attention_are_one(frames: int, shift: int, masked: str) -> None:
+    clips, rows, heads, length, depth, span = 2, 3, 2, 4, 8, 4
+    drawn = [torch.randn(clips * frames * rows, heads, length, depth, dtype=torch.float64) for _ in range(3)]
+    query, key, value = (attention.shifted(part, clips, rows, span, shift) for part in drawn)
+    bias = torch.randn(2 * span - 1, heads, length, length, dtype=torch.float64)
+    mask = {"": None, "float": torch.randn(1, heads, length, length, dtype=torch.float64)}.get(masked)
+    if masked == "bool":
+        mask = torch.eye(length).bool().logical_not()
+    fused = attention.attend_jointly(query, key, value, mask, clips, rows, span, shift=shift, bias=bias)
+    pairs = attention.score_pairs(query, key.transpose(-2, -1), clips, rows, span) * depth**-0.5
+    if mask is not None:
+        pairs = pairs.masked_fill(~mask, float("-inf")) if masked == "bool" else pairs + mask
+    weights = attention.softmax_of_pairs(pairs, query, clips, rows, rows, span, shift, bias)
+    explicit = attention.attend_pairs(weights, value, clips, rows, rows, span)
+    assert relative_error(explicit, fused) <= 1e-12
+    unshifted = attention.attend_jointly(query, key, value, mask, clips, rows, span, bias=bias)
+    assert (relative_error(unshifted, fused) > 1e-3) == (frames > span and shift > 0)
+    assert torch.equal(attention.shifted(query, clips, rows, span, -shift), drawn[0])
