@@ -86,54 +86,6 @@ class Style:
     """Of what attends to other frames: `zeros`, a table over frames that starts so and is trained, or `none`."""
 
 
-@dataclass(frozen=True)
-class Filling:
-    """How one 3D tensor comes about."""
-
-    taps: int
-    phases: tuple[int, int] | None = None
-    """The first tap and the stride of a transposed convolution."""
-    identity: tuple[int, int] | None = None
-    """`(O, I)` of a temporal convolution that has no 2D kernel and starts as the identity."""
-    table: tuple[int, str] | None = None
-    """The channels of a time embedding, and the 2D tensor whose dtype it has; it starts as zeros."""
-
-    repeated: bool = False
-    """Whether it is a table `(entries, heads)` of relative positions, repeated for each of `taps` distances in time."""
-
-    @property
-    def is_new(self) -> bool:
-        """Whether there is no such tensor in 2D."""
-        return self.identity is not None or self.table is not None
-
-    @property
-    def copies(self) -> int:
-        """How many times the 2D kernel is in the sum of the taps."""
-        return 1 if self.phases is None else self.phases[1]
-
-    def shape(self, shape2d: tuple[int, ...]) -> tuple[int, ...]:
-        """That of the 3D tensor, without making it."""
-        if self.identity is not None:
-            return (*self.identity, self.taps, 1, 1)
-        if self.table is not None:
-            return (self.table[0], self.taps)
-        if self.repeated:
-            return (self.taps * shape2d[0], *shape2d[1:])
-        return (*shape2d[:2], self.taps, *shape2d[2:])
-
-    def __call__(self, kernel: Tensor, init: str) -> Tensor:
-        """The 3D tensor of a 2D `kernel`; of an identity, `kernel` tells the dtype alone."""
-        if self.table is not None:
-            return kernel.new_zeros(self.shape(()))
-        if self.repeated:
-            return kernel.repeat(self.taps, 1)
-        if self.identity is not None:
-            kernel = identity(*self.identity, kernel.dtype)
-        if self.phases is not None:
-            return phased(kernel, self.taps, *self.phases)
-        return INITS[init].inflate(kernel, self.taps)
-
-
 def identity(outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
     """`(outputs, inputs, 1, 1)`: the grouped 1×1 convolution that changes nothing."""
     eye = torch.eye(inputs, dtype=dtype).repeat(outputs // inputs, 1)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx
 
-from i3dconvert.kernels import Filling
+from i3dconvert.fillings import Filling
 from i3dconvert.lift.graph import Layer
 from i3dconvert.lift.modules import PaddedPool3d, in_space
 from i3dconvert.lift.network import Network3d
@@ -98,7 +98,7 @@ def _gain(filling: Filling | None) -> int:
     """How many times larger a 3D tensor is than its 2D form; one without a 2D form counts for nothing there."""
     if filling is None:
         return 1
-    return sys.maxsize if filling.is_new else filling.taps
+    return sys.maxsize if filling.is_new else filling.times
 
 
 def receptive_fields(graph: fx.Graph) -> dict[fx.Node, float]:

@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from i3dconvert.errors import LiftError, RecipeError
-from i3dconvert.kernels import Filling, Style
+from i3dconvert.fillings import Filling, Repeated, Zeros
+from i3dconvert.kernels import Style
 from i3dconvert.lift import layout
 from i3dconvert.lift.attention import (
     Attention,
@@ -143,7 +144,7 @@ class _Lift:
         """A kernel that the network's code reads itself is a 2D one there, whatever its layer has become."""
         for node in self.graph.nodes:
             filling = self.fillings.get(str(node.target)) if node.op == "get_attr" else None
-            if filling is None or filling.repeated:
+            if filling is None or not filling.is_kernel:
                 continue
             users = [user for user in node.users if user.target is not getattr or user.args[1] not in _OF_ANY_RANK]
             if users:
@@ -247,7 +248,7 @@ class _Lift:
                 fillings = entry.fillings(module, temporal, self.style)
             except RecipeError as error:
                 raise RecipeError(f"recipe {self.recipe.name!r} does not fit {name}: {error}") from None
-            self.fillings |= {f"{name}.{key}": filling for key, filling in fillings.items()}
+            self.fillings |= {f"{name}.{key}": filling.of(name) for key, filling in fillings.items()}
         new = self.graph.create_node("call_module", name, (self.clip(image),), {}, node.name)
         new.meta |= {"temporal": temporal, "layer": name}
         return new, Layout.CLIP
@@ -283,7 +284,7 @@ class _Lift:
     def repeat_in_time(self, node: fx.Node, table: fx.Node) -> fx.Node:
         """The part of a table that is within a frame, which the 2D network's code reads."""
         distances = 2 * self.tables[node][1].group - 1
-        self.fillings[str(node.target)] = Filling(distances, repeated=True)
+        self.fillings[str(node.target)] = Repeated(distances)
         self.whole[self.tables[node][0].name] = (node, table)
         within = self.call(middle, table, distances)
         within.meta["plain"] = table.meta["plain"] = True
@@ -326,7 +327,7 @@ class _Lift:
         weight = next(iter(self.root.get_submodule(str(node.target)).parameters()))
         self.modules[name] = TimeEmbedding(channels, EMBEDDED_FRAMES, device="meta", dtype=weight.dtype)
         like = next(key for key in self.root.state_dict() if key.startswith(f"{node.target}."))
-        self.fillings[f"{name}.table"] = Filling(EMBEDDED_FRAMES, table=(channels, like))
+        self.fillings[f"{name}.table"] = Zeros((channels, EMBEDDED_FRAMES), like=(like,))
         new = self.graph.create_node("call_module", name, (self.clip(node),), {}, name.replace(".", "_"))
         return new, Layout.CLIP
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from i3dconvert.errors import RecipeError
-from i3dconvert.kernels import INITS, Filling, Style
+from i3dconvert.fillings import Filling, Identity, Phases, Taps
+from i3dconvert.kernels import INITS, Style
 from i3dconvert.lift.modules import (
     AvgPool3d,
     BatchNormAct3d,
@@ -117,9 +118,9 @@ def _temporal_conv(conv: nn.Conv2d, temporal: Temporal, style: Style) -> nn.Modu
 
 def _conv_fillings(conv: nn.Conv2d, temporal: Temporal, style: Style) -> dict[str, Filling]:
     if _factorised(temporal, style):
-        identity = (conv.out_channels, conv.out_channels // conv.groups)
-        return {"weight": Filling(1), "temporal.weight": Filling(temporal.kernel, identity=identity)}
-    return {"weight": Filling(temporal.kernel)}
+        channels = (conv.out_channels, conv.out_channels // conv.groups)
+        return {"weight": Taps(1), "temporal.weight": Identity(*channels, temporal.kernel, like=("weight",))}
+    return {"weight": Taps(temporal.kernel)}
 
 
 def _refuse_dilation(temporal: Temporal, layer: str) -> None:
@@ -153,7 +154,7 @@ def _conv_transpose_fillings(conv: nn.ConvTranspose2d, temporal: Temporal, style
             f"a transposed convolution of temporal kernel {temporal.kernel}, stride {temporal.stride}, padding "
             f"{temporal.before} leaves frames at the border without input"
         )
-    return {"weight": Filling(temporal.kernel, phases=(first, temporal.stride))}
+    return {"weight": Phases(temporal.kernel, first, temporal.stride)}
 
 
 def _pool_pad(pool: Any, value: float) -> SpatialPad | None:

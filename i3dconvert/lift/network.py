@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from i3dconvert.errors import RecipeError
-from i3dconvert.kernels import FORMS, INITS, PADDINGS, TEMPORAL_POOLS, TIME_EMBEDDINGS, Filling, Style
+from i3dconvert.fillings import Filling
+from i3dconvert.kernels import FORMS, INITS, PADDINGS, TEMPORAL_POOLS, TIME_EMBEDDINGS, Style
 from i3dconvert.lift.graph import Layer, Lifted, lift
 from i3dconvert.lift.layers import is_layer
 from i3dconvert.lift.lengths import lengths
@@ -51,8 +52,8 @@ class Inflation:
         """The 2D tensor that the 3D one called `key` is made from, or takes its dtype from."""
         if key in state2d:
             return state2d[key]
-        table = self.fillings[key].table
-        return state2d[table[1] if table is not None else key.replace(".temporal.", ".")]
+        parts = [state2d[name] for name in self.fillings[key].like]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def tensor(self, key: str, tensor2d: Tensor) -> Tensor:
         """The 3D form of one 2D tensor: `(O, I, kH, kW)` → `(O, I, T, kH, kW)` where inflated, else as it is."""
@@ -62,10 +63,10 @@ class Inflation:
     def pieces(self, key: str, tensor2d: Tensor) -> Iterator[Tensor]:
         """`tensor(key, tensor2d)` in parts along its first axis, of `PIECE` bytes or so, for want of memory."""
         filling = self.fillings.get(key)
-        if filling is None or filling.is_new or filling.repeated:
+        if filling is None or not filling.is_kernel:
             yield self.tensor(key, tensor2d)
         else:
-            rows = max(PIECE // (tensor2d[0].nbytes * filling.taps), 1)
+            rows = max(PIECE // (tensor2d[0].nbytes * filling.times), 1)
             yield from (filling(part, self.style.init) for part in torch.split(tensor2d, rows))
 
     def state(self, state2d: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -43,10 +43,9 @@ def _difference(inflation: Inflation, key: str, tensor2d: Tensor, tensor3d: Tens
         return f"shape {tuple(tensor3d.shape)} instead of {tuple(expected.shape)}"
     if _same_bits(expected, tensor3d):
         return ""
-    inflated = key in inflation.fillings
-    if inflated and inflation.style.init == "mean" and _same_to_rounding(expected, tensor3d):
+    kernel = key in inflation.fillings and inflation.fillings[key].is_kernel
+    if kernel and inflation.style.init == "mean" and _same_to_rounding(expected, tensor3d):
         return ""
-    kernel = inflated and not inflation.fillings[key].is_new and not inflation.fillings[key].repeated
     if kernel and torch.equal(deflate(tensor3d), deflate(expected)):
         return "its taps sum to the 2D kernel, but stand in other places"
     difference = (tensor3d.double() - expected.double()).abs()
