@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from i3dconvert.backbones import Backbone, Changes, Origin, Weights, build, library, names, parse
+from i3dconvert.backbones import Backbone, Changes, Origin, Weights, build, library, parse, qualified_names
 from i3dconvert.backbones.changes import RGB, default_in_init, head_of
 from i3dconvert.checkpoint import Document
 from i3dconvert.errors import LayoutError
+from i3dconvert.files import in_folder
 from i3dconvert.frameworks import Framework, Target, framework, split
 from i3dconvert.kernels import Style
+from i3dconvert.lift.divided import TIME
 from i3dconvert.lift.graph import RELATIVE
 from i3dconvert.lift.network import plan
 from i3dconvert.weights import State, digest, read_state
@@ -23,16 +26,16 @@ def adopt(path: Path, layout: str) -> tuple[Document, State]:
     `WeightsError`.
     """
     known, name = framework(layout), split(layout)[1]
-    tensors = read_state(path)
+    tensors = read_state(in_folder(path))
     fitting: dict[str, tuple[Document, State]] = {}
     refusals = []
-    if name and (own := known.network(name) if known.sources != "timm" else None) and own.package:
+    if name and (own := known.network(name) if not known.named_by_backbone else None) and own.package:
         raise LayoutError(
             f"which {name} {path} is of does not follow from its tensors; in Python: "
             "inflate(model2d, 'volumetric').load_state_dict(torch.load(path))"
         )
     for target in (target for target in known.targets if not target.package):
-        if known.sources == "timm" or name in ("", target.name):
+        if known.named_by_backbone or name in ("", target.name):
             try:
                 fitting[target.name] = _adopted(known, target, tensors, name, path)
             except LayoutError as error:
@@ -60,7 +63,7 @@ def _adopted(known: Framework, target: Target, tensors: State, name: str, path: 
     shape = (channels, preprocessing.size, preprocessing.size)
     origin = Origin(backbone, Weights("file", path=str(path)), preprocessing, shape, classes, target.changed(changes))
     model = origin.build()
-    inflation = plan(model, target.recipe, Style(), shape).inflation
+    inflation = plan(model, target.recipe, Style(time_embedding=target.time_embedding), shape).inflation
     for key, tensor in model.state_dict().items():
         found, wanted = tuple(state[key].shape), inflation.shape(key, tensor)
         if found != wanted:
@@ -70,10 +73,15 @@ def _adopted(known: Framework, target: Target, tensors: State, name: str, path: 
 
 def _backbone(state: State, known: Framework, target: Target, name: str, path: Path) -> tuple[Backbone, Changes, int]:
     """The 2D network whose kernels the checkpoint's are over time; what it has of it changed, and how many classes."""
-    flat = {key: tuple(t.shape[:2] + t.shape[3:] if t.dim() == 5 else t.shape) for key, t in state.items()}
-    if known.sources == "timm" and not name:
+    flat = {
+        key: tuple(tensor.shape[:2] + tensor.shape[3:] if tensor.dim() == 5 else tensor.shape)
+        for key, tensor in state.items()
+        if not fnmatchcase(key, f"*{TIME}.*")
+    }
+    if known.named_by_backbone and not name:
         raise LayoutError(f"{known.name} has many networks; --from-layout {known.name}:NAME says which {path} is of")
-    for candidate in [f"timm/{name}"] if known.sources == "timm" else names("torchvision"):
+    candidates = [f"timm/{name}"] if known.named_by_backbone else qualified_names(known.sources)
+    for candidate in candidates:
         if not target.takes(candidate):
             continue
         source, bare = parse(candidate)

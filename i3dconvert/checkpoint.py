@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import i3dconvert
 from i3dconvert.backbones import Origin
 from i3dconvert.errors import CheckpointError, I3DError, LayoutError
-from i3dconvert.files import check_input, replacing
+from i3dconvert.files import WEIGHTS, check_input, in_folder, replacing, replacing_in
 from i3dconvert.frameworks import Target, check_fits, framework, split
 from i3dconvert.frameworks.framework import Place
 from i3dconvert.lift.network import Inflation, Network3d, fill, plan, style
@@ -145,9 +145,24 @@ def write(path: Path, document: Document, entries: Iterable[Entry], pieces: Piec
     Raises `OutputError`, and `LayoutError` when the document's layout has no place for a tensor; nothing is left at
     `path` then but what was there before.
     """
-    entries = list(entries)
+    places = _placed(document, list(entries))
+    if document.target is not None and document.target.files is not None:
+        return _write_folder(path, document, places, pieces, force)
     write = _write_pickle if path.suffix in PICKLED else _write_safetensors
-    return write(path, document, _placed(document, entries), pieces, force)
+    return write(path, document, places, pieces, force)
+
+
+def _write_folder(
+    path: Path, document: Document, places: list[tuple[Place, Entry]], pieces: Pieces, force: bool
+) -> str:
+    """Weights and what the framework has beside them."""
+    assert document.target is not None
+    assert document.target.files is not None
+    assert document.origin is not None
+    with replacing_in(path, force) as folder:
+        for name, content in document.target.files(document.origin).items():
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        return _write_safetensors(folder / WEIGHTS, document, places, pieces, force)
 
 
 def _placed(document: Document, entries: list[Entry]) -> list[tuple[Place, Entry]]:
@@ -166,7 +181,9 @@ def _write_safetensors(
 ) -> str:
     """One piece at a time."""
     places = sorted(places, key=lambda placed: (-placed[1].dtype.itemsize, placed[0].name))
-    header: dict[str, Any] = {"__metadata__": {KEY: replace(document, sha256=_UNKNOWN).dumps(path.parent)}}
+    header: dict[str, Any] = {
+        "__metadata__": {"format": "pt", KEY: replace(document, sha256=_UNKNOWN).dumps(path.parent)}
+    }
     offset = 0
     for place, entry in places:
         span = [offset, offset + math.prod(place.shape) * entry.dtype.itemsize]
@@ -243,6 +260,7 @@ def save(network: Network3d, path: str | Path, force: bool = False, finetuned: b
 
 def read(path: Path) -> tuple[Document, State]:
     """The document and the tensors (memory-mapped, under our names) of a checkpoint; raises `CheckpointError`."""
+    path = in_folder(path)
     check_input(path, CheckpointError, "a checkpoint that `i3dconvert inflate` wrote")
     text, state = (_read_pickle if path.suffix in PICKLED else _read_safetensors)(path)
     if text is None:

@@ -27,10 +27,21 @@ def check_input(path: Path, error: type[I3DError], wanted: str) -> None:
         raise error(f"no permission to read {path}")
 
 
-def check_output(path: Path, force: bool) -> None:
-    """Raise `OutputError` early, before any work, when `path` can't become an output file."""
-    if path.is_dir():
+WEIGHTS = "model.safetensors"
+"""In a folder as transformers has them."""
+
+
+def in_folder(path: Path) -> Path:
+    """The weights in a folder as transformers has them; any other path as it is."""
+    return path / WEIGHTS if (path / WEIGHTS).is_file() else path
+
+
+def check_output(path: Path, force: bool, folder: bool = False) -> None:
+    """Raise `OutputError` early, before any work, when `path` can't become an output file, or `folder`."""
+    if path.is_dir() and not folder:
         raise OutputError(f"{path} is a directory; name a file")
+    if path.is_file() and folder:
+        raise OutputError(f"{path} is a file; name a folder")
     if path.exists() and not force:
         raise OutputError(f"{path} exists already; --force replaces it, -o names another file")
     if not path.parent.is_dir():
@@ -82,6 +93,20 @@ def _sync_directory(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def replacing_in(folder: Path, force: bool = False) -> Iterator[Path]:
+    """Yield a folder to write files to, on success moved to `folder`, or into it where it exists (with `force`)."""
+    check_output(folder, force, folder=True)
+    with workshop(folder) as made:
+        yield made
+        if not folder.exists():
+            made.rename(folder)
+        else:
+            for file in sorted(made.iterdir()):
+                file.replace(folder / file.name)
+        _sync_directory(folder)
 
 
 @contextmanager

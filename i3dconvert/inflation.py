@@ -192,6 +192,7 @@ def inflate_to_file(
         target = known.target(backbone, network)
         recipe, padding = recipe or target.recipe, padding or "zeros"
         changes = target.changed(changes or Changes())
+        time_embedding = target.time_embedding if time_embedding == "none" else time_embedding
     model, origin = backbones.load(
         backbone,
         weights,

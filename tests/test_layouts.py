@@ -21,6 +21,7 @@ from i3dconvert.checkpoint import Document, entries_in, filled, read, rebuild, s
 from i3dconvert.cli import app
 from i3dconvert.errors import FramesError, LayoutError, VerificationError
 from i3dconvert.export.runtime import Runtime
+from i3dconvert.files import in_folder
 from i3dconvert.frameworks import FRAMEWORKS, framework, r2plus1d
 from i3dconvert.inflation import inflate_to_file
 from i3dconvert.kernels import Style
@@ -44,6 +45,8 @@ INSTALLED = (
     pytest.param("swin_t", "torchvision-video:swin3d_t", 32, 224, marks=pytest.mark.sweep),
     pytest.param("swin_s", "torchvision-video:swin3d_s", 8, 224, marks=pytest.mark.sweep),
     pytest.param("swin_b", "torchvision-video:swin3d_b", 8, 224, marks=pytest.mark.sweep),
+    pytest.param("timm/vit_tiny_patch16_224", "transformers", 16, 224, marks=pytest.mark.sweep),
+    pytest.param("timm/deit_small_patch16_224", "transformers", 16, 224, marks=pytest.mark.sweep),
     ("timm/resnet18", "timm-3d", 32, 32),
     ("timm/densenet121", "timm-3d", 32, 64),
     ("timm/convnext_atto", "timm-3d", 32, 32),
@@ -65,6 +68,7 @@ BUILT_FROM = {
     "3d-resnets": "resnet34",
     "monai": "resnet18",
     "torchvision-video": "resnet18",
+    "transformers": "timm/vit_tiny_patch16_224",
     "pytorch-i3d": "googlenet",
     "timm-3d": "timm/resnet18",
 }
@@ -90,7 +94,7 @@ def test_the_framework_loads_them_and_computes_the_2d_network(
     path = tmp_path / f"net{known.suffix}"
     written = inflate_to_file(backbone, path, weights="random", size=size, layout=layout)
     network = quiet_build(layout, written.origin)
-    network.load_state_dict(read_state(path), strict=True)
+    network.load_state_dict(read_state(in_folder(path)), strict=True)
     report = verify_file(path, Settings(frames, size, (torch.float64,)), layout=layout)
     assert report.passed, report.reason
     assert any(check.name.startswith(f"forward equality of {known.name}'s") for check in report.checks)
@@ -99,10 +103,11 @@ def test_the_framework_loads_them_and_computes_the_2d_network(
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_names_read_both_ways(name: str) -> None:
     known = FRAMEWORKS[name]
-    model, origin = backbones.load(BUILT_FROM[name], "random", size=64)
+    model, origin = backbones.load(BUILT_FROM[name], "random", size=None if name == "transformers" else 64)
     for target in known.targets:
         if target.takes(origin.backbone.qualified) and target.made is None:
-            inflation = plan(model, target.recipe, Style(), origin.input).inflation
+            told = Style(time_embedding=target.time_embedding)
+            inflation = plan(model, target.recipe, told, origin.input).inflation
             state = dict(inflation.state(model.state_dict()))
             theirs = known.state(target, state)
             assert theirs.keys() != state.keys() or name in ("3d-resnets", "timm-3d", "monai")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.inflate import default_ending
+from i3dconvert.cli.inflate import default_ending, writes_folder
 from i3dconvert.cli.options import Dtype, File, Force, FromLayout, Json, Layout, Quiet, reader, the_checkpoint
 
 EXAMPLE = "Example: i3dconvert export r152.safetensors --onnx    i3dconvert export --onnx --weights finetuned.pth"
@@ -71,7 +71,7 @@ def command(
     path = the_checkpoint(file)
     ending = ".onnx" if onnx else f"-{default_ending(layout)}" if layout else "-export.safetensors"
     target = output or path.with_name(f"{path.stem}{ending}")
-    check_output(target, force)
+    check_output(target, force, writes_folder(layout))
     with render.progress(quiet or json) as step:
         step("importing torch")
         import torch

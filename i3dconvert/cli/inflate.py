@@ -150,7 +150,7 @@ def command(
     rules = tuple(parse_rule(text) for text in temporal or [])
     chosen = None if recipe is None else resolve(recipe)
     path = output or Path(f"{default_stem(backbone)}-{default_ending(layout)}")
-    check_output(path, force)
+    check_output(path, force, writes_folder(layout))
     with render.progress(quiet or json) as step:
         step("importing torch")
         from i3dconvert.inflation import changes_of, inflate_to_file
@@ -206,6 +206,15 @@ def default_ending(layout: str) -> str:
 
     known = framework(layout)
     return f"{known.name}{known.suffix}"
+
+
+def writes_folder(layout: str) -> bool:
+    """Whether what a layout's own loader reads is a folder."""
+    if not layout:
+        return False
+    from i3dconvert.frameworks import framework
+
+    return not framework(layout).suffix
 
 
 def show_layout(layout: str, origin: Origin) -> None:

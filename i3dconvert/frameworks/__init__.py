@@ -12,12 +12,16 @@ from i3dconvert.frameworks.resnets3d import RESNETS3D
 from i3dconvert.frameworks.slowfast import SLOWFAST
 from i3dconvert.frameworks.timm3d import TIMM3D
 from i3dconvert.frameworks.torchvision import TORCHVISION_VIDEO
+from i3dconvert.frameworks.transformers import TRANSFORMERS
 
 __all__ = ["FRAMEWORKS", "Framework", "Target", "check_fits", "framework", "how_to_load", "split"]
 
 FRAMEWORKS = {
     known.name: known
-    for known in (PYTORCHVIDEO, SLOWFAST, MMACTION2, RESNETS3D, MONAI, TORCHVISION_VIDEO, PYTORCH_I3D, TIMM3D)
+    for known in (
+        *(PYTORCHVIDEO, SLOWFAST, MMACTION2, RESNETS3D, MONAI),
+        *(TORCHVISION_VIDEO, TRANSFORMERS, PYTORCH_I3D, TIMM3D),
+    )
 }
 
 

@@ -52,6 +52,12 @@ class Target:
     """What makes the 2D network the one that this is the 3D form of."""
     package: str = ""
     """Where the class called as the target is, of which the 2D network has to be: one of the user's own, by a file."""
+    time_embedding: str = "none"
+    """Which one it has, of `--time-embedding`."""
+    frames: int = 0
+    """Of the clips that it takes, where those are of one length alone."""
+    files: Callable[[Origin], Mapping[str, Any]] | None = None
+    """What stands beside the weights in a folder of its network, JSON by file name."""
 
     def changed(self, changes: Changes) -> Changes:
         """`changes` of the 2D network, and those that make it the one that this is the 3D form of."""
@@ -93,11 +99,13 @@ class Framework:
     """The default one first."""
     keys: Rows = SAME
     suffix: str = ".safetensors"
-    """What its own loader reads."""
+    """What its own loader reads; empty where that is a folder, with `model.safetensors` and more in it."""
     nest: str | None = None
     """The key of the state dict in its `.pth` files."""
     sources: str = "torchvision"
     """Where 2D networks of those names come from."""
+    named_by_backbone: bool = False
+    """Whether its networks are called as the 2D ones, of which there are too many for a target each."""
     install: str = ""
     """How its networks are installed."""
     biased: Rows = ()
@@ -219,6 +227,8 @@ def check_fits(framework: Framework, target: Target, inflation: Inflation, origi
         raise LayoutError(f"{origin.backbone.qualified} builds {full_name(model)}, not {target.package}.{target.name}")
     if inflation.style.conv != "3d" or inflation.style.padding != "zeros":
         raise LayoutError(f"{where} has full 3D convolutions that pad time with zeros; --conv 3d --padding zeros")
+    if inflation.style.time_embedding != target.time_embedding:
+        raise LayoutError(f"{where} differs in the time embedding; --time-embedding {target.time_embedding}")
     if target.made is not None and inflation.style.init != "center":
         raise LayoutError(f"{where} is made with --init center alone")
     if inflation.recipe == target.recipe:

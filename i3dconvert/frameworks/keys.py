@@ -9,7 +9,7 @@ Rows = Sequence[tuple[str, str]]
 """Pairs of modules' names, ours and theirs; the first that fits counts.
 
 `{}` is a number and `*` anything, the same in the same order on both sides. What stands behind the module's name
-(`weight`, `running_mean`, …) stays.
+(`weight`, `running_mean`, …) stays; a row can also name a tensor as a whole.
 """
 
 SAME: Rows = (("*", "*"),)
@@ -19,6 +19,10 @@ def translated(rows: Rows, key: str, back: bool = False) -> str | None:
     """A key from the left names into the right ones, or `back`; None where no row fits."""
     module, _, leaf = key.rpartition(".")
     for pattern, other in ((right, left) for left, right in rows) if back else rows:
-        if found := re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)").replace(r"\*", "(.+)"), module):
-            return f"{other.replace('*', '{}').format(*found.groups())}.{leaf}"
+        wanted = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)").replace(r"\*", "(.+)"))
+        named = other.replace("*", "{}")
+        if found := wanted.fullmatch(key):
+            return named.format(*found.groups())
+        if found := wanted.fullmatch(module):
+            return f"{named.format(*found.groups())}.{leaf}"
     return None

@@ -33,5 +33,6 @@ TIMM3D = Framework(
         ),
     ),
     sources="timm",
+    named_by_backbone=True,
     install="pip install timm-3d",
 )

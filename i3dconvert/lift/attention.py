@@ -224,7 +224,7 @@ def attentions(traced: Traced) -> list[Attention]:
         if layout.operation(node) == "scaled_dot_product_attention":
             causal = layout.argument(node, "is_causal", 5, False) or not _rows(node)
             found.append(Attention(_name(node), "fused", node, refusal="it is causal" if causal else ""))
-        elif isinstance(module := _module(traced, node), nn.MultiheadAttention):
+        elif isinstance(module := module_of(traced, node), nn.MultiheadAttention):
             plain = module.batch_first and not layout.argument(node, "attn_mask", 5)
             found.append(Attention(str(node.target), "module", node, refusal="" if plain else "it has a mask"))
         elif _is_softmax(traced, node):
@@ -245,7 +245,8 @@ def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:
     return first, second
 
 
-def _module(traced: Traced, node: fx.Node) -> nn.Module | None:
+def module_of(traced: Traced, node: fx.Node) -> nn.Module | None:
+    """The module that a node calls."""
     return traced.root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
@@ -263,7 +264,7 @@ def _rows(node: Any) -> int:
 
 def _is_softmax(traced: Traced, node: fx.Node) -> bool:
     """Whether it is a softmax over the last axis of something with a row for each image, queries and keys."""
-    module = _module(traced, node)
+    module = module_of(traced, node)
     if isinstance(module, nn.Softmax):
         dim = module.dim
     elif layout.operation(node) == "softmax":
@@ -301,7 +302,7 @@ def _around(traced: Traced, softmax: fx.Node) -> Iterator[Attention]:
         user not in between and user is not last for node in between for user in node.users if _is_tensor(user)
     ):
         refusal = "its weights are used elsewhere"
-    elif any(isinstance(_module(traced, node), nn.Conv2d) for node in between):
+    elif any(isinstance(module_of(traced, node), nn.Conv2d) for node in between):
         refusal = "a convolution mixes its weights"
     elif _channels_axis(traced, last.args[1]) == -2:
         refusal = "it is over channels"
@@ -330,13 +331,22 @@ def _walk(start: fx.Node, onward: Any, until: fx.Node | None = None) -> tuple[se
 
 
 def _channels_axis(traced: Traced, node: Any) -> int | None:
-    """The axis of a value, counted from behind, along which the channels of the layer that it comes from lie.
+    """The axis of a value, counted from behind, along which the channels of the layer that it comes from lie."""
+    carried = channels_carried(traced, node)
+    if carried is None:
+        return None
+    varies = [axis for axis in range(carried.dim()) if bool((carried != carried.narrow(axis, 0, 1)).any())]
+    return varies[-1] - carried.dim() if varies else None
+
+
+def channels_carried(traced: Traced, node: Any) -> Tensor | None:
+    """At each place of a value, the number of the channel of the layer that it comes from; None where not known.
 
     Found by carrying the channels' numbers through whatever moves axes.
     """
     chain: list[fx.Node] = []
     while isinstance(node, fx.Node):
-        module = _module(traced, node)
+        module = module_of(traced, node)
         if isinstance(module, nn.Linear | nn.Conv2d) or layout.operation(node) in ("linear", "conv2d"):
             break
         chain.append(node)
@@ -353,8 +363,7 @@ def _channels_axis(traced: Traced, node: Any) -> int | None:
         carried = _moved(step, carried)
         if carried is None:
             return None
-    varies = [axis for axis in range(carried.dim()) if bool((carried != carried.narrow(axis, 0, 1)).any())]
-    return varies[-1] - carried.dim() if varies else None
+    return carried if isinstance(carried, Tensor) else None
 
 
 def _holds_rows(node: fx.Node) -> bool:
@@ -365,7 +374,7 @@ def _holds_rows(node: fx.Node) -> bool:
 
 
 def _is_over_images(traced: Traced, node: fx.Node) -> bool:
-    return isinstance(_module(traced, node), nn.Conv2d) or layout.operation(node) == "conv2d"
+    return isinstance(module_of(traced, node), nn.Conv2d) or layout.operation(node) == "conv2d"
 
 
 def _moved(step: fx.Node, carried: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx
 
 from i3dconvert.fillings import Filling
+from i3dconvert.lift.divided import TIME
 from i3dconvert.lift.graph import Layer
 from i3dconvert.lift.modules import PaddedPool3d, in_space
 from i3dconvert.lift.network import Network3d
@@ -42,21 +43,23 @@ def describe(network: Network3d) -> list[LayerRow]:
         if layer.geometry.kind == "upsample":
             continue
         if layer.geometry.kind == "attention":
-            rows.append(_attention(layer, fields[nodes[layer.node]]))
+            added = network.get_submodule(f"{layer.name}{TIME}") if getattr(layer.temporal, "divided", False) else None
+            parameters = sum(tensor.numel() for tensor in added.parameters()) if added else 0
+            rows.append(_attention(layer, parameters, fields[nodes[layer.node]]))
             continue
         module: Any = network.get_submodule(layer.name)
         module = module.pool if isinstance(module, PaddedPool3d) else module
         factorised = getattr(module, "temporal", None) is not None
         kernel = (layer.temporal.kernel, *in_space(module.kernel_size))
-        parameters = {f"{layer.name}.{name}": tensor for name, tensor in module.named_parameters()}
-        count = sum(tensor.numel() for tensor in parameters.values())
+        tensors = {f"{layer.name}.{name}": tensor for name, tensor in module.named_parameters()}
+        count = sum(tensor.numel() for tensor in tensors.values())
         row = LayerRow(
             name=layer.name,
             operation="Conv(2+1)d" if factorised else type(module).__name__,
             kernel2d=kernel[1:],
             kernel3d=kernel,
             stride3d=(layer.temporal.stride, *in_space(module.stride)),
-            parameters2d=sum(tensor.numel() // _gain(fillings.get(key)) for key, tensor in parameters.items()),
+            parameters2d=sum(tensor.numel() // _gain(fillings.get(key)) for key, tensor in tensors.items()),
             parameters3d=count,
             receptive_field=_finite(fields[nodes[layer.name]]),
         )
@@ -80,14 +83,14 @@ def order_seen(layers: list[LayerRow], time_embedding: str) -> str:
     return "sees each frame alone"
 
 
-def _attention(layer: Layer, field: float) -> LayerRow:
+def _attention(layer: Layer, parameters: int, field: float) -> LayerRow:
     temporal = layer.temporal
     group = temporal.group if isinstance(temporal, Attending) else 1
     reach = "all frames" if group == 0 else "one frame" if group == 1 else f"{group} frames"
     reach += f": {layer.refusal}" if layer.refusal else ""
-    relative = isinstance(temporal, Attending) and temporal.relative
-    operation = f"Attention ({reach}{', relative' if relative else ''})"
-    return LayerRow(layer.name, operation, (), (), (), 0, 0, _finite(field))
+    told = [name for name in ("relative", "divided") if getattr(temporal, name, False)]
+    operation = f"Attention ({', '.join((reach, *told))})"
+    return LayerRow(layer.name, operation, (), (), (), 0, parameters, _finite(field))
 
 
 def _finite(field: float) -> int | None:

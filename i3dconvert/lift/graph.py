@@ -35,6 +35,7 @@ from i3dconvert.lift.attention import (
     tokens,
 )
 from i3dconvert.lift.canonical import canonical, function_name, leaves
+from i3dconvert.lift.divided import Block, NoBlockError, block_of, leading_alike
 from i3dconvert.lift.layers import ANY_RANK, UPSAMPLES, Counterpart, counterpart, full_name
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.lengths import above_of, minimum_frames
@@ -100,9 +101,12 @@ class _Lift:
         self.layers: dict[str, Layer] = {}
         self.fillings: dict[str, Filling] = {}
         self.found = {attention.last: attention for attention in attentions(traced)}
+        self.told = {attention.last: self._told(attention) for attention in self.found.values()}
         self.attending = self._attending()
-        self.embedded = self._before_attention() if self.attending and style.time_embedding != "none" else None
+        self.blocks = {n: block for block in self._blocks(traced) for n in (block.norm, block.branch, block.sum)}
+        self.embedded = self._before_attention() if style.time_embedding != "none" else None
         self.tables = self._tables()
+        self.before_block: dict[fx.Node, tuple[fx.Node, Layout]] = {}
         self.whole: dict[str, tuple[fx.Node, fx.Node]] = {}
         self.repeated: dict[tuple[fx.Node, str], fx.Node] = {}
         self.pools = {_last_node(traced.graph, pool.after): pool for pool in recipe.pools}
@@ -110,6 +114,8 @@ class _Lift:
 
     def run(self) -> Lifted:
         for node in self.old.nodes:
+            if node in self.blocks:
+                self.attend_over_time(node, self.blocks[node])
             try:
                 result = self.attended(node) if node in self.attending else getattr(self, node.op)(node)
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -117,6 +123,8 @@ class _Lift:
             if result is None:
                 continue
             self.env[node] = result
+            if node in self.blocks:
+                self.mix_leading(node, self.blocks[node])
             if node == self.embedded:
                 self.env[node] = self.embed_time(node)
             if node in self.found:
@@ -255,15 +263,39 @@ class _Lift:
 
     # Attention over the tokens of several frames.
 
+    def _told(self, attention: Attention) -> Attending | None:
+        """What the recipe says of an attention that can see other frames."""
+        return None if attention.refusal else self.recipe.attending(attention.name)
+
     def _attending(self) -> dict[fx.Node, tuple[Attention, Attending]]:
         """The attention that each node of the 2D graph is part of, where the recipe has it attend to other frames."""
         nodes: dict[fx.Node, tuple[Attention, Attending]] = {}
         for attention in self.found.values():
-            temporal = self.recipe.attending(attention.name)
-            if temporal is not None and not attention.refusal:
+            temporal = self.told[attention.last]
+            if temporal is not None and not temporal.divided:
                 parts = (attention.first, attention.last, *attention.between)
                 nodes |= {node: (attention, temporal) for node in parts if node is not None}
         return nodes
+
+    def _blocks(self, traced: Traced) -> list[Block]:
+        """The blocks that get an attention over time; an attention that is in none stays within a frame."""
+        blocks: list[Block] = []
+        refused: dict[fx.Node, str] = {}
+        for last, attention in self.found.items():
+            if (told := self.told[last]) is not None and told.divided:
+                try:
+                    blocks.append(block_of(traced, attention))
+                except NoBlockError as error:
+                    refused[last] = str(error)
+        if refused and not blocks:
+            last, why = next(iter(refused.items()))
+            raise RecipeError(
+                f"recipe {self.recipe.name!r} does not fit {self.found[last].name}: {why}; attention over time at each "
+                "place is for blocks tokens + attention(norm(tokens)), as in plain vision transformers"
+            )
+        self.found |= {last: replace(self.found[last], refusal=why) for last, why in refused.items()}
+        self.told |= dict.fromkeys(refused)
+        return blocks
 
     def _tables(self) -> dict[fx.Node, tuple[Attention, Attending]]:
         """The tables of relative positions that are repeated in time, and the attentions that they are of."""
@@ -310,9 +342,12 @@ class _Lift:
             plain.meta["plain"] = True
         return new
 
-    def _before_attention(self) -> fx.Node:
-        """The last layer over images in front of the first attention that sees other frames."""
-        above = above_of(next(iter(self.attending)))
+    def _before_attention(self) -> fx.Node | None:
+        """The last layer over images in front of the first attention that sees other frames, if there is one."""
+        first = next((n for n in self.old.nodes if n in self.attending or n in self.blocks), None)
+        if first is None:
+            return None
+        above = above_of(first)
         layers = [n for n in self.old.nodes if n in above and self.is_image(n) and n.op == "call_module"]
         modules = {n: self.root.get_submodule(str(n.target)) for n in layers}
         lifted = [n for n, module in modules.items() if counterpart(module) is not None and [*module.parameters()]]
@@ -333,10 +368,35 @@ class _Lift:
 
     def note_attention(self, node: fx.Node) -> None:
         """Enter an attention into the table of layers."""
-        name = self.found[node].name
-        temporal = self.attending[node][1] if node in self.attending else Temporal()
-        refusal = self.found[node].refusal
-        self.layers[name] = Layer(name, node.name, ATTENTION, temporal, node in self.attending, refusal)
+        name, told = self.found[node].name, self.told[node]
+        self.layers[name] = Layer(
+            name, node.name, ATTENTION, told or Temporal(), told is not None, self.found[node].refusal
+        )
+
+    def attend_over_time(self, node: fx.Node, block: Block) -> None:
+        """In front of a block, its tokens with what the attention over time adds to them in the place of its tokens."""
+        if node is not block.norm:
+            return
+        if self.layout_of(block.tokens) is Layout.PLAIN:
+            raise RecipeError(
+                f"recipe {self.recipe.name!r} does not fit {block.attention.name}: its tokens do not vary"
+            )
+        fillings = {f"{block.name}.{key}": filling for key, filling in block.fillings.items()}
+        dtype = self.root.get_parameter(fillings[f"{block.name}.proj.weight"].like[0]).dtype
+        self.modules[block.name], self.fillings = block.module(dtype), self.fillings | fillings
+        args = (self.frames(block.tokens), self.clips)
+        new = self.graph.create_node("call_module", block.name, args, {}, block.name.replace(".", "_"))
+        new.meta |= {"temporal": self.told[block.attention.last], "layer": block.attention.name}
+        self.before_block[block.tokens] = self.env[block.tokens]
+        self.env[block.tokens] = (new, Layout.FRAMES)
+
+    def mix_leading(self, node: fx.Node, block: Block) -> None:
+        """What a block adds to class tokens, as their mean over the frames; behind it, its tokens as they were."""
+        if node is block.branch and block.leading:
+            alike = self.call(leading_alike, self.frames(node), self.clips, block.leading)
+            self.env[node] = (alike, Layout.FRAMES)
+        if node is block.sum:
+            self.env[block.tokens] = self.before_block.pop(block.tokens)
 
     def attended(self, node: fx.Node) -> tuple[fx.Node, Layout]:
         """A node of an attention, over the frames of a group."""

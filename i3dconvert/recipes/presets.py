@@ -67,6 +67,18 @@ JOINT = Recipe(
     source="Arnab et al., ViViT, arXiv:2103.15691, section 3.3, model 1: attention over the tokens of all frames",
 )
 
+DIVIDED = Recipe(
+    "divided",
+    (Rule(kind="attention", span="all", divided=True),),
+    source="Bertasius et al., TimeSformer, arXiv:2102.05095, section 3: attention over time, then over space",
+)
+
+FACTORISED = Recipe(
+    "factorised",
+    (*UNIFORM.rules, Rule(kind="attention", span=1)),
+    source="Arnab et al., ViViT, arXiv:2103.15691, section 3.3, model 2, its frames averaged: attention within a frame",
+)
+
 TUBELET = Recipe(
     "tubelet",
     (
@@ -94,7 +106,10 @@ VIDEO_SWIN = Recipe(
 
 PRESETS = {
     recipe.name: recipe
-    for recipe in (RESNET, DENSENET, I3D, I3D_RESNET, SLOW, C2D, UNIFORM, VOLUMETRIC, JOINT, TUBELET, VIDEO_SWIN)
+    for recipe in (
+        *(RESNET, DENSENET, I3D, I3D_RESNET, SLOW, C2D, UNIFORM, VOLUMETRIC),
+        *(JOINT, DIVIDED, FACTORISED, TUBELET, VIDEO_SWIN),
+    )
 }
 
 _DEFAULTS = (

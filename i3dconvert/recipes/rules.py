@@ -81,6 +81,8 @@ class Attending(Temporal):
     """By how many frames the groups of clips that have several are shifted."""
     relative: bool = False
     """Whether a table of relative positions is repeated for each distance in time."""
+    divided: bool = False
+    """Whether it is over time at each place by itself, in front of the attention within a frame."""
     pairs: bool = False
     """Whether the value has a row for each pair of frames of a group, as scores have."""
 
@@ -115,6 +117,9 @@ class Rule:
     relative: bool | None = None
     """Of attentions in groups: whether their table of relative positions is repeated for each distance in time, of
     which there are 2·span − 1 (the same, section 3.3)."""
+    divided: bool | None = None
+    """Of attentions: whether a query attends to all frames at its own place alone, in an attention that is put in front
+    of the one within a frame (TimeSformer, arXiv:2102.05095, section 3)."""
 
     def matches(self, name: str, kind: str) -> bool:
         """Whether the rule speaks of the layer called `name`."""
@@ -189,7 +194,7 @@ class Recipe:
 
     def attending(self, name: str) -> Attending | None:
         """To which frames the attention called `name` attends; None where that is its own alone."""
-        told: dict[str, Any] = {"span": 1, "shift": 0, "relative": False}
+        told: dict[str, Any] = {"span": 1, "shift": 0, "relative": False, "divided": False}
         for rule in self.rules:
             if rule.matches(name, "attention"):
                 told |= {field: value for field in _ATTENDING if (value := getattr(rule, field)) is not None}
@@ -205,7 +210,11 @@ class Recipe:
             raise RecipeError(
                 f"recipe {self.name!r} does not fit {name}: relative positions in time are for a span of so many frames"
             )
-        return Attending(group=group, shift=told["shift"], relative=told["relative"])
+        if told["divided"] and group:
+            raise RecipeError(
+                f"recipe {self.name!r} does not fit {name}: attention over time at each place is over all frames"
+            )
+        return Attending(group=group, shift=told["shift"], relative=told["relative"], divided=told["divided"])
 
     def _enlarging(
         self, geometry: Geometry, kernel: int, stride: int, dilation: int, padding: Padding | None
@@ -276,7 +285,7 @@ class Recipe:
 
 
 _SIZES = ("kernel", "stride", "padding", "dilation")
-_ATTENDING = ("span", "shift", "relative")
+_ATTENDING = ("span", "shift", "relative", "divided")
 _RULE: dict[str, type] = {
     "layer": str,
     "kind": str,
@@ -284,6 +293,7 @@ _RULE: dict[str, type] = {
     "span": int,
     "shift": int,
     "relative": bool,
+    "divided": bool,
 }
 _POOL: dict[str, type] = {"after": str, "kernel": int, "stride": int, "padding": int, "kind": str}
 _LARGEST = 1024
@@ -309,18 +319,21 @@ def _table(value: Any, where: str, schema: dict[str, type]) -> dict[str, Any]:
     attends = any(field in value for field in _ATTENDING)
     if attends != (value.get("kind") == "attention") or (attends and any(size in value for size in _SIZES)):
         raise RecipeError(
-            f"{where}: a rule of kind 'attention' has a span, a shift or relative positions (and no kernel), and no "
-            "other rule has one"
+            f"{where}: a rule of kind 'attention' has a span, a shift, relative positions or is divided (and has no "
+            "kernel), and no other rule has one"
         )
     return value
 
 
 def parse_rule(text: str) -> Rule:
-    """A rule as `--temporal` has it: `GLOB=KERNEL[/STRIDE]`, of attentions `GLOB=all` or `GLOB=span:SPAN[/SHIFT]`."""
+    """A rule as `--temporal` has it: `GLOB=KERNEL[/STRIDE]`, of attentions `GLOB=all`, `GLOB=divided` or
+    `GLOB=span:SPAN[/SHIFT]`."""
     glob, _, numbers = text.rpartition("=")
     kernel, slash, stride = numbers.partition("/")
     try:
-        if numbers == "all" or numbers.startswith("span:"):
+        if numbers == "divided":
+            rule = Rule(layer=glob, kind="attention", span="all", divided=True)
+        elif numbers == "all" or numbers.startswith("span:"):
             frames, slash, shift = numbers.removeprefix("span:").partition("/")
             span: int | Literal["all"] = "all" if frames == "all" else int(frames)
             rule = Rule(layer=glob, kind="attention", span=span, shift=int(shift) if slash else None)
@@ -330,7 +343,8 @@ def parse_rule(text: str) -> Rule:
         rule = Rule(layer="")
     if not rule.layer:
         raise RecipeError(
-            f"{text!r} is not GLOB=KERNEL[/STRIDE], such as 'layer4.*=1' or 'conv1=5/2', nor GLOB=all or GLOB=span:4"
+            f"{text!r} is not GLOB=KERNEL[/STRIDE], such as 'layer4.*=1' or 'conv1=5/2', nor GLOB=all, GLOB=span:4 or "
+            "GLOB=divided"
         )
     _table({key: value for key, value in vars(rule).items() if value is not None}, repr(text), _RULE)
     return rule

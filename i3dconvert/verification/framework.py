@@ -48,7 +48,9 @@ def check_framework(
     except WeightsError as error:
         return [Check(loading, False, str(error))]
     checks = [Check(loading, True, f"strict=True, {len(state)} tensors, {how_to_load(target, origin)}")]
-    frames = settings.frames or max(FRAMES, document.inflation.minimum_frames)
+    frames = target.frames or settings.frames or max(FRAMES, document.inflation.minimum_frames)
+    if settings.frames not in (None, frames):
+        raise FramesError(f"{theirs} takes clips of {frames} frames alone; verify without --frames")
     images = noise(document.inflation.input, settings)
     for dtype in settings.dtypes:
         name = str(dtype).removeprefix("torch.")
