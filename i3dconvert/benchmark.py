@@ -24,6 +24,7 @@ from i3dconvert.export.frames import optimize
 from i3dconvert.export.runtime import Runtime, as_input, read_document
 from i3dconvert.inflation import inflate
 from i3dconvert.lift.network import Network3d
+from i3dconvert.memory import check_room
 from i3dconvert.preprocessing import Preprocessing
 
 WARM_UP, RUNS = 2, 7
@@ -132,6 +133,7 @@ def _prepare(case: Case, folder: Path) -> _Prepared:
     network = _network(case)
     channels, *size = network.inflation.input
     shape = (case.batch, channels, case.frames, *((case.size, case.size) if case.size else size))
+    check_room(network, case.frames, case.batch, case.size, getattr(torch, case.dtype), case.device)
     if path is None and case.runtime in _FORMS:
         optimize = _FORMS[case.runtime]
         stem = case.network.replace("/", "-").replace(":", "-")

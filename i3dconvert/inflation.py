@@ -69,7 +69,8 @@ def inflate(
             feature maps `(N, C, T', H', W')`.
         temporal_pool: scores and features are the `mean` over time, or one for each frame left, `(N, T', K)` (`none`).
         time_embedding: `zeros` adds a table over frames in front of the first attention that sees other frames, for it
-            to tell their order by.
+            to tell their order by; `sinusoidal-learned` a learned projection of sinusoids, for clips of any length.
+            Both start as zeros.
 
     Returns:
         An ordinary module with the 2D network's key names and modes, its tensors apart from the 2D network's.

@@ -69,7 +69,7 @@ INITS = {init.name: init for init in (Init("center", center, "zeros"), Init("mea
 PADDINGS = ("zeros", "replicate")
 FORMS = ("3d", "2plus1d")
 TEMPORAL_POOLS = ("mean", "none")
-TIME_EMBEDDINGS = ("none", "zeros")
+TIME_EMBEDDINGS = ("none", "zeros", "sinusoidal-learned")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class Style:
     temporal_pool: str = "mean"
     """Of scores and features without space: `mean` over time, or `none`."""
     time_embedding: str = "none"
-    """Of what attends to other frames: `zeros`, a table over frames that starts so and is trained, or `none`."""
+    """Of what attends to other frames: `none`; `zeros`, a table over frames that starts so and is trained; or
+    `sinusoidal-learned`, sinusoids of the frame's number through a projection that starts as zeros and is trained."""
 
 
 def identity(outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:

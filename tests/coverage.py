@@ -15,6 +15,9 @@ random weights under which every layer matters, is inflated with its default rec
 two clips of noise, two frames each (or as few as the recipe allows), replicated.
 
 - *convolutions*: those with a kernel of more than one pixel; *lifted*: those that became 3D convolutions.
+- *attentions*: of those found that are a softmax over tokens, how many can see other frames. By default they attend
+  within a frame; `--recipe joint`, or a rule such as `-t '*.attn=all'`, lets them see others; `inspect` says why one
+  can't.
 - *folds*: how many times a clip is turned into frames, for what has no 3D counterpart (attention, linear heads).
 - *float64*, *float32*: the relative error max |Δ| / max |reference|. A mark † stands at networks that compute in
   float32 whatever the dtype of their weights; they are held to 1e-5 in both. Where the error in float32 is large, the
@@ -37,9 +40,14 @@ treated as height and width too, and the rules which that takes, as the refusal 
 SOURCES = ("transformers", "monai", "smp", "torchxrayvision")
 
 
-def write_table(rows: list[Row], path: Path) -> None:
-    """Write the summary, the families, and one line a network; what was not run again stays as it was."""
-    rows = sorted((row for row in rows if row["init"] == "center"), key=lambda row: ("/" in row["name"], row["name"]))
+def write_table(rows: list[Row], counts: list[Row], path: Path) -> None:
+    """Write the summary, the families, and one line a network; what was not run again stays as it was.
+
+    `counts` has the attentions of each network.
+    """
+    attentions = {row["name"]: row for row in counts}
+    rows = [row | attentions.get(row["name"], {}) for row in rows if row["init"] == "center"]
+    rows = sorted(rows, key=lambda row: ("/" in row["name"], row["name"]))
     outside = [row for row in rows if row["name"].partition("/")[0] in SOURCES]
     inside = [row for row in rows if row not in outside]
     path.parent.mkdir(exist_ok=True)
@@ -71,27 +79,33 @@ def _families(rows: list[Row]) -> Iterator[str]:
         if "family" in row:
             families.setdefault(row["family"], []).append(row)
     yield from ("## Families", "")
-    yield from _table(("family", "networks", "equal", "convolutions", "lifted", "share"))
+    yield from _table(("family", "networks", "equal", "convolutions", "lifted", "share", "attentions"))
     for family, mine in sorted(families.items()):
         found, lifted = (sum(row[key] for row in mine) for key in ("convolutions", "lifted"))
         share = f"{lifted / found:.1%}" if found else "–"
-        yield _line(family, len(mine), sum(row["passed"] for row in mine), found, lifted, share)
+        yield _line(family, len(mine), sum(row["passed"] for row in mine), found, lifted, share, _attentions(*mine))
     yield ""
 
 
 def _networks(rows: list[Row]) -> Iterator[str]:
     yield from ("## Networks", "")
-    columns = ("name", "family", "size", "convolutions", "lifted", "folds", "float64", "float32", "seconds")
+    counted = ("convolutions", "lifted", "attentions", "folds")
+    columns = ("name", "family", "size", *counted, "float64", "float32", "seconds")
     yield from _table(columns)
     for row in rows:
         if not row["passed"]:
-            yield _line(row["name"], row.get("family", ""), f"not equal: {row['reason']}", *[""] * 6)
+            yield _line(row["name"], row.get("family", ""), f"not equal: {row['reason']}", *[""] * 7)
             continue
         blocks = "".join(f" ({key} {value})" for key, value in row["blocks"].items())
         name = row["name"] + (f" ‡{blocks}" if blocks else "")
         float64 = f"{row['float64']:.1e}{' †' if row['computes_in_float32'] else ''}"
-        numbers = (row[key] for key in ("size", "convolutions", "lifted", "folds"))
+        numbers = (row["size"], row["convolutions"], row["lifted"], _attentions(row), row["folds"])
         yield _line(name, row["family"], *numbers, float64, f"{row['float32']:.1e}", row["seconds"])
+
+
+def _attentions(*rows: Row) -> str:
+    found, can = (sum(row.get(key, 0) for row in rows) for key in ("attentions", "can attend"))
+    return f"{can} of {found}" if found else "–" if all("attentions" in row for row in rows) else ""
 
 
 def _outside(rows: list[Row]) -> Iterator[str]:

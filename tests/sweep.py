@@ -4,7 +4,8 @@ Globs are over torchvision's names, `timm/NAME`, and those of tests/outside.py (
 
 Results go to `build/sweep.jsonl`, a line a network; one that is there already is not run again. Each network runs on
 two frames (or as few as its recipe allows) of the smallest image that it takes, networks too large for 24 GiB with
-fewer blocks; `--table` writes `docs/coverage.md` from the results.
+fewer blocks; `--attentions` only counts, without running anything, the attentions that can see other frames, to
+`build/attentions.jsonl`; `--table` writes `docs/coverage.md` from the results.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -34,7 +35,11 @@ from torch import nn
 from i3dconvert import backbones, inflate
 from i3dconvert.backbones import Backbone
 from i3dconvert.errors import I3DError, RecipeError, VerificationError
+from i3dconvert.lift.attention import attentions
+from i3dconvert.lift.canonical import canonical
+from i3dconvert.lift.layers import is_layer
 from i3dconvert.lift.network import Network3d, fill, plan, style
+from i3dconvert.lift.trace import trace
 from i3dconvert.recipes import Recipe, default_recipe, parse_rule, preset
 from i3dconvert.verification import TOLERANCES, Report, Settings, verify
 from i3dconvert.verification.forward import check_outputs, evaluating, outputs
@@ -43,6 +48,7 @@ from tests.coverage import write_table
 from tests.outside import CATALOGUE, monai
 
 RESULTS = Path("build/sweep.jsonl")
+COUNTS = Path("build/attentions.jsonl")
 MEMORY = 24 * 2**30
 SECONDS = 1800
 
@@ -70,6 +76,14 @@ def measure(name: str, init: str, whole_below: float) -> dict[str, object]:
     backbone, model, shape = next(smallest_first(name, whole_below))
     blocks = {key: backbone.arguments[key] for key in ("depth", "depths") if key in backbone.arguments}
     return measure_at(model, shape, default_recipe(name), init) | {"blocks": blocks}
+
+
+def count_attentions(name: str) -> dict[str, object]:
+    """The softmax attentions of `name`, and how many of them can see other frames if a recipe says so."""
+    *_, (_, model, shape) = smallest_first(name, TOO_LARGE)
+    found = attentions(canonical(trace(model, is_layer, shape)))
+    refused = [attention.refusal for attention in found if attention.refusal]
+    return {"attentions": len(found), "can attend": len(found) - len(refused), "refusals": sorted({*refused})}
 
 
 def measure_at(model: nn.Module, shape: tuple[int, int, int], recipe: Recipe, init: str) -> dict[str, object]:
@@ -234,20 +248,20 @@ def alone() -> Iterator[None]:
         yield
 
 
-def _child(name: str, init: str, whole_below: float, pipe: Any) -> None:
+def _child(job: Callable[..., dict[str, object]], arguments: tuple[Any, ...], pipe: Any) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     torch.set_num_threads(1)
     try:
-        pipe.send(measure(name, init, whole_below))
+        pipe.send(job(*arguments))
     except Exception as error:  # noqa: BLE001 - a row like any other
         line = str(error).strip().partition("\n")[0]
         pipe.send({"passed": False, "reason": f"{type(error).__name__}: {line}"})
 
 
-def one(name: str, init: str, whole_below: float, context: Any) -> dict[str, object]:
-    """`measure` in a process of its own, whose crash or hunger for memory is a result like any other."""
+def one(context: Any, job: Callable[..., dict[str, object]], *arguments: Any) -> dict[str, object]:
+    """A job in a process of its own, whose crash or hunger for memory is a result like any other."""
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(name, init, whole_below, theirs))
+    process = context.Process(target=_child, args=(job, arguments, theirs))
     process.start()
     theirs.close()
     try:
@@ -272,14 +286,29 @@ def missing(globs: list[str], inits: list[str]) -> Iterator[tuple[str, str]]:
                 yield name, init
 
 
-def read() -> list[dict[str, Any]]:
+def read(path: Path = RESULTS) -> list[dict[str, Any]]:
     """The results so far."""
-    return list(map(json.loads, RESULTS.read_text().splitlines())) if RESULTS.exists() else []
+    return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
 
 
 def asked(name: str, globs: list[str]) -> bool:
     """Whether the name is wanted; without globs, torchvision's all are."""
     return any(fnmatchcase(name, glob) for glob in globs) if globs else "/" not in name
+
+
+def count_all(globs: list[str], context: Any, pool: ThreadPoolExecutor) -> int:
+    """`count_attentions` of what is asked for and not there yet; the exit code is 1 if a network did not trace."""
+    done = {row["name"] for row in read(COUNTS)}
+    names = [name for name in backbones.qualified_names() if asked(name, globs) and name not in done]
+    running = {pool.submit(one, context, count_attentions, name): name for name in names}
+    for future in track(as_completed(running), "attentions", total=len(running), console=Console(stderr=True)):
+        row = {"name": running[future], **future.result()}
+        with COUNTS.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    wanted = [row for row in read(COUNTS) if asked(row["name"], globs)]
+    found, can = (sum(row.get(key, 0) for row in wanted) for key in ("attentions", "can attend"))
+    print(f"{can} of {found} attentions in {len(wanted)} networks can see other frames")
+    return int(not all("attentions" in row for row in wanted))
 
 
 def main() -> int:
@@ -291,10 +320,11 @@ def main() -> int:
     parser.add_argument(
         "--whole-below", type=float, default=TOO_LARGE, help="parameters from which on to build fewer blocks"
     )
+    parser.add_argument("--attentions", action="store_true", help="only count the attentions of the 2D networks")
     parser.add_argument("--table", action="store_true", help="only write docs/coverage.md")
     arguments = parser.parse_args()
     if arguments.table:
-        write_table(read(), Path("docs/coverage.md"))
+        write_table(read(), read(COUNTS), Path("docs/coverage.md"))
         return 0
     globs: list[str] = arguments.globs
     RESULTS.parent.mkdir(exist_ok=True)
@@ -302,8 +332,11 @@ def main() -> int:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["i3dconvert.verification", "i3dconvert.backbones.timm", "torchvision"])
     with ThreadPoolExecutor(arguments.jobs) as pool:
+        if arguments.attentions:
+            return count_all(globs, context, pool)
         running = {
-            pool.submit(one, *job, arguments.whole_below, context): job for job in missing(globs, arguments.init)
+            pool.submit(one, context, measure, *job, arguments.whole_below): job
+            for job in missing(globs, arguments.init)
         }
         for future in track(as_completed(running), "sweep", total=len(running), console=console):
             name, init = running[future]

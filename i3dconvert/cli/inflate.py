@@ -40,6 +40,7 @@ class TimeEmbedding(Enum):
 
     none = "none"
     zeros = "zeros"
+    sinusoidal = "sinusoidal-learned"
 
 
 class TemporalPool(Enum):
@@ -120,7 +121,10 @@ def command(
         bool, typer.Option("--no-pool", help="Give feature maps (N, C, T', H', W'): no head and no pool before it.")
     ] = False,
     time_embedding: Annotated[
-        TimeEmbedding, typer.Option("--time-embedding", help="A table over frames, for attention over time (-r joint).")
+        TimeEmbedding,
+        typer.Option(
+            "--time-embedding", help="What attention over time (-r joint, divided) tells frames by; zero at first."
+        ),
     ] = TimeEmbedding.none,
     temporal_pool: Annotated[
         TemporalPool, typer.Option(help="Scores and features averaged over time, or one for each frame left.")

@@ -216,6 +216,16 @@ class Attention:
     refusal: str = ""
     """Why it stays within a frame; empty where it can be lifted."""
 
+    @property
+    def scores(self) -> int:
+        """How many there are for a pair of frames; 0 where they are never held all at once."""
+        if self.first is not None:
+            return int(self.first.meta["value"].numel()) // BATCH
+        if self.kind == "module" or layout.argument(self.last, "attn_mask", 3) is None:
+            return 0
+        query, key = (layout.argument(self.last, name, i) for i, name in enumerate(("query", "key")))
+        return int(query.meta["value"][..., 0].numel()) // BATCH * int(key.meta["value"].shape[-2])
+
 
 def attentions(traced: Traced) -> list[Attention]:
     """The softmax attentions of a traced network, in the order of computation."""

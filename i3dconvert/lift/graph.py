@@ -39,14 +39,14 @@ from i3dconvert.lift.divided import Block, NoBlockError, block_of, leading_alike
 from i3dconvert.lift.layers import ANY_RANK, UPSAMPLES, Counterpart, counterpart, full_name
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.lengths import above_of, minimum_frames
-from i3dconvert.lift.modules import SpatialPad, TimeEmbedding
+from i3dconvert.lift.modules import TIME_EMBEDDINGS, SpatialPad
 from i3dconvert.lift.sizes import BatchSizes
 from i3dconvert.lift.trace import BATCH, Traced, place, reason
 from i3dconvert.recipes import Attending, Geometry, InsertedPool, Recipe, Temporal
 
 ATTENTION = Geometry("attention", 1, 1, 0)
 EMBEDDED_FRAMES = 16
-"""Of a time embedding's table."""
+"""Of a time embedding's table; of one by sinusoids, as many of those."""
 
 RELATIVE = "relative_position_bias_table"
 """The last name of tables of relative positions, as Swin has them in torchvision, timm and transformers."""
@@ -360,7 +360,8 @@ class _Lift:
         """Add a table over frames to a clip."""
         name, channels = f"{node.target}_time", node.meta["value"].shape[1]
         weight = next(iter(self.root.get_submodule(str(node.target)).parameters()))
-        self.modules[name] = TimeEmbedding(channels, EMBEDDED_FRAMES, device="meta", dtype=weight.dtype)
+        kind = TIME_EMBEDDINGS[self.style.time_embedding]
+        self.modules[name] = kind(channels, EMBEDDED_FRAMES, device="meta", dtype=weight.dtype)
         like = next(key for key in self.root.state_dict() if key.startswith(f"{node.target}."))
         self.fillings[f"{name}.table"] = Zeros((channels, EMBEDDED_FRAMES), like=(like,))
         new = self.graph.create_node("call_module", name, (self.clip(node),), {}, name.replace(".", "_"))
@@ -423,6 +424,8 @@ class _Lift:
         else:
             return self.between_products(node, attention, temporal)
         new.meta |= {"temporal": temporal, "layer": attention.name, "of_pairs": node is not attention.last}
+        if node is attention.last:
+            new.meta["scores"] = attention.scores
         if node is attention.last and temporal.shift:
             new = self.shifted(new, node, temporal, back=True)
         return new, Layout.FRAMES

@@ -236,3 +236,30 @@ class TimeEmbedding(nn.Module):
         share, index = place - before, before.long()
         row = self.table[:, index] * (1 - share) + self.table[:, (index + 1).clamp(max=last)] * share
         return clip + row.unsqueeze(-1).unsqueeze(-1)
+
+
+class SinusoidalTime(nn.Module):
+    """Sinusoids of each frame's number (Vaswani et al., arXiv:1706.03762, section 3.5) through a learned projection.
+
+    What is learned holds for clips of any length; a frame has the same in a longer one.
+    """
+
+    def __init__(self, channels: int, waves: int, **options: Any) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(channels, waves, **options))
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """`(N, C, T, H, W)` → `(N, C, T, H, W)`."""
+        half = self.table.shape[1] // 2
+        places = torch.arange(clip.shape[2], device=clip.device, dtype=clip.dtype)
+        speeds = 10000 ** (-torch.arange(half, device=clip.device, dtype=clip.dtype) / half)
+        angles = speeds.unsqueeze(1) * places
+        row = self.table @ torch.cat((angles.sin(), angles.cos()))
+        return clip + row.unsqueeze(-1).unsqueeze(-1)
+
+
+TIME_EMBEDDINGS: dict[str, type[TimeEmbedding | SinusoidalTime]] = {
+    "zeros": TimeEmbedding,
+    "sinusoidal-learned": SinusoidalTime,
+}
+"""By `kernels.Style.time_embedding`, built with channels and columns."""

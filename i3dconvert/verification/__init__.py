@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from i3dconvert import checkpoint, media
 from i3dconvert.backbones import Origin
 from i3dconvert.backbones.changes import IN_INITS, beheaded, head_of
-from i3dconvert.errors import I3DError, LayoutError, VerificationError, WeightsError
+from i3dconvert.errors import FramesError, I3DError, LayoutError, VerificationError, WeightsError
 from i3dconvert.lift.lengths import lengths
 from i3dconvert.lift.network import Network3d
+from i3dconvert.memory import check_room
 from i3dconvert.verification.effort import (
     COSTS,
     SHARES,
@@ -189,9 +190,20 @@ def _bounded(network: Network3d, settings: Settings, report: Report, progress: P
     """
     usual = settings.frames or max(FRAMES, network.inflation.minimum_frames)
     lengths(network.graph, usual)
+
+    def check(frames: int) -> None:
+        for dtype in settings.dtypes:
+            check_room(network, frames, settings.clips, settings.size, dtype, settings.device)
+
     if settings.frames is not None:
+        check(usual)
         return settings
     frames, dtype = legal_lengths(network, usual), settings.dtypes[-1]
+    check(frames[-1])
+    frames = [count for count in frames if _passes(check, count)]
+    if frames[0] != usual:
+        report.notes.append(f"{frames[0]} frames: {usual} take more memory than is free")
+        usual = frames[0]
     progress("how long it takes")
     whole = settings.size or network.inflation.input[-1]
 
@@ -230,6 +242,14 @@ def _bounded(network: Network3d, settings: Settings, report: Report, progress: P
     if clips < settings.clips:
         report.notes.append("one clip at a time instead of two")
     return replace(settings, frames=count, size=settings.size if size == whole else size, clips=clips)
+
+
+def _passes(check: Callable[[int], None], frames: int) -> bool:
+    try:
+        check(frames)
+    except FramesError:
+        return False
+    return True
 
 
 def noise(shape: tuple[int, int, int], settings: Settings) -> Tensor:

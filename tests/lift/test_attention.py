@@ -20,6 +20,7 @@ from i3dconvert.export.runtime import Runtime
 from i3dconvert.lift import attention, layout
 from i3dconvert.lift.describe import describe, order_seen
 from i3dconvert.lift.network import Network3d
+from i3dconvert.memory import COPIES, check_room
 from i3dconvert.recipes import Recipe, Rule, parse_rule, preset, toml
 from i3dconvert.verification import Settings, verify
 from i3dconvert.weights import randomise
@@ -217,17 +218,18 @@ def shuffled(network: Network3d, size: int) -> float:
         return float((network(clip) - network(clip[:, :, [2, 0, 3, 1]])).abs().max())
 
 
-def test_order_is_told_by_a_time_embedding_once_it_is_trained() -> None:
+@pytest.mark.parametrize("kind", ["zeros", "sinusoidal-learned"])
+def test_order_is_told_by_a_time_embedding_once_it_is_trained(kind: str) -> None:
     model, size = build("vit_tiny_patch16_224")
     told = preset("c2d").with_rules(STILL.rules)
     blind = inflate(model, told, size=size)
     assert shuffled(blind, size) < 1e-4
     assert "can't tell their order" in order_seen(describe(blind), "none")
-    network = inflate(model, told, size=size, time_embedding="zeros")
+    network = inflate(model, told, size=size, time_embedding=kind)
     report = verify(model, network, PROOF)
     assert report.passed, report.reason
     assert network.state_dict().keys() - blind.state_dict().keys() == {"patch_embed.proj_time.table"}
-    assert "a time embedding" in order_seen(describe(network), "zeros")
+    assert "a time embedding" in order_seen(describe(network), kind)
     network(torch.randn(1, 3, 4, size, size)).sum().backward()
     table = network.get_parameter("patch_embed.proj_time.table")
     assert table.shape == (192, 16)
@@ -237,6 +239,33 @@ def test_order_is_told_by_a_time_embedding_once_it_is_trained() -> None:
         table.copy_(torch.randn(table.shape))
     assert shuffled(network, size) > 1e-2
     assert not verify(model, network, PROOF).passed
+
+
+def test_sinusoids_are_those_of_the_frames_number() -> None:
+    from i3dconvert.lift.modules import SinusoidalTime
+
+    embedding = SinusoidalTime(2, 16).double()
+    with torch.no_grad():
+        embedding.table[0, 3] = 1.0  # the fourth sine
+        embedding.table[1, 8] = 1.0  # the first cosine
+        row = embedding(torch.zeros(1, 2, 40, 1, 1, dtype=torch.float64))[0, :, :, 0, 0]
+    place = torch.arange(40.0, dtype=torch.float64)
+    assert torch.allclose(row, torch.stack((torch.sin(place * 10000 ** (-3 / 8)), torch.cos(place))), atol=1e-12)
+
+
+def test_a_clip_too_long_for_memory_is_refused_before_it_is_tried() -> None:
+    model, size = build("beit_base_patch16_224")
+    network = inflate(model, STILL, size=size)
+    (node,) = (node for node in network.graph.nodes if node.meta.get("scores"))
+    assert node.meta["scores"] == 12 * 17 * 17  # heads, queries, keys
+    wanted = COPIES * 2 * 64 * 64 * node.meta["scores"] * 8
+    check_room(network, 64, 2, None, torch.float64, room=wanted)
+    with pytest.raises(FramesError, match=r"blocks\.0\.attn over clips of 64 frames takes about .* GiB.*span:8"):
+        check_room(network, 64, 2, None, torch.float64, room=wanted - 1)
+    with pytest.raises(FramesError, match="GiB are free; fewer --frames"):
+        verify(model, network, Settings(frames=20_000, dtypes=(torch.float64,)))
+    grouped = inflate(model, Recipe("groups", (Rule(kind="attention", span=8),)), size=size)
+    check_room(grouped, 64, 2, None, torch.float64, room=wanted // 8)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 16, 31, 40])

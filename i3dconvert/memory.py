@@ -1,0 +1,66 @@
+"""Whether there is room for the scores of attention over many frames, before they are asked for.
+
+Where more is asked of a CPU than there is, Linux does not refuse: it ends the process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from i3dconvert.errors import FramesError
+from i3dconvert.lift.lengths import lengths
+from i3dconvert.lift.network import Network3d
+from i3dconvert.recipes import Attending
+
+COPIES = 3
+"""Of the scores that are held at once: as products, with biases and masks, behind the softmax."""
+
+
+def available(device: str = "cpu") -> int:
+    """Bytes that are free, of the machine or of the GPU."""
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_room(
+    network: Network3d,
+    frames: int,
+    clips: int,
+    size: int | None,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    room: int | None = None,
+) -> None:
+    """Raise `FramesError` where the scores of an attention over clips of so many `frames` take more than there is.
+
+    `size` is the height and width in pixels, by default those that the network was traced at; `room` is in bytes, by
+    default what is free.
+    """
+    room = available(device) if room is None else room
+    for layer, count in _scores(network, frames):
+        scale = (size / network.inflation.input[-1]) ** 4 if size else 1
+        wanted = COPIES * clips * count * scale * dtype.itemsize
+        if wanted > room:
+            raise FramesError(
+                f"{layer} over clips of {frames} frames takes about {wanted / 2**30:.0f} GiB for its scores, and "
+                f"{room / 2**30:.0f} GiB are free; fewer --frames, or groups of them: --temporal '{layer}=span:8'"
+            )
+
+
+def _scores(network: Network3d, frames: int) -> Iterator[tuple[str, int]]:
+    """The scores of one clip that each attention over time holds, where it holds them all at once."""
+    length = lengths(network.graph, frames)
+    for node, count in length.items():
+        temporal = node.meta.get("temporal")
+        if isinstance(temporal, Attending) and node.meta.get("scores"):
+            group = min(temporal.group, count) if temporal.group else count
+            yield node.meta["layer"], count * group * node.meta["scores"]
