@@ -264,6 +264,9 @@ def _show(written: Written, layers: list[LayerRow], verbose: bool) -> None:
     told += ", (2+1)D convolutions" if style.conv == "2plus1d" else ""
     render.show(f"{written.origin.backbone.qualified}, weights {written.origin.weights}; {told}")
     render.show(f"clips of {inflation.minimum_frames} frames or more")
+    kept = sum(layer.operation == "Attention (one frame)" for layer in layers)
+    if kept:
+        render.show(f"{kept} attentions see one frame each; --recipe joint, divided or video-swin lets them see others")
     render.show(f"parameters {written.parameters2d:,} → {written.parameters3d:,}")
     render.show(f"SHA-256 of the 2D weights {written.origin.weights.sha256}")
     render.show(f"SHA-256 of the 3D weights {written.sha256}")

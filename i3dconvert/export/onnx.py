@@ -46,6 +46,9 @@ _EXTERNAL_BYTES = 2**31 - 2**20
 
 CALIBRATION_CLIPS = 8
 
+LONGEST = 256
+"""Frames of the clips that an export is traced and checked on."""
+
 Progress = Callable[[str], None]
 
 
@@ -226,14 +229,16 @@ def _shapes(network: Network3d, static: bool, form: nn.Module) -> tuple[tuple[in
     attend to one another: the exporter would take that for a constant.
     """
     channels, height, width = network.inflation.input
-    legal = [frames for frames in range(1, 257) if _left(network, frames) >= 1 and _in_groups(network, frames)]
+    legal = [n for n in range(1, LONGEST + 1) if _left(network, n) >= 1 and (static or _in_groups(network, n))]
+    if not legal or (legal[-1] == 1 and not static):
+        raise ExportError(f"no clip of 2 to {LONGEST} frames has several groups of frames at every attention; --static")
     tile = max((module.m for module in form.modules() if isinstance(module, MinimalConv)), default=1)
     long = (frames for least in (tile, 1) for frames in legal if frames > 1 and _left(network, frames) > least)
-    traced = next(long) if not static else next((frames for frames in legal if frames >= 16), legal[-1])
+    traced = next(long, legal[-1]) if not static else next((frames for frames in legal if frames >= 16), legal[-1])
     if static:
         shape = (1, channels, traced, height, width)
         return shape, shape, False
-    other = next(frames for frames in (*legal, legal[0]) if frames > 1 and frames != traced)
+    other = next((frames for frames in legal if frames > 1 and frames != traced), traced)
     sizes_too = network.inflation.any_size
     larger = (height + 32, width + 32) if sizes_too else (height, width)
     return (2, channels, traced, height, width), (3, channels, other, *larger), sizes_too

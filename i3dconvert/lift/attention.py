@@ -30,7 +30,7 @@ ALL = 0
 def grouped(frames: Tensor, clips: int, rows: int, span: int) -> Tensor:
     """`(N·T·W, …)` → `(N, G, S, W, …)`: G groups of S frames, N being `clips` and W `rows`."""
     length = frames.shape[0] // (clips * rows)
-    size = length if span == ALL or (isinstance(length, int) and length < span) else span
+    size = length if span == ALL else torch.sym_min(length, span)
     if isinstance(length, int) and length % size:
         raise FramesError(f"attention over groups of {size} frames: of which {length} are no multiple")
     return frames.reshape(clips, length // size, size, rows, *frames.shape[1:])

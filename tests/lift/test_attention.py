@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, fx, nn
 
 from i3dconvert import export_onnx, inflate, load, save
-from i3dconvert.errors import FramesError, RecipeError
+from i3dconvert.errors import ExportError, FramesError, RecipeError
 from i3dconvert.export.runtime import Runtime
 from i3dconvert.lift import attention, layout
 from i3dconvert.lift.describe import describe, order_seen
@@ -385,3 +385,12 @@ def test_a_time_embedding_goes_behind_a_layer_with_weights() -> None:
     assert "stem.0_time.table" in network.state_dict()
     report = verify(model, network, Settings(frames=3, size=16, dtypes=(torch.float64,)))
     assert report.passed, report.reason
+
+
+def test_groups_that_no_clip_for_tracing_has_two_of_are_refused_unless_static(tmp_path: Path) -> None:
+    model, size = build("vit_tiny_patch16_224")
+    network = inflate(model, Recipe("long", (Rule(kind="attention", span=129),)), size=size)
+    with pytest.raises(ExportError, match="several groups of frames at every attention; --static"):
+        export_onnx(network, tmp_path / "net.onnx")
+    assert not (tmp_path / "net.onnx").exists()
+    assert export_onnx(network, tmp_path / "net.onnx", static=True).shape[2] == 16
