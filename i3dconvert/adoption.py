@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from i3dconvert.backbones import Backbone, Changes, Origin, Weights, build, library, parse, qualified_names
 from i3dconvert.backbones.changes import RGB, default_in_init, head_of
@@ -26,7 +27,7 @@ def adopt(path: Path, layout: str) -> tuple[Document, State]:
     `WeightsError`.
     """
     known, name = framework(layout), split(layout)[1]
-    tensors = read_state(in_folder(path))
+    tensors = known.unwrapped(read_state(in_folder(path)), str(path))
     fitting: dict[str, tuple[Document, State]] = {}
     refusals = []
     if name and (own := known.network(name) if not known.named_by_backbone else None) and own.package:
@@ -35,19 +36,31 @@ def adopt(path: Path, layout: str) -> tuple[Document, State]:
             "inflate(model2d, 'volumetric').load_state_dict(torch.load(path))"
         )
     for target in (target for target in known.targets if not target.package):
+        if not name and target.needs and not any(fnmatchcase(key, target.needs) for key in tensors):
+            continue
         if known.named_by_backbone or name in ("", target.name):
             try:
                 fitting[target.name] = _adopted(known, target, tensors, name, path)
             except LayoutError as error:
                 refusals.append(str(error))
-    if len(fitting) > 1:
+    found = list(fitting.values())
+    if len(fitting) > 1 and any(_means(document) != _means(found[0][0]) for document, _ in found):
         choices = " and ".join(f"{known.name}:{target}" for target in fitting)
-        raise LayoutError(f"{path} has the tensors of {choices} alike, which differ in strides or dilations; name one")
+        raise LayoutError(
+            f"{path} has the tensors of {choices} alike, which differ in what its tensors don't tell; name one"
+        )
     if not fitting:
         if not refusals:
             known.network(name)
         raise LayoutError("; ".join(refusals))
-    return next(iter(fitting.values()))
+    return found[0]
+
+
+def _means(document: Document) -> tuple[Any, ...]:
+    """What a document says of its network."""
+    assert document.origin is not None
+    inflation, origin = document.inflation, document.origin
+    return inflation.recipe, inflation.style, origin.backbone, origin.changes, origin.preprocessing, document.sha256
 
 
 def _adopted(known: Framework, target: Target, tensors: State, name: str, path: Path) -> tuple[Document, State]:
@@ -63,7 +76,9 @@ def _adopted(known: Framework, target: Target, tensors: State, name: str, path: 
     shape = (channels, preprocessing.size, preprocessing.size)
     origin = Origin(backbone, Weights("file", path=str(path)), preprocessing, shape, classes, target.changed(changes))
     model = origin.build()
-    inflation = plan(model, target.recipe, Style(time_embedding=target.time_embedding), shape).inflation
+    inflation = plan(
+        model, target.recipe, Style(padding=target.padding, time_embedding=target.time_embedding), shape
+    ).inflation
     for key, tensor in model.state_dict().items():
         found, wanted = tuple(state[key].shape), inflation.shape(key, tensor)
         if found != wanted:

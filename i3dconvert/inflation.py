@@ -191,7 +191,7 @@ def inflate_to_file(
     if layout:
         known, network = framework(layout), split(layout)[1]
         target = known.target(backbone, network)
-        recipe, padding = recipe or target.recipe, padding or "zeros"
+        recipe, padding = recipe or target.recipe, padding or target.padding
         changes = target.changed(changes or Changes())
         time_embedding = target.time_embedding if time_embedding == "none" else time_embedding
     model, origin = backbones.load(

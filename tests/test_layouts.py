@@ -59,9 +59,15 @@ INSTALLED = (
     ("resnet50", "mmaction2:i3d", 8, 64),
     ("resnet34", "3d-resnets", 16, 64),
     ("googlenet", "pytorch-i3d", 16, 224),
+    ("resnet50", "i3resnet", 16, 64),
+    ("resnet50", "i3resnet:conv_class", 16, 64),
+    ("densenet121", "i3resnet:i3densenet", 16, 224),
+    ("resnet50", "i3resnet:merlin", 16, 64),
+    ("resnet50", "i3resnet:merlin_contrastive", 16, 64),
 )
 """The frameworks that are in no package index are tested where their sources are on PYTHONPATH."""
 BUILT_FROM = {
+    "i3resnet": "resnet50",
     "pytorchvideo": "resnet50",
     "slowfast": "resnet50",
     "mmaction2": "resnet50",
@@ -110,7 +116,7 @@ def test_names_read_both_ways(name: str) -> None:
             inflation = plan(model, target.recipe, told, origin.input).inflation
             state = dict(inflation.state(model.state_dict()))
             theirs = known.state(target, state)
-            assert theirs.keys() != state.keys() or name in ("3d-resnets", "timm-3d", "monai")
+            assert theirs.keys() != state.keys() or name in ("i3resnet", "3d-resnets", "timm-3d", "monai")
             back = known.restored(target, theirs, "it")
             assert back.keys() == state.keys()
             assert all(torch.equal(back[key], state[key]) for key in state)
@@ -284,6 +290,8 @@ def randomise_clip(network: nn.Module) -> None:
         ("resnet50", "slowfast:i3d", "slowfast:i3d", (8, 224, 224)),
         ("resnet50", "mmaction2:slowonly", "mmaction2:slowonly", (8, 64, 64)),
         ("resnet50", "mmaction2:i3d", "mmaction2:i3d", (16, 64, 64)),
+        ("resnet50", "i3resnet:i3resnet", "i3resnet", (16, 64, 64)),
+        ("resnet50", "i3resnet:conv_class", "i3resnet:conv_class", (16, 64, 64)),
         ("resnet34", "3d-resnets:resnet", "3d-resnets", (16, 64, 64)),
         ("googlenet", "pytorch-i3d:InceptionI3d", "pytorch-i3d", (24, 224, 224)),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -275,11 +276,14 @@ def _show(written: Written, layers: list[LayerRow], verbose: bool) -> None:
     render.show(f"wrote {written.path}")
 
 
-def show_layers(layers: list[LayerRow]) -> None:
-    """Every layer, one a line."""
-    columns = ("layer", "operation", "2D kernel", "3D kernel", "stride", "parameters#", "frames seen#")
-    rows = (
+def show_layers(layers: list[LayerRow], trained: str = "") -> None:
+    """Every layer, one a line; `trained` is the column that says how far it has left its inflated state."""
+    columns: tuple[str, ...] = ("layer", "operation", "2D kernel", "3D kernel", "stride", "parameters#", "frames seen#")
+    rows: Iterable[tuple[Any, ...]] = (
         (r.name, r.operation, r.kernel2d, r.kernel3d, r.stride3d, r.parameters3d, r.receptive_field or "all")
         for r in layers
     )
+    if trained:
+        columns = (*columns, trained)
+        rows = ((*row, None if r.trained is None else f"{r.trained:.1%}") for row, r in zip(rows, layers, strict=True))
     render.show_table(columns, rows)

@@ -27,12 +27,20 @@ def command(
     with render.progress(quiet or json or toml) as step:
         step("importing torch")
         from i3dconvert import checkpoint
-        from i3dconvert.lift.describe import describe, order_seen
+        from i3dconvert.lift.describe import beside_middle, describe, from_inflated, order_seen, with_training
         from i3dconvert.recipes import toml as recipes
 
-        document = reader(from_layout)(path)[0] if from_layout else checkpoint.read_document(path)
+        exported = path.suffix == ".onnx" and not from_layout
+        document, state = (checkpoint.read_document(path), {}) if exported else reader(from_layout)(path)
         origin = None if toml or document.foreign else document.origin
-        layers = describe(checkpoint.rebuild(document, origin.build())) if origin else []
+        layers = []
+        if origin is not None:
+            network = checkpoint.rebuild(document, origin.build())
+            layers = describe(network)
+            if state:
+                layers = with_training(
+                    layers, (beside_middle if from_layout else from_inflated)(network.inflation, state)
+                )
     recipe = document.inflation.recipe
     metadata: dict[str, Any] = jsonlib.loads(document.dumps(path.parent))
     if toml:
@@ -49,7 +57,7 @@ def command(
             render.show(
                 f"temporal {pool.kind.replace('_', '-')} {pool.kernel}, stride {pool.stride}, after {pool.after}"
             )
-        show_layers(layers)
+        show_layers(layers, "beside middle tap#" if from_layout else "from inflated#" if state else "")
         if layers:
             render.show(order_seen(layers, document.inflation.style.time_embedding))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from i3dconvert.errors import LayoutError
 from i3dconvert.frameworks.framework import Framework, Target, check_fits, how_to_load
+from i3dconvert.frameworks.i3resnet import I3RESNET
 from i3dconvert.frameworks.mmaction2 import MMACTION2
 from i3dconvert.frameworks.monai import MONAI
 from i3dconvert.frameworks.pytorch_i3d import PYTORCH_I3D
@@ -19,7 +20,7 @@ __all__ = ["FRAMEWORKS", "Framework", "Target", "check_fits", "framework", "how_
 FRAMEWORKS = {
     known.name: known
     for known in (
-        *(PYTORCHVIDEO, SLOWFAST, MMACTION2, RESNETS3D, MONAI),
+        *(I3RESNET, PYTORCHVIDEO, SLOWFAST, MMACTION2, RESNETS3D, MONAI),
         *(TORCHVISION_VIDEO, TRANSFORMERS, PYTORCH_I3D, TIMM3D),
     )
 }

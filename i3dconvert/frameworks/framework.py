@@ -24,6 +24,13 @@ from i3dconvert.weights import State
 Call = Callable[[Any], Any]
 
 
+class Form(NamedTuple):
+    """A tensor as a framework has it, of ours, and back."""
+
+    theirs: Callable[[Tensor], Tensor]
+    ours: Callable[[Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class Target:
     """A network of a framework."""
@@ -52,6 +59,14 @@ class Target:
     """What makes the 2D network the one that this is the 3D form of."""
     package: str = ""
     """Where the class called as the target is, of which the 2D network has to be: one of the user's own, by a file."""
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    """Of its tensors that are not stored as ours are, by a glob over our keys."""
+    needs: str = ""
+    """A glob of tensors that a file has if it is this network's, and not another's of the same kernels."""
+    padding: str = "zeros"
+    """Of time, in its convolutions."""
+    grey: bool = False
+    """Whether it takes one channel for all."""
     time_embedding: str = "none"
     """Which one it has, of `--time-embedding`."""
     frames: int = 0
@@ -69,13 +84,6 @@ class Target:
             return bool(self.package) and ".py:" in backbone
         bare = backbone.rpartition("/")[2].partition(".")[0]
         return any(fnmatchcase(bare, glob) for glob in self.backbones.split("|"))
-
-
-class Form(NamedTuple):
-    """A tensor as a framework has it, of ours, and back."""
-
-    theirs: Callable[[Tensor], Tensor]
-    ours: Callable[[Tensor], Tensor]
 
 
 class Place(NamedTuple):
@@ -110,6 +118,8 @@ class Framework:
     """How its networks are installed."""
     biased: Rows = ()
     """Convolutions that have a bias there and none here, and the BatchNorm that follows each, in its names."""
+    inside: str = ""
+    """What a larger network's checkpoint has in front of the names, or the end of that."""
     forms: Mapping[str, Form] = field(default_factory=dict)
     """Of tensors that are not stored as ours are, by a glob over our keys."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
@@ -146,16 +156,29 @@ class Framework:
             name = translated(target.keys or self.keys, key)
             if name is None:
                 raise LayoutError(f"{self.name} has no place for {key}: its networks have no such layer")
-            if (form := self.form(key)) is not None:
+            if (form := self.form(target, key)) is not None:
                 shape = tuple(form.theirs(torch.empty(shape, device="meta")).shape)
             placed.append(Place(name, shape, key, form))
             if name.endswith(".weight") and translated(self.biased_in(target), name) is not None:
                 placed.append(Place(f"{name.removesuffix('weight')}bias", shape[:1], None))
         return placed
 
-    def form(self, key: str) -> Form | None:
+    def form(self, target: Target, key: str) -> Form | None:
         """That of the tensor called `key` by us, if it has one of its own."""
-        return next((form for glob, form in self.forms.items() if fnmatchcase(key, glob)), None)
+        forms = {**self.forms, **target.forms}
+        return next((form for glob, form in forms.items() if fnmatchcase(key, glob)), None)
+
+    def unwrapped(self, state: Mapping[str, Tensor], where: str) -> State:
+        """The tensors of the network in a larger one's checkpoint; raises `LayoutError` where there are others too."""
+        within = [key for key in state if self.inside and self.inside in key]
+        if not within:
+            return dict(state)
+        if others := [key for key in state if key not in within]:
+            raise LayoutError(
+                f"{where} holds more than an image network: {others[0]} and {len(others) - 1} more tensors; "
+                f"keep {{key: tensor for key, tensor in state.items() if {self.inside!r} in key}}"
+            )
+        return {key.rpartition(self.inside)[2]: tensor for key, tensor in state.items()}
 
     def biased_in(self, target: Target) -> Rows:
         """`biased`, of a network that goes by the framework's own table of names."""
@@ -191,7 +214,7 @@ class Framework:
             )
         restored = {str(key): state[name] for name, key in named.items()}
         for key, tensor in restored.items():
-            if (form := self.form(key)) is not None:
+            if (form := self.form(target, key)) is not None:
                 restored[key] = form.ours(tensor)
         for key in [key for key in restored if key.endswith(".running_var")]:
             restored.setdefault(key.replace("running_var", "num_batches_tracked"), torch.tensor(0))
@@ -225,8 +248,9 @@ def check_fits(framework: Framework, target: Target, inflation: Inflation, origi
     of_class = full_name(model).startswith(f"{target.package}.") and type(model).__name__ == target.name
     if target.package and not of_class:
         raise LayoutError(f"{origin.backbone.qualified} builds {full_name(model)}, not {target.package}.{target.name}")
-    if inflation.style.conv != "3d" or inflation.style.padding != "zeros":
-        raise LayoutError(f"{where} has full 3D convolutions that pad time with zeros; --conv 3d --padding zeros")
+    if inflation.style.conv != "3d" or inflation.style.padding != target.padding:
+        how = {"zeros": "pad time with zeros", "replicate": "replicate the first and last frame"}[target.padding]
+        raise LayoutError(f"{where} has full 3D convolutions that {how}; --conv 3d --padding {target.padding}")
     if inflation.style.time_embedding != target.time_embedding:
         raise LayoutError(f"{where} differs in the time embedding; --time-embedding {target.time_embedding}")
     if target.made is not None and inflation.style.init != "center":

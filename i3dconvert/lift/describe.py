@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from i3dconvert.fillings import Filling
+from i3dconvert.kernels import deflate
 from i3dconvert.lift.divided import TIME
 from i3dconvert.lift.graph import Layer
 from i3dconvert.lift.modules import PaddedPool3d, in_space
-from i3dconvert.lift.network import Network3d
+from i3dconvert.lift.network import Inflation, Network3d
 from i3dconvert.recipes import Attending, Temporal
 
 
@@ -30,6 +32,8 @@ class LayerRow:
     parameters3d: int
     receptive_field: int | None
     """In frames of the input clip, at the layer's output; None: all, however many."""
+    trained: float | None = None
+    """How far its kernel has left its inflated state: see `beside_middle` and `from_inflated`."""
 
 
 def describe(network: Network3d) -> list[LayerRow]:
@@ -65,6 +69,41 @@ def describe(network: Network3d) -> list[LayerRow]:
         )
         rows.append(row)
     return rows
+
+
+def beside_middle(inflation: Inflation, state: Mapping[str, Tensor]) -> dict[str, float]:
+    """By layer, the share of its kernel's energy (the sum of squares) outside the middle tap, between 0 and 1."""
+    kernels = _kernels_in_time(inflation, state)
+    return {name: 1 - _energy(kernel[:, :, kernel.shape[2] // 2]) / _energy(kernel) for name, kernel in kernels.items()}
+
+
+def from_inflated(inflation: Inflation, state: Mapping[str, Tensor]) -> dict[str, float]:
+    """By layer, ‖w − w₀‖ / ‖w‖: the kernel's distance from what the sum of its own taps is inflated to."""
+    found = {}
+    for name, kernel in _kernels_in_time(inflation, state).items():
+        filling = inflation.fillings[f"{name}.weight"]
+        inflated = filling(deflate(kernel) / filling.copies, inflation.style.init)
+        found[name] = math.sqrt(_energy(kernel - inflated) / _energy(kernel))
+    return found
+
+
+def with_training(layers: list[LayerRow], trained: Mapping[str, float]) -> list[LayerRow]:
+    """The rows, with how far each layer's kernel has left its inflated state."""
+    return [replace(layer, trained=trained.get(layer.name)) for layer in layers]
+
+
+def _kernels_in_time(inflation: Inflation, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By layer, its kernel in float64, if that has several taps and is not zero."""
+    kernels = {
+        key.removesuffix(".weight"): state[key].double()
+        for key, filling in inflation.fillings.items()
+        if filling.is_kernel and filling.times > 1 and key.endswith(".weight")
+    }
+    return {name: kernel for name, kernel in kernels.items() if bool(kernel.any())}
+
+
+def _energy(tensor: Tensor) -> float:
+    return float(tensor.square().sum())
 
 
 def order_seen(layers: list[LayerRow], time_embedding: str) -> str:

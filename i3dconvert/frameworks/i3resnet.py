@@ -1,0 +1,156 @@
+"""The original inflation scripts (hassony2/inflated_convnets_pytorch): I3ResNet and I3DenseNet, and Merlin's I3ResNet.
+
+Merlin (Blankemeier et al., arXiv:2406.06512) and Astra train it on CT; their files may have the image encoder's name in
+front of its tensors', both of Merlin's heads, or no head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from i3dconvert.backbones import Origin
+from i3dconvert.errors import LayoutError
+from i3dconvert.frameworks.framework import Form, Framework, Target, called
+from i3dconvert.frameworks.keys import SAME, Rows
+from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.recipes import preset
+
+RESNETS = "resnet50|resnet101|resnet152|wide_resnet50_2|wide_resnet101_2"
+DENSENETS = "densenet121|densenet161|densenet169|densenet201"
+
+FRAMES = 16
+"""Of the scripts' clips, which the head of I3DenseNet depends on."""
+_LEFT = 2
+"""Of those, behind the three transitions of a DenseNet."""
+
+_VOLUMES = Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3)
+"""Merlin's: Hounsfield units from -1000 to 1000 as 0 to 1, in three equal channels."""
+
+
+def _backbone2d(origin: Origin) -> nn.Module:
+    import torchvision
+
+    network: nn.Module = torchvision.models.get_model(origin.backbone.name, num_classes=origin.classes or 1)
+    return network
+
+
+def _resnet(**options: Any) -> Callable[[Origin], nn.Module]:
+    def build(origin: Origin) -> nn.Module:
+        from src.i3res import I3ResNet
+
+        network: nn.Module = I3ResNet(_backbone2d(origin), FRAMES, origin.classes, **options)
+        return network
+
+    return build
+
+
+def _densenet(origin: Origin) -> nn.Module:
+    from src import i3dense
+
+    i3dense._DenseLayer3d.add_module = _add_module
+    network: nn.Module = i3dense.I3DenseNet(_backbone2d(origin), FRAMES, inflate_block_convs=True)
+    return network
+
+
+def _add_module(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+    """The script calls its paddings `padding.1`, which torch refuses; they have no tensors."""
+    nn.Module.add_module(parent, name.replace(".", "_"), child)
+
+
+def _merlin(output: int) -> Callable[[Origin], nn.Module]:
+    def build(origin: Origin) -> nn.Module:
+        from merlin.models.i3res import I3ResNet
+
+        network: nn.Module = I3ResNet(_backbone2d(origin), class_nb=origin.classes, conv_class=True)
+        return called(network, lambda clip: (clip[:, :1].movedim(2, -1),), lambda outputs: outputs[output])
+
+    return build
+
+
+_CONVOLUTION = Form(lambda weight: weight[..., None, None, None], lambda weight: weight.flatten(1))
+
+
+def _for_each_frame(weight: Tensor) -> Tensor:
+    """`(K, C)` → `(K, T·C)`: the scores' mean over the frames left."""
+    return weight.repeat(1, _LEFT) / _LEFT
+
+
+def _for_all_frames(weight: Tensor) -> Tensor:
+    parts = weight.chunk(_LEFT, 1)
+    if weight.is_meta or all(torch.equal(part, parts[0]) for part in parts):
+        return parts[0] * _LEFT
+    raise LayoutError(
+        "the classifier weighs the frames left differently, which a mean over time can't; keep the rest with "
+        "{key: tensor for key, tensor in state.items() if not key.startswith('classifier')}"
+    )
+
+
+def _heads(head: str) -> Rows:
+    return (("fc", head), *SAME)
+
+
+_GREY = "takes one channel three times: it equals the 2D network on grey clips, in three equal channels"
+
+I3RESNET = Framework(
+    "i3resnet",
+    source="github.com/hassony2/inflated_convnets_pytorch, src; github.com/StanfordMIMI/Merlin, merlin/models/i3res.py",
+    targets=(
+        Target(
+            "i3resnet",
+            RESNETS,
+            preset("resnet"),
+            _resnet(),
+            "src.i3res.I3ResNet(torchvision.models.{name}(), class_nb={classes})",
+            keys=SAME,
+        ),
+        Target(
+            "conv_class",
+            RESNETS,
+            preset("resnet"),
+            _resnet(conv_class=True),
+            "src.i3res.I3ResNet(torchvision.models.{name}(), class_nb={classes}, conv_class=True)",
+            keys=_heads("classifier"),
+            forms={"fc.weight": _CONVOLUTION},
+        ),
+        Target(
+            "i3densenet",
+            DENSENETS,
+            preset("densenet"),
+            _densenet,
+            f"src.i3dense.I3DenseNet(torchvision.models.{{name}}(), {FRAMES}, inflate_block_convs=True)",
+            f"for clips of {FRAMES} frames of 224×224; torch refuses the script's name 'padding.1' for a module, "
+            "'padding_1' loads the same",
+            keys=SAME,
+            forms={"classifier.weight": Form(_for_each_frame, _for_all_frames)},
+            padding="replicate",
+            frames=FRAMES,
+        ),
+        *(
+            Target(
+                name,
+                RESNETS,
+                preset("resnet"),
+                _merlin(output),
+                "merlin.models.i3res.I3ResNet(torchvision.models.{name}(), class_nb={classes}, conv_class=True)",
+                _GREY,
+                keys=_heads(head),
+                forms={"fc.weight": _CONVOLUTION},
+                others=f"{other}.*",
+                needs=f"{other}.*",
+                preprocessing=_VOLUMES,
+                grey=True,
+            )
+            for name, output, head, other in (
+                ("merlin", 1, "classifier", "contrastive_head"),
+                ("merlin_contrastive", 0, "contrastive_head", "classifier"),
+            )
+        ),
+    ),
+    suffix=".pth",
+    inside="i3_resnet.",
+    install="PYTHONPATH=inflated_convnets_pytorch (or PYTHONPATH=Merlin)",
+)
