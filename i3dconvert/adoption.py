@@ -36,7 +36,7 @@ def adopt(path: Path, layout: str) -> tuple[Document, State]:
             "inflate(model2d, 'volumetric').load_state_dict(torch.load(path))"
         )
     for target in (target for target in known.targets if not target.package):
-        if not name and target.needs and not any(fnmatchcase(key, target.needs) for key in tensors):
+        if not name and not all(any(fnmatchcase(key, glob) for key in tensors) for glob in target.needs):
             continue
         if known.named_by_backbone or name in ("", target.name):
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from i3dconvert import backbones, export_onnx, inflate
 from i3dconvert.adoption import adopt
 from i3dconvert.checkpoint import filled, rebuild
 from i3dconvert.errors import LayoutError
-from i3dconvert.export.runtime import Runtime
+from i3dconvert.export.runtime import TOLERANCES, Runtime
 from i3dconvert.frameworks import framework
 from i3dconvert.inflation import inflate_to_file
 from i3dconvert.lift.describe import beside_middle, from_inflated
@@ -52,7 +53,7 @@ def read(path: Path, layout: str = "i3resnet") -> Network3d:
 
 def scores(network: nn.Module) -> Tensor:
     with torch.no_grad():
-        found: Tensor = network.float()(moving())
+        found: Tensor = copy.deepcopy(network).float()(moving())
         return found
 
 
@@ -75,7 +76,7 @@ def test_a_file_without_a_head_is_the_network_that_it_is_of(prefix: str, trained
 
 def heads(trained: Network3d, **shapes: int) -> State:
     generator = torch.Generator().manual_seed(3)
-    state = dict(trained.float().state_dict())
+    state = {key: tensor.float() for key, tensor in trained.state_dict().items()}
     for name, count in shapes.items():
         state |= {f"{name}.weight": torch.randn(count, 2048, 1, 1, 1, generator=generator)}
         state |= {f"{name}.bias": torch.randn(count, generator=generator)}
@@ -199,9 +200,17 @@ def test_astra_is_read_and_exported_on_moving_input(astra: Path, tmp_path: Path)
     clip = torch.rand(1, 3, 32, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = network(clip)
-    for options in ({}, {"optimize": False}, {"external_data": True}, {"dtype": torch.bfloat16}):
-        export_onnx(network, tmp_path / "astra.onnx", force=True, finetuned=True, **options)  # type: ignore[arg-type]
-        assert relative_error(expected, Runtime(tmp_path / "astra.onnx")(clip)[0]) <= 1e-5
+    forms: tuple[dict[str, Any], ...] = (
+        {},
+        {"optimize": False},
+        {"external_data": True},
+        {"dtype": torch.bfloat16},
+        {"dtype": torch.bfloat16, "optimize": False},
+    )
+    for options in forms:
+        export_onnx(network, tmp_path / "astra.onnx", force=True, finetuned=True, **options)
+        tolerance = TOLERANCES["bfloat16" if "dtype" in options else "float32"]
+        assert relative_error(expected, Runtime(tmp_path / "astra.onnx")(clip)[0]) <= tolerance
 
 
 @pytest.mark.sweep
@@ -218,3 +227,25 @@ def test_the_original_code_gives_astras_features(astra: Path) -> None:
     clip = torch.rand(1, 3, 32, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert relative_error(theirs(clip), read(astra).float()(clip)) <= 1e-5
+
+
+@pytest.mark.parametrize("layout", ["i3resnet:merlin", "i3resnet:merlin_contrastive"])
+def test_merlins_own_class_gives_the_same_of_one_channel(layout: str, tmp_path: Path) -> None:
+    _, origin = backbones.load("resnet50", "random", size=32)
+    try:
+        theirs = framework("i3resnet").network(layout.partition(":")[2]).build(origin.with_classes(9)).eval()
+    except ImportError as error:
+        pytest.skip(f"Merlin is not on PYTHONPATH: {error}")
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in theirs.named_parameters():
+        if name.endswith("conv2.weight"):
+            parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+    torch.save({f"i3_resnet.{key}": tensor for key, tensor in theirs.state_dict().items()}, tmp_path / "merlin.pt")
+    grey = moving()[:, :1].expand(CLIP)
+    with torch.no_grad():
+        assert relative_error(theirs(grey), read(tmp_path / "merlin.pt", layout)(grey)) <= 1e-5
+
+
+def test_merlins_network_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(LayoutError, match="read and not written: it has two heads; i3resnet:conv_class"):
+        inflate_to_file("resnet50", tmp_path / "net.pth", weights="random", size=32, layout="i3resnet:merlin")

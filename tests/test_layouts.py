@@ -62,8 +62,6 @@ INSTALLED = (
     ("resnet50", "i3resnet", 16, 64),
     ("resnet50", "i3resnet:conv_class", 16, 64),
     ("densenet121", "i3resnet:i3densenet", 16, 224),
-    ("resnet50", "i3resnet:merlin", 16, 64),
-    ("resnet50", "i3resnet:merlin_contrastive", 16, 64),
 )
 """The frameworks that are in no package index are tested where their sources are on PYTHONPATH."""
 BUILT_FROM = {

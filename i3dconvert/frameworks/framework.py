@@ -61,12 +61,12 @@ class Target:
     """Where the class called as the target is, of which the 2D network has to be: one of the user's own, by a file."""
     forms: Mapping[str, Form] = field(default_factory=dict)
     """Of its tensors that are not stored as ours are, by a glob over our keys."""
-    needs: str = ""
-    """A glob of tensors that a file has if it is this network's, and not another's of the same kernels."""
+    needs: tuple[str, ...] = ()
+    """Globs of tensors that a file has if it is this network's, and not another's of the same kernels."""
+    read_only: str = ""
+    """Why no file is written for it, where none is."""
     padding: str = "zeros"
     """Of time, in its convolutions."""
-    grey: bool = False
-    """Whether it takes one channel for all."""
     time_embedding: str = "none"
     """Which one it has, of `--time-embedding`."""
     frames: int = 0
@@ -240,6 +240,8 @@ def how_to_load(target: Target, origin: Origin) -> str:
 def check_fits(framework: Framework, target: Target, inflation: Inflation, origin: Origin) -> None:
     """Raise `LayoutError`, naming the layer, where the inflation of `origin` is not what the network has."""
     where = f"{framework.name}'s {target.name}"
+    if target.read_only:
+        raise LayoutError(f"files of {where} are read and not written: {target.read_only}")
     if target.changed(origin.changes) != origin.changes:
         raise LayoutError(f"{where} is the 3D form of another 2D network: {target.note}; inflate with --layout")
     if target.headless and origin.changes.head != "none":

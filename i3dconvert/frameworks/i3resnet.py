@@ -93,7 +93,7 @@ def _heads(head: str) -> Rows:
     return (("fc", head), *SAME)
 
 
-_GREY = "takes one channel three times: it equals the 2D network on grey clips, in three equal channels"
+_HEADS = ("classifier.*", "contrastive_head.*")
 
 I3RESNET = Framework(
     "i3resnet",
@@ -136,17 +136,17 @@ I3RESNET = Framework(
                 preset("resnet"),
                 _merlin(output),
                 "merlin.models.i3res.I3ResNet(torchvision.models.{name}(), class_nb={classes}, conv_class=True)",
-                _GREY,
+                "of Merlin's two heads this is the one; it takes one channel three times",
                 keys=_heads(head),
                 forms={"fc.weight": _CONVOLUTION},
-                others=f"{other}.*",
-                needs=f"{other}.*",
+                others=other,
+                needs=_HEADS,
+                read_only="it has two heads; i3resnet:conv_class is the same network with the classifier alone",
                 preprocessing=_VOLUMES,
-                grey=True,
             )
             for name, output, head, other in (
-                ("merlin", 1, "classifier", "contrastive_head"),
-                ("merlin_contrastive", 0, "contrastive_head", "classifier"),
+                ("merlin", 1, "classifier", "contrastive_head.*"),
+                ("merlin_contrastive", 0, "contrastive_head", "classifier.*"),
             )
         ),
     ),

@@ -52,8 +52,6 @@ def check_framework(
     if settings.frames not in (None, frames):
         raise FramesError(f"{theirs} takes clips of {frames} frames alone; verify without --frames")
     images = noise(document.inflation.input, settings)
-    if target.grey:
-        images = images[:, :1].expand_as(images)
     for dtype in settings.dtypes:
         name = str(dtype).removeprefix("torch.")
         progress(f"{theirs} in {name}")
