@@ -77,6 +77,7 @@ def command(
         import torch
 
         from i3dconvert import checkpoint
+        from i3dconvert.backbones.changes import HEADLESS
         from i3dconvert.export import export_onnx
         from i3dconvert.lift.network import cast
 
@@ -103,6 +104,7 @@ def command(
                 finetuned=finetuned,
                 progress=step,
             )
+            features = network.meta["origin"].changes.head in HEADLESS
             document = {
                 "path": str(target),
                 "files": [str(part) for part in done.files],
@@ -112,7 +114,7 @@ def command(
                 "checked_on": list(done.checked_on),
                 "error": done.check.error,
                 "tolerance": done.check.tolerance,
-                "top_class_agreement": done.agreement,
+                ("cosine" if features else "top_class_agreement"): done.agreement,
             }
             shape = ", ".join(map(str, done.shape))
             lines = [
@@ -121,7 +123,9 @@ def command(
                 *(f"with the tensors in {part}" for part in done.files if part != target),
             ]
             if done.agreement is not None:
-                lines.insert(2, f"int8: the top class is float32's in {done.agreement:.0%} of the clips calibrated on")
+                told = f"the features' cosine with float32's is {done.agreement:.4f} on"
+                told = told if features else f"the top class is float32's in {done.agreement:.0%} of"
+                lines.insert(2, f"int8: {told} the clips calibrated on")
             if done.warning:
                 render.show_warning(done.warning)
     if json:

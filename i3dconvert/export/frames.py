@@ -22,6 +22,8 @@ from i3dconvert.export.framewise import (
     FramesPool,
     LayerNormOverChannels,
     MinimalConv,
+    StackedConv,
+    StemInHalves,
     frames_conv,
     minimal_transforms,
 )
@@ -79,6 +81,7 @@ class _Frames:
         for node in self.network.graph.nodes:
             self.env[node] = self.visit(node)
         _average_before_the_head(self.graph, self.modules)
+        _halve_the_stem(self.graph, self.modules)
         self.graph.lint()
         root: dict[str, Any] = dict(self.modules)
         for node in self.graph.nodes:
@@ -228,6 +231,30 @@ def _average_before_the_head(graph: fx.Graph, modules: dict[str, nn.Module]) -> 
                 node.replace_all_uses_with(graph.call_module(str(head.target), (mean,)))
             graph.erase_node(node)
             graph.erase_node(head)
+
+
+def _halve_the_stem(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
+    """A convolution of the clip's own stacked frames, an activation and a pooling, as one, in halves of the frames."""
+    for node in [n for n in graph.nodes if n.op == "call_module" and n.args[0].target is layout.fold]:
+        act = _only_user(node)
+        pool = _only_user(act)
+        conv, between, pooling = (modules.get(str(n.target)) if n is not None else None for n in (node, act, pool))
+        halved = isinstance(conv, StackedConv) and conv.halved
+        if not halved or between is None or full_name(between) not in ANY_RANK or not isinstance(pooling, FramesPool):
+            continue
+        assert isinstance(conv, StackedConv)
+        assert act is not None
+        assert pool is not None
+        name = f"{node.target}_to_{pool.target}".replace(".", "_")
+        modules[name] = StemInHalves(conv, between, pooling)
+        with graph.inserting_before(pool):
+            pool.replace_all_uses_with(graph.call_module(name, (*node.args, pool.args[3])))
+        for old in (pool, act, node):
+            graph.erase_node(old)
+
+
+def _only_user(node: fx.Node | None) -> fx.Node | None:
+    return next(iter(node.users)) if node is not None and len(node.users) == 1 else None
 
 
 def _same_on_frames(module: nn.Module) -> nn.Module | None:

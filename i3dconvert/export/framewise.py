@@ -36,18 +36,18 @@ class Mixing(nn.Module):
 
     def forward(self, frames: Tensor, clips: int, length: int, after: int) -> Tensor:
         """`(N·T·rows, C, H, W)` → `(N·T', taps, C, H, W)`, T being `length` and T' `after`."""
-        clip, index = self._seen(frames, clips, length, after)
+        clip, index = self.seen(frames, clips, length, after)
         return clip.index_select(1, index.flatten()).reshape(clips * after, len(self.first), *frames.shape[1:])
 
     def reduced(self, frames: Tensor, clips: int, length: int, after: int, operation: Combine) -> Tensor:
         """`(N·T·rows, C, H, W)` → `(N·T', C, H, W)`: one tap after the other, so that two are held, not all."""
-        clip, index = self._seen(frames, clips, length, after)
+        clip, index = self.seen(frames, clips, length, after)
         out, *others = (clip.index_select(1, taps) for taps in index.unbind(1))
         for other in others:
             out = operation(out, other)
         return out.reshape(clips * after, *frames.shape[1:])
 
-    def _seen(self, frames: Tensor, clips: int, length: int, after: int) -> tuple[Tensor, Tensor]:
+    def seen(self, frames: Tensor, clips: int, length: int, after: int) -> tuple[Tensor, Tensor]:
         """The clip with all that a tap may fall on, and `(T', taps)`: where in it they fall."""
         clip = frames.reshape(clips, length * self.rows, *frames.shape[1:])
         taps = torch.arange(len(self.first), device=frames.device)
@@ -84,7 +84,9 @@ def frames_conv(
         return MinimalConv(kernel, bias, replicate, geometry, 4 if length > 2 else 2)
     fewer = len(taps) > 1 and temporal.stride == 1 and (geometry.groups > 1 or kernel.shape[0] < kernel.shape[1])
     mixing = Mixing(temporal, taps, replicate, rows=fewer)
-    return SummedConv(kernel, bias, mixing, geometry) if fewer else StackedConv(kernel, bias, mixing, geometry)
+    if fewer:
+        return SummedConv(kernel, bias, mixing, geometry)
+    return StackedConv(kernel, bias, mixing, geometry, halved=len(taps) > 1 and temporal.length(length) >= HALVED)
 
 
 def _conv2d(weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, groups: int) -> nn.Module:
@@ -98,22 +100,81 @@ def _conv2d(weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, groups:
     return conv
 
 
-class StackedConv(nn.Module):
-    """The frames of a window stacked on the channels: one convolution from taps·I channels."""
+HALVED = 4
+"""Frames behind a layer, of the usual clip, from which on it is computed for half of them at a time."""
 
-    def __init__(self, kernel: Tensor, bias: Tensor | None, mixing: Mixing, geometry: ConvGeometry) -> None:
+
+class StackedConv(nn.Module):
+    """The frames of a window stacked on the channels: one convolution from taps·I channels.
+
+    With `halved`, for half of the windows at a time: the stack is what takes most memory of a long clip.
+    """
+
+    def __init__(
+        self, kernel: Tensor, bias: Tensor | None, mixing: Mixing, geometry: ConvGeometry, halved: bool
+    ) -> None:
         super().__init__()
         self.mixing, self.groups, self.space = mixing, geometry.groups, geometry.space
+        self.halved = halved
         weight = (kernel if self.groups > 1 else kernel.transpose(1, 2)).flatten(1, 2)
         self.conv = _conv2d(weight, bias, geometry, self.groups)
 
     def forward(self, frames: Tensor, clips: int, length: int, after: int) -> Tensor:
         """`(N·T, C, H, W)` → `(N·T', C', H', W')`."""
-        if not self.mixing.trivial:
-            frames = self.mixing(frames, clips, length, after)
-            frames = (frames.transpose(1, 2) if self.groups > 1 else frames).flatten(1, 2)
+        if self.mixing.trivial:
+            return self.convolved(frames)
+        if self.halved:
+            return self.in_halves(frames, clips, length, after, nn.Identity())
+        stacked = self.mixing(frames, clips, length, after)
+        return self.convolved((stacked.transpose(1, 2) if self.groups > 1 else stacked).flatten(1, 2))
+
+    def in_halves(self, frames: Tensor, clips: int, length: int, after: int, behind: nn.Module) -> Tensor:
+        """`(N·T, C, H, W)` → `(N·T', C'', H'', W'')`, with what is `behind` it frame by frame."""
+        clip, index = self.mixing.seen(frames, clips, length, after)
+        first = after // 2
+        parts = ((index[:first], first), (index[first:], after - first))
+        whole = torch.cat([self.part(clip, clips, *part, behind) for part in parts], 1)
+        return whole.reshape(clips * after, *whole.shape[2:])
+
+    def part(self, clip: Tensor, clips: int, index: Tensor, count: int, behind: nn.Module) -> Tensor:
+        """`(N, count, C'', H'', W'')` of the windows that see the frames at `index`, `(count, taps)`."""
+        taps, channels = index.shape[1], clip.shape[2]
+        stacked = clip.index_select(1, index.flatten())
+        if self.groups > 1:
+            stacked = stacked.reshape(clips * count, taps, channels, *clip.shape[3:]).transpose(1, 2)
+        out: Tensor = behind(self.convolved(stacked.reshape(clips * count, taps * channels, *clip.shape[3:])))
+        return out.reshape(clips, count, *out.shape[1:])
+
+    def convolved(self, frames: Tensor) -> Tensor:
+        """The convolution in space."""
         out: Tensor = self.conv(self.space(frames) if self.space else frames)
         return out
+
+
+class _Padding(nn.Module):
+    def __init__(self, space: SpatialPad) -> None:
+        super().__init__()
+        self.space = space
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """`(N·T, C, H, W)` → `(N·T, C, H', W')`."""
+        return self.space(frames)
+
+
+class StemInHalves(nn.Module):
+    """The first convolution, what follows it frame by frame, and the pooling, for half of the frames at a time.
+
+    At full size the convolution's output is what takes most memory of a long clip.
+    """
+
+    def __init__(self, conv: StackedConv, act: nn.Module, pool: FramesPool) -> None:
+        super().__init__()
+        self.conv, self.pool = conv, pool
+        self.behind = nn.Sequential(act, *([_Padding(pool.space)] if pool.space is not None else []), pool.pool)
+
+    def forward(self, frames: Tensor, clips: int, length: int, after: int, pooled: int) -> Tensor:
+        """`(N·T, C, H, W)` → `(N·T'', C', H'', W'')`, T' behind the convolution being `after`, T'' `pooled`."""
+        return self.pool.mixed(self.conv.in_halves(frames, clips, length, after, self.behind), clips, after, pooled)
 
 
 class SummedConv(nn.Module):
@@ -221,7 +282,10 @@ class FramesPool(nn.Module):
 
     def forward(self, frames: Tensor, clips: int, length: int, after: int) -> Tensor:
         """`(N·T, C, H, W)` → `(N·T', C, H', W')`."""
-        pooled: Tensor = self.pool(self.space(frames) if self.space else frames)
+        return self.mixed(self.pool(self.space(frames) if self.space else frames), clips, length, after)
+
+    def mixed(self, pooled: Tensor, clips: int, length: int, after: int) -> Tensor:
+        """`(N·T, C, H', W')` → `(N·T', C, H', W')`."""
         if self.mixing.trivial:
             return pooled
         mixed = self.mixing.reduced(pooled, clips, length, after, torch.maximum if self.largest else torch.add)

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from i3dconvert.backbones import Origin
+from i3dconvert.backbones.changes import HEADLESS
 from i3dconvert.checkpoint import KEY, Document
 from i3dconvert.errors import CheckpointError, ExportError, FramesError
 from i3dconvert.export.deployed import BEST, SCORES, BestClasses, FromDecoder, best_beside
+from i3dconvert.export.frames import FRAMES as FRAMES_OF_FORM
 from i3dconvert.export.frames import frames_form
-from i3dconvert.export.framewise import MinimalConv
-from i3dconvert.export.quantised import agreement, quantise
+from i3dconvert.export.framewise import MinimalConv, StackedConv
+from i3dconvert.export.quantised import agreement, likeness, quantise
 from i3dconvert.export.runtime import AXES, CLASSES, CLIP, FRAMES, PRECISION, TOLERANCES, Runtime, as_input
 from i3dconvert.export.seal import seal
 from i3dconvert.files import check_output, replacing, workshop
@@ -66,7 +68,8 @@ class Exported:
     checked_on: tuple[int, ...]
     check: Check
     agreement: float | None = None
-    """Of int8 with float32: how often the top class is the same on the clips that it was calibrated on."""
+    """Of int8 with float32: how often the top class is the same on the clips that it was calibrated on, or for
+    features their cosine."""
     warning: str | None = None
 
 
@@ -162,7 +165,9 @@ def export_onnx(
             raise ExportError(f"the exported network does not agree with torch at {checked_on}: {check.detail}")
         if clips is not None:
             progress("quantising")
-            share = _quantised(written, clips, preprocessing)
+            origin: Origin | None = network.meta.get("origin")
+            compare = likeness if origin is not None and origin.changes.head in HEADLESS else agreement
+            share = _quantised(written, clips, preprocessing, compare)
         seal(written)
         files = []
         for part in sorted(folder.iterdir(), key=lambda part: part.name == path.name):
@@ -212,12 +217,14 @@ def _calibration(network: Network3d, source: Path | None, preprocessing: Preproc
     return read_clips(source, preprocessing, shape[1], CALIBRATION_CLIPS)
 
 
-def _quantised(path: Path, clips: Tensor, preprocessing: Preprocessing) -> float:
-    """Put the quantised network in the place of the exact one; returns how often the top class is the same."""
+def _quantised(
+    path: Path, clips: Tensor, preprocessing: Preprocessing, compare: Callable[[Runtime, Runtime, Tensor], float]
+) -> float:
+    """Put the quantised network in the place of the exact one; returns what `compare` says of both."""
     exact = Runtime(path)
     given, _ = as_input(clips, exact.dtype, preprocessing)
     written = quantise(path, given)
-    share = agreement(exact, Runtime(written), given)
+    share = compare(exact, Runtime(written), given)
     written.replace(path)
     return share
 
@@ -233,7 +240,9 @@ def _shapes(network: Network3d, static: bool, form: nn.Module) -> tuple[tuple[in
     if not legal or (legal[-1] == 1 and not static):
         raise ExportError(f"no clip of 2 to {LONGEST} frames has several groups of frames at every attention; --static")
     tile = max((module.m for module in form.modules() if isinstance(module, MinimalConv)), default=1)
-    long = (frames for least in (tile, 1) for frames in legal if frames > 1 and _left(network, frames) > least)
+    halved = any(isinstance(module, StackedConv) and module.halved for module in form.modules())
+    fewest = FRAMES_OF_FORM if halved else 2  # each half of two frames or more
+    long = (n for least in (tile, 1) for n in legal if n >= fewest and _left(network, n) > least)
     traced = next(long, legal[-1]) if not static else next((frames for frames in legal if frames >= 16), legal[-1])
     if static:
         shape = (1, channels, traced, height, width)

@@ -12,6 +12,7 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
+from torch.nn import functional
 
 from i3dconvert.errors import ExportError
 from i3dconvert.export.runtime import Runtime
@@ -59,6 +60,12 @@ def agreement(exact: Runtime, quantised: Runtime, clips: Tensor) -> float:
     """How often the top class is the same in both, from 0 to 1; of each position, in dense networks."""
     same = [_top_class(quantised, clip) == _top_class(exact, clip) for clip in clips.unsqueeze(1)]
     return float(torch.cat(same).float().mean())
+
+
+def likeness(exact: Runtime, quantised: Runtime, clips: Tensor) -> float:
+    """The mean cosine between what both give for a clip, for features, of which the largest says nothing."""
+    pairs = [(exact(clip)[0].flatten(1), quantised(clip)[0].flatten(1)) for clip in clips.unsqueeze(1)]
+    return float(torch.cat([functional.cosine_similarity(*pair) for pair in pairs]).mean())
 
 
 def _top_class(runtime: Runtime, clip: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import av
@@ -118,6 +119,17 @@ def test_int8_on_frames_of_ones_own(network: Network3d, tmp_path: Path) -> None:
         verify_file(done.path)
     assert verify_file(done.path, Settings(tolerance=0.5)).passed
     assert not verify_file(done.path, Settings(tolerance=1e-6)).passed
+
+
+def test_int8_of_features_is_told_by_their_cosine(tmp_path: Path, run: Run) -> None:
+    words = "inflate resnet18 -w random --no-head --size 64 -o net.safetensors -q"
+    assert run(*words.split()).code == 0
+    pictures(tmp_path / "pictures", 16)
+    said = run(*"export net.safetensors --onnx --int8 --calibrate pictures -o net.onnx".split()).out
+    found = re.search(r"cosine with float32's is (0\.\d{4}|1\.0000) on the clips", said.replace("\n", " "))
+    assert found is not None
+    assert 0.9 < float(found[1]) <= 1
+    assert "top class" not in said
 
 
 def test_clips_are_consecutive_frames(tmp_path: Path) -> None:

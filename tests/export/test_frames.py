@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from i3dconvert import backbones, export_onnx, inflate, optimize
+from i3dconvert.errors import FramesError
 from i3dconvert.export.frames import frames_form
 from i3dconvert.export.framewise import MinimalConv, StackedConv, SummedConv
 from i3dconvert.export.runtime import Runtime
@@ -159,3 +160,28 @@ def test_minimal_filtering_exports_with_any_number_of_tiles(
         clip = torch.randn(1, 3, frames, 32, 32)
         with torch.no_grad():
             assert relative_error(network(clip), runtime(clip)[0]) <= 1e-5, frames
+
+
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "resnext50_32x4d", "timm/resnet18d"])
+@pytest.mark.parametrize("frames", [1, 2, 5, 16])
+def test_halves_of_the_frames_are_the_whole(name: str, frames: int) -> None:
+    """The layers that stack frames at full size are computed in two parts, of which the first may be empty."""
+    network = dense(name)
+    form = frames_form(network)
+    halved = [module for module in form.modules() if isinstance(module, StackedConv) and module.halved]
+    assert halved
+    try:
+        network.frames_left(frames)
+    except FramesError:
+        pytest.skip("the recipe's strides need more frames")
+    clip = torch.randn(2, 3, frames, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        expected = network(clip)
+        assert relative_error(expected, form(clip)) <= 1e-11
+        for module in halved:
+            module.halved = False
+        assert relative_error(expected, form(clip)) <= 1e-11
+
+
+def dense(name: str) -> Network3d:
+    return inflate(name, weights="random", init="mean", size=64).double().eval()
