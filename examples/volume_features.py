@@ -70,16 +70,17 @@ def draw(clips: dict[str, np.ndarray], path: Path) -> None:
     """The middle slices of each volume, as the network was given them: from above, from the front, from the right."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(clips), 3, figsize=(9, 3 * len(clips)), squeeze=False, layout="constrained")
-    figure.set_facecolor("black")
-    for row, (name, clip) in zip(axes, clips.items(), strict=True):
+    figure = plt.figure(figsize=(9, 3.4 * len(clips)), layout="constrained", facecolor="black")
+    strips = figure.subfigures(len(clips), 1, squeeze=False)[:, 0]
+    for strip, (name, clip) in zip(strips, clips.items(), strict=True):
+        strip.set_facecolor("black")
+        strip.suptitle(Path(name).name, x=0.01, ha="left", color="white")
         depth, width, height = clip.shape[2:]
-        volume = clip[0, 0]
-        views = (volume[depth // 2].T, volume[:, :, height // 2], volume[:, width // 2])
-        for place, view, aspect in zip(row, views, (1, VOXEL[2] / VOXEL[0], VOXEL[2] / VOXEL[0]), strict=True):
+        volume, tall = clip[0, 0], VOXEL[2] / VOXEL[0]
+        views = ((volume[depth // 2].T, 1), (volume[:, :, height // 2], tall), (volume[:, width // 2], tall))
+        for place, (view, aspect) in zip(strip.subplots(1, 3), views, strict=True):
             place.imshow(view, cmap="gray", vmin=0, vmax=1, origin="lower", aspect=aspect)
             place.axis("off")
-        row[0].set_title(name, color="white", loc="left")
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -103,7 +104,7 @@ def main() -> None:
     names = list(clips)
     for i, name in enumerate(names):
         for other in range(i):
-            print(f"{names[other]} and {name}: cosine {units[other] @ units[i]:.3f}")
+            print(f"{Path(names[other]).name} and {Path(name).name}: cosine {units[other] @ units[i]:.3f}")
     if arguments.save:
         np.save(arguments.save, features)
     if arguments.picture:

@@ -80,8 +80,8 @@ def measure(name: str, init: str, whole_below: float) -> dict[str, object]:
 
 def count_attentions(name: str) -> dict[str, object]:
     """The softmax attentions of `name`, and how many of them can see other frames if a recipe says so."""
-    *_, (_, model, shape) = smallest_first(name, TOO_LARGE)
-    found = attentions(canonical(trace(model, is_layer, shape)))
+    backbone, model = whole_or_fewer_blocks(name, TOO_LARGE)
+    found = attentions(canonical(trace(model, is_layer, own_shape(backbone, model))))
     refused = [attention.refusal for attention in found if attention.refusal]
     return {"attentions": len(found), "can attend": len(found) - len(refused), "refusals": sorted({*refused})}
 
@@ -181,14 +181,25 @@ def convolutions(model: nn.Module, lifted: set[str]) -> dict[str, int]:
     return {"convolutions": len(spatial), "lifted": sum(name in lifted for name in spatial)}
 
 
+def whole_or_fewer_blocks(name: str, whole_below: float) -> tuple[Backbone, nn.Module]:
+    """The backbone, with fewer blocks where it has more parameters than `whole_below`."""
+    source, bare = backbones.parse(name)
+    backbone = Backbone(source, bare, backbones.library(source).arguments(bare, None, None))
+    fewer = with_any(backbone, FEWER_BLOCKS) if parameters(backbone) > whole_below else None
+    return fewer or (backbone, backbones.build(backbone))
+
+
+def own_shape(backbone: Backbone, model: nn.Module) -> tuple[int, int, int]:
+    """Of the images `(C, H, W)` that it was made for."""
+    known = backbones.library(backbone.source)
+    size = known.image_size(backbone.name, None, backbone.arguments)
+    return known.channels(backbone.name, model), size, size
+
+
 def smallest_first(name: str, whole_below: float) -> Iterator[tuple[Backbone, nn.Module, tuple[int, int, int]]]:
     """The backbone, with fewer blocks where it is too large, and the images `(C, H, W)` that it takes."""
-    source, bare = backbones.parse(name)
-    known = backbones.library(source)
-    backbone = Backbone(source, bare, known.arguments(bare, None, None))
-    fewer = with_any(backbone, FEWER_BLOCKS) if parameters(backbone) > whole_below else None
-    backbone, model = fewer or (backbone, backbones.build(backbone))
-    channels, default = known.channels(bare, model), known.image_size(bare, None, backbone.arguments)
+    backbone, model = whole_or_fewer_blocks(name, whole_below)
+    channels, default, _ = own_shape(backbone, model)
     for size in SIZES:
         if size < default and takes(model, (channels, size, size)):
             yield backbone, model, (channels, size, size)

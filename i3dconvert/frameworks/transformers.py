@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from i3dconvert.backbones import Origin
+from i3dconvert.errors import LayoutError
 from i3dconvert.frameworks.framework import Form, Framework, Target, called
 from i3dconvert.lift.graph import EMBEDDED_FRAMES
 from i3dconvert.recipes import preset
@@ -67,7 +69,15 @@ def _from_table(table: Tensor) -> Tensor:
 
 
 def _to_table(embeddings: Tensor) -> Tensor:
-    return embeddings[0].T
+    """Half as many frames or fewer are repeated, so that a clip of as many finds each where it looks for it."""
+    frames = embeddings.shape[1]
+    if frames != EMBEDDED_FRAMES and not 1 < frames <= EMBEDDED_FRAMES // 2:
+        raise LayoutError(
+            f"its time embedding is for {frames} frames: read are those for {EMBEDDED_FRAMES}, and for 2 to "
+            f"{EMBEDDED_FRAMES // 2}"
+        )
+    places = torch.arange(EMBEDDED_FRAMES) * (frames - 1) / (EMBEDDED_FRAMES - 1)
+    return embeddings[0, places.round().long()].T
 
 
 TRANSFORMERS = Framework(

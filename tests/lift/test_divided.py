@@ -13,8 +13,10 @@ import torchvision
 from torch import Tensor, nn
 
 from i3dconvert import export_onnx, inflate, load, save
+from i3dconvert.adoption import adopt
 from i3dconvert.backbones import hf
-from i3dconvert.errors import RecipeError
+from i3dconvert.checkpoint import filled, rebuild
+from i3dconvert.errors import LayoutError, RecipeError
 from i3dconvert.export.runtime import Runtime
 from i3dconvert.frameworks import framework
 from i3dconvert.lift.describe import describe, order_seen
@@ -129,6 +131,34 @@ def test_transformers_video_network_computes_the_same_on_moving_clips() -> None:
         name = "blocks.1.attn_time.qkv.weight"
         network.get_parameter(name).data = network.get_parameter(name).data.roll(1, 0)
         assert relative_error(expected, network(moving(16))) > 1e-9
+
+
+@pytest.mark.parametrize("frames", [2, 8, 12, 16, 96])
+def test_transformers_own_files_are_read(frames: int, tmp_path: Path) -> None:
+    """`facebook/timesformer-base-finetuned-k400` is for 8 frames."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.TimesformerConfig(
+        hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768,
+        num_frames=frames, num_labels=5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = transformers.TimesformerForVideoClassification(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in theirs.named_parameters():
+        if "time" in name or "temporal" in name:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    theirs.save_pretrained(tmp_path)
+    if frames in (12, 96):
+        with pytest.raises(LayoutError, match=f"its time embedding is for {frames} frames"):
+            adopt(tmp_path, "transformers")
+        return
+    document, state = adopt(tmp_path, "transformers")
+    assert document.origin is not None
+    assert document.origin.backbone.name in ("vit_tiny_patch16_224", "deit_tiny_patch16_224")  # which are one
+    ours = filled(rebuild(document, document.origin.build()), state, tmp_path).eval()
+    clip = torch.randn(1, 3, frames, 224, 224, generator=generator)
+    with torch.no_grad():
+        assert relative_error(theirs(clip.transpose(1, 2)).logits, ours(clip)) <= 1e-5
 
 
 def test_files_of_it_are_read_to_the_bit_and_exported(tmp_path: Path) -> None:
