@@ -19,6 +19,7 @@ lint: $(INSTALLED)  ## ruff and mypy
 sweep: $(INSTALLED)  ## every backbone (resumable; build/sweep.jsonl), docs/coverage.md from it, then the long tests
 	$(PYTHON) -m tests.sweep --init center mean
 	-$(PYTHON) -m tests.sweep 'timm/*'  # what does not run is a row of the table
+	$(PYTHON) -m tests.sweep --attentions '*'
 	$(PYTHON) -m tests.sweep --table
 	$(PYTHON) -m pytest -m sweep
 

@@ -54,7 +54,8 @@ def write_table(rows: list[Row], counts: list[Row], path: Path) -> None:
     first, title, second = path.read_text().partition(OUTSIDE.partition("\n")[0])
     if inside:
         summary = [_equal("torchvision", [row for row in inside if "/" not in row["name"]])]
-        summary += [_equal("timm", [row for row in inside if "/" in row["name"]]), ""]
+        summary += [_equal("timm", [row for row in inside if "/" in row["name"]])]
+        summary += [f"- **attentions**: {_attentions(*inside)} can see other frames.", ""]
         first = "\n".join([HEAD, *summary, *_families(inside), *_networks(inside)]) + "\n\n"
     if outside:
         groups = ((source, [row for row in outside if row["name"].startswith(f"{source}/")]) for source in SOURCES)

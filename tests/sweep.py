@@ -4,8 +4,9 @@ Globs are over torchvision's names, `timm/NAME`, and those of tests/outside.py (
 
 Results go to `build/sweep.jsonl`, a line a network; one that is there already is not run again. Each network runs on
 two frames (or as few as its recipe allows) of the smallest image that it takes, networks too large for 24 GiB with
-fewer blocks; `--attentions` only counts, without running anything, the attentions that can see other frames, to
-`build/attentions.jsonl`; `--table` writes `docs/coverage.md` from the results.
+fewer blocks. With `--recipe NAME` all have that recipe, and the results go to `build/sweep-NAME.jsonl`. `--attentions`
+only counts, without running anything, the attentions that can see other frames, to `build/attentions.jsonl`. `--table`
+writes `docs/coverage.md` from the results.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ FEWER_BLOCKS: tuple[dict[str, Any], ...] = (
 )
 
 
-def measure(name: str, init: str, whole_below: float) -> dict[str, object]:
+def measure(name: str, init: str, whole_below: float, recipe: str) -> dict[str, object]:
     """Inflate `name` with seeded random weights and verify it in float64; the error in float32 is noted."""
     if name in CATALOGUE:
         model, shape = CATALOGUE[name].build().eval(), CATALOGUE[name].shape
@@ -75,7 +76,8 @@ def measure(name: str, init: str, whole_below: float) -> dict[str, object]:
         return row | ({"3d class": in_class_of_monai(name, model, shape)} if name.startswith("monai/") else {})
     backbone, model, shape = next(smallest_first(name, whole_below))
     blocks = {key: backbone.arguments[key] for key in ("depth", "depths") if key in backbone.arguments}
-    return measure_at(model, shape, default_recipe(name), init) | {"blocks": blocks}
+    told = preset(recipe) if recipe else default_recipe(name)
+    return measure_at(model, shape, told, init) | {"blocks": blocks}
 
 
 def count_attentions(name: str) -> dict[str, object]:
@@ -288,9 +290,9 @@ def one(context: Any, job: Callable[..., dict[str, object]], *arguments: Any) ->
         process.join()
 
 
-def missing(globs: list[str], inits: list[str]) -> Iterator[tuple[str, str]]:
+def missing(globs: list[str], inits: list[str], results: Path) -> Iterator[tuple[str, str]]:
     """What is asked for and not there yet."""
-    done = {(row["name"], row["init"]) for row in read()}
+    done = {(row["name"], row["init"]) for row in read(results)}
     for init in inits:
         for name in (*backbones.qualified_names(), *CATALOGUE):
             if asked(name, globs) and (name, init) not in done:
@@ -331,6 +333,7 @@ def main() -> int:
     parser.add_argument(
         "--whole-below", type=float, default=TOO_LARGE, help="parameters from which on to build fewer blocks"
     )
+    parser.add_argument("--recipe", default="", help="a preset for all, instead of each network's own")
     parser.add_argument("--attentions", action="store_true", help="only count the attentions of the 2D networks")
     parser.add_argument("--table", action="store_true", help="only write docs/coverage.md")
     arguments = parser.parse_args()
@@ -338,7 +341,8 @@ def main() -> int:
         write_table(read(), read(COUNTS), Path("docs/coverage.md"))
         return 0
     globs: list[str] = arguments.globs
-    RESULTS.parent.mkdir(exist_ok=True)
+    results = RESULTS.with_stem(f"sweep-{arguments.recipe}") if arguments.recipe else RESULTS
+    results.parent.mkdir(exist_ok=True)
     console = Console(stderr=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["i3dconvert.verification", "i3dconvert.backbones.timm", "torchvision"])
@@ -346,17 +350,17 @@ def main() -> int:
         if arguments.attentions:
             return count_all(globs, context, pool)
         running = {
-            pool.submit(one, context, measure, *job, arguments.whole_below): job
-            for job in missing(globs, arguments.init)
+            pool.submit(one, context, measure, *job, arguments.whole_below, arguments.recipe): job
+            for job in missing(globs, arguments.init, results)
         }
         for future in track(as_completed(running), "sweep", total=len(running), console=console):
             name, init = running[future]
             row = {"name": name, "init": init, **future.result()}
-            with RESULTS.open("a") as file:
+            with results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             if not row["passed"]:
                 console.print(f"{name} ({init}): {row['reason']}", markup=False)
-    wanted = [row for row in read() if row["init"] in arguments.init and asked(row["name"], globs)]
+    wanted = [row for row in read(results) if row["init"] in arguments.init and asked(row["name"], globs)]
     passed = sum(bool(row["passed"]) for row in wanted)
     print(f"{passed} of {len(wanted)} equal to their 2D networks")
     return int(passed != len(wanted))

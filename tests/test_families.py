@@ -54,7 +54,11 @@ def test_timm_families(name: str) -> None:
     check(f"timm/{name}", "center")
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS.keys() - {"joint"}))  # which is uniform where nothing attends
+OF_ATTENTION = {"joint", "divided", "factorised"}
+"""Which are `uniform` or `c2d` where nothing attends."""
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS.keys() - OF_ATTENTION))
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.sweep) for name in NAMED]
 )

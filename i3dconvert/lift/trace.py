@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 from unittest.mock import patch
 
@@ -167,6 +168,7 @@ class _Tracer(fx.Tracer):
             wrapped = _symbolic_trace._wrapped_fns_to_patch
             kept = {key: value for key, value in wrapped.items() if key[1] not in _UNWRAPPED}
             stack.enter_context(patch.object(_symbolic_trace, "_wrapped_fns_to_patch", kept))
+            stack.enter_context(patch.object(_symbolic_trace, "_create_wrapped_func", _wrapped))
             for namespace in _code_of(root):
                 stack.enter_context(patch.dict(namespace, type=_TypeOf))
             if (einops := sys.modules.get("einops.einops")) is not None:  # its cache would keep values of one trace
@@ -286,6 +288,19 @@ def _untraceable_in_timm() -> tuple[tuple[Callable[..., Any], ...], tuple[type, 
     if layers is None:
         return (), ()
     return tuple(layers.get_notrace_functions()), tuple(layers.get_notrace_modules())
+
+
+def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is not traced through, as `torch.fx.wrap` does it, but one that may give None."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        proxy = _symbolic_trace._find_proxy(args, kwargs)
+        if proxy is None:
+            return function(*args, **kwargs)
+        return proxy.tracer.create_proxy("call_function", function, args, kwargs)
+
+    return call
 
 
 class _OfTypes(type):

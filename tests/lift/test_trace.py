@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from i3dconvert import inflate
 from i3dconvert.errors import LiftError
@@ -99,3 +99,19 @@ def test_the_model_is_left_as_it_was() -> None:
     trace(model, is_layer, (3, 16, 16))
     assert model.training
     assert all(p is before[n][0] and torch.equal(p, before[n][1]) for n, p in model.named_parameters())
+
+
+@fx.wrap
+def nothing_for(x: Tensor) -> Tensor | None:
+    """Kept whole by fx, as timm's NaFlexViT keeps the function that makes its mask, which without patches is None."""
+    return None if len(x.shape) == 4 else x
+
+
+def test_a_function_kept_whole_may_give_nothing() -> None:
+    class Net(Body):
+        def then(self, x: Tensor) -> Tensor:
+            mask = nothing_for(x)
+            return x if mask is None else x * mask
+
+    model = Net().eval()
+    assert verify(model, inflate(model, size=16), QUICK).passed
