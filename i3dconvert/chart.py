@@ -1,8 +1,8 @@
-"""Measurements as a bar chart."""
+"""Measurements as a bar chart, and what a video shows as lines over time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,11 @@ from i3dconvert.files import check_output, replacing
 
 if TYPE_CHECKING:
     from i3dconvert.benchmark import Measurement
+    from i3dconvert.classification import Moment
 
 FORMATS = (".svg", ".png")
+LINES = 5
+"""Classes in a time line."""
 
 
 def check_chart(path: Path, force: bool) -> None:
@@ -52,3 +55,26 @@ def draw(results: Sequence[Measurement], path: Path, force: bool = False) -> Non
 def _group(result: Measurement) -> str:
     case = result.case
     return f"{case.network}, {case.init}, batch {case.batch}"
+
+
+def draw_timeline(found: Mapping[str, Sequence[Moment]], path: Path, force: bool = False) -> None:
+    """Write the probabilities of the best classes over time, one strip a source; raises `OutputError`."""
+    from matplotlib.figure import Figure
+
+    from i3dconvert.classification import mean_of
+
+    figure = Figure(figsize=(8, 2.6 * len(found)), layout="constrained")
+    for strip, (source, moments) in zip(figure.subplots(len(found), squeeze=False)[:, 0], found.items(), strict=True):
+        times = [(moment.start + moment.end) / 2 for moment in moments]
+        for name, _ in mean_of(list(moments), LINES):
+            scores = [dict(moment.best).get(name, 0.0) for moment in moments]
+            strip.plot(times, scores, marker="o" if len(times) < 30 else None, markersize=3, label=plain(name))
+        strip.set(title=plain(Path(source).name), xlabel="seconds", ylabel="probability", ylim=(-0.03, 1.03))
+        strip.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    with replacing(path, force) as place:
+        figure.savefig(place, format=path.suffix[1:])
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib draws as it is: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")

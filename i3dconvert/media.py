@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,69 @@ def read_pictures(paths: Sequence[Path], preprocessing: Preprocessing) -> Tensor
     return torch.stack(tensors)
 
 
+PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+RATE = 25.0
+"""Frames a second of a directory of pictures, where nobody says."""
+
+
+class Frame(NamedTuple):
+    """One frame, preprocessed, `(C, H, W)`, and when it is shown, in seconds."""
+
+    time: float
+    image: Tensor
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a path is of a single picture, by its name."""
+    return path.suffix.lower() in PICTURES and not path.is_dir()
+
+
+def stream(path: Path, preprocessing: Preprocessing, fps: float | None = None) -> Iterator[Frame]:
+    """The frames of a video, or the pictures of a directory in the order of their names, one at a time.
+
+    With `fps`, so many frames a second: of each instant the last frame that is shown then, whatever the video's own
+    rate is. Raises `MediaError`.
+    """
+    if path.is_dir() or is_picture(path):
+        files = _files(path) if path.is_dir() else [path]
+        for index, file in enumerate(files):
+            yield Frame(index / (fps or RATE), read_pictures([file], preprocessing)[0])
+        return
+    with _opened(path) as container:
+        shown = ((frame.time, frame) for frame in container.decode(video=0))
+        for time, frame in _timed(shown, container) if fps is None else _resampled(_timed(shown, container), fps):
+            yield Frame(time, preprocessing(frame.to_image()))
+
+
+def duration(path: Path) -> float | None:
+    """Of a video in seconds, where its file says."""
+    if path.is_dir() or is_picture(path):
+        return None
+    with _opened(path) as container:
+        return container.duration / 1e6 if container.duration else None
+
+
+def _timed(shown: Iterator[tuple[float | None, Any]], container: Any) -> Iterator[tuple[float, Any]]:
+    """Frames with the time since the first; those without one in the file, by its rate."""
+    rate, first = float(container.streams.video[0].average_rate or RATE), None
+    for index, (time, frame) in enumerate(shown):
+        time = index / rate if time is None else time
+        first = time if first is None else first
+        yield time - first, frame
+
+
+def _resampled(shown: Iterator[tuple[float, Any]], fps: float) -> Iterator[tuple[float, Any]]:
+    """What is shown at 0, 1/fps, 2/fps, …; a frame is until the next one comes."""
+    count, current = 0, None
+    for time, frame in shown:
+        while current is not None and count / fps < time - 1e-9:
+            yield count / fps, current
+            count += 1
+        current = frame
+    if current is not None:
+        yield count / fps, current
+
+
 def read_clips(path: Path, preprocessing: Preprocessing, frames: int, most: int) -> Tensor:
     """Up to `most` clips of `frames` consecutive frames each, `(N, 3, T, H, W)`.
 
@@ -47,13 +111,23 @@ def read_clips(path: Path, preprocessing: Preprocessing, frames: int, most: int)
 
 
 def _directory(path: Path, preprocessing: Preprocessing, most: int) -> Tensor:
+    return read_pictures(_files(path)[:most], preprocessing)
+
+
+def _files(path: Path) -> list[Path]:
     files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
     if not files:
         raise MediaError(f"there are no pictures in {path}")
-    return read_pictures(files[:most], preprocessing)
+    return files
 
 
 def _video(path: Path, preprocessing: Preprocessing, most: int) -> Tensor:
+    frames = [frame.image for frame in islice(stream(path, preprocessing), most)]
+    return torch.stack(frames) if frames else torch.empty(0)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     check_input(path, MediaError, "a video, or a directory of pictures")
     try:
         import av
@@ -61,7 +135,6 @@ def _video(path: Path, preprocessing: Preprocessing, most: int) -> Tensor:
         raise MediaError("videos are read by PyAV: pip install av; or give a directory of pictures") from None
     try:
         with av.open(str(path)) as container:
-            decoded: Any = islice(container.decode(video=0), most)
-            return torch.stack([preprocessing(frame.to_image()) for frame in decoded])
+            yield container
     except (av.FFmpegError, IndexError, RuntimeError) as error:
         raise MediaError(f"can't read the video {path}: {str(error).partition(chr(10))[0]}") from None

@@ -1,0 +1,172 @@
+"""What a video shows, moment by moment: a window of frames slides over it, through a network in whatever form."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from i3dconvert import checkpoint
+from i3dconvert.checkpoint import PICKLED
+from i3dconvert.errors import BackboneError, CheckpointError, FramesError
+from i3dconvert.export.runtime import CLASSES, Runtime, as_input, read_document, read_metadata
+from i3dconvert.inflation import inflate
+from i3dconvert.media import Frame, duration, is_picture, stream
+from i3dconvert.preprocessing import Preprocessing
+
+FRAMES = 16
+
+Told = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is seen in one window; `start` and `end` are the times of its first and last frame, in seconds."""
+
+    start: float
+    end: float
+    best: tuple[tuple[str, float], ...]
+    """Classes and their probabilities, the best first."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network that gives class scores, as it is called and what its classes are called."""
+
+    probabilities: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """Of a clip `(1, C, T, H, W)`: the probabilities, the best first, and the indices of their classes."""
+    preprocessing: Preprocessing
+    names: tuple[str, ...]
+    frames: int = FRAMES
+    """Of the windows that it takes; those of a file exported with `--static` are of one length."""
+
+    def name(self, index: int) -> str:
+        """Of a class."""
+        return self.names[index] if self.names else f"class {index}"
+
+
+def load_classifier(network: str, weights: str = "default") -> Classifier:
+    """A checkpoint, an exported `.onnx` file, or a backbone by its name, inflated as `inflate` does by default.
+
+    Raises `CheckpointError`, `BackboneError`, `WeightsError`.
+    """
+    path = Path(network)
+    if path.suffix == ".onnx":
+        return _exported(path)
+    if path.suffix in (".safetensors", *PICKLED) or path.exists():
+        model = checkpoint.load(path)
+    else:
+        model = inflate(network, weights=weights)
+    origin = model.meta["origin"]
+    if not origin.classes or origin.changes.head in ("none", "maps"):
+        raise CheckpointError(f"{network} gives features, and no class scores to tell classes by")
+    model.eval().float()
+
+    def probabilities(clip: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode():
+            scores = model(clip)
+        if not isinstance(scores, Tensor) or scores.dim() != 2:
+            raise BackboneError(f"{network} gives no class scores for a clip, but maps or several outputs")
+        best = scores.softmax(-1).sort(descending=True)
+        return best.values[0], best.indices[0]
+
+    least = model.inflation.minimum_frames
+    return Classifier(probabilities, origin.preprocessing, tuple(origin.class_names()), max(FRAMES, least))
+
+
+def _exported(path: Path) -> Classifier:
+    runtime, document = Runtime(path), read_document(path)
+    if document.origin is None or not document.origin.classes or document.origin.changes.head in ("none", "maps"):
+        raise CheckpointError(f"{path} gives features, and no class scores to tell classes by")
+    preprocessing = document.origin.preprocessing
+
+    def probabilities(clip: Tensor) -> tuple[Tensor, Tensor]:
+        found = runtime(as_input(clip, runtime.dtype, preprocessing)[0])
+        if runtime.names_best:
+            return found[0][0], found[1][0]
+        if len(found) != 1 or found[0].dim() != 2:
+            raise CheckpointError(f"{path} gives no class scores for a clip, but maps or several outputs")
+        best = found[0].float().softmax(-1).sort(descending=True)
+        return best.values[0], best.indices[0]
+
+    axis = 1 if runtime.dtype == torch.uint8 else 2
+    fixed = runtime.shape[axis]
+    names = json.loads(read_metadata(path).get(CLASSES, "[]"))
+    frames = fixed if isinstance(fixed, int) else max(FRAMES, document.inflation.minimum_frames)
+    return Classifier(probabilities, preprocessing, tuple(names), frames)
+
+
+def classify(
+    classifier: Classifier,
+    path: Path,
+    frames: int | None = None,
+    stride: int | None = None,
+    fps: float | None = None,
+    top: int = 5,
+    progress: Told = lambda step, share: None,
+) -> Iterator[Moment]:
+    """What `path` shows, a video, a directory of pictures in the order of their names, or a picture held still.
+
+    Windows of `frames` (by default those that the network was made for) start every `stride` frames, by default half a
+    window; the last one ends with the video. A video of fewer frames is one window, its last frame held. `fps` takes
+    that many frames a second, whatever the video's own rate and however it varies. No more than a window of frames is
+    held in memory. Raises `MediaError`, `FramesError`.
+    """
+    frames = frames or classifier.frames
+    stride = stride or max(frames // 2, 1)
+    length = duration(path)
+    given = stream(path, classifier.preprocessing, fps)
+    if is_picture(path):
+        given = (frame for frame in list(given) * frames)
+    for window in windows(given, frames, stride):
+        start, end = window[0].time, window[-1].time
+        progress(f"{path.name}, {start:.1f} s", end / length if length else None)
+        clip = torch.stack([frame.image for frame in window], 1).unsqueeze(0)
+        scores, classes = _scored(classifier, clip)
+        best = zip(classes[:top].tolist(), scores[:top].tolist(), strict=True)
+        yield Moment(start, end, tuple((classifier.name(index), score) for index, score in best))
+
+
+def _scored(classifier: Classifier, clip: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        return classifier.probabilities(clip)
+    except (CheckpointError, RuntimeError) as error:
+        line = str(error).strip().partition("\n")[0]
+        raise FramesError(f"the network can't take a window of {clip.shape[2]} frames: {line}; --frames") from None
+
+
+def windows(given: Iterable[Frame], frames: int, stride: int) -> Iterator[list[Frame]]:
+    """Windows of `frames`, every `stride`; the last ends with the last frame, which a short video holds."""
+    window: deque[Frame] = deque(maxlen=frames)
+    count, seen = 0, 0
+    for frame in given:
+        window.append(frame)
+        count += 1
+        if count >= frames and (count - frames) % stride == 0:
+            seen = count
+            yield list(window)
+    if 0 < count < frames:
+        yield [*window, *[window[-1]] * (frames - count)]
+    elif seen < count:
+        yield list(window)
+
+
+def mean_of(moments: list[Moment], top: int = 5) -> list[tuple[str, float]]:
+    """The classes of all moments by their mean probability; one that is not among a moment's best counts as 0 there."""
+    total: dict[str, float] = {}
+    for moment in moments:
+        for name, score in moment.best:
+            total[name] = total.get(name, 0.0) + score / len(moments)
+    return sorted(total.items(), key=lambda item: -item[1])[:top]
+
+
+def to_dict(moment: Moment) -> dict[str, Any]:
+    """Plain data."""
+    best = [{"class": name, "probability": score} for name, score in moment.best]
+    return {"start": moment.start, "end": moment.end, "best": best}
