@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import i3dconvert
 from i3dconvert.backbones import Origin
-from i3dconvert.errors import CheckpointError, I3DError, LayoutError
+from i3dconvert.errors import CheckpointError, I3DError, LayoutError, WeightsError
 from i3dconvert.files import WEIGHTS, check_input, in_folder, replacing, replacing_in
 from i3dconvert.frameworks import Target, check_fits, framework, split
 from i3dconvert.frameworks.framework import Place
@@ -377,5 +377,11 @@ def load_for_export(
         document = replace(document, origin=document.origin.with_classes(count))
         assert document.origin is not None
         network = rebuild(document, document.origin.build())
-    fit(network, state, str(weights))
+    try:
+        fit(network, state, str(weights))
+    except WeightsError as error:
+        flat = any(state[key].dim() == 4 for key in network.inflation.fillings if key in state)
+        name = network.meta["origin"].backbone.qualified
+        hint = f"; these are 2D weights: i3dconvert inflate {name} -w {weights}" if flat else ""
+        raise WeightsError(f"{error}{hint}") from None
     return network, True

@@ -333,7 +333,7 @@ def test_another_networks_recipe_is_refused(tmp_path: Path) -> None:
     assert "--conv 3d" in refused("pytorchvideo", conv="2plus1d")
     assert "it has those of resnet50" in refused("pytorchvideo", backbone="resnet18")
     assert "it has slow_r50" in refused("pytorchvideo:x3d")
-    assert "known: pytorchvideo" in refused("keras")
+    assert "known: i3resnet, pytorchvideo" in refused("keras")
 
 
 def test_a_swapped_tensor_in_a_frameworks_file_is_caught(tmp_path: Path) -> None:

@@ -243,7 +243,8 @@ def _fit(model: nn.Module, state: State, where: str, backbone: Backbone) -> None
         from i3dconvert.backbones.likely import likely
 
         other = likely(state, backbone.source, backbone.name)
-        hint = f"; they look like those of {other}" if other not in (None, backbone.qualified) else ""
+        hint = f"; they look like those of {other}: i3dconvert inflate {other} -w {where}"
+        hint = hint if other not in (None, backbone.qualified) else ""
         raise WeightsError(f"{error}{hint}") from None
 
 

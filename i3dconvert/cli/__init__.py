@@ -33,6 +33,9 @@ for module in (list, inflate, verify, export, inspect, classify, bench, trust):
     app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLE)(module.command)
 
 
+OUT_OF_MEMORY = "out of memory; fewer --frames or a smaller --size need less"
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"i3dconvert {__version__}")
@@ -64,12 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except I3DError as error:
         show_error(str(error))
     except MemoryError:
-        show_error("out of memory; fewer --frames or a smaller --size need less")
+        show_error(OUT_OF_MEMORY)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if os.environ.get("I3DCONVERT_DEBUG"):
             raise
         line = str(error).strip().partition("\n")[0]
+        if isinstance(error, RuntimeError) and "allocate" in line:  # torch's word for it
+            show_error(OUT_OF_MEMORY)
+            return 1
         show_error(f"unexpected {type(error).__name__}: {line} (a bug; I3DCONVERT_DEBUG=1 shows where)")
     return 1

@@ -235,7 +235,7 @@ def _average_before_the_head(graph: fx.Graph, modules: dict[str, nn.Module]) -> 
 
 def _halve_the_stem(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
     """A convolution of the clip's own stacked frames, an activation and a pooling, as one, in halves of the frames."""
-    for node in [n for n in graph.nodes if n.op == "call_module" and n.args[0].target is layout.fold]:
+    for node in [n for n in graph.nodes if n.op == "call_module" and _is_clip_folded(n.args[0])]:
         act = _only_user(node)
         pool = _only_user(act)
         conv, between, pooling = (modules.get(str(n.target)) if n is not None else None for n in (node, act, pool))
@@ -251,6 +251,10 @@ def _halve_the_stem(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
             pool.replace_all_uses_with(graph.call_module(name, (*node.args, pool.args[3])))
         for old in (pool, act, node):
             graph.erase_node(old)
+
+
+def _is_clip_folded(value: Any) -> bool:
+    return isinstance(value, fx.Node) and value.target is layout.fold
 
 
 def _only_user(node: fx.Node | None) -> fx.Node | None:

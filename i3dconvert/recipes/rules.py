@@ -239,7 +239,8 @@ class Recipe:
             if rule.layer != "*" and not any(rule.matches(name, kind) for name, kind in layers):
                 some = ", ".join(name for name, _ in layers[:3]) or "none"
                 raise RecipeError(
-                    f"recipe {self.name!r} does not fit: its rule {str(rule)!r} matches no layer (there are {some}, …)"
+                    f"recipe {self.name!r} does not fit: its rule {str(rule)!r} matches no layer (there are {some}, "
+                    "…); --recipe uniform fits every network"
                 )
         for pool in self.pools:
             if pool.after not in modules:

@@ -188,8 +188,12 @@ def _bounded(network: Network3d, settings: Settings, report: Report, progress: P
 
     How long a pass takes is measured on one clip of the fewest frames. Raises `FramesError`.
     """
-    usual = settings.frames or max(FRAMES, network.inflation.minimum_frames)
-    lengths(network.graph, usual)
+    least = network.inflation.minimum_frames
+    usual = settings.frames or max(FRAMES, least)
+    try:
+        lengths(network.graph, usual)
+    except FramesError as error:
+        raise FramesError(f"{error}; --frames {least}" if usual < least else str(error)) from None
 
     def check(frames: int) -> None:
         for dtype in settings.dtypes:

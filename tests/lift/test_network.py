@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from i3dconvert import inflate
+from i3dconvert import backbones, inflate
 from i3dconvert.lift.layout import fold
 
 
@@ -107,3 +107,26 @@ def test_batch_norm_keeps_its_settings() -> None:
     norm = nn.BatchNorm2d(4, eps=0.1, momentum=None, affine=False)
     lifted = inflate(nn.Sequential(nn.Conv2d(3, 4, 3), norm), size=16).get_submodule("1")
     assert (lifted.eps, lifted.momentum, lifted.affine) == (0.1, None, False)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "convnext_tiny", "efficientnet_b0", "densenet121"])
+def test_convolutions_with_dense_taps_see_other_frames_and_their_order(name: str) -> None:
+    """As inflated, no middle tap sees another frame; with `mean` each does, but for frames alone (`c2d`)."""
+    model, _ = backbones.load(name, "random", size=64)
+    clip = torch.randn(1, 3, 8, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    other = clip.clone()
+    other[:, :, 5] = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for recipe, sees in (("uniform", True), ("c2d", False)):
+        network = inflate(model, recipe, "mean", size=64, temporal_pool="none").double().eval()
+        with torch.no_grad():
+            scores, moved = network(clip), network(other)
+        beside = (scores - moved).abs().amax((0, 2)) / scores.abs().max()
+        assert beside[5] > 1e-6
+        assert (bool(beside[4] > 1e-9), bool(beside[6] > 1e-9)) == (sees, sees)
+        if sees:
+            for parameter in network.parameters():
+                if parameter.dim() == 5:  # of taps that are alike, a clip turned round is the scores turned round
+                    parameter.data[:, :, 0] *= 2
+            with torch.no_grad():
+                apart = network(clip) - network(clip.flip(2)).flip(1)
+            assert apart.abs().max() > 1e-6 * scores.abs().max()
