@@ -162,8 +162,8 @@ def test_minimal_filtering_exports_with_any_number_of_tiles(
             assert relative_error(network(clip), runtime(clip)[0]) <= 1e-5, frames
 
 
-@pytest.mark.parametrize("name", ["resnet18", "googlenet", "resnext50_32x4d", "timm/resnet18d"])
-@pytest.mark.parametrize("frames", [1, 2, 5, 16])
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "resnext50_32x4d"])
+@pytest.mark.parametrize("frames", [1, 5])
 def test_halves_of_the_frames_are_the_whole(name: str, frames: int) -> None:
     """The layers that stack frames at full size are computed in two parts, of which the first may be empty."""
     network = dense(name)
