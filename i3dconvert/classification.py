@@ -14,7 +14,7 @@ from torch import Tensor
 
 from i3dconvert import checkpoint
 from i3dconvert.checkpoint import PICKLED
-from i3dconvert.errors import BackboneError, CheckpointError, FramesError
+from i3dconvert.errors import BackboneError, CheckpointError, FramesError, MediaError
 from i3dconvert.export.runtime import CLASSES, Runtime, as_input, read_document, read_metadata
 from i3dconvert.inflation import inflate
 from i3dconvert.media import Frame, duration, is_picture, stream
@@ -124,13 +124,17 @@ def classify(
     given = stream(path, classifier.preprocessing, fps)
     if is_picture(path):
         given = (frame for frame in list(given) * frames)
+    seen = False
     for window in windows(given, frames, stride):
+        seen = True
         start, end = window[0].time, window[-1].time
         progress(f"{path.name}, {start:.1f} s", end / length if length else None)
         clip = torch.stack([frame.image for frame in window], 1).unsqueeze(0)
         scores, classes = _scored(classifier, clip)
         best = zip(classes[:top].tolist(), scores[:top].tolist(), strict=True)
         yield Moment(start, end, tuple((classifier.name(index), score) for index, score in best))
+    if not seen:
+        raise MediaError(f"there are no frames in {path}")
 
 
 def _scored(classifier: Classifier, clip: Tensor) -> tuple[Tensor, Tensor]:

