@@ -53,6 +53,17 @@ class Preprocessing:
         """Plain data; `from_dict` is its inverse."""
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
+    def to_processor(self) -> dict[str, Any]:
+        """The same as transformers' `preprocessor_config.json` says it."""
+        return {
+            "video_processor_type": "TimesformerVideoProcessor",
+            "size": {"shortest_edge": self.resize},
+            "crop_size": {"height": self.size, "width": self.size},
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "resample": {"bilinear": 2, "bicubic": 3}.get(self.interpolation, 2),
+        }
+
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Preprocessing:
         """Read what `to_dict` wrote."""

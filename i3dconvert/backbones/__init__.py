@@ -121,6 +121,12 @@ class Origin:
         known = library(self.backbone.source).class_names(self.backbone.name, self.weights.name)
         return known if len(known) == self.classes else []
 
+    def licence(self) -> str:
+        """Of the 2D weights, by the Hugging Face hub's word for it; empty where it is not known."""
+        if self.weights.kind != "pretrained" or self.backbone.source == USER:
+            return ""
+        return str(library(self.backbone.source).licence(self.backbone.name, str(self.weights.name)))
+
     def with_classes(self, classes: int) -> Origin:
         """The same network with a head for so many classes."""
         if self.changes.head == "fresh":

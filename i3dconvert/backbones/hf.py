@@ -192,6 +192,11 @@ def channels(name: str, model: nn.Module) -> int:
     return int(getattr(model.config, "num_channels", 3))
 
 
+def licence(name: str, weights: str) -> str:
+    """It is in the card of the repository, and in none of its files that are read here."""
+    return ""
+
+
 def class_names(name: str, weights: str | None) -> list[str]:
     """Those of the configuration, where the folder is still there."""
     try:

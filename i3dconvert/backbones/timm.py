@@ -131,6 +131,11 @@ def channels(name: str, model: nn.Module) -> int:
     return int(_config(name, None).input_size[0])
 
 
+def licence(name: str, weights: str) -> str:
+    """Of a pretrained set, by the hub's word for it, where timm knows it."""
+    return str(getattr(_config(name, weights), "license", None) or "")
+
+
 def class_names(name: str, weights: str | None) -> list[str]:
     """The ImageNet classes, where the configuration is of that kind."""
     subset = timm.data.infer_imagenet_subset(_config(name, weights).to_dict())

@@ -130,6 +130,12 @@ def channels(name: str, model: nn.Module) -> int:
     return 3
 
 
+def licence(name: str, weights: str) -> str:
+    """Of a pretrained set, by the hub's word for it; the library's own, but for sets that name another."""
+    told = str(models.get_model_weights(name)[weights].meta.get("license", ""))
+    return "cc-by-nc-4.0" if "SWAG" in told else "other" if told else "bsd-3-clause"
+
+
 def class_names(name: str, weights: str | None) -> list[str]:
     """The categories that the weights were trained on."""
     sets = models.get_model_weights(name)

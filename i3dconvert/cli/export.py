@@ -18,6 +18,15 @@ def command(
     file: File = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX.")] = False,
     safetensors: Annotated[bool, typer.Option("--safetensors", help="Write safetensors.")] = False,
+    hub: Annotated[
+        Path | None,
+        typer.Option(
+            "--hub",
+            metavar="DIR",
+            help="Write a folder as the Hugging Face hub has them: both, with configuration and a card.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="The file to write.", show_default="FILE.onnx or FILE-export.safetensors"),
@@ -58,20 +67,24 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     """Write a checkpoint for a runtime, checked against torch before it is put in place."""
-    if onnx == safetensors:
-        raise typer.BadParameter("say either --onnx or --safetensors")
+    if onnx + safetensors + (hub is not None) != 1:
+        raise typer.BadParameter("say one of --onnx, --safetensors and --hub DIR")
     if calibrate is not None and not int8:
         raise typer.BadParameter("--calibrate is for --int8")
     if safetensors and (uint8_input or top_k or int8 or static or opset or external_data):
         raise typer.BadParameter("--static, --uint8-input, --top-k, --int8, --opset and --external-data are for --onnx")
-    if layout and onnx:
+    if layout and not safetensors:
         raise typer.BadParameter("--layout is for --safetensors; ONNX has no names to load by")
+    if hub is not None and (output is not None or from_layout):
+        raise typer.BadParameter(
+            "--hub names the folder itself, of a network of our own; it goes without -o and --from-layout"
+        )
     from i3dconvert.files import check_output
 
     path = the_checkpoint(file)
     ending = ".onnx" if onnx else f"-{default_ending(layout)}" if layout else "-export.safetensors"
-    target = output or path.with_name(f"{path.stem}{ending}")
-    check_output(target, force, writes_folder(layout))
+    target = hub or output or path.with_name(f"{path.stem}{ending}")
+    check_output(target, force, hub is not None or writes_folder(layout))
     with render.progress(quiet or json) as step:
         step("importing torch")
         import torch
@@ -79,6 +92,7 @@ def command(
         from i3dconvert import checkpoint
         from i3dconvert.backbones.changes import HEADLESS
         from i3dconvert.export import export_onnx
+        from i3dconvert.hub import write_folder
         from i3dconvert.lift.network import cast
 
         network, finetuned = checkpoint.load_for_export(path, weights, reader(from_layout))
@@ -88,22 +102,22 @@ def command(
             document: dict[str, Any] = {"path": str(target), "sha256": sha256, "layout": layout}
             lines = [f"SHA-256 of the weights {sha256}"]
         else:
-            done = export_onnx(
-                network,
-                target,
-                static=static,
-                optimize=optimize,
-                opset=opset,
-                dtype=dtype.torch() if dtype else torch.float32,
-                int8=int8,
-                calibrate=calibrate,
-                uint8_input=uint8_input,
-                top_k=top_k,
-                external_data=external_data,
-                force=force,
-                finetuned=finetuned,
-                progress=step,
-            )
+            options: dict[str, Any] = {
+                "static": static,
+                "optimize": optimize,
+                "opset": opset,
+                "dtype": dtype.torch() if dtype else torch.float32,
+                "int8": int8,
+                "calibrate": calibrate,
+                "uint8_input": uint8_input,
+                "top_k": top_k,
+                "external_data": external_data,
+                "force": force,
+                "finetuned": finetuned,
+                "progress": step,
+            }
+            folder = write_folder(network, target, **options) if hub is not None else None
+            done = folder.exported if folder is not None else export_onnx(network, target, **options)
             features = network.meta["origin"].changes.head in HEADLESS
             document = {
                 "path": str(target),
@@ -120,8 +134,12 @@ def command(
             lines = [
                 f"opset {done.opset}, input {done.input} ({shape})",
                 f"{done.check.name} at {render.number(done.checked_on)}: {done.check.detail}",
-                *(f"with the tensors in {part}" for part in done.files if part != target),
+                *(f"with the tensors in {part}" for part in done.files if part != done.path),
             ]
+            if folder is not None:
+                proved = folder.report is not None
+                document |= {"files": list(map(str, folder.files)), "proved": proved, "unproved": folder.unproved}
+                lines.append("the card has the proof" if proved else f"not proved: {folder.unproved}")
             if done.agreement is not None:
                 told = f"the features' cosine with float32's is {done.agreement:.4f} on"
                 told = told if features else f"the top class is float32's in {done.agreement:.0%} of"

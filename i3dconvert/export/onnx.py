@@ -71,6 +71,7 @@ class Exported:
     """Of int8 with float32: how often the top class is the same on the clips that it was calibrated on, or for
     features their cosine."""
     warning: str | None = None
+    precision: str = "float32"
 
 
 def export_onnx(
@@ -180,7 +181,7 @@ def export_onnx(
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in program.model.graph.inputs[0].shape)
     opset, noise = program.model.opset_imports[""], int8 and calibrate is None
     warning = "calibrated on noise; frames of your own (--calibrate) give better ranges" if noise else None
-    return Exported(path, tuple(files), name, shape, opset, checked_on, check, share, warning)
+    return Exported(path, tuple(files), name, shape, opset, checked_on, check, share, warning, precision)
 
 
 def _in_dtype(network: Network3d, dtype: torch.dtype) -> Network3d:

@@ -42,18 +42,7 @@ def _config(origin: Origin) -> dict[str, Any]:
 
 def _files(origin: Origin) -> dict[str, Any]:
     """What stands beside the weights."""
-    given = origin.preprocessing
-    return {
-        "config.json": _config(origin),
-        "preprocessor_config.json": {
-            "video_processor_type": "TimesformerVideoProcessor",
-            "size": {"shortest_edge": given.resize},
-            "crop_size": {"height": given.size, "width": given.size},
-            "image_mean": list(given.mean),
-            "image_std": list(given.std),
-            "resample": {"bilinear": 2, "bicubic": 3}[given.interpolation],
-        },
-    }
+    return {"config.json": _config(origin), "preprocessor_config.json": origin.preprocessing.to_processor()}
 
 
 def _build(origin: Origin) -> nn.Module:

@@ -6,12 +6,13 @@ import copy
 import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from i3dconvert.errors import RecipeError
+from i3dconvert.errors import CheckpointError, RecipeError
 from i3dconvert.fillings import Filling
 from i3dconvert.kernels import FORMS, INITS, PADDINGS, TEMPORAL_POOLS, TIME_EMBEDDINGS, Style
 from i3dconvert.lift.graph import Layer, Lifted, lift
@@ -95,10 +96,39 @@ class Network3d(fx.GraphModule):
         _keep_out_of_state(copied, set(self.state_dict()))
         return copied
 
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options: Any) -> Network3d:
+        """The network in a folder, or in a repository on the Hugging Face hub (`options` are huggingface_hub's).
+
+        Raises `CheckpointError`; so do the two methods below, `ExportError` too for a network made in memory.
+        """
+        network: Network3d = _pretrained().load(str(name), **options)
+        return network
+
+    def save_pretrained(self, folder: str | Path, finetuned: bool = False) -> None:
+        """Write `model.safetensors`, configuration, preprocessing and a card into `folder`."""
+        _pretrained().Pretrained(self, finetuned).save_pretrained(folder)
+
+    def push_to_hub(self, name: str, finetuned: bool = False, **options: Any) -> str:
+        """Upload what `save_pretrained` writes to the hub's repository `name`; returns its address."""
+        address: str = _pretrained().Pretrained(self, finetuned).push_to_hub(name, **options)
+        return address
+
     def frames_left(self, frames: int) -> int:
         """T' for a clip of `frames`; raises `FramesError` when the recipe's strides do not allow that many."""
         count = lengths(self.graph, frames)
         return min(count.values())
+
+
+def _pretrained() -> Any:
+    """huggingface_hub's mixin around a network; huggingface_hub is not needed for anything else."""
+    try:
+        from i3dconvert import pretrained
+    except ImportError as error:
+        raise CheckpointError(
+            f"the hub's files are read and written by huggingface_hub ({error}): pip install huggingface_hub"
+        ) from None
+    return pretrained
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,177 @@
+"""A folder as the Hugging Face hub has them, which others load with i3dconvert and without."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import i3dconvert
+from i3dconvert import checkpoint
+from i3dconvert.backbones import Origin
+from i3dconvert.backbones.changes import HEADLESS
+from i3dconvert.checkpoint import Document
+from i3dconvert.errors import ExportError, VerificationError, WeightsError
+from i3dconvert.export import Exported, export_onnx
+from i3dconvert.files import WEIGHTS, replacing_in
+from i3dconvert.lift.network import Network3d
+from i3dconvert.names import HF, USER
+from i3dconvert.templates import render
+from i3dconvert.verification import Report, verify
+from i3dconvert.verification.effort import Progress, silent
+
+CARD, CONFIG, PREPROCESSOR, GRAPH = "README.md", "config.json", "preprocessor_config.json", "model.onnx"
+FRAMES = 16
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What was written."""
+
+    path: Path
+    files: tuple[Path, ...]
+    report: Report | None
+    unproved: str
+    """Why there is no report."""
+    exported: Exported
+
+
+def write_folder(
+    network: Network3d,
+    path: str | Path,
+    *,
+    finetuned: bool = False,
+    force: bool = False,
+    progress: Progress = silent,
+    **options: Any,
+) -> Folder:
+    """Verify a network, export it (`options` are those of `export_onnx`), and write both with a card.
+
+    Raises `ExportError` for a network that is not equal to its 2D one, and what `export_onnx` raises; nothing is left
+    at `path` then. One that can't be verified (fine-tuned, or its 2D weights are gone) is written, and its card says
+    so.
+    """
+    path, origin = Path(path), origin_of(network)
+    with replacing_in(path, force) as made:
+        report, unproved = _proof(network, finetuned, progress)
+        if report is not None and not report.passed:
+            raise ExportError(f"the network is not equal to its 2D network, and was not written: {report.reason}")
+        exported = export_onnx(network, made / GRAPH, finetuned=finetuned, progress=progress, **options)
+        sha256 = checkpoint.save(network, made / WEIGHTS, finetuned=finetuned)
+        describe_in(made, Document(network.inflation, origin, sha256, finetuned), report, unproved, exported)
+        files = tuple(path / file.name for file in sorted(made.iterdir()))
+    parts = tuple(path / file.name for file in exported.files)
+    return Folder(path, files, report, unproved, replace(exported, path=path / GRAPH, files=parts))
+
+
+def origin_of(network: Network3d) -> Origin:
+    """Where a network comes from; raises `ExportError` for one that nobody else can build."""
+    origin: Origin | None = network.meta.get("origin")
+    if origin is None:
+        raise ExportError("a network made from a module in memory can't be built anew by others; save its state dict")
+    return origin
+
+
+def _proof(network: Network3d, finetuned: bool, progress: Progress) -> tuple[Report | None, str]:
+    if finetuned:
+        return None, "its weights were fine-tuned, so that there is no 2D network that it should be equal to"
+    progress("reading the 2D network")
+    try:
+        return verify(origin_of(network).load(), network, progress=progress), ""
+    except (WeightsError, VerificationError) as error:
+        return None, str(error)
+
+
+def describe_in(
+    folder: Path, document: Document, report: Report | None, unproved: str, exported: Exported | None
+) -> None:
+    """Write what stands beside the weights: configuration, preprocessing, card."""
+    assert document.origin is not None
+    config = _config(document, exported, folder)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    processor = document.origin.preprocessing.to_processor()
+    (folder / PREPROCESSOR).write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(_card(document, config, report, unproved, exported), encoding="utf-8")
+
+
+def _config(document: Document, exported: Exported | None, folder: Path) -> dict[str, Any]:
+    origin = document.origin
+    assert origin is not None
+    names = origin.class_names() or [f"class {index}" for index in range(origin.classes)]
+    config: dict[str, Any] = {
+        "library_name": "i3dconvert",
+        "architectures": ["Network3d"],
+        "architecture": origin.backbone.qualified,
+        "num_classes": origin.classes,
+        "num_channels": origin.input[0],
+        "image_size": origin.input[1],
+        "num_frames": max(FRAMES, document.inflation.minimum_frames),
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "i3dconvert": json.loads(document.dumps(folder)),
+    }
+    if exported is not None:
+        config["onnx"] = {"file": exported.path.name, "input": exported.input, "shape": list(exported.shape)}
+    return config
+
+
+def _card(
+    document: Document,
+    config: Mapping[str, Any],
+    report: Report | None,
+    unproved: str,
+    exported: Exported | None,
+) -> str:
+    origin = document.origin
+    assert origin is not None
+    licence = origin.licence()
+    head: dict[str, Any] = {"library_name": "i3dconvert", "tags": ["i3dconvert", "video", "3d", "inflated"]}
+    if exported is not None:
+        head["tags"] = [*head["tags"], "onnx"]
+    if origin.classes and origin.changes.head not in HEADLESS:
+        head["pipeline_tag"] = "video-classification"
+    if licence:
+        head["license"] = licence
+    if base := base_model(origin):
+        head["base_model"] = base
+    shape = [origin.input[0], config["num_frames"], *origin.input[1:]]
+    return render(
+        "card.md",
+        head={key: json.dumps(value) for key, value in head.items()},
+        document=document,
+        origin=origin,
+        inflation=document.inflation,
+        report=report,
+        unproved=unproved,
+        exported=exported,
+        licence=licence,
+        shape=shape,
+        example=_example(exported, shape) if exported is not None else None,
+        needs_file=origin.backbone.name if origin.backbone.source == USER else "",
+        version=i3dconvert.__version__,
+        torch=torch.__version__.partition("+")[0],
+    )
+
+
+def base_model(origin: Origin) -> str:
+    """The repository on the hub that the 2D weights are from, or nothing."""
+    if origin.weights.kind != "pretrained":
+        return ""
+    if origin.backbone.source == HF:
+        return "" if origin.backbone.of_files else origin.backbone.name
+    name = str(origin.weights.name)
+    if name.startswith("hf-hub:"):
+        return name.removeprefix("hf-hub:")
+    return f"timm/{origin.backbone.name}.{name}" if origin.backbone.source == "timm" else ""
+
+
+def _example(exported: Exported, shape: list[Any]) -> dict[str, Any]:
+    """A clip of zeros as the graph takes it: its shape and numpy's name of its type."""
+    channels, frames, height, width = shape
+    if exported.input == "frames":
+        return {"shape": (1, frames, height, width, channels), "dtype": "uint8"}
+    half = exported.precision == "float16"
+    return {"shape": (1, channels, frames, height, width), "dtype": "float16" if half else "float32"}
