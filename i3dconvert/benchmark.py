@@ -6,7 +6,7 @@ import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,6 +78,15 @@ class Measurement:
         """Plain data."""
         clips = self.case.batch / self.seconds
         return asdict(self) | {"clips_per_second": clips, "frames_per_second": self.frames_per_second}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Measurement:
+        """Read what `to_dict` wrote; raises `BenchmarkError`."""
+        try:
+            known = {name: document[name] for name in cls.__dataclass_fields__ if name != "case"}
+            return cls(Case(**document["case"]), **known)
+        except (KeyError, TypeError) as error:
+            raise BenchmarkError(f"this is not what `bench --json` prints: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,21 @@ from i3dconvert.errors import OutputError
 from i3dconvert.files import check_output, replacing
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from i3dconvert.benchmark import Measurement
     from i3dconvert.classification import Moment
 
 FORMATS = (".svg", ".png")
+PAGE = (".html",)
 LINES = 5
 """Classes in a time line."""
 
 
-def check_chart(path: Path, force: bool) -> None:
+def check_chart(path: Path, force: bool, what: str = "chart", formats: Sequence[str] = FORMATS) -> None:
     """Raise `OutputError` early, before anything is measured, where no chart can be drawn."""
-    if path.suffix not in FORMATS:
-        raise OutputError(f"no chart in {path.name}: its name has to end in {' or '.join(FORMATS)}")
+    if path.suffix not in formats:
+        raise OutputError(f"no {what} in {path.name}: its name has to end in {' or '.join(formats)}")
     check_output(path, force)
     try:
         import matplotlib  # noqa: F401
@@ -30,7 +33,14 @@ def check_chart(path: Path, force: bool) -> None:
 
 
 def draw(results: Sequence[Measurement], path: Path, force: bool = False) -> None:
-    """Write one group of bars a network, one bar a runtime, milliseconds to the right; raises `OutputError`."""
+    """Write the bars of measurements; raises `OutputError`."""
+    figure = bars(results)
+    with replacing(path, force) as place:
+        figure.savefig(place, format=path.suffix[1:])
+
+
+def bars(results: Sequence[Measurement], colours: Sequence[str] | None = None) -> Figure:
+    """One group of bars a network, one bar a runtime, milliseconds to the right."""
     from matplotlib.figure import Figure
 
     groups = list(dict.fromkeys(_group(result) for result in results))
@@ -42,14 +52,15 @@ def draw(results: Sequence[Measurement], path: Path, force: bool = False) -> Non
         mine = [result for result in results if result.case.runtime == runtime]
         places = [groups.index(_group(result)) + index * thickness for result in mine]
         spreads = [500 * result.spread for result in mine]
-        bars = axes.barh(places, [1000 * result.seconds for result in mine], thickness, xerr=spreads, label=runtime)
-        axes.bar_label(bars, fmt="%.0f", padding=3)
-    axes.set_yticks([place + 0.4 - thickness / 2 for place in range(len(groups))], groups)
+        colour = colours[index] if colours else None
+        times = [1000 * result.seconds for result in mine]
+        drawn = axes.barh(places, times, thickness, xerr=spreads, label=runtime, color=colour)
+        axes.bar_label(drawn, fmt="%.0f", padding=3)
+    axes.set_yticks([place + 0.4 - thickness / 2 for place in range(len(groups))], map(plain, groups))
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds a forward pass, median and quartiles")
-    axes.legend()
-    with replacing(path, force) as place:
-        figure.savefig(place, format=path.suffix[1:])
+    figure.legend(loc="outside upper right", ncols=len(runtimes), frameon=False)
+    return figure
 
 
 def _group(result: Measurement) -> str:

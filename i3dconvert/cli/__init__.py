@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from i3dconvert import __version__
-from i3dconvert.cli import bench, classify, export, inflate, inspect, list, trust, verify
+from i3dconvert.cli import bench, classify, export, inflate, inspect, list, report, trust, verify
 from i3dconvert.cli.render import show_error
 from i3dconvert.errors import I3DError
 
@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (list, inflate, verify, export, inspect, classify, bench, trust):
+for module in (list, inflate, verify, export, report, inspect, classify, bench, trust):
     app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLE)(module.command)
 
 

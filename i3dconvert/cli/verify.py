@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.options import Device, Dtype, File, Json, Layout, Quiet, the_checkpoint
+from i3dconvert.cli.options import Device, Dtype, File, Force, Json, Layout, Quiet, the_checkpoint
 
 if TYPE_CHECKING:
     from i3dconvert.verification import Report
@@ -42,11 +43,19 @@ def command(
         Path | None, typer.Option(help="The file with the 2D weights, where it is not found.", show_default=False)
     ] = None,
     layout: Layout = "",
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write what was found to this .html file.", show_default=False)
+    ] = None,
+    force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Prove that a 3D checkpoint, or an exported ONNX file, equals its 2D network."""
     path = the_checkpoint(file)
+    if report is not None:
+        from i3dconvert.chart import PAGE, check_chart
+
+        check_chart(report, force, "report", PAGE)
     with render.progress(quiet or json) as step:
         step("importing torch")
         from i3dconvert.verification import TOLERANCES, Settings, verify_file
@@ -54,14 +63,24 @@ def command(
         device.check()
         dtypes = tuple(TOLERANCES) if dtype is None else (dtype.torch(),)
         settings = Settings(frames, size, dtypes, tolerance, layers, tuple(images or ()), device=device.value)
-        report = verify_file(path, settings, reference, layout, progress=step)
+        if report is not None:
+            settings = replace(settings, layers=True)
+        found = verify_file(path, settings, reference, layout, progress=step)
+        if report is not None:
+            from i3dconvert.reporting import write_report
+            from i3dconvert.reporting.subject import subject_of
+
+            step("drawing")
+            write_report(report, [subject_of(path, found, frames=frames)], force=force)
     if json:
-        render.show_json({"file": str(path), **report.to_dict()})
+        render.show_json({"file": str(path), **found.to_dict()})
     elif not quiet:
-        _show(report, path)
-    if not report.passed:
+        _show(found if layers or not found.passed else replace(found, layers=[]), path)
+        if report is not None:
+            render.show(f"wrote {report}")
+    if not found.passed:
         if not json:
-            render.show_error(f"{path} is not equal to its 2D network: {report.reason}")
+            render.show_error(f"{path} is not equal to its 2D network: {found.reason}")
         raise typer.Exit(1)
 
 

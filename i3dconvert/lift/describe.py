@@ -14,6 +14,7 @@ from i3dconvert.fillings import Filling
 from i3dconvert.kernels import deflate
 from i3dconvert.lift.divided import TIME
 from i3dconvert.lift.graph import Layer
+from i3dconvert.lift.lengths import lengths
 from i3dconvert.lift.modules import PaddedPool3d, in_space
 from i3dconvert.lift.network import Inflation, Network3d
 from i3dconvert.recipes import Attending, Temporal
@@ -38,14 +39,10 @@ class LayerRow:
 
 def describe(network: Network3d) -> list[LayerRow]:
     """The layers that a recipe has a say in, in the order of computation; weights are not needed."""
-    fields = receptive_fields(network.graph)
-    nodes = {str(node.target) if node.op == "call_module" else node.name: node for node in network.graph.nodes}
-    nodes |= {node.name: node for node in network.graph.nodes}
+    fields, nodes = receptive_fields(network.graph), _nodes(network)
     fillings = network.inflation.fillings
     rows = []
-    for layer in network.inflation.layers:
-        if layer.geometry.kind == "upsample":
-            continue
+    for layer in layers_of(network):
         if layer.geometry.kind == "attention":
             added = network.get_submodule(f"{layer.name}{TIME}") if getattr(layer.temporal, "divided", False) else None
             parameters = sum(tensor.numel() for tensor in added.parameters()) if added else 0
@@ -71,10 +68,38 @@ def describe(network: Network3d) -> list[LayerRow]:
     return rows
 
 
+def _nodes(network: Network3d) -> dict[str, fx.Node]:
+    """The graph's nodes by their names, and by those of the modules that they call."""
+    nodes = {str(node.target) if node.op == "call_module" else node.name: node for node in network.graph.nodes}
+    return nodes | {node.name: node for node in network.graph.nodes}
+
+
+def frames_left(network: Network3d, frames: int) -> dict[str, int]:
+    """By layer, how many of a clip's frames there are at its output; raises `FramesError`."""
+    counts, nodes = lengths(network.graph, frames), _nodes(network)
+    names = {
+        layer.name: layer.node if layer.geometry.kind == "attention" else layer.name for layer in layers_of(network)
+    }
+    return {layer: counts[nodes[name]] for layer, name in names.items() if nodes[name] in counts}
+
+
+def layers_of(network: Network3d) -> list[Layer]:
+    """Those that a recipe has a say in and that are shown; upsampling follows from what it undoes."""
+    return [layer for layer in network.inflation.layers if layer.geometry.kind != "upsample"]
+
+
+def energy_by_tap(inflation: Inflation, state: Mapping[str, Tensor]) -> dict[str, tuple[float, ...]]:
+    """By layer, each tap's share of its kernel's energy (the sum of squares)."""
+    kernels = _kernels_in_time(inflation, state)
+    return {
+        name: tuple(_energy(kernel[:, :, tap]) / _energy(kernel) for tap in range(kernel.shape[2]))
+        for name, kernel in kernels.items()
+    }
+
+
 def beside_middle(inflation: Inflation, state: Mapping[str, Tensor]) -> dict[str, float]:
     """By layer, the share of its kernel's energy (the sum of squares) outside the middle tap, between 0 and 1."""
-    kernels = _kernels_in_time(inflation, state)
-    return {name: 1 - _energy(kernel[:, :, kernel.shape[2] // 2]) / _energy(kernel) for name, kernel in kernels.items()}
+    return {name: 1 - shares[len(shares) // 2] for name, shares in energy_by_tap(inflation, state).items()}
 
 
 def from_inflated(inflation: Inflation, state: Mapping[str, Tensor]) -> dict[str, float]:

@@ -1,0 +1,116 @@
+"""`i3dconvert report`."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from i3dconvert.cli import render
+from i3dconvert.cli.options import Force, FromLayout, Json, Quiet, reader
+
+if TYPE_CHECKING:
+    from i3dconvert.benchmark import Measurement
+    from i3dconvert.reporting import Subject
+
+EXAMPLE = "Example: i3dconvert report r152.safetensors r152.onnx -i cat.jpg    i3dconvert report r152.onnx bench.json"
+
+
+def command(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Checkpoints, exported .onnx files, and what `bench --json` printed.", metavar="FILE..."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page.", show_default="FILE-report.html")
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option("--images", "-i", help="Pictures to compare on as well; repeatable.", show_default=False),
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option("--frames", "-f", min=1, help="Of the clips.", show_default="16, or fewer")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option("--size", "-s", min=1, help="Height and width.", show_default="the backbone's")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="The file with the 2D weights, where it is not found.", show_default=False)
+    ] = None,
+    from_layout: FromLayout = "",
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Verify files and show what they are, on one page to look at and to pass on."""
+    from i3dconvert.chart import PAGE, check_chart
+
+    networks = [path for path in files if path.suffix != ".json"]
+    if not networks:
+        raise typer.BadParameter("name a checkpoint or an exported file as well")
+    target = output or networks[0].with_name(f"{networks[0].stem}-report.html")
+    check_chart(target, force, "report", PAGE)
+    with render.progress(quiet or json) as step:
+        step("importing torch")
+        from i3dconvert.errors import VerificationError
+        from i3dconvert.reporting import write_report
+        from i3dconvert.reporting.subject import subject_of
+        from i3dconvert.verification import Settings, verify_file
+
+        settings = Settings(frames, size, layers=True, images=tuple(images or ()))
+        read = reader(from_layout)
+        measured = [result for path in files if path not in networks for result in measurements(path)]
+        subjects: list[Subject] = []
+        for path in networks:
+            report, unproved = None, ""
+            try:
+                if from_layout:
+                    raise VerificationError("its weights were trained in 3D: no 2D network is there to be equal to")
+                report = verify_file(path, settings, reference, progress=step)
+            except VerificationError as error:
+                unproved = str(error)
+            subjects.append(subject_of(path, report, unproved, frames, read))
+        step("drawing")
+        write_report(target, subjects, measured, force)
+    if json:
+        render.show_json({"path": str(target), "files": [_document(subject) for subject in subjects]})
+    elif not quiet:
+        for subject in subjects:
+            render.show(f"{subject.path}: {_verdict(subject)}")
+        render.show(f"wrote {target}")
+    _fail_where_not_equal(subjects, json)
+
+
+def measurements(path: Path) -> list[Measurement]:
+    """What `bench --json` printed into a file; raises `BenchmarkError`."""
+    from i3dconvert.benchmark import Measurement
+    from i3dconvert.errors import BenchmarkError
+    from i3dconvert.files import check_input
+
+    check_input(path, BenchmarkError, "a file that `bench --json` printed")
+    try:
+        return [Measurement.from_dict(entry) for entry in jsonlib.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError, BenchmarkError, RecursionError) as error:
+        raise BenchmarkError(f"{path} is not what `i3dconvert bench --json` prints: {error}") from None
+
+
+def _verdict(subject: Subject) -> str:
+    if subject.report is None:
+        return f"not proved: {subject.unproved}"
+    return "equals its 2D network" if subject.report.passed else f"not equal to its 2D network: {subject.report.reason}"
+
+
+def _document(subject: Subject) -> dict[str, object]:
+    found = subject.report.to_dict() if subject.report is not None else {"unproved": subject.unproved}
+    return {"file": str(subject.path), **found}
+
+
+def _fail_where_not_equal(subjects: Sequence[Subject], json: bool) -> None:
+    wrong = [subject for subject in subjects if subject.report is not None and not subject.report.passed]
+    if wrong:
+        if not json:
+            render.show_error(f"{wrong[0].path}: {_verdict(wrong[0])}")
+        raise typer.Exit(1)
