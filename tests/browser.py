@@ -35,5 +35,5 @@ def chromium(*arguments: str) -> Iterator[Chrome]:
 
 
 def console(driver: Chrome) -> list[str]:
-    """What a page wrote to the console: errors of its own, of the network, and of the security policy."""
-    return [entry["message"] for entry in driver.get_log("browser")]
+    """The errors in a page's console: of its own, of the network, and of the security policy."""
+    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
