@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint sweep fuzz clean
+.PHONY: demo test lint docs figures sweep fuzz clean
 
 demo: $(INSTALLED)  ## the main job on real weights and pictures
 	$(PYTHON) examples/demo.py
@@ -15,6 +15,12 @@ lint: $(INSTALLED)  ## ruff and mypy
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+
+docs: $(INSTALLED)  ## the site, in build/site; a warning is an error
+	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet docs build/site
+
+figures: $(INSTALLED)  ## the pictures of README.md and docs/
+	$(PYTHON) docs/figures.py
 
 sweep: $(INSTALLED)  ## every backbone (resumable; build/sweep.jsonl), docs/coverage.md from it, then the long tests
 	$(PYTHON) -m tests.sweep --init center mean

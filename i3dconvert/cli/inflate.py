@@ -264,7 +264,8 @@ def _show(written: Written, layers: list[LayerRow], verbose: bool) -> None:
     told = f"recipe {inflation.recipe.name}, init {style.init}, temporal padding {style.padding}"
     told += ", (2+1)D convolutions" if style.conv == "2plus1d" else ""
     render.show(f"{written.origin.backbone.qualified}, weights {written.origin.weights}; {told}")
-    render.show(f"clips of {inflation.minimum_frames} frames or more")
+    least = inflation.minimum_frames
+    render.show(f"clips of {least} frame{'s' * (least > 1)} or more")
     kept = sum(layer.operation == "Attention (one frame)" for layer in layers)
     if kept:
         render.show(f"{kept} attentions see one frame each; --recipe joint, divided or video-swin lets them see others")

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Check:
-    """One check. `error` is relative (max |Δ| / max |reference|) where the check measures one."""
+    """One check. `error` is relative, `max |Δ| / max |reference|`, where the check measures one."""
 
     name: str
     passed: bool

@@ -19,7 +19,8 @@ async function load() {
   const gpu = await globalThis.navigator.gpu?.requestAdapter().catch(() => null)
   for (const provider of gpu ? ["webgpu", "wasm"] : ["wasm"]) {
     try {
-      const session = await ort.InferenceSession.create("model/model.onnx", { executionProviders: [provider] })
+      const options = { executionProviders: [provider], logSeverityLevel: 3 }
+      const session = await ort.InferenceSession.create("model/model.onnx", options)
       return { config, preprocessing, session, provider }
     } catch (error) {
       if (provider === "wasm") throw error
