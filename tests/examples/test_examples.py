@@ -40,7 +40,7 @@ def test_demo(tmp_path: Path) -> None:
     assert all(answer.startswith("carphone_pristine.mp4: bow tie 0.") for answer in answers)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.sweep)])
 def test_finetune(processes: int, tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", str(processes)) if processes > 1 else ()
     said = run("finetune.py", str(tmp_path), "--steps", "10", launcher=launcher)

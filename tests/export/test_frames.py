@@ -47,8 +47,15 @@ def difference(network: Network3d, form: nn.Module, clip: torch.Tensor) -> float
 
 
 @pytest.mark.parametrize(("name", "recipe"), CASES)
-@pytest.mark.parametrize("init", ["center", "mean"])
-@pytest.mark.parametrize("tuned", [False, True])
+@pytest.mark.parametrize(
+    ("init", "tuned"),
+    [
+        ("center", False),
+        ("mean", True),
+        pytest.param("center", True, marks=pytest.mark.sweep),
+        pytest.param("mean", False, marks=pytest.mark.sweep),
+    ],
+)
 def test_the_same_function(name: str, recipe: str | None, init: str, tuned: bool) -> None:
     size = None if "deit" in name else 64
     network = inflate_loaded(*backbones.load(name, "random", size=size), recipe, init).eval().double()
