@@ -17,7 +17,7 @@ lint: $(INSTALLED)  ## ruff and mypy
 	$(PYTHON) -m mypy
 
 docs: $(INSTALLED)  ## the site, in build/site; a warning is an error
-	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet docs build/site
+	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet --fresh-env docs build/site
 
 figures: $(INSTALLED)  ## the pictures of README.md and docs/
 	$(PYTHON) docs/figures.py

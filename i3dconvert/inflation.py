@@ -75,8 +75,7 @@ def inflate(
     Returns:
         An ordinary module with the 2D network's key names and modes, its tensors apart from the 2D network's.
 
-    Raises:
-        BackboneError, WeightsError, RecipeError, LiftError.
+    Raises `BackboneError`, `WeightsError`, `RecipeError`, `LiftError`.
     """
     if isinstance(model, str):
         changes = changes_of(in_channels, in_init, num_classes, head, seed)

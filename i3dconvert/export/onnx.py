@@ -112,8 +112,7 @@ def export_onnx(
         top_k: the outputs are the probabilities and the indices of so many best classes, `scores` and `classes`.
         external_data: the tensors go to a file beside the graph, which runtimes map instead of reading it.
 
-    Raises:
-        ExportError, OutputError, MediaError.
+    Raises `ExportError`, `OutputError`, `MediaError`.
     """
     path = Path(path)
     check_output(path, force)
