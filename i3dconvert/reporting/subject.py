@@ -69,7 +69,8 @@ def subject_of(
 ) -> Subject:
     """What there is to show of a file, of whose network a clip of `frames` is followed.
 
-    Of an exported file there are no taps to show: its tensors are not the network's any more. Raises `CheckpointError`.
+    Of an exported file there are no taps to show: its tensors are not the network's any more; nor of one whose tensors
+    are not those of its recipe, which `report` tells. Raises `CheckpointError`.
     """
     exported = path.suffix == ".onnx"
     document, state = (checkpoint.read_document(path), {}) if exported else read(path)
@@ -77,7 +78,8 @@ def subject_of(
         return Subject(path, document, report, unproved)
     network = checkpoint.rebuild(document, document.origin.build())
     layers, taps = describe(network), {}
-    if state:
+    shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
+    if shapes == {key: tensor.shape for key, tensor in state.items()}:
         layers = with_training(layers, from_inflated(network.inflation, state))
         taps = energy_by_tap(network.inflation, state)
     frames = max(frames or FRAMES, network.inflation.minimum_frames)

@@ -12,6 +12,8 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
@@ -198,6 +200,17 @@ def test_report_of_an_export_beside_a_changed_checkpoint(run: Run, subject: Subj
     text = Path("net-report.html").read_text()
     assert "wrong.safetensors is not equal to its 2D network" in text
     assert "Speed" in text
+
+
+def test_report_of_a_file_that_lacks_a_tensor(run: Run, subject: Subject) -> None:
+    with safe_open(subject.path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        del tensors["conv5.0.weight"]
+        save_file(tensors, "cut.safetensors", file.metadata())
+    result = run("report", "cut.safetensors", "-o", "page.html")
+    assert result.code == 1
+    assert "not equal to its 2D network: integrity" in result.err
+    assert "cut.safetensors is not equal to its 2D network" in Path("page.html").read_text()
 
 
 def test_measurements_come_back_as_they_were() -> None:
