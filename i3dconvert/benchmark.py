@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -61,7 +61,8 @@ class Measurement:
     seconds: float
     spread: float
     peak_memory: int
-    """Bytes that loading and running the network took: of the process, or of torch's allocator on a GPU."""
+    """Bytes that loading and running the network took: of the process, or of torch's allocator on a GPU; 0 where the
+    system does not say."""
     gflops: float
     """Of one forward pass of the 3D network, a multiplication and an addition counting two (10⁹)."""
     matrix_gflops: float
@@ -275,8 +276,13 @@ def _onnxruntime_product(a: Tensor, b: Tensor) -> Run:
 
 
 def _memory(field: str) -> int:
-    """Bytes of this process, by a field of Linux's `/proc/self/status`; elsewhere its high-water mark."""
+    """Bytes of this process, by a field of Linux's `/proc/self/status`; elsewhere its peak, if it has one."""
     with suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

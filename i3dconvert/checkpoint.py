@@ -161,7 +161,7 @@ def _write_folder(
     assert document.origin is not None
     with replacing_in(path, force) as folder:
         for name, content in document.target.files(document.origin).items():
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return _write_safetensors(folder / WEIGHTS, document, places, pieces, force)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import os
 import signal
 import sys
@@ -58,6 +59,9 @@ def _terminated(signum: int, frame: Any) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     signal.signal(signal.SIGTERM, _terminated)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # of a locale without the multiplication sign
     # Python looks for cycles in all that is left when it ends; in what torch's import leaves, for most of a second.
     atexit.register(gc.freeze)
     try:

@@ -86,7 +86,7 @@ def command(
                 f"{result.spread * 500:.1f}",
                 f"{result.case.batch / result.seconds:.2f}",
                 f"{result.frames_per_second:.1f}",
-                round(result.peak_memory / 2**20),
+                round(result.peak_memory / 2**20) or None,
                 f"{result.gflops:.1f}",
                 f"{result.share:.0%}",
             )

@@ -70,8 +70,8 @@ def test_words_that_name_nothing(words: tuple[str, ...], says: str, run: Run) ->
     [
         (("inflate",), "BACKBONE"),
         (("inflate", "resnet18", "--init", "middle"), "middle"),
-        (("export",), "--onnx or --safetensors"),
-        (("export", "--onnx", "--safetensors"), "--onnx or --safetensors"),
+        (("export",), "--onnx, --safetensors and --hub"),
+        (("export", "--onnx", "--safetensors"), "--onnx, --safetensors and --hub"),
         (("verify", "--frames", "0"), "--frames"),
         (("deflate",), "deflate"),
     ],
