@@ -21,11 +21,10 @@ from i3dconvert.files import WEIGHTS, replacing_in
 from i3dconvert.lift.network import Network3d
 from i3dconvert.names import HF, USER
 from i3dconvert.templates import render
-from i3dconvert.verification import Report, verify
+from i3dconvert.verification import FRAMES, Report, verify
 from i3dconvert.verification.effort import Progress, silent
 
 CARD, CONFIG, PREPROCESSOR, GRAPH = "README.md", "config.json", "preprocessor_config.json", "model.onnx"
-FRAMES = 16
 
 
 @dataclass(frozen=True)

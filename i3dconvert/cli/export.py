@@ -92,7 +92,6 @@ def command(
         from i3dconvert import checkpoint
         from i3dconvert.backbones.changes import HEADLESS
         from i3dconvert.export import export_onnx
-        from i3dconvert.hub import write_folder
         from i3dconvert.lift.network import cast
 
         network, finetuned = checkpoint.load_for_export(path, weights, reader(from_layout))
@@ -116,7 +115,11 @@ def command(
                 "finetuned": finetuned,
                 "progress": step,
             }
-            folder = write_folder(network, target, **options) if hub is not None else None
+            folder = None
+            if hub is not None:
+                from i3dconvert.hub import write_folder
+
+                folder = write_folder(network, target, **options)
             done = folder.exported if folder is not None else export_onnx(network, target, **options)
             features = network.meta["origin"].changes.head in HEADLESS
             document = {

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example: i3dconvert report r152.safetensors r152.onnx -i cat.jpg    i3dconvert report r152.onnx bench.json"
 
+TRAINED = "its weights were trained in 3D: no 2D network is there to be equal to"
+
 
 def command(
     files: Annotated[
@@ -65,11 +67,9 @@ def command(
         measured = [result for path in files if path not in networks for result in measurements(path)]
         subjects: list[Subject] = []
         for path in networks:
-            report, unproved = None, ""
+            report, unproved = None, TRAINED if from_layout else ""
             try:
-                if from_layout:
-                    raise VerificationError("its weights were trained in 3D: no 2D network is there to be equal to")
-                report = verify_file(path, settings, reference, progress=step)
+                report = None if from_layout else verify_file(path, settings, reference, progress=step)
             except VerificationError as error:
                 unproved = str(error)
             subjects.append(subject_of(path, report, unproved, frames, read))

@@ -81,7 +81,8 @@ def _checks(found: Sequence[Check]) -> Figure:
         if check.error is not None:
             axes.plot([max(check.error, SMALLEST)], [row], "o", color=colour, markersize=6)
     axes.set_xscale("log")
-    axes.set_xlim(SMALLEST / 2, max(1.0, *(2 * (check.error or 0) for check in found)))
+    finite = [check.error for check in found if check.error is not None and math.isfinite(check.error)]
+    axes.set_xlim(SMALLEST / 2, max(1.0, 2 * max(finite, default=0.0)))
     axes.set_yticks(range(len(found)), [plain(check.name) for check in found])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")

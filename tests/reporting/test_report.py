@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,7 +122,8 @@ def test_a_hostile_name_stays_text(browser: Chrome, subject: Subject, tmp_path: 
 def test_a_failure_comes_first_and_a_missing_proof_is_no_failure(
     browser: Chrome, subject: Subject, tmp_path: Path
 ) -> None:
-    failed = Report([Check("weight identity", False, "conv5.0.weight differs")])
+    endless = [Check(f"forward equality {error}", False, "", error, 1e-5) for error in (math.inf, math.nan)]
+    failed = Report([Check("weight identity", False, "conv5.0.weight differs"), *endless])
     wrong = dataclasses.replace(subject, path=Path("wrong.onnx"), report=failed)
     seen = opened(browser, tmp_path / "report.html", page([subject, wrong]))
     assert seen.startswith("✗\nwrong.onnx is not equal to its 2D network\nWeight identity: conv5.0.weight differs")
