@@ -2,6 +2,8 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+# The exact versions; empty: the newest of everything.
+CONSTRAINTS ?= constraints.txt
 
 .PHONY: demo test lint docs figures sweep fuzz clean
 
@@ -32,9 +34,9 @@ sweep: $(INSTALLED)  ## every backbone (resumable; build/sweep.jsonl), docs/cove
 fuzz: $(INSTALLED)  ## 11,900 mutated checkpoints, weight files, recipes and ONNX files
 	$(PYTHON) -m pytest -m fuzz tests/test_fuzz.py
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PYTHON) -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[dev]'
 	touch $@
 
 clean:
