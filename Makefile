@@ -13,10 +13,11 @@ demo: $(INSTALLED)  ## the main job on real weights and pictures
 test: $(INSTALLED)  ## the tests
 	$(PYTHON) -m pytest --numprocesses 2 --dist worksteal
 
-lint: $(INSTALLED)  ## ruff and mypy
+lint: $(INSTALLED)  ## ruff, mypy and the order of the floors
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 
 docs: $(INSTALLED)  ## the site, in build/site; a warning is an error
 	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet --fresh-env docs build/site
@@ -25,10 +26,10 @@ figures: $(INSTALLED)  ## the pictures of README.md and docs/
 	$(PYTHON) docs/figures.py
 
 sweep: $(INSTALLED)  ## every backbone (resumable; build/sweep.jsonl), docs/coverage.md from it, then the long tests
-	$(PYTHON) -m tests.sweep --init center mean
-	-$(PYTHON) -m tests.sweep 'timm/*'  # what does not run is a row of the table
-	$(PYTHON) -m tests.sweep --attentions '*'
-	$(PYTHON) -m tests.sweep --table
+	$(PYTHON) -m tools.sweep --init center mean
+	-$(PYTHON) -m tools.sweep 'timm/*'  # what does not run is a row of the table
+	$(PYTHON) -m tools.sweep --attentions '*'
+	$(PYTHON) -m tools.sweep --table
 	$(PYTHON) -m pytest -m sweep
 
 fuzz: $(INSTALLED)  ## 11,900 mutated checkpoints, weight files, recipes and ONNX files

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from i3dconvert.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from i3dconvert.checkpoint import load, save
@@ -27,19 +27,8 @@ _HOMES = {
     "save": "checkpoint",
     "verify": "verification",
 }
-__all__ = [
-    "I3DError",
-    "Network3d",
-    "Recipe",
-    "Report",
-    "__version__",
-    "export_onnx",
-    "inflate",
-    "load",
-    "optimize",
-    "save",
-    "verify",
-]
+__all__ = ["I3DError", "Network3d", "Recipe", "Report", "__version__"]
+__all__ += ["export_onnx", "inflate", "load", "optimize", "save", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,15 +7,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from i3dconvert.backbones import Backbone, Changes, Origin, Weights, build, library, parse, qualified_names
+from i3dconvert.backbones import Backbone, Changes, Origin, Weights, build, parse, qualified_names
 from i3dconvert.backbones.changes import RGB, default_in_init, head_of
-from i3dconvert.checkpoint import Document
+from i3dconvert.checkpoint.document import Document
 from i3dconvert.errors import LayoutError
 from i3dconvert.files import in_folder
-from i3dconvert.frameworks import Framework, Target, framework, split
+from i3dconvert.frameworks import Framework, Target, framework_of, split
 from i3dconvert.kernels import Style
-from i3dconvert.lift.divided import TIME
-from i3dconvert.lift.graph import RELATIVE
+from i3dconvert.lift.attention.divided import TIME
+from i3dconvert.lift.attention.joint import RELATIVE
 from i3dconvert.lift.network import plan
 from i3dconvert.weights import State, digest, read_state
 
@@ -26,32 +26,32 @@ def adopt(path: Path, layout: str) -> tuple[Document, State]:
     Its weights count as fine-tuned: there is no 2D network that they should be equal to. Raises `LayoutError`,
     `WeightsError`.
     """
-    known, name = framework(layout), split(layout)[1]
-    tensors = known.unwrapped(read_state(in_folder(path)), str(path))
+    framework, name = framework_of(layout), split(layout)[1]
+    tensors = framework.unwrapped(read_state(in_folder(path)), str(path))
     fitting: dict[str, tuple[Document, State]] = {}
     refusals = []
-    if name and (own := known.network(name) if not known.named_by_backbone else None) and own.package:
+    if name and (own := framework.network(name) if not framework.named_by_backbone else None) and own.package:
         raise LayoutError(
             f"which {name} {path} is of does not follow from its tensors; in Python: "
             "inflate(model2d, 'volumetric').load_state_dict(torch.load(path))"
         )
-    for target in (target for target in known.targets if not target.package):
+    for target in (target for target in framework.targets if not target.package):
         if not name and not all(any(fnmatchcase(key, glob) for key in tensors) for glob in target.needs):
             continue
-        if known.named_by_backbone or name in ("", target.name):
+        if framework.named_by_backbone or name in ("", target.name):
             try:
-                fitting[target.name] = _adopted(known, target, tensors, name, path)
+                fitting[target.name] = _adopted(framework, target, tensors, name, path)
             except LayoutError as error:
                 refusals.append(str(error))
     found = list(fitting.values())
     if len(fitting) > 1 and any(_means(document) != _means(found[0][0]) for document, _ in found):
-        choices = " and ".join(f"{known.name}:{target}" for target in fitting)
+        choices = " and ".join(f"{framework.name}:{target}" for target in fitting)
         raise LayoutError(
             f"{path} has the tensors of {choices} alike, which differ in what its tensors don't tell; name one"
         )
     if not fitting:
         if not refusals:
-            known.network(name)
+            framework.network(name)
         raise LayoutError("; ".join(refusals))
     return found[0]
 
@@ -63,15 +63,17 @@ def _means(document: Document) -> tuple[Any, ...]:
     return inflation.recipe, inflation.style, origin.backbone, origin.changes, origin.preprocessing, document.sha256
 
 
-def _adopted(known: Framework, target: Target, tensors: State, name: str, path: Path) -> tuple[Document, State]:
-    if target.made is not None:
-        raise LayoutError(f"{known.name}'s {target.name} is no 3D form of one of our networks: it can't be read back")
-    state = known.restored(target, tensors, str(path))
-    backbone, changes, classes = _backbone(state, known, target, name, path)
+def _adopted(framework: Framework, target: Target, tensors: State, name: str, path: Path) -> tuple[Document, State]:
+    if target.transform is not None:
+        raise LayoutError(
+            f"{framework.name}'s {target.name} is no 3D form of one of our networks: it can't be read back"
+        )
+    state = framework.restored(target, tensors, str(path))
+    backbone, changes, classes = _backbone(state, framework, target, name, path)
     if target.headless and changes.head != "none":
-        raise LayoutError(f"{path} has a head, which {known.name}'s {target.name} has not")
+        raise LayoutError(f"{path} has a head, which {framework.name}'s {target.name} has not")
     channels = changes.channels or RGB
-    preprocessing = target.preprocessing or known.preprocessing
+    preprocessing = target.preprocessing or framework.preprocessing
     preprocessing = preprocessing if channels == RGB else preprocessing.with_channels(channels)
     shape = (channels, preprocessing.size, preprocessing.size)
     origin = Origin(backbone, Weights("file", path=str(path)), preprocessing, shape, classes, target.changed(changes))
@@ -82,27 +84,30 @@ def _adopted(known: Framework, target: Target, tensors: State, name: str, path: 
     for key, tensor in model.state_dict().items():
         found, wanted = tuple(state[key].shape), inflation.shape(key, tensor)
         if found != wanted:
-            raise LayoutError(f"{path} has {key} {found} where {known.name}'s {target.name} has {wanted}")
+            raise LayoutError(f"{path} has {key} {found} where {framework.name}'s {target.name} has {wanted}")
     return Document(inflation, origin, digest(state), finetuned=True), state
 
 
-def _backbone(state: State, known: Framework, target: Target, name: str, path: Path) -> tuple[Backbone, Changes, int]:
+def _backbone(
+    state: State, framework: Framework, target: Target, name: str, path: Path
+) -> tuple[Backbone, Changes, int]:
     """The 2D network whose kernels the checkpoint's are over time; what it has of it changed, and how many classes."""
     flat = {
         key: tuple(tensor.shape[:2] + tensor.shape[3:] if tensor.dim() == 5 else tensor.shape)
         for key, tensor in state.items()
         if not fnmatchcase(key, f"*{TIME}.*")
     }
-    if known.named_by_backbone and not name:
-        raise LayoutError(f"{known.name} has many networks; --from-layout {known.name}:NAME says which {path} is of")
-    candidates = [f"timm/{name}"] if known.named_by_backbone else qualified_names(known.sources)
+    if framework.named_by_backbone and not name:
+        raise LayoutError(
+            f"{framework.name} has many networks; --from-layout {framework.name}:NAME says which {path} is of"
+        )
+    candidates = [f"timm/{name}"] if framework.named_by_backbone else qualified_names(framework.sources)
     for candidate in candidates:
         if not target.takes(candidate):
             continue
         source, bare = parse(candidate)
-        library2d = library(source)
-        arguments = library2d.arguments(bare, None, None)
-        model = build(Backbone(source, bare, arguments))
+        backbone = Backbone.of(source, bare)
+        model = build(backbone)
         head = head_of(model)
         own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
         if not flat.keys() <= own.keys() or not own.keys() - flat.keys() <= {f"{head}.weight", f"{head}.bias"}:
@@ -115,9 +120,8 @@ def _backbone(state: State, known: Framework, target: Target, name: str, path: P
         channels = flat[stems[0]][1] if stems else 0
         changes = Changes(channels, default_in_init(channels) if channels else "")
         if f"{head}.weight" not in flat:
-            return Backbone(source, bare, arguments, library2d.version), replace(changes, head="none"), 0
+            return backbone, replace(changes, head="none"), 0
         classes = flat[f"{head}.weight"][0]
-        if classes != own[f"{head}.weight"][0]:
-            arguments = library2d.arguments(bare, None, classes)
-        return Backbone(source, bare, arguments, library2d.version), changes, classes
-    raise LayoutError(f"{path} has the names of {known.name}, but the shapes of no network known here")
+        given = None if classes == own[f"{head}.weight"][0] else classes
+        return Backbone.of(source, bare, classes=given), changes, classes
+    raise LayoutError(f"{path} has the names of {framework.name}, but the shapes of no network known here")

@@ -18,14 +18,15 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from i3dconvert import checkpoint
-from i3dconvert.errors import BenchmarkError, I3DError
+from i3dconvert.errors import BenchmarkError, I3DError, first_line
 from i3dconvert.export import export_onnx
 from i3dconvert.export.frames import optimize
 from i3dconvert.export.runtime import Runtime, as_input, read_document
 from i3dconvert.inflation import inflate
 from i3dconvert.lift.network import Network3d
-from i3dconvert.memory import check_room
+from i3dconvert.memory import check_room, told_by_linux
 from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.progress import Progress, silent
 
 WARM_UP, RUNS = 2, 7
 _MATRIX = 2048
@@ -84,8 +85,8 @@ class Measurement:
     def from_dict(cls, document: Mapping[str, Any]) -> Measurement:
         """Read what `to_dict` wrote; raises `BenchmarkError`."""
         try:
-            known = {name: document[name] for name in cls.__dataclass_fields__ if name != "case"}
-            return cls(Case(**document["case"]), **known)
+            fields = {name: document[name] for name in cls.__dataclass_fields__ if name != "case"}
+            return cls(Case(**document["case"]), **fields)
         except (KeyError, TypeError) as error:
             raise BenchmarkError(f"this is not what `bench --json` prints: {error}") from None
 
@@ -99,7 +100,7 @@ class _Prepared:
     path: Path | None
 
 
-def measure(cases: Sequence[Case], progress: Callable[[str], None] = lambda _: None) -> Iterator[Measurement]:
+def measure(cases: Sequence[Case], progress: Progress = silent) -> Iterator[Measurement]:
     """Run each case in a fresh process, one after the other, exported in another one before.
 
     Raises `BenchmarkError` naming the case that failed.
@@ -133,7 +134,7 @@ def _child(function: Callable[[Case, Any], Any], case: Case, argument: Any, pipe
     except I3DError as error:
         pipe.send(str(error))
     except Exception as error:  # noqa: BLE001 - a runtime's own errors are the user's to read
-        pipe.send(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+        pipe.send(f"{type(error).__name__}: {first_line(error)}")
 
 
 def _prepare(case: Case, folder: Path) -> _Prepared:
@@ -176,7 +177,7 @@ def _network(case: Case) -> Network3d:
         document = read_document(Path(case.network))
         if document.origin is None:
             raise BenchmarkError("it was made from a module in memory: what it computes is not known")
-        return checkpoint.rebuild(document, document.origin.build()).eval()
+        return checkpoint.rebuild(document).eval()
     if case.network.endswith(".safetensors"):
         return checkpoint.load(case.network).eval()
     return inflate(case.network, init=case.init, weights="random", size=case.size).eval()
@@ -278,8 +279,7 @@ def _onnxruntime_product(a: Tensor, b: Tensor) -> Run:
 def _memory(field: str) -> int:
     """Bytes of this process, by a field of Linux's `/proc/self/status`; elsewhere its peak, if it has one."""
     with suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+        return told_by_linux("/proc/self/status", field)
     if sys.platform == "win32":
         return 0
     import resource

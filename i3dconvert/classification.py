@@ -14,15 +14,14 @@ from torch import Tensor
 
 from i3dconvert import checkpoint
 from i3dconvert.checkpoint import PICKLED
-from i3dconvert.errors import BackboneError, CheckpointError, FramesError, MediaError
+from i3dconvert.errors import BackboneError, CheckpointError, FramesError, MediaError, first_line
 from i3dconvert.export.runtime import CLASSES, Runtime, as_input, read_document, read_metadata
 from i3dconvert.inflation import inflate
 from i3dconvert.media import Frame, duration, is_picture, stream
 from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.progress import Progress, silent
 
 FRAMES = 16
-
-Told = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -95,10 +94,8 @@ def _exported(path: Path) -> Classifier:
         best = found[0].float().softmax(-1).sort(descending=True)
         return best.values[0], best.indices[0]
 
-    axis = 1 if runtime.dtype == torch.uint8 else 2
-    fixed = runtime.shape[axis]
     names = json.loads(read_metadata(path).get(CLASSES, "[]"))
-    frames = fixed if isinstance(fixed, int) else max(FRAMES, document.inflation.minimum_frames)
+    frames = runtime.fixed("frames") or max(FRAMES, document.inflation.minimum_frames)
     return Classifier(probabilities, preprocessing, tuple(names), frames)
 
 
@@ -109,7 +106,7 @@ def classify(
     stride: int | None = None,
     fps: float | None = None,
     top: int = 5,
-    progress: Told = lambda step, share: None,
+    progress: Progress = silent,
 ) -> Iterator[Moment]:
     """What `path` shows, a video, a directory of pictures in the order of their names, or a picture held still.
 
@@ -141,8 +138,9 @@ def _scored(classifier: Classifier, clip: Tensor) -> tuple[Tensor, Tensor]:
     try:
         return classifier.probabilities(clip)
     except (CheckpointError, RuntimeError) as error:
-        line = str(error).strip().partition("\n")[0]
-        raise FramesError(f"the network can't take a window of {clip.shape[2]} frames: {line}; --frames") from None
+        raise FramesError(
+            f"the network can't take a window of {clip.shape[2]} frames: {first_line(error)}; --frames"
+        ) from None
 
 
 def windows(given: Iterable[Frame], frames: int, stride: int) -> Iterator[list[Frame]]:

@@ -55,3 +55,8 @@ class OutputError(I3DError):
 
 class LayoutError(I3DError):
     """No such framework, or its networks are not what a checkpoint holds."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first; its type where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -99,12 +99,12 @@ def _sync_directory(directory: Path) -> None:
 def replacing_in(folder: Path, force: bool = False) -> Iterator[Path]:
     """Yield a folder to write files to, on success moved to `folder`, or into it where it exists (with `force`)."""
     check_output(folder, force, folder=True)
-    with workshop(folder) as made:
-        yield made
+    with workshop(folder) as work:
+        yield work
         if not folder.exists():
-            made.rename(folder)
+            work.rename(folder)
         else:
-            for file in sorted(made.iterdir()):
+            for file in sorted(work.iterdir()):
                 file.replace(folder / file.name)
         _sync_directory(folder)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-import i3dconvert
 from i3dconvert import checkpoint
 from i3dconvert.backbones import Origin
 from i3dconvert.backbones.changes import HEADLESS
@@ -20,9 +19,10 @@ from i3dconvert.export import Exported, export_onnx
 from i3dconvert.files import WEIGHTS, replacing_in
 from i3dconvert.lift.network import Network3d
 from i3dconvert.names import HF, USER
+from i3dconvert.progress import Progress, silent
 from i3dconvert.templates import render
 from i3dconvert.verification import FRAMES, Report, verify
-from i3dconvert.verification.effort import Progress, silent
+from i3dconvert.version import VERSION
 
 CARD, CONFIG, PREPROCESSOR, GRAPH = "README.md", "config.json", "preprocessor_config.json", "model.onnx"
 
@@ -55,14 +55,14 @@ def write_folder(
     so.
     """
     path, origin = Path(path), origin_of(network)
-    with replacing_in(path, force) as made:
+    with replacing_in(path, force) as work:
         report, unproved = _proof(network, finetuned, progress)
         if report is not None and not report.passed:
             raise ExportError(f"the network is not equal to its 2D network, and was not written: {report.reason}")
-        exported = export_onnx(network, made / GRAPH, finetuned=finetuned, progress=progress, **options)
-        sha256 = checkpoint.save(network, made / WEIGHTS, finetuned=finetuned)
-        describe_in(made, Document(network.inflation, origin, sha256, finetuned), report, unproved, exported)
-        files = tuple(path / file.name for file in sorted(made.iterdir()))
+        exported = export_onnx(network, work / GRAPH, finetuned=finetuned, progress=progress, **options)
+        sha256 = checkpoint.save(network, work / WEIGHTS, finetuned=finetuned)
+        describe_in(work, Document(network.inflation, origin, sha256, finetuned), report, unproved, exported)
+        files = tuple(path / file.name for file in sorted(work.iterdir()))
     parts = tuple(path / file.name for file in exported.files)
     return Folder(path, files, report, unproved, replace(exported, path=path / GRAPH, files=parts))
 
@@ -118,11 +118,7 @@ def _config(document: Document, exported: Exported | None, folder: Path) -> dict
 
 
 def _card(
-    document: Document,
-    config: Mapping[str, Any],
-    report: Report | None,
-    unproved: str,
-    exported: Exported | None,
+    document: Document, config: Mapping[str, Any], report: Report | None, unproved: str, exported: Exported | None
 ) -> str:
     origin = document.origin
     assert origin is not None
@@ -142,7 +138,6 @@ def _card(
         head={key: json.dumps(value) for key, value in head.items()},
         document=document,
         origin=origin,
-        inflation=document.inflation,
         report=report,
         unproved=unproved,
         exported=exported,
@@ -150,7 +145,7 @@ def _card(
         shape=shape,
         example=_example(exported, shape) if exported is not None else None,
         needs_file=origin.backbone.name if origin.backbone.source == USER else "",
-        version=i3dconvert.__version__,
+        version=VERSION,
         torch=torch.__version__.partition("+")[0],
     )
 

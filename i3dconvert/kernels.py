@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from i3dconvert.errors import RecipeError
 
 
 def center(kernel: Tensor, taps: int) -> Tensor:
@@ -77,14 +79,29 @@ class Style:
     """What holds for all convolutions: how taps are filled, the temporal padding, and their form."""
 
     init: str = "center"
-    padding: str = "zeros"
+    padding: str = ""
+    """Of time; empty: what keeps the init equal."""
     conv: str = "3d"
-    """`3d`, or `2plus1d`: the 2D kernel followed by a temporal one."""
+    """`3d`, or `2plus1d`: the 2D kernel followed by a temporal one that starts as the identity (Tran et al.,
+    arXiv:1711.11248)."""
     temporal_pool: str = "mean"
-    """Of scores and features without space: `mean` over time, or `none`."""
+    """Of scores and features without space: the `mean` over time, or one for each frame left, `(N, T', K)` (`none`)."""
     time_embedding: str = "none"
     """Of what attends to other frames: `none`; `zeros`, a table over frames that starts so and is trained; or
     `sinusoidal-learned`, sinusoids of the frame's number through a projection that starts as zeros and is trained."""
+
+    def checked(self) -> Style:
+        """The style with its padding; raises `RecipeError` for names that are not known."""
+        for what, name, choices in (
+            ("init", self.init, INITS),
+            ("form of convolution", self.conv, FORMS),
+            ("temporal pool", self.temporal_pool, TEMPORAL_POOLS),
+            ("time embedding", self.time_embedding, TIME_EMBEDDINGS),
+            ("temporal padding", self.padding or PADDINGS[0], PADDINGS),
+        ):
+            if name not in choices:
+                raise RecipeError(f"no {what} {name!r}; known: {', '.join(choices)}")
+        return replace(self, padding=self.padding or INITS[self.init].padding)
 
 
 def identity(outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from i3dconvert.errors import MediaError
+from i3dconvert.errors import MediaError, first_line
 from i3dconvert.files import check_input
 from i3dconvert.preprocessing import Preprocessing
 
@@ -101,17 +101,11 @@ def read_clips(path: Path, preprocessing: Preprocessing, frames: int, most: int)
     `path` is a video, or a directory whose pictures, by name, are the frames. Raises `MediaError` where there are too
     few frames for one clip.
     """
-    images = (
-        _directory(path, preprocessing, frames * most) if path.is_dir() else _video(path, preprocessing, frames * most)
-    )
+    images = [frame.image for frame in islice(stream(path, preprocessing), frames * most)]
     if len(images) < frames:
         raise MediaError(f"{path} has {len(images)} frames; a clip needs {frames}")
-    clips = images[: len(images) // frames * frames].reshape(-1, frames, *images.shape[1:])
-    return clips.transpose(1, 2)
-
-
-def _directory(path: Path, preprocessing: Preprocessing, most: int) -> Tensor:
-    return read_pictures(_files(path)[:most], preprocessing)
+    clips = torch.stack(images[: len(images) // frames * frames])
+    return clips.reshape(-1, frames, *clips.shape[1:]).transpose(1, 2)
 
 
 def _files(path: Path) -> list[Path]:
@@ -119,11 +113,6 @@ def _files(path: Path) -> list[Path]:
     if not files:
         raise MediaError(f"there are no pictures in {path}")
     return files
-
-
-def _video(path: Path, preprocessing: Preprocessing, most: int) -> Tensor:
-    frames = [frame.image for frame in islice(stream(path, preprocessing), most)]
-    return torch.stack(frames) if frames else torch.empty(0)
 
 
 @contextmanager
@@ -137,4 +126,4 @@ def _opened(path: Path) -> Iterator[Any]:
         with av.open(str(path)) as container:
             yield container
     except (av.FFmpegError, IndexError, RuntimeError) as error:
-        raise MediaError(f"can't read the video {path}: {str(error).partition(chr(10))[0]}") from None
+        raise MediaError(f"can't read the video {path}: {first_line(error)}") from None

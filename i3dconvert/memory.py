@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,11 +28,16 @@ def available(device: str = "cpu") -> int:
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     with suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
+        return told_by_linux("/proc/meminfo", "MemAvailable")
     with suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return sys.maxsize
+
+
+def told_by_linux(file: str, field: str) -> int:
+    """The bytes that a field of a file of Linux's has; raises `OSError`, `StopIteration` elsewhere."""
+    lines = Path(file).read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
 def check_room(
@@ -57,6 +63,14 @@ def check_room(
                 f"{layer} over clips of {frames} frames takes about {wanted / 2**30:.0f} GiB for its scores, and "
                 f"{room / 2**30:.0f} GiB are free; fewer --frames, or groups of them: --temporal '{layer}=span:8'"
             )
+
+
+def has_room(network: Network3d, frames: int, *rest: Any) -> bool:
+    """Whether `check_room` raises nothing."""
+    with suppress(FramesError):
+        check_room(network, frames, *rest)
+        return True
+    return False
 
 
 def _scores(network: Network3d, frames: int) -> Iterator[tuple[str, int]]:

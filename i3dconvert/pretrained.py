@@ -9,7 +9,7 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 
 from i3dconvert import checkpoint
 from i3dconvert.checkpoint import Document
-from i3dconvert.errors import CheckpointError, I3DError
+from i3dconvert.errors import CheckpointError, I3DError, first_line
 from i3dconvert.files import WEIGHTS
 from i3dconvert.hub import CONFIG, describe_in, origin_of
 from i3dconvert.lift.network import Network3d
@@ -45,7 +45,6 @@ def load(name: str, **options: Any) -> Network3d:
     except I3DError:
         raise
     except Exception as error:  # noqa: BLE001 - the hub client has its own errors for every way to be offline
-        line = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"{name} is no folder, and is not to be had from the hub: {line}") from None
+        raise CheckpointError(f"{name} is no folder, and is not to be had from the hub: {first_line(error)}") from None
     network: Network3d = found
     return network

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from i3dconvert.errors import WeightsError
+from i3dconvert.errors import WeightsError, first_line
 from i3dconvert.files import check_input, release
 
 State = dict[str, Tensor]
@@ -95,7 +95,7 @@ def read_pickle(path: Path) -> Any:
             "Save its state dict as .safetensors"
         ) from None
     except Exception as error:  # noqa: BLE001 - a broken stream makes the unpickler raise whatever it comes upon
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise WeightsError(f"{path} is not a readable PyTorch file: {reason}") from None
 
 

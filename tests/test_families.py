@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from i3dconvert import backbones, verify
+from i3dconvert import verify
+from i3dconvert.backbones import Source
 from i3dconvert.errors import FramesError, RecipeError
-from i3dconvert.inflation import inflate_loaded
+from i3dconvert.inflation import Manner, inflate_loaded
+from i3dconvert.kernels import Style
 from i3dconvert.recipes import PRESETS
 from i3dconvert.verification import Settings
-from tests.sweep import verify_small
+from tools.sweep import verify_small
 
 TORCHVISION = (
     "alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5 "
@@ -34,8 +36,8 @@ QUICK = ("resnet50", "googlenet")
 
 
 def check(name: str, init: str) -> None:
-    model, origin = backbones.load(name, "random")
-    network = inflate_loaded(model, origin, init=init)
+    model, origin = Source(name, "random").load()
+    network = inflate_loaded(model, origin, Manner(style=Style(init=init)))
     report = verify_small(model, network)
     assert report.passed, report.reason
     assert {check.error is not None for check in report.checks[1:]} == {True}
@@ -68,12 +70,12 @@ OF_ATTENTION = {"joint", "divided", "factorised"}
 @pytest.mark.parametrize("preset", sorted(PRESETS.keys() - OF_ATTENTION))
 @pytest.mark.parametrize("name", swept(NAMED, lambda name: name in QUICK))
 def test_named_networks_with_every_preset_and_many_lengths(name: str, preset: str) -> None:
-    model, origin = backbones.load(name, "random")
+    model, origin = Source(name, "random").load()
     if preset not in FITTING[name.rstrip("0123456789")]:
         with pytest.raises(RecipeError, match="does not fit"):
-            inflate_loaded(model, origin, preset)
+            inflate_loaded(model, origin, Manner(preset))
         return
-    network = inflate_loaded(model, origin, preset)
+    network = inflate_loaded(model, origin, Manner(preset))
     minimum = network.inflation.minimum_frames
     for frames in (1, 8, 16, 17, minimum):
         settings = Settings(frames=frames, size=64, dtypes=(torch.float64,))

@@ -14,6 +14,7 @@ from torch import nn
 from torchvision import models
 
 from i3dconvert import backbones, inflate, verify
+from i3dconvert.backbones import Source
 from i3dconvert.errors import WeightsError
 from i3dconvert.verification import Settings
 from i3dconvert.weights import NoInit, digest
@@ -66,16 +67,16 @@ def test_weights_are_downloaded_and_their_hash_is_checked(
     (served / "resnet18-00000000.pth").write_bytes(content)
     with serving(served) as address:
         monkeypatch.setattr(type(WEIGHTS), "url", property(lambda _: f"{address}/{good}"))
-        model, origin = backbones.load("resnet18")
+        model, origin = Source("resnet18").load()
         assert (hub / good).read_bytes() == content
         assert origin.weights.sha256 == digest(torch.load(weight_file))
         assert not model.training
         monkeypatch.setattr(type(WEIGHTS), "url", property(lambda _: f"{address}/resnet18-00000000.pth"))
         with pytest.raises(WeightsError, match="invalid hash value"):
-            backbones.load("resnet18")
+            Source("resnet18").load()
         monkeypatch.setattr(type(WEIGHTS), "url", property(lambda _: f"{address}/none-00000000.pth"))
         with pytest.raises(WeightsError, match="-w PATH takes a local file"):
-            backbones.load("resnet18")
+            Source("resnet18").load()
 
 
 def test_without_a_network_the_way_out_is_told(hub: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,9 +114,9 @@ def test_googlenet_transforms_its_input_as_torchvision_does() -> None:
 
 
 def test_random_weights_are_the_seed_s_own_and_of_order_one() -> None:
-    first, _ = backbones.load("resnet50", "random", seed=1)
-    again, _ = backbones.load("resnet50", "random", seed=1)
-    other, _ = backbones.load("resnet50", "random", seed=2)
+    first, _ = Source("resnet50", "random", seed=1).load()
+    again, _ = Source("resnet50", "random", seed=1).load()
+    other, _ = Source("resnet50", "random", seed=2).load()
     assert digest(first.state_dict()) == digest(again.state_dict()) != digest(other.state_dict())
     with torch.no_grad():
         logits = first(torch.randn(2, 3, 224, 224))

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from i3dconvert import checkpoint, export_onnx
+from i3dconvert.backbones import Source
 from i3dconvert.cli import main
 from i3dconvert.export.runtime import Runtime
 from i3dconvert.inflation import inflate_to_file
@@ -45,7 +46,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def inflate(seed: int) -> None:
-    inflate_to_file("nets.py:net", Path("net.safetensors"), weights="random", seed=seed, size=16, force=True)
+    inflate_to_file(Source("nets.py:net", weights="random", seed=seed, size=16), Path("net.safetensors"), force=True)
 
 
 def export() -> None:

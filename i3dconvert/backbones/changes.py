@@ -74,6 +74,20 @@ class Changes:
     same: bool = False
     """Whether strided layers pad as TensorFlow's 'SAME' does, and the input is normalised as there, to [-1, 1]."""
 
+    @classmethod
+    def asked(
+        cls, in_channels: int | None, in_init: str | None, num_classes: int | None, head: str, seed: int
+    ) -> Changes:
+        """What a user asks for by the options of those names; raises `BackboneError`."""
+        channels = 0 if in_channels in (None, RGB) else int(in_channels or 0)
+        if num_classes is not None and head:
+            raise BackboneError("a network without a head has no --num-classes")
+        if in_init is not None and not channels:
+            raise BackboneError("--in-init is for another number of --in-channels than 3")
+        how = (in_init or default_in_init(channels)) if channels else ""
+        fresh = num_classes is not None
+        return cls(channels, how, "fresh" if fresh else head, num_classes or 0, seed if fresh else 0)
+
     def check(self) -> None:
         """Raise `BackboneError` for what can't be."""
         numbers = {"channels": MOST_CHANNELS, "classes": MOST_CLASSES, "seed": 2**63}

@@ -14,11 +14,10 @@ import torch
 import transformers
 from torch import nn
 
+from i3dconvert.backbones.library import Library
 from i3dconvert.errors import BackboneError, WeightsError
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.weights import State
-
-version: str = transformers.__version__
 
 PRETRAINED = "pretrained"
 """The one set of weights on offer: the folder's own."""
@@ -27,21 +26,12 @@ _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 """By PIL's numbers, which preprocessor configurations give."""
 
 
-def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """The network of a configuration, called with images and giving its logits where it is a classifier."""
-    cls = _class(name, arguments)
-    try:
-        network: Any = cls(cls.config_class.from_dict(dict(arguments["config"])))
-    except Exception as error:  # noqa: BLE001 - configurations are checked by as many types as they have fields
-        raise BackboneError(f"transformers can't build the {cls.__name__} of {name}: {_first_line(error)}") from None
-    return _giving_logits(network)
-
-
 def _class(name: str, arguments: Mapping[str, Any]) -> Any:
-    known: Any = transformers
-    cls = getattr(known, str(arguments["architecture"]), None)
-    if isinstance(cls, type) and issubclass(cls, known.PreTrainedModel):
+    namespace: Any = transformers
+    cls = getattr(namespace, str(arguments["architecture"]), None)
+    if isinstance(cls, type) and issubclass(cls, namespace.PreTrainedModel):
         return cls
+    version = transformers.__version__
     raise BackboneError(f"{name} is a {arguments['architecture']}, which transformers {version} does not have")
 
 
@@ -60,48 +50,6 @@ def _giving_logits(network: Any) -> nn.Module:
     network.__class__ = type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})
     found: nn.Module = network
     return found
-
-
-def arguments(name: str, weights: str | None, classes: int | None) -> dict[str, Any]:
-    """The class and configuration that the folder names, of so many classes."""
-    config = _read(name, "config.json")
-    if not isinstance(config.get("architectures"), list) or not config["architectures"]:
-        raise BackboneError(f"the config.json of {name} names no architecture: it is of no network that can be built")
-    if classes is not None:
-        config |= {"num_labels": classes, "id2label": None, "label2id": None}
-    return {"architecture": config["architectures"][0], "config": config, "folder": Path(name).is_dir()}
-
-
-def offered(name: str) -> list[str]:
-    """The folder's own."""
-    return [PRETRAINED]
-
-
-def pretrained(name: str, weights: str, progress: bool) -> State:
-    """The folder's weights, by transformers' own loading, which knows under what names they were saved.
-
-    Raises `WeightsError` for what can't be read, and for weights that are not all there.
-    """
-    utils: Any = transformers.utils
-    verbosity = utils.logging.get_verbosity()
-    utils.logging.set_verbosity_error()
-    utils.logging.disable_progress_bar()
-    try:
-        loaded, told = _class(name, arguments(name, weights, None)).from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True
-        )
-    except BackboneError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the hub client and the readers have errors of their own
-        raise WeightsError(f"can't read the weights of {name}: {_first_line(error)}; -w PATH, -w random") from None
-    finally:
-        utils.logging.set_verbosity(verbosity)
-        utils.logging.enable_progress_bar()
-    if missing := [*told["missing_keys"], *told["mismatched_keys"]]:
-        raise WeightsError(
-            f"{name} lacks {len(missing)} of the network's weights, such as {sorted(map(str, missing))[0]}"
-        )
-    return dict(loaded.state_dict())
 
 
 def _file(name: str, file: str) -> Path:
@@ -134,44 +82,6 @@ def _read(name: str, file: str) -> dict[str, Any]:
         raise BackboneError(f"{path} is not a readable JSON document: {error}") from None
 
 
-def parameters(name: str) -> int | None:
-    """Building the network is the only way to a count."""
-    return None
-
-
-def recognise(name: str, file_name: str) -> str | None:
-    """Files are all called alike."""
-    return None
-
-
-def canonical(name: str, arguments: Mapping[str, Any], state: State, model: nn.Module) -> State:
-    """The keys are those of the network."""
-    return state
-
-
-def preprocessing(name: str, weights: str | None) -> Preprocessing:
-    """That of the folder's preprocessor_config.json, or ImageNet's."""
-    try:
-        told = _read(name, "preprocessor_config.json")
-    except BackboneError:
-        return Preprocessing()
-    usual = Preprocessing()
-    try:
-        size = _edge(told.get("crop_size") if told.get("do_center_crop", True) else None) or _edge(told.get("size"))
-        resize = _edge(told.get("size"))
-        if (share := told.get("crop_pct")) and size:
-            resize = int(size / float(share))
-        return Preprocessing(
-            size=size or usual.size,
-            resize=resize or size or usual.resize,
-            mean=tuple(map(float, told.get("image_mean") or usual.mean)),
-            std=tuple(map(float, told.get("image_std") or usual.std)),
-            interpolation=_INTERPOLATIONS.get(told.get("resample", 2), usual.interpolation),
-        )
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise BackboneError(f"the preprocessor_config.json of {name} can't be read: {error}") from None
-
-
 def _edge(size: Any) -> int | None:
     """The height that a size of a preprocessor's configuration says."""
     if isinstance(size, dict):
@@ -179,28 +89,100 @@ def _edge(size: Any) -> int | None:
     return None if size is None else int(size)
 
 
-def image_size(name: str, weights: str | None, arguments: Mapping[str, Any]) -> int:
-    """Height and width that the network is traced at."""
-    size = arguments["config"].get("image_size")
-    if isinstance(size, list | tuple):
-        size = size[0]
-    return int(size) if size else preprocessing(name, weights).size
+class Transformers(Library):
+    """A folder's or a repository's."""
+
+    version = transformers.__version__
+
+    def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
+        """The network of a configuration, called with images and giving its logits where it is a classifier."""
+        cls = _class(name, arguments)
+        try:
+            network: Any = cls(cls.config_class.from_dict(dict(arguments["config"])))
+        except Exception as error:  # noqa: BLE001 - configurations are checked by as many types as they have fields
+            raise BackboneError(
+                f"transformers can't build the {cls.__name__} of {name}: {_first_line(error)}"
+            ) from None
+        return _giving_logits(network)
+
+    def arguments(self, name: str, weights: str | None, classes: int | None) -> dict[str, Any]:
+        """The class and configuration that the folder names, of so many classes."""
+        config = _read(name, "config.json")
+        if not isinstance(config.get("architectures"), list) or not config["architectures"]:
+            raise BackboneError(
+                f"the config.json of {name} names no architecture: it is of no network that can be built"
+            )
+        if classes is not None:
+            config |= {"num_labels": classes, "id2label": None, "label2id": None}
+        return {"architecture": config["architectures"][0], "config": config, "folder": Path(name).is_dir()}
+
+    def offered(self, name: str) -> list[str]:
+        return [PRETRAINED]
+
+    def pretrained(self, name: str, weights: str, progress: bool) -> State:
+        """The folder's weights, by transformers' own loading, which knows under what names they were saved.
+
+        Raises `WeightsError` for what can't be read, and for weights that are not all there.
+        """
+        utils: Any = transformers.utils
+        verbosity = utils.logging.get_verbosity()
+        utils.logging.set_verbosity_error()
+        utils.logging.disable_progress_bar()
+        try:
+            loaded, report = _class(name, self.arguments(name, weights, None)).from_pretrained(
+                name, dtype=torch.float32, output_loading_info=True
+            )
+        except BackboneError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the hub client and the readers have errors of their own
+            raise WeightsError(f"can't read the weights of {name}: {_first_line(error)}; -w PATH, -w random") from None
+        finally:
+            utils.logging.set_verbosity(verbosity)
+            utils.logging.enable_progress_bar()
+        if missing := [*report["missing_keys"], *report["mismatched_keys"]]:
+            raise WeightsError(
+                f"{name} lacks {len(missing)} of the network's weights, such as {sorted(map(str, missing))[0]}"
+            )
+        return dict(loaded.state_dict())
+
+    def preprocessing(self, name: str, weights: str | None) -> Preprocessing:
+        """That of the folder's preprocessor_config.json, or ImageNet's."""
+        try:
+            config = _read(name, "preprocessor_config.json")
+        except BackboneError:
+            return Preprocessing()
+        usual = Preprocessing()
+        try:
+            resize, crops = _edge(config.get("size")), config.get("do_center_crop", True)
+            size = _edge(config.get("crop_size") if crops else None) or resize
+            if (share := config.get("crop_pct")) and size:
+                resize = int(size / float(share))
+            return Preprocessing(
+                size=size or usual.size,
+                resize=resize or size or usual.resize,
+                mean=tuple(map(float, config.get("image_mean") or usual.mean)),
+                std=tuple(map(float, config.get("image_std") or usual.std)),
+                interpolation=_INTERPOLATIONS.get(config.get("resample", 2), usual.interpolation),
+            )
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise BackboneError(f"the preprocessor_config.json of {name} can't be read: {error}") from None
+
+    def image_size(self, name: str, weights: str | None, arguments: Mapping[str, Any]) -> int:
+        size = arguments["config"].get("image_size")
+        if isinstance(size, list | tuple):
+            size = size[0]
+        return int(size) if size else self.preprocessing(name, weights).size
+
+    def channels(self, name: str, model: nn.Module) -> int:
+        return int(getattr(model.config, "num_channels", 3))
+
+    def class_names(self, name: str, weights: str | None) -> list[str]:
+        """Those of the configuration, where the folder is still there."""
+        try:
+            labels = _read(name, "config.json").get("id2label") or {}
+            return [str(labels[key]) for key in sorted(labels, key=int)]
+        except (BackboneError, ValueError, TypeError, AttributeError):
+            return []
 
 
-def channels(name: str, model: nn.Module) -> int:
-    """Input channels."""
-    return int(getattr(model.config, "num_channels", 3))
-
-
-def licence(name: str, weights: str) -> str:
-    """It is in the card of the repository, and in none of its files that are read here."""
-    return ""
-
-
-def class_names(name: str, weights: str | None) -> list[str]:
-    """Those of the configuration, where the folder is still there."""
-    try:
-        labels = _read(name, "config.json").get("id2label") or {}
-        return [str(labels[key]) for key in sorted(labels, key=int)]
-    except (BackboneError, ValueError, TypeError, AttributeError):
-        return []
+LIBRARY = Transformers()

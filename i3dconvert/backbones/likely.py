@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 import torch
 from torch import Tensor
 
-from i3dconvert.backbones import Backbone, build, library
+from i3dconvert.backbones.origin import Backbone, build, library
 from i3dconvert.errors import I3DError
 from i3dconvert.names import HF, USER, names
 
@@ -43,13 +43,13 @@ def _candidates(state: Mapping[str, Tensor], source: str, name: str) -> Iterator
     count = sum(tensor.numel() for key, tensor in state.items() if ".running_" not in key)
     sizes = {other: torchvision.parameters(other) or 0 for other in names("torchvision")}
     yield from (
-        Backbone("torchvision", other, torchvision.arguments(other, None, None))
+        Backbone.of("torchvision", other)
         for other in sorted(sizes, key=lambda other: abs(sizes[other] - count))
         if abs(sizes[other] - count) < count / 4
     )
     if source == "timm":
         alike = sorted(names("timm"), key=lambda other: -SequenceMatcher(None, name, other).quick_ratio())
-        yield from (Backbone("timm", other, library("timm").arguments(other, None, None)) for other in alike)
+        yield from (Backbone.of("timm", other) for other in alike)
 
 
 def _fits(candidate: Backbone, shapes: Mapping[str, torch.Size]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, fx, nn
 
 from i3dconvert.errors import BackboneError, LiftError
-from i3dconvert.lift.layers import is_layer
+from i3dconvert.lift.counterparts import is_layer
 from i3dconvert.lift.trace import trace
 
 _SIZE = 224

@@ -12,28 +12,13 @@ from timm.models import PretrainedCfg
 from timm.models._hub import load_model_config_from_hf
 from torch import nn
 
-from i3dconvert.errors import BackboneError, WeightsError
+from i3dconvert.backbones.library import Library
+from i3dconvert.errors import BackboneError, WeightsError, first_line
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.weights import State
 
 HUB = "hf-hub:"
 """Before the name of a repository on the Hugging Face hub, as timm has it."""
-
-version: str = timm.__version__
-
-
-def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """The network, uninitialised weights included."""
-    try:
-        network: nn.Module = timm.create_model(name, pretrained=False, **arguments)
-    except RuntimeError as error:
-        raise BackboneError(f"timm can't build {name!r}: {error}") from None
-    return network
-
-
-def arguments(name: str, weights: str | None, classes: int | None) -> dict[str, Any]:
-    """The builder's arguments for this number of classes."""
-    return {} if classes is None else {"num_classes": classes}
 
 
 def _hub_config(name: str, weights: str) -> dict[str, Any]:
@@ -49,7 +34,7 @@ def _hub_config(name: str, weights: str) -> dict[str, Any]:
 
 def _unavailable(name: str, weights: str, error: Exception) -> WeightsError:
     return WeightsError(
-        f"can't get timm's weights {weights} for {name} ({str(error).partition(chr(10))[0]}); "
+        f"can't get timm's weights {weights} for {name} ({first_line(error)}); "
         "-w PATH takes a local file, -w random seeded random weights"
     )
 
@@ -67,79 +52,74 @@ def _config(name: str, weights: str | None) -> Any:
     return config
 
 
-def offered(name: str) -> list[str]:
-    """The tags of the pretrained sets, the default one first."""
-    base = name.partition(".")[0]
-    tags = [entry.partition(".")[2] for entry in timm.list_pretrained(f"{base}.*")]
-    default = timm.models.get_pretrained_cfg(base)
-    first = default.tag if default else None
-    return sorted((tag for tag in tags if tag), key=lambda tag: (tag != first, tag))
+class Timm(Library):
+    """timm's."""
 
+    version = timm.__version__
+    hub = HUB
 
-def parameters(name: str) -> int | None:
-    """timm keeps no count; building the network is the only way to one."""
-    return None
+    def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
+        try:
+            network: nn.Module = timm.create_model(name, pretrained=False, **arguments)
+        except RuntimeError as error:
+            raise BackboneError(f"timm can't build {name!r}: {error}") from None
+        return network
 
+    def offered(self, name: str) -> list[str]:
+        """The tags of the pretrained sets, the default one first."""
+        base = name.partition(".")[0]
+        tags = [entry.partition(".")[2] for entry in timm.list_pretrained(f"{base}.*")]
+        default = timm.models.get_pretrained_cfg(base)
+        first = default.tag if default else None
+        return sorted((tag for tag in tags if tag), key=lambda tag: (tag != first, tag))
 
-def recognise(name: str, file_name: str) -> str | None:
-    """timm's files are all called alike."""
-    return None
-
-
-def pretrained(name: str, weights: str, progress: bool) -> State:
-    """The pretrained set's state dict from the hub's cache, or downloaded into it."""
-    given: dict[str, Any] = {"model_name": _tagged(name, weights)}
-    if weights.startswith(HUB):
-        config = _hub_config(name, weights)
-        given = {"model_name": name, "pretrained_cfg": config, "num_classes": config.get("num_classes")}
-    try:
-        state: State = timm.create_model(**given, pretrained=True).state_dict()
-    except Exception as error:  # noqa: BLE001 - the hub client has its own errors for every way to be offline
-        raise _unavailable(name, weights, error) from None
-    return state
-
-
-def canonical(name: str, arguments: Mapping[str, Any], state: State, model: nn.Module) -> State:
-    """The keys of a classifier's weights as the network without a head has them; else as they are."""
-    if not arguments.get("features_only"):
+    def pretrained(self, name: str, weights: str, progress: bool) -> State:
+        given: dict[str, Any] = {"model_name": _tagged(name, weights)}
+        if weights.startswith(HUB):
+            config = _hub_config(name, weights)
+            given = {"model_name": name, "pretrained_cfg": config, "num_classes": config.get("num_classes")}
+        try:
+            state: State = timm.create_model(**given, pretrained=True).state_dict()
+        except Exception as error:  # noqa: BLE001 - the hub client has its own errors for every way to be offline
+            raise _unavailable(name, weights, error) from None
         return state
-    flat = {key.replace(".", "_"): key for key in state}
-    wanted = {key: key.removeprefix("model.").replace(".", "_") for key in model.state_dict()}
-    return {key: state[flat[bare]] for key, bare in wanted.items() if bare in flat}
+
+    def canonical(self, name: str, arguments: Mapping[str, Any], state: State, model: nn.Module) -> State:
+        """The keys of a classifier's weights as the network without a head has them; else as they are."""
+        if not arguments.get("features_only"):
+            return state
+        flat = {key.replace(".", "_"): key for key in state}
+        wanted = {key: key.removeprefix("model.").replace(".", "_") for key in model.state_dict()}
+        return {key: state[flat[bare]] for key, bare in wanted.items() if bare in flat}
+
+    def preprocessing(self, name: str, weights: str | None) -> Preprocessing:
+        config = timm.data.resolve_data_config(pretrained_cfg=_config(name, weights).to_dict())
+        size = config["input_size"][-1]
+        return Preprocessing(
+            size=size,
+            resize=math.floor(size / config["crop_pct"]),
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            interpolation=config["interpolation"],
+        )
+
+    def image_size(self, name: str, weights: str | None, arguments: Mapping[str, Any]) -> int:
+        return int(_config(name, weights).input_size[-1])
+
+    def channels(self, name: str, model: nn.Module) -> int:
+        return int(_config(name, None).input_size[0])
+
+    def licence(self, name: str, weights: str) -> str:
+        """Of a pretrained set, by the hub's word for it, where timm knows it."""
+        return str(getattr(_config(name, weights), "license", None) or "")
+
+    def class_names(self, name: str, weights: str | None) -> list[str]:
+        """The ImageNet classes, where the configuration is of that kind."""
+        subset = timm.data.infer_imagenet_subset(_config(name, weights).to_dict())
+        if not subset:
+            return []
+        info = timm.data.ImageNetInfo(subset)
+        return [info.index_to_description(index).partition(",")[0] for index in range(info.num_classes())]
 
 
-def preprocessing(name: str, weights: str | None) -> Preprocessing:
-    """That of the pretrained configuration."""
-    config = timm.data.resolve_data_config(pretrained_cfg=_config(name, weights).to_dict())
-    size = config["input_size"][-1]
-    return Preprocessing(
-        size=size,
-        resize=math.floor(size / config["crop_pct"]),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        interpolation=config["interpolation"],
-    )
-
-
-def image_size(name: str, weights: str | None, arguments: Mapping[str, Any]) -> int:
-    """Height and width that the network is traced at."""
-    return int(_config(name, weights).input_size[-1])
-
-
-def channels(name: str, model: nn.Module) -> int:
-    """Input channels."""
-    return int(_config(name, None).input_size[0])
-
-
-def licence(name: str, weights: str) -> str:
-    """Of a pretrained set, by the hub's word for it, where timm knows it."""
-    return str(getattr(_config(name, weights), "license", None) or "")
-
-
-def class_names(name: str, weights: str | None) -> list[str]:
-    """The ImageNet classes, where the configuration is of that kind."""
-    subset = timm.data.infer_imagenet_subset(_config(name, weights).to_dict())
-    if not subset:
-        return []
-    info = timm.data.ImageNetInfo(subset)
-    return [info.index_to_description(index).partition(",")[0] for index in range(info.num_classes())]
+LIBRARY = Timm()

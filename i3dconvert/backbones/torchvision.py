@@ -12,11 +12,10 @@ import torchvision
 from torch import nn
 from torchvision import models
 
+from i3dconvert.backbones.library import Library
 from i3dconvert.errors import WeightsError
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.weights import State
-
-version: str = torchvision.__version__
 
 _ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("googlenet", {"aux_logits": False, "init_weights": False}),
@@ -44,99 +43,85 @@ _RENAMED = (("densenet*", r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)", 
 _SIZES = (("inception_v3", 299), ("swin_v2_*", 256))
 
 
-def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """The network, uninitialised weights included."""
-    network: nn.Module = models.get_model(name, weights=None, **arguments)
-    return network
+class Torchvision(Library):
+    """torchvision's builders, weights and transforms."""
+
+    version = torchvision.__version__
+
+    def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
+        network: nn.Module = models.get_model(name, weights=None, **arguments)
+        return network
+
+    def arguments(self, name: str, weights: str | None, classes: int | None) -> dict[str, Any]:
+        chosen: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+        tables = (*_ARGUMENTS, *(_PRETRAINED_ARGUMENTS if weights else ()))
+        for glob, given in tables:
+            chosen |= given if fnmatchcase(name, glob) else {}
+        if weights and name.startswith("vit_"):
+            chosen["image_size"] = models.get_model_weights(name)[weights].meta["min_size"][0]
+        return chosen
+
+    def offered(self, name: str) -> list[str]:
+        sets = models.get_model_weights(name)
+        default = sets.DEFAULT.name if len(sets) else None
+        return sorted((entry.name for entry in sets), key=lambda entry: (entry != default, entry))
+
+    def parameters(self, name: str) -> int | None:
+        sets = models.get_model_weights(name)
+        return int(sets.DEFAULT.meta["num_params"]) if len(sets) else None
+
+    def recognise(self, name: str, file_name: str) -> str | None:
+        """The pretrained set that a file of this name is, by the name that torchvision gives it."""
+        return next(
+            (entry.name for entry in models.get_model_weights(name) if entry.url.endswith(f"/{file_name}")), None
+        )
+
+    def pretrained(self, name: str, weights: str, progress: bool) -> State:
+        entry = models.get_model_weights(name)[weights]
+        try:
+            state: State = entry.get_state_dict(progress=progress, check_hash=True)
+        except (URLError, OSError, RuntimeError) as error:
+            raise WeightsError(
+                f"can't get {name}'s weights {weights} from {entry.url} ({getattr(error, 'reason', error)}); "
+                "-w PATH takes a local file, -w random seeded random weights"
+            ) from None
+        return state
+
+    def canonical(self, name: str, arguments: Mapping[str, Any], state: State, model: nn.Module) -> State:
+        for glob, dropped in _DROPPED:
+            if fnmatchcase(name, glob):
+                state = {key: value for key, value in state.items() if not re.match(dropped, key)}
+        for glob, pattern, replacement in _RENAMED:
+            if fnmatchcase(name, glob):
+                state = {re.sub(f"^{pattern}$", replacement, key): value for key, value in state.items()}
+        return state
+
+    def preprocessing(self, name: str, weights: str | None) -> Preprocessing:
+        sets = models.get_model_weights(name)
+        if not len(sets):
+            return Preprocessing()
+        preset = (sets[weights] if weights else sets.DEFAULT).transforms()
+        return Preprocessing(
+            size=getattr(preset, "crop_size", preset.resize_size)[0],
+            resize=preset.resize_size[0],
+            mean=tuple(preset.mean),
+            std=tuple(preset.std),
+            interpolation=preset.interpolation.value,
+        )
+
+    def image_size(self, name: str, weights: str | None, arguments: Mapping[str, Any]) -> int:
+        if "image_size" in arguments:
+            return int(arguments["image_size"])
+        return next((size for glob, size in _SIZES if fnmatchcase(name, glob)), 224)
+
+    def licence(self, name: str, weights: str) -> str:
+        """Of a pretrained set, by the hub's word for it; the library's own, but for sets that name another."""
+        licence = str(models.get_model_weights(name)[weights].meta.get("license", ""))
+        return "cc-by-nc-4.0" if "SWAG" in licence else "other" if licence else "bsd-3-clause"
+
+    def class_names(self, name: str, weights: str | None) -> list[str]:
+        sets = models.get_model_weights(name)
+        return list((sets[weights] if weights else sets.DEFAULT).meta["categories"]) if len(sets) else []
 
 
-def arguments(name: str, weights: str | None, classes: int | None) -> dict[str, Any]:
-    """The builder's arguments for these weights (a set's name, or None) and number of classes."""
-    chosen: dict[str, Any] = {} if classes is None else {"num_classes": classes}
-    tables = (*_ARGUMENTS, *(_PRETRAINED_ARGUMENTS if weights else ()))
-    for glob, given in tables:
-        chosen |= given if fnmatchcase(name, glob) else {}
-    if weights and name.startswith("vit_"):
-        chosen["image_size"] = models.get_model_weights(name)[weights].meta["min_size"][0]
-    return chosen
-
-
-def offered(name: str) -> list[str]:
-    """The names of the pretrained sets, the default one first."""
-    sets = models.get_model_weights(name)
-    default = sets.DEFAULT.name if len(sets) else None
-    return sorted((entry.name for entry in sets), key=lambda entry: (entry != default, entry))
-
-
-def parameters(name: str) -> int | None:
-    """How many parameters the default weights have."""
-    sets = models.get_model_weights(name)
-    return int(sets.DEFAULT.meta["num_params"]) if len(sets) else None
-
-
-def recognise(name: str, file_name: str) -> str | None:
-    """The pretrained set that a file of this name is, by the name that torchvision gives it."""
-    return next((entry.name for entry in models.get_model_weights(name) if entry.url.endswith(f"/{file_name}")), None)
-
-
-def pretrained(name: str, weights: str, progress: bool) -> State:
-    """The pretrained set's state dict from torch.hub's cache, or downloaded into it."""
-    entry = models.get_model_weights(name)[weights]
-    try:
-        state: State = entry.get_state_dict(progress=progress, check_hash=True)
-    except (URLError, OSError, RuntimeError) as error:
-        raise WeightsError(
-            f"can't get {name}'s weights {weights} from {entry.url} ({getattr(error, 'reason', error)}); "
-            "-w PATH takes a local file, -w random seeded random weights"
-        ) from None
-    return state
-
-
-def canonical(name: str, arguments: Mapping[str, Any], state: State, model: nn.Module) -> State:
-    """The keys of a weight file as today's network has them."""
-    for glob, dropped in _DROPPED:
-        if fnmatchcase(name, glob):
-            state = {key: value for key, value in state.items() if not re.match(dropped, key)}
-    for glob, pattern, replacement in _RENAMED:
-        if fnmatchcase(name, glob):
-            state = {re.sub(f"^{pattern}$", replacement, key): value for key, value in state.items()}
-    return state
-
-
-def preprocessing(name: str, weights: str | None) -> Preprocessing:
-    """That of the pretrained set, or of the default one."""
-    sets = models.get_model_weights(name)
-    if not len(sets):
-        return Preprocessing()
-    preset = (sets[weights] if weights else sets.DEFAULT).transforms()
-    return Preprocessing(
-        size=getattr(preset, "crop_size", preset.resize_size)[0],
-        resize=preset.resize_size[0],
-        mean=tuple(preset.mean),
-        std=tuple(preset.std),
-        interpolation=preset.interpolation.value,
-    )
-
-
-def image_size(name: str, weights: str | None, arguments: Mapping[str, Any]) -> int:
-    """Height and width that the network is traced at."""
-    if "image_size" in arguments:
-        return int(arguments["image_size"])
-    return next((size for glob, size in _SIZES if fnmatchcase(name, glob)), 224)
-
-
-def channels(name: str, model: nn.Module) -> int:
-    """Input channels."""
-    return 3
-
-
-def licence(name: str, weights: str) -> str:
-    """Of a pretrained set, by the hub's word for it; the library's own, but for sets that name another."""
-    told = str(models.get_model_weights(name)[weights].meta.get("license", ""))
-    return "cc-by-nc-4.0" if "SWAG" in told else "other" if told else "bsd-3-clause"
-
-
-def class_names(name: str, weights: str | None) -> list[str]:
-    """The categories that the weights were trained on."""
-    sets = models.get_model_weights(name)
-    return list((sets[weights] if weights else sets.DEFAULT).meta["categories"]) if len(sets) else []
+LIBRARY = Torchvision()

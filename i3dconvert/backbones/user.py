@@ -11,11 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from i3dconvert.errors import BackboneError
-from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.backbones.library import Library
+from i3dconvert.errors import BackboneError, first_line
 from i3dconvert.weights import State
-
-version = ""
 
 AS_BUILT = "as-built"
 """The one set of weights on offer: what the factory itself puts into the network."""
@@ -25,14 +23,6 @@ def split(name: str) -> tuple[Path, str]:
     """`path/to/module.py:factory` → its two halves."""
     path, _, factory = name.rpartition(":")
     return Path(path), factory
-
-
-def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Run the file and call the factory. Raises `BackboneError` for whatever goes wrong in the user's code."""
-    network: Any = _call(name, _factory(name), **arguments)
-    if not isinstance(network, nn.Module):
-        raise BackboneError(f"{name} returned {type(network).__name__}, not a torch.nn.Module")
-    return network
 
 
 def build_in_volumes(name: str) -> nn.Module:
@@ -55,8 +45,7 @@ def _call(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) ->
     try:
         return function(*args, **kwargs)
     except (Exception, SystemExit) as error:
-        line = str(error).strip().partition("\n")[0]
-        raise BackboneError(f"{what} failed: {type(error).__name__}: {line}") from error
+        raise BackboneError(f"{what} failed: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _factory(name: str) -> Callable[..., Any]:
@@ -78,52 +67,30 @@ def _factory(name: str) -> Callable[..., Any]:
     return function
 
 
-def arguments(name: str, weights: str | None, classes: int | None) -> dict[str, Any]:
-    """The factory is called without arguments, unless it takes `num_classes` and a weight file asks for another."""
-    takes = classes is not None and "num_classes" in inspect.signature(_factory(name)).parameters
-    return {"num_classes": classes} if takes else {}
+class User(Library):
+    """What the user's file says."""
+
+    version = ""
+
+    def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
+        """Run the file and call the factory. Raises `BackboneError` for whatever goes wrong in the user's code."""
+        network: Any = _call(name, _factory(name), **arguments)
+        if not isinstance(network, nn.Module):
+            raise BackboneError(f"{name} returned {type(network).__name__}, not a torch.nn.Module")
+        return network
+
+    def arguments(self, name: str, weights: str | None, classes: int | None) -> dict[str, Any]:
+        """The factory is called without arguments, unless it takes `num_classes` and a weight file asks for another."""
+        takes = classes is not None and "num_classes" in inspect.signature(_factory(name)).parameters
+        return {"num_classes": classes} if takes else {}
+
+    def offered(self, name: str) -> list[str]:
+        """What the factory leaves in the network."""
+        return [AS_BUILT]
+
+    def pretrained(self, name: str, weights: str, progress: bool) -> State:
+        """The state dict of the network as the factory returns it."""
+        return dict(self.build(name, {}).state_dict())
 
 
-def offered(name: str) -> list[str]:
-    """What the factory leaves in the network."""
-    return [AS_BUILT]
-
-
-def parameters(name: str) -> int | None:
-    """Nothing is known before the file has run."""
-    return None
-
-
-def recognise(name: str, file_name: str) -> str | None:
-    """No file is known by its name."""
-    return None
-
-
-def pretrained(name: str, weights: str, progress: bool) -> State:
-    """The state dict of the network as the factory returns it."""
-    return dict(build(name, {}).state_dict())
-
-
-def canonical(name: str, arguments: Mapping[str, Any], state: State, model: nn.Module) -> State:
-    """The user's files are as the user's network is."""
-    return state
-
-
-def preprocessing(name: str, weights: str | None) -> Preprocessing:
-    """ImageNet's, for want of another."""
-    return Preprocessing()
-
-
-def image_size(name: str, weights: str | None, arguments: Mapping[str, Any]) -> int:
-    """Height and width that the network is traced at, unless the user says otherwise."""
-    return 224
-
-
-def channels(name: str, model: nn.Module) -> int:
-    """Of the first convolution's input."""
-    return next((int(m.in_channels) for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
-
-
-def class_names(name: str, weights: str | None) -> list[str]:
-    """Unknown."""
-    return []
+LIBRARY = User()

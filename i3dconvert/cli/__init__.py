@@ -19,7 +19,7 @@ import typer
 from i3dconvert import __version__
 from i3dconvert.cli import bench, classify, export, inflate, inspect, list, report, trust, verify
 from i3dconvert.cli.render import show_error
-from i3dconvert.errors import I3DError
+from i3dconvert.errors import I3DError, first_line
 
 app = typer.Typer(
     name="i3dconvert",
@@ -77,9 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("I3DCONVERT_DEBUG"):
             raise
-        line = str(error).strip().partition("\n")[0]
-        if isinstance(error, RuntimeError) and "allocate" in line:  # torch's word for it
+        if isinstance(error, RuntimeError) and "allocate" in first_line(error):  # torch's word for it
             show_error(OUT_OF_MEMORY)
             return 1
-        show_error(f"unexpected {type(error).__name__}: {line} (a bug; I3DCONVERT_DEBUG=1 shows where)")
+        show_error(f"unexpected {type(error).__name__}: {first_line(error)} (a bug; I3DCONVERT_DEBUG=1 shows where)")
     return 1

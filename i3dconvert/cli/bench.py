@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.options import Device, Dtype, Force, Init, Json, Quiet, complete_backbone
+from i3dconvert.cli.options import Device, Dtype, Force, Init, Json, Plot, Quiet, complete_backbone
 
 EXAMPLE = "Example: i3dconvert bench resnet50 densenet121 --runtime eager,onnx,onnx-plain --batch 1 --batch 2"
 
@@ -40,9 +39,7 @@ def command(
     dtype: Annotated[Dtype, typer.Option(help="Of weights and clips.")] = Dtype.float32,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="torch: channels_last_3d memory.")] = False,
     runs: Annotated[int, typer.Option(min=1, help="Timed, after two to warm up.")] = 7,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw a bar chart to this .svg or .png file.", show_default=False)
-    ] = None,
+    plot: Plot = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,

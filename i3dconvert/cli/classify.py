@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.options import Force, Json, Quiet, complete_backbone
+from i3dconvert.cli.options import Force, Json, Plot, Quiet, complete_backbone
 
 EXAMPLE = "Example: i3dconvert classify resnet50.onnx clip.mp4    i3dconvert classify resnet50 clip.mp4 --plot line.svg"
 
@@ -39,9 +39,7 @@ def command(
     weights: Annotated[
         str, typer.Option("--weights", "-w", help="Of a backbone, as `inflate` takes them.")
     ] = "default",
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw the time line to this .svg or .png file.", show_default=False)
-    ] = None,
+    plot: Plot = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.inflate import default_ending, writes_folder
+from i3dconvert.cli.inflate import default_ending
 from i3dconvert.cli.options import Dtype, File, Force, FromLayout, Json, Layout, Quiet, reader, the_checkpoint
+
+if TYPE_CHECKING:
+    from i3dconvert.lift.network import Network3d
 
 EXAMPLE = "Example: i3dconvert export r152.safetensors --onnx    i3dconvert export --onnx --weights finetuned.pth"
 
@@ -37,8 +40,7 @@ def command(
     ] = None,
     static: Annotated[bool, typer.Option("--static", help="ONNX: fix batch 1, 16 frames and the size.")] = False,
     optimize: Annotated[
-        bool,
-        typer.Option("--optimize/--no-optimize", help="ONNX: 2D convolutions over frames, or plain 3D ones."),
+        bool, typer.Option("--optimize/--no-optimize", help="ONNX: 2D convolutions over frames, or plain 3D ones.")
     ] = True,
     uint8_input: Annotated[
         bool,
@@ -82,75 +84,76 @@ def command(
     from i3dconvert.files import check_output
 
     path = the_checkpoint(file)
-    ending = ".onnx" if onnx else f"-{default_ending(layout)}" if layout else "-export.safetensors"
+    named, is_folder = default_ending(layout)
+    ending = ".onnx" if onnx else f"-{named}" if layout else "-export.safetensors"
     target = hub or output or path.with_name(f"{path.stem}{ending}")
-    check_output(target, force, hub is not None or writes_folder(layout))
+    check_output(target, force, hub is not None or is_folder)
     with render.progress(quiet or json) as step:
         step("importing torch")
         import torch
 
         from i3dconvert import checkpoint
-        from i3dconvert.backbones.changes import HEADLESS
-        from i3dconvert.export import export_onnx
         from i3dconvert.lift.network import cast
 
-        network, finetuned = checkpoint.load_for_export(path, weights, reader(from_layout))
+        document, state = reader(from_layout)(path)
+        if weights is not None:
+            network = checkpoint.finetuned(document, weights)
+        else:
+            network = checkpoint.filled(checkpoint.rebuild(document, where=path), state, path)
+        finetuned = document.finetuned or weights is not None
         if safetensors:
             stored = cast(network, dtype.torch()) if dtype else network
             sha256 = checkpoint.save(stored, target, force, finetuned, layout)
-            document: dict[str, Any] = {"path": str(target), "sha256": sha256, "layout": layout}
+            printed: dict[str, Any] = {"path": str(target), "sha256": sha256, "layout": layout}
             lines = [f"SHA-256 of the weights {sha256}"]
         else:
-            options: dict[str, Any] = {
-                "static": static,
-                "optimize": optimize,
-                "opset": opset,
-                "dtype": dtype.torch() if dtype else torch.float32,
-                "int8": int8,
-                "calibrate": calibrate,
-                "uint8_input": uint8_input,
-                "top_k": top_k,
-                "external_data": external_data,
-                "force": force,
-                "finetuned": finetuned,
-                "progress": step,
-            }
-            folder = None
-            if hub is not None:
-                from i3dconvert.hub import write_folder
-
-                folder = write_folder(network, target, **options)
-            done = folder.exported if folder is not None else export_onnx(network, target, **options)
-            features = network.meta["origin"].changes.head in HEADLESS
-            document = {
-                "path": str(target),
-                "files": [str(part) for part in done.files],
-                "input_name": done.input,
-                "input": list(done.shape),
-                "opset": done.opset,
-                "checked_on": list(done.checked_on),
-                "error": done.check.error,
-                "tolerance": done.check.tolerance,
-                ("cosine" if features else "top_class_agreement"): done.agreement,
-            }
-            shape = ", ".join(map(str, done.shape))
-            lines = [
-                f"opset {done.opset}, input {done.input} ({shape})",
-                f"{done.check.name} at {render.number(done.checked_on)}: {done.check.detail}",
-                *(f"with the tensors in {part}" for part in done.files if part != done.path),
-            ]
-            if folder is not None:
-                proved = folder.report is not None
-                document |= {"files": list(map(str, folder.files)), "proved": proved, "unproved": folder.unproved}
-                lines.append("the card has the proof" if proved else f"not proved: {folder.unproved}")
-            if done.agreement is not None:
-                told = f"the features' cosine with float32's is {done.agreement:.4f} on"
-                told = told if features else f"the top class is float32's in {done.agreement:.0%} of"
-                lines.insert(2, f"int8: {told} the clips calibrated on")
-            if done.warning:
-                render.show_warning(done.warning)
+            stored_as = dtype.torch() if dtype else torch.float32
+            options: dict[str, Any] = {"static": static, "optimize": optimize, "opset": opset, "dtype": stored_as}
+            options |= {"int8": int8, "calibrate": calibrate, "uint8_input": uint8_input, "top_k": top_k}
+            options |= {"external_data": external_data, "force": force, "finetuned": finetuned, "progress": step}
+            printed, lines = _to_onnx(network, target, hub is not None, options)
     if json:
-        render.show_json(document)
+        render.show_json(printed)
     elif not quiet:
         for line in [*lines, f"wrote {target}"]:
             render.show(line)
+
+
+def _to_onnx(
+    network: Network3d, target: Path, as_folder: bool, options: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Export it, alone or in a folder for the hub; what to print of that, as JSON and in lines."""
+    from i3dconvert.backbones.changes import HEADLESS
+    from i3dconvert.export import export_onnx
+    from i3dconvert.hub import write_folder
+
+    folder = write_folder(network, target, **options) if as_folder else None
+    done = folder.exported if folder is not None else export_onnx(network, target, **options)
+    features = network.meta["origin"].changes.head in HEADLESS
+    printed = {
+        "path": str(target),
+        "files": [str(part) for part in done.files],
+        "input_name": done.input,
+        "input": list(done.shape),
+        "opset": done.opset,
+        "checked_on": list(done.checked_on),
+        "error": done.check.error,
+        "tolerance": done.check.tolerance,
+        ("cosine" if features else "top_class_agreement"): done.agreement,
+    }
+    lines = [
+        f"opset {done.opset}, input {done.input} ({', '.join(map(str, done.shape))})",
+        f"{done.check.name} at {render.number(done.checked_on)}: {done.check.detail}",
+    ]
+    if done.agreement is not None:
+        agrees = f"the features' cosine with float32's is {done.agreement:.4f} on"
+        agrees = agrees if features else f"the top class is float32's in {done.agreement:.0%} of"
+        lines.append(f"int8: {agrees} the clips calibrated on")
+    lines += [f"with the tensors in {part}" for part in done.files if part != done.path]
+    if folder is not None:
+        proved = folder.report is not None
+        printed |= {"files": list(map(str, folder.files)), "proved": proved, "unproved": folder.unproved}
+        lines.append("the card has the proof" if proved else f"not proved: {folder.unproved}")
+    if done.warning:
+        render.show_warning(done.warning)
+    return printed, lines

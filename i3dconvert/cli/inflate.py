@@ -21,41 +21,11 @@ if TYPE_CHECKING:
 EXAMPLE = "Example: i3dconvert inflate resnet152 -o r152.safetensors    i3dconvert inflate timm/convnext_tiny -w random"
 
 
-class Form(Enum):
-    """What a convolution over time looks like."""
-
-    full = "3d"
-    factorised = "2plus1d"
-
-
-class InInit(Enum):
-    """How kernels over RGB become kernels over other channels."""
-
-    sum = "sum"
-    mean = "mean"
-    repeat = "repeat"
-
-
-class TimeEmbedding(Enum):
-    """What tells attention the order of frames."""
-
-    none = "none"
-    zeros = "zeros"
-    sinusoidal = "sinusoidal-learned"
-
-
-class TemporalPool(Enum):
-    """What becomes of the frames left at the end."""
-
-    mean = "mean"
-    none = "none"
-
-
-class Padding(Enum):
-    """What lies before the first and behind the last frame, in the convolutions."""
-
-    zeros = "zeros"
-    replicate = "replicate"
+Form = Enum("Form", {"full": "3d", "factorised": "2plus1d"})
+InInit = Enum("InInit", {"sum": "sum", "mean": "mean", "repeat": "repeat"})
+TimeEmbedding = Enum("TimeEmbedding", {"none": "none", "zeros": "zeros", "sinusoidal": "sinusoidal-learned"})
+TemporalPool = Enum("TemporalPool", {"mean": "mean", "none": "none"})
+Padding = Enum("Padding", {"zeros": "zeros", "replicate": "replicate"})
 
 
 def command(
@@ -84,8 +54,7 @@ def command(
     seed: Annotated[int, typer.Option(help="For random weights.")] = 0,
     init: Annotated[Init, typer.Option(help="The 2D kernel at the middle tap, or its mean over all.")] = Init.center,
     padding: Annotated[
-        Padding | None,
-        typer.Option(help="Of time.  [default: what keeps the network equal]", show_default=False),
+        Padding | None, typer.Option(help="Of time.  [default: what keeps the network equal]", show_default=False)
     ] = None,
     conv: Annotated[
         Form, typer.Option(help="Full 3D kernels, or the 2D kernel followed by a temporal one.")
@@ -107,12 +76,10 @@ def command(
     ] = None,
     layout: Layout = "",
     in_channels: Annotated[
-        int | None,
-        typer.Option(min=1, help="1 for grey pictures and volumes, 2k for optical flow.", show_default="3"),
+        int | None, typer.Option(min=1, help="1 for grey pictures and volumes, 2k for optical flow.", show_default="3")
     ] = None,
     in_init: Annotated[
-        InInit | None,
-        typer.Option(help="The first kernels from those over RGB.", show_default="sum for 1, else mean"),
+        InInit | None, typer.Option(help="The first kernels from those over RGB.", show_default="sum for 1, else mean")
     ] = None,
     num_classes: Annotated[
         int | None, typer.Option(min=1, help="Of a fresh head, drawn with --seed.", show_default="its own head")
@@ -154,41 +121,24 @@ def command(
     parse(backbone)
     rules = tuple(parse_rule(text) for text in temporal or [])
     chosen = None if recipe is None else resolve(recipe)
-    path = output or Path(f"{default_stem(backbone)}-{default_ending(layout)}")
-    check_output(path, force, writes_folder(layout))
+    ending, is_folder = default_ending(layout)
+    path = output or Path(f"{default_stem(backbone)}-{ending}")
+    check_output(path, force, is_folder)
     with render.progress(quiet or json) as step:
         step("importing torch")
-        from i3dconvert.inflation import changes_of, inflate_to_file
+        from i3dconvert.backbones import Changes, Source
+        from i3dconvert.inflation import Manner, inflate_to_file
+        from i3dconvert.kernels import Style
         from i3dconvert.lift.describe import describe
 
         step(f"inflating {backbone}")
-        written = inflate_to_file(
-            backbone,
-            path,
-            chosen,
-            rules,
-            init.value,
-            padding.value if padding else None,
-            conv=conv.value,
-            weights=weights,
-            seed=seed,
-            features=features,
-            size=size,
-            allow_nonfinite=allow_nonfinite,
-            dtype=dtype.torch() if dtype else None,
-            layout=layout,
-            changes=changes_of(
-                in_channels,
-                in_init.value if in_init else None,
-                num_classes,
-                "maps" if no_pool else "none" if no_head else "",
-                seed,
-            ),
-            temporal_pool=temporal_pool.value,
-            time_embedding=time_embedding.value,
-            force=force,
-            progress=not (quiet or json),
-        )
+        head = "maps" if no_pool else "none" if no_head else ""
+        changes = Changes.asked(in_channels, in_init.value if in_init else None, num_classes, head, seed)
+        source = Source(backbone, weights, seed, features, size, allow_nonfinite, changes)
+        names = (init, padding, conv, temporal_pool, time_embedding)
+        style = Style(*(name.value if name else "" for name in names))
+        manner = Manner(chosen, rules, style, dtype.torch() if dtype else None, layout)
+        written = inflate_to_file(source, path, manner, force, progress=not (quiet or json))
         layers = [] if quiet and not json else describe(written.network())
     if json:
         render.show_json(_document(written, layers))
@@ -203,32 +153,24 @@ def default_stem(backbone: str) -> str:
     return backbone.rpartition(":")[2] if ".py:" in backbone else backbone.replace("/", "-")
 
 
-def default_ending(layout: str) -> str:
-    """What is put behind the backbone in the name of an output; a framework's files end as its loader expects."""
+def default_ending(layout: str) -> tuple[str, bool]:
+    """What is put behind the backbone in the name of an output, as a framework's loader expects, and whether that
+    reads a folder."""
     if not layout:
-        return "i3d.safetensors"
-    from i3dconvert.frameworks import framework
+        return "i3d.safetensors", False
+    from i3dconvert.frameworks import framework_of
 
-    known = framework(layout)
-    return f"{known.name}{known.suffix}"
-
-
-def writes_folder(layout: str) -> bool:
-    """Whether what a layout's own loader reads is a folder."""
-    if not layout:
-        return False
-    from i3dconvert.frameworks import framework
-
-    return not framework(layout).suffix
+    framework = framework_of(layout)
+    return f"{framework.name}{framework.suffix}", not framework.suffix
 
 
 def show_layout(layout: str, origin: Origin) -> None:
     """What a framework's user has to know of weights in its layout."""
-    from i3dconvert.frameworks import framework, how_to_load, split
+    from i3dconvert.frameworks import framework_of, how_to_load, split
 
-    known, network = framework(layout), split(layout)[1]
-    target = known.target(origin.backbone.qualified, network)
-    render.show(f"loads into {known.name}'s {target.name}: {how_to_load(target, origin)}")
+    framework, network = framework_of(layout), split(layout)[1]
+    target = framework.target(origin.backbone.qualified, network)
+    render.show(f"loads into {framework.name}'s {target.name}: {how_to_load(target, origin)}")
     if target.note:
         render.show(f"note: {target.note}")
 
@@ -261,9 +203,9 @@ def _show(written: Written, layers: list[LayerRow], verbose: bool) -> None:
         render.show_table(("layers#", "operation", "2D kernel", "3D kernel", "stride", "parameters#"), rows)
     inflation = written.inflation
     style = inflation.style
-    told = f"recipe {inflation.recipe.name}, init {style.init}, temporal padding {style.padding}"
-    told += ", (2+1)D convolutions" if style.conv == "2plus1d" else ""
-    render.show(f"{written.origin.backbone.qualified}, weights {written.origin.weights}; {told}")
+    line = f"recipe {inflation.recipe.name}, init {style.init}, temporal padding {style.padding}"
+    line += ", (2+1)D convolutions" if style.conv == "2plus1d" else ""
+    render.show(f"{written.origin.backbone.qualified}, weights {written.origin.weights}; {line}")
     least = inflation.minimum_frames
     render.show(f"clips of {least} frame{'s' * (least > 1)} or more")
     kept = sum(layer.operation == "Attention (one frame)" for layer in layers)

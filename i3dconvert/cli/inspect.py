@@ -30,12 +30,15 @@ def command(
         from i3dconvert.lift.describe import beside_middle, describe, from_inflated, order_seen, with_training
         from i3dconvert.recipes import toml as recipes
 
-        exported = path.suffix == ".onnx" and not from_layout
-        document, state = (checkpoint.read_document(path), {}) if exported else reader(from_layout)(path)
-        origin = None if toml or document.foreign else document.origin
+        if path.suffix == ".onnx" and not from_layout:
+            from i3dconvert.export.runtime import read_document
+
+            document, state = read_document(path), {}
+        else:
+            document, state = reader(from_layout)(path)
         layers = []
-        if origin is not None:
-            network = checkpoint.rebuild(document, origin.build())
+        if document.origin is not None and document.is_ours and not toml:
+            network = checkpoint.rebuild(document)
             layers = describe(network)
             if state:
                 layers = with_training(

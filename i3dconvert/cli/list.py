@@ -46,7 +46,11 @@ def command(
     if not matching:
         raise BackboneError(f"no backbone matches {glob!r}; `i3dconvert list` shows all")
     counted = len(matching) <= _COUNTED_AT_MOST
-    rows = [_row(library, name, counted) for library, name in render.progress_bar(matching, "reading", quiet or json)]
+    rows = []
+    with render.progress(quiet or json) as step:
+        for index, (library, name) in enumerate(matching):
+            step(f"reading {name}", index / len(matching))
+            rows.append(_row(library, name, counted))
     if json:
         render.show_json(rows)
     elif not quiet:
@@ -59,11 +63,11 @@ def _row(source: str, name: str, counted: bool) -> dict[str, Any]:
     from i3dconvert.backbones import Backbone, build, library
     from i3dconvert.recipes import default_recipe
 
-    known = library(source)
-    parameters = known.parameters(name)
+    library2d = library(source)
+    parameters = library2d.parameters(name)
     if parameters is None and counted:
-        model = build(Backbone(source, name, known.arguments(name, None, None)))
+        model = build(Backbone.of(source, name))
         parameters = sum(parameter.numel() for parameter in model.parameters())
     qualified = Backbone(source, name).qualified
     recipe = default_recipe(qualified).name
-    return {"name": qualified, "parameters": parameters, "weights": known.offered(name), "recipe": recipe}
+    return {"name": qualified, "parameters": parameters, "weights": library2d.offered(name), "recipe": recipe}

@@ -46,13 +46,7 @@ class Device(Enum):
             raise DeviceError("torch sees no CUDA device here; --device cpu")
 
 
-class Init(Enum):
-    """How the taps of a 3D kernel are filled."""
-
-    center = "center"
-    mean = "mean"
-
-
+Init = Enum("Init", {"center": "center", "mean": "mean"})
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
@@ -66,12 +60,19 @@ File = Annotated[
 ]
 
 
+Images = Annotated[
+    list[Path] | None,
+    typer.Option("--images", "-i", help="Pictures to compare on as well; repeatable.", show_default=False),
+]
+Reference = Annotated[
+    Path | None, typer.Option(help="The file with the 2D weights, where it is not found.", show_default=False)
+]
+Plot = Annotated[Path | None, typer.Option(help="Draw a chart to this .svg or .png file.", show_default=False)]
 Layout = Annotated[
     str,
     typer.Option(
         metavar="NAME[:NETWORK]",
-        help="Another framework's names: pytorchvideo, slowfast, mmaction2, 3d-resnets, monai, torchvision-video, "
-        "pytorch-i3d, timm-3d.",
+        help="Another framework's names: pytorchvideo, slowfast, mmaction2, monai, … (docs/frameworks.md).",
         show_default=False,
     ),
 ]
@@ -93,9 +94,9 @@ def complete_backbone(incomplete: str) -> list[str]:
 def reader(from_layout: str) -> Any:
     """What reads a checkpoint: ours, or that of a framework."""
     from i3dconvert import adoption, checkpoint
-    from i3dconvert.frameworks import framework
+    from i3dconvert.frameworks import framework_of
 
-    targets = framework(from_layout).targets if from_layout else ()
+    targets = framework_of(from_layout).targets if from_layout else ()
     if len(targets) == 1 and targets[0].note:
         render.show_warning(targets[0].note)
     return partial(adoption.adopt, layout=from_layout) if from_layout else checkpoint.read

@@ -84,12 +84,3 @@ def progress(quiet: bool) -> Iterator[Callable[..., None]]:
             bar.update(task, description=f"{text} …", total=total, completed=share or 0.0)
 
         yield step
-
-
-def progress_bar(items: Sequence[Any], label: str, quiet: bool) -> Iterable[Any]:
-    """`items`, with a bar on a terminal's standard error."""
-    if quiet or not sys.stderr.isatty():
-        return items
-    from rich.progress import track
-
-    return track(items, label, console=_console(stderr=True), transient=True)

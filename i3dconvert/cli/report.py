@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.options import Force, FromLayout, Json, Quiet, reader
+from i3dconvert.cli.options import Force, FromLayout, Images, Json, Quiet, Reference, reader
 
 if TYPE_CHECKING:
     from i3dconvert.benchmark import Measurement
@@ -29,19 +29,14 @@ def command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The page.", show_default="FILE-report.html")
     ] = None,
-    images: Annotated[
-        list[Path] | None,
-        typer.Option("--images", "-i", help="Pictures to compare on as well; repeatable.", show_default=False),
-    ] = None,
+    images: Images = None,
     frames: Annotated[
         int | None, typer.Option("--frames", "-f", min=1, help="Of the clips.", show_default="16, or fewer")
     ] = None,
     size: Annotated[
         int | None, typer.Option("--size", "-s", min=1, help="Height and width.", show_default="the backbone's")
     ] = None,
-    reference: Annotated[
-        Path | None, typer.Option(help="The file with the 2D weights, where it is not found.", show_default=False)
-    ] = None,
+    reference: Reference = None,
     from_layout: FromLayout = "",
     force: Force = False,
     json: Json = False,
@@ -79,7 +74,7 @@ def command(
         render.show_json({"path": str(target), "files": [_document(subject) for subject in subjects]})
     elif not quiet:
         for subject in subjects:
-            render.show(f"{subject.path}: {_verdict(subject)}")
+            render.show(f"{subject.path}: {subject.verdict}")
         render.show(f"wrote {target}")
     _fail_where_not_equal(subjects, json)
 
@@ -97,12 +92,6 @@ def measurements(path: Path) -> list[Measurement]:
         raise BenchmarkError(f"{path} is not what `i3dconvert bench --json` prints: {error}") from None
 
 
-def _verdict(subject: Subject) -> str:
-    if subject.report is None:
-        return f"not proved: {subject.unproved}"
-    return "equals its 2D network" if subject.report.passed else f"not equal to its 2D network: {subject.report.reason}"
-
-
 def _document(subject: Subject) -> dict[str, object]:
     found = subject.report.to_dict() if subject.report is not None else {"unproved": subject.unproved}
     return {"file": str(subject.path), **found}
@@ -112,5 +101,5 @@ def _fail_where_not_equal(subjects: Sequence[Subject], json: bool) -> None:
     wrong = [subject for subject in subjects if subject.report is not None and not subject.report.passed]
     if wrong:
         if not json:
-            render.show_error(f"{wrong[0].path}: {_verdict(wrong[0])}")
+            render.show_error(f"{wrong[0].path}: {wrong[0].verdict}")
         raise typer.Exit(1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.options import Device, Dtype, File, Force, Json, Layout, Quiet, the_checkpoint
+from i3dconvert.cli.options import Device, Dtype, File, Force, Images, Json, Layout, Quiet, Reference, the_checkpoint
 
 if TYPE_CHECKING:
     from i3dconvert.verification import Report
@@ -33,15 +33,10 @@ def command(
     tolerance: Annotated[
         float | None, typer.Option(min=0.0, help="Relative error allowed.", show_default="1e-12 and 1e-5")
     ] = None,
-    images: Annotated[
-        list[Path] | None,
-        typer.Option("--images", "-i", help="Pictures to compare on as well; repeatable.", show_default=False),
-    ] = None,
+    images: Images = None,
     layers: Annotated[bool, typer.Option("--layers", "-l", help="Show every layer's error.")] = False,
     device: Annotated[Device, typer.Option(help="Where torch runs both networks.")] = Device.cpu,
-    reference: Annotated[
-        Path | None, typer.Option(help="The file with the 2D weights, where it is not found.", show_default=False)
-    ] = None,
+    reference: Reference = None,
     layout: Layout = "",
     report: Annotated[
         Path | None, typer.Option("--report", help="Write what was found to this .html file.", show_default=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -28,7 +29,7 @@ from i3dconvert.export.framewise import (
     minimal_transforms,
 )
 from i3dconvert.lift import layout
-from i3dconvert.lift.layers import ANY_RANK, full_name
+from i3dconvert.lift.counterparts import ANY_RANK, full_name
 from i3dconvert.lift.lengths import lengths as counted
 from i3dconvert.lift.modules import BatchNormAct3d, GlobalAvgPool, LayerNorm3d, PaddedConv3d, PaddedPool3d, in_space
 from i3dconvert.lift.network import Network3d
@@ -131,18 +132,16 @@ class _Frames:
         new = self.env[node]
         return self.graph.call_function(layout.unfold, (new, self.clips)) if node in self.on_clips else new
 
-    def copy(self, node: fx.Node) -> fx.Node:
+    def copy(self, node: fx.Node, value: Callable[[fx.Node], fx.Node] | None = None) -> fx.Node:
+        """The same of other values: by default those over frames."""
         if node.op == "call_module":
             self.modules[str(node.target)] = self.network.get_submodule(str(node.target))
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), value or self.env.__getitem__)
         return self.graph.create_node(node.op, node.target, args, kwargs, node.name)
 
     def unfolded(self, node: fx.Node) -> fx.Node:
         """What looks along time in a way of its own, on clips."""
-        if node.op == "call_module":
-            self.modules[str(node.target)] = self.network.get_submodule(str(node.target))
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.as_given)
-        clip = self.graph.create_node(node.op, node.target, args, kwargs, node.name)
+        clip = self.copy(node, self.as_given)
         self.lengths[node] = self.graph.call_method("size", (clip, 2))
         return self.graph.call_function(layout.fold, (clip,))
 

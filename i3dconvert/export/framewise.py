@@ -234,12 +234,12 @@ def minimal_transforms(like: Tensor, length: int, m: int, replicate: bool) -> tu
     into, out = (torch.tensor(matrix, dtype=like.dtype, device=like.device) for matrix in (_INPUT[m], _OUTPUT[m]))
     first = torch.arange((length + m - 1) // m, device=like.device).unsqueeze(1) * m
     seen = first - 1 + torch.arange(m + 2, device=like.device)
-    made = first + torch.arange(m, device=like.device)
+    outputs = first + torch.arange(m, device=like.device)
     frames = torch.arange(length, device=like.device)
     if replicate:
         seen = seen.clamp(0, length - 1)
     from_frames = torch.matmul(into, (seen.unsqueeze(2) == frames).to(like.dtype))
-    to_frames = torch.matmul((frames.reshape(-1, 1, 1) == made).to(like.dtype), out).flatten(1, 2)
+    to_frames = torch.matmul((frames.reshape(-1, 1, 1) == outputs).to(like.dtype), out).flatten(1, 2)
     return from_frames, to_frames
 
 

@@ -8,8 +8,9 @@ import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from i3dconvert.backbones import Origin
 from i3dconvert.backbones.changes import HEADLESS
-from i3dconvert.checkpoint import KEY, Document
-from i3dconvert.errors import CheckpointError, ExportError, FramesError
+from i3dconvert.checkpoint.document import KEY, Document
+from i3dconvert.comparison.forward import OwnRounding, check_outputs, evaluating, outputs
+from i3dconvert.comparison.report import Check
+from i3dconvert.errors import CheckpointError, ExportError, first_line
 from i3dconvert.export.deployed import BEST, SCORES, BestClasses, FromDecoder, best_beside
 from i3dconvert.export.frames import FRAMES as FRAMES_OF_FORM
 from i3dconvert.export.frames import frames_form
@@ -31,13 +34,12 @@ from i3dconvert.export.quantised import agreement, likeness, quantise
 from i3dconvert.export.runtime import AXES, CLASSES, CLIP, FRAMES, PRECISION, TOLERANCES, Runtime, as_input
 from i3dconvert.export.seal import seal
 from i3dconvert.files import check_output, replacing, workshop
-from i3dconvert.lift.lengths import lengths
+from i3dconvert.lift.lengths import left, lengths
 from i3dconvert.lift.network import Network3d, cast
 from i3dconvert.media import read_clips
 from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.progress import Progress, silent
 from i3dconvert.recipes import Attending
-from i3dconvert.verification.forward import OwnRounding, check_outputs, evaluating, outputs
-from i3dconvert.verification.report import Check
 from i3dconvert.weights import digest
 
 OLDEST_OPSET = 18
@@ -50,8 +52,6 @@ CALIBRATION_CLIPS = 8
 
 LONGEST = 256
 """Frames of the clips that an export is traced and checked on."""
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def export_onnx(
     external_data: bool = False,
     force: bool = False,
     finetuned: bool = False,
-    progress: Progress = lambda _: None,
+    progress: Progress = silent,
 ) -> Exported:
     """Write an inflated network as ONNX: input `clip` `(N, C, T, H, W)`, output `logits` (dense networks: their own).
 
@@ -236,13 +236,13 @@ def _shapes(network: Network3d, static: bool, form: nn.Module) -> tuple[tuple[in
     attend to one another: the exporter would take that for a constant.
     """
     channels, height, width = network.inflation.input
-    legal = [n for n in range(1, LONGEST + 1) if _left(network, n) >= 1 and (static or _in_groups(network, n))]
+    legal = [n for n in range(1, LONGEST + 1) if left(network.graph, n) >= 1 and (static or _in_groups(network, n))]
     if not legal or (legal[-1] == 1 and not static):
         raise ExportError(f"no clip of 2 to {LONGEST} frames has several groups of frames at every attention; --static")
     tile = max((module.m for module in form.modules() if isinstance(module, MinimalConv)), default=1)
     halved = any(isinstance(module, StackedConv) and module.halved for module in form.modules())
     fewest = FRAMES_OF_FORM if halved else 2  # each half of two frames or more
-    long = (n for least in (tile, 1) for n in legal if n >= fewest and _left(network, n) > least)
+    long = (n for least in (tile, 1) for n in legal if n >= fewest and left(network.graph, n) > least)
     traced = next(long, legal[-1]) if not static else next((frames for frames in legal if frames >= 16), legal[-1])
     if static:
         shape = (1, channels, traced, height, width)
@@ -261,13 +261,6 @@ def _in_groups(network: Network3d, frames: int) -> bool:
         for node in count
         if isinstance(temporal := node.meta.get("temporal"), Attending) and not temporal.pairs
     )
-
-
-def _left(network: Network3d, frames: int) -> int:
-    try:
-        return network.frames_left(frames)
-    except FramesError:
-        return 0
 
 
 def _trace(
@@ -382,7 +375,7 @@ def _check(
         given, meant = as_input(clip.to(next(network.parameters()).dtype).float(), runtime.dtype, preprocessing)
         value = runtime(given)
     except (onnx.checker.ValidationError, CheckpointError) as error:
-        raise ExportError(f"the exported file is refused: {str(error).partition(chr(10))[0]}") from None
+        raise ExportError(f"the exported file is refused: {first_line(error)}") from None
     with evaluating(network, torch.float32):
         reference = outputs(network(meant))
     if runtime.names_best:
@@ -397,11 +390,11 @@ def _check(
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """The exporter warns and logs of things that the check behind it decides."""
+    """The exporter warns, logs and (that of onnxscript 0.6) prints of things that the check behind it decides."""
     names = ("torch.onnx", "onnxscript", "torch.export", "onnx_ir", "torch.fx.experimental.symbolic_shapes")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)

@@ -14,7 +14,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 from torch.nn import functional
 
-from i3dconvert.errors import ExportError
+from i3dconvert.errors import ExportError, first_line
 from i3dconvert.export.runtime import Runtime
 
 OPERATORS = ("Conv", "Gemm", "MatMul")
@@ -50,7 +50,7 @@ def quantise(path: Path, clips: Tensor) -> Path:
                 weight_type=QuantType.QInt8,
             )
     except Exception as error:
-        raise ExportError(f"onnxruntime can't quantise this network: {str(error).partition(chr(10))[0]}") from error
+        raise ExportError(f"onnxruntime can't quantise this network: {first_line(error)}") from error
     finally:
         prepared.unlink(missing_ok=True)
     return written

@@ -13,8 +13,8 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from i3dconvert.checkpoint import KEY, Document
-from i3dconvert.errors import CheckpointError
+from i3dconvert.checkpoint.document import KEY, Document
+from i3dconvert.errors import CheckpointError, first_line
 from i3dconvert.export.deployed import BEST, SCORES
 from i3dconvert.files import check_input
 from i3dconvert.preprocessing import Preprocessing
@@ -45,16 +45,9 @@ _RUNTIME_ERRORS = (
     UnicodeDecodeError,  # of a message that quotes the file
     *(
         getattr(onnxruntime.capi.onnxruntime_pybind11_state, name)
-        for name in (
-            "Fail",
-            "InvalidArgument",
-            "InvalidGraph",
-            "InvalidProtobuf",
-            "NoSuchFile",
-            "NotImplemented",
-            "RuntimeException",
-        )
+        for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
     ),
+    onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException,
 )
 
 
@@ -64,7 +57,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # noqa: BLE001 - protobuf's error type differs between its implementations
-        raise CheckpointError(f"{path} is not a readable ONNX file: {str(error).partition(chr(10))[0]}") from None
+        raise CheckpointError(f"{path} is not a readable ONNX file: {first_line(error)}") from None
     return {entry.key: entry.value for entry in model.metadata_props}
 
 
@@ -77,7 +70,7 @@ def read_document(path: Path) -> Document:
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not a valid ONNX file: {str(error).strip().partition(chr(10))[0]}") from None
+        raise CheckpointError(f"{path} is not a valid ONNX file: {first_line(error)}") from None
     if KEY not in metadata:
         raise CheckpointError(f"{path} was not exported by i3dconvert: its metadata has no {KEY!r}")
     return Document.loads(metadata[KEY], path)
@@ -111,7 +104,7 @@ class Runtime:
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
         except _RUNTIME_ERRORS as error:
-            raise CheckpointError(f"onnxruntime can't load {path}: {str(error).partition(chr(10))[0]}") from None
+            raise CheckpointError(f"onnxruntime can't load {path}: {first_line(error)}") from None
         _give_back()
         given = self.session.get_inputs()[0]
         self.input: str = given.name
@@ -127,7 +120,7 @@ class Runtime:
             return [torch.from_numpy(output) for output in self.session.run(None, feed)]
         except _RUNTIME_ERRORS as error:
             shape = tuple(given.shape)
-            raise CheckpointError(f"onnxruntime fails on a clip {shape}: {str(error).partition(chr(10))[0]}") from None
+            raise CheckpointError(f"onnxruntime fails on a clip {shape}: {first_line(error)}") from None
 
     def fixed(self, axis: str) -> int | None:
         """The size that the file demands on an axis of the input (`AXES`); None where any will do."""

@@ -33,7 +33,7 @@ def broken(path: Path) -> list[str]:
     model = onnx.load(path, load_external_data=False)
     sealed = next((entry.value for entry in model.metadata_props if entry.key == SEAL), "")
     try:
-        told = dict(json.loads(sealed))
+        expected = dict(json.loads(sealed))
     except (ValueError, TypeError):
         raise CheckpointError(
             f"{path} has no seal: it was written by an earlier i3dconvert, or again by another tool; export it anew"
@@ -42,7 +42,7 @@ def broken(path: Path) -> list[str]:
         found = _hashes(model, path.parent)
     except (OSError, ValueError, OverflowError, MemoryError) as error:
         raise CheckpointError(f"{path} names tensors in a file beside it that can't be read: {error}") from None
-    names = sorted(name for name in told | found if told.get(name) != found.get(name))
+    names = sorted(name for name in expected | found if expected.get(name) != found.get(name))
     return [name or "the graph or its metadata" for name in names]
 
 

@@ -1,32 +1,23 @@
-"""Other frameworks' 3D networks: a table of names for each, applied both ways."""
+"""Other frameworks' 3D networks: a module each, with a table of names that is applied both ways."""
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 from i3dconvert.errors import LayoutError
 from i3dconvert.frameworks.framework import Framework, Target, check_fits, how_to_load
-from i3dconvert.frameworks.i3resnet import I3RESNET
-from i3dconvert.frameworks.mmaction2 import MMACTION2
-from i3dconvert.frameworks.monai import MONAI
-from i3dconvert.frameworks.pytorch_i3d import PYTORCH_I3D
-from i3dconvert.frameworks.pytorchvideo import PYTORCHVIDEO
-from i3dconvert.frameworks.resnets3d import RESNETS3D
-from i3dconvert.frameworks.slowfast import SLOWFAST
-from i3dconvert.frameworks.timm3d import TIMM3D
-from i3dconvert.frameworks.torchvision import TORCHVISION_VIDEO
-from i3dconvert.frameworks.transformers import TRANSFORMERS
 
-__all__ = ["FRAMEWORKS", "Framework", "Target", "check_fits", "framework", "how_to_load", "split"]
+__all__ = ["FRAMEWORKS", "Framework", "Target", "check_fits", "framework_of", "how_to_load", "split"]
 
-FRAMEWORKS = {
-    known.name: known
-    for known in (
-        *(I3RESNET, PYTORCHVIDEO, SLOWFAST, MMACTION2, RESNETS3D, MONAI),
-        *(TORCHVISION_VIDEO, TRANSFORMERS, PYTORCH_I3D, TIMM3D),
-    )
+_MODULES = (import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__))
+FRAMEWORKS: dict[str, Framework] = {
+    module.FRAMEWORK.name: module.FRAMEWORK for module in _MODULES if hasattr(module, "FRAMEWORK")
 }
+"""By name: what the modules beside this one call `FRAMEWORK`."""
 
 
-def framework(layout: str) -> Framework:
+def framework_of(layout: str) -> Framework:
     """The framework that a layout names, `NAME` or `NAME:NETWORK`; raises `LayoutError`."""
     name = split(layout)[0]
     if name not in FRAMEWORKS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -15,8 +14,9 @@ from i3dconvert.backbones import Changes, Origin
 from i3dconvert.backbones.changes import STRUCTURE, UNCHANGED
 from i3dconvert.errors import LayoutError
 from i3dconvert.frameworks.keys import SAME, Rows, translated
-from i3dconvert.lift.layers import full_name
-from i3dconvert.lift.network import Inflation, plan
+from i3dconvert.lift.counterparts import full_name
+from i3dconvert.lift.inflation import Inflation
+from i3dconvert.lift.network import plan
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import Recipe, Temporal
 from i3dconvert.weights import State
@@ -29,6 +29,10 @@ class Form(NamedTuple):
 
     theirs: Callable[[Tensor], Tensor]
     ours: Callable[[Tensor], Tensor]
+
+
+CONVOLUTION = Form(lambda weight: weight[..., None, None, None], lambda weight: weight.flatten(1))
+"""A linear layer's weight as that of a 1×1×1 convolution."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Target:
     """What a user has to know of its weights."""
     keys: Rows = ()
     """Its names, where they are not those of the framework's other networks."""
-    made: Callable[[Mapping[str, Tensor]], State] | None = None
+    transform: Callable[[Mapping[str, Tensor]], State] | None = None
     """Makes its tensors of the 2D network's, where they are not the kernels of our own 3D network."""
     headless: bool = False
     """Whether it has no classifier."""
@@ -129,24 +133,24 @@ class Framework:
         """The network called `name`; raises `LayoutError`."""
         found = next((target for target in self.targets if target.name == name), None)
         if found is None:
-            known = ", ".join(target.name for target in self.targets)
-            raise LayoutError(f"{self.name} has no network {name!r}; known: {known}")
+            choices = ", ".join(target.name for target in self.targets)
+            raise LayoutError(f"{self.name} has no network {name!r}; known: {choices}")
         return found
 
     def target(self, backbone: str, name: str = "") -> Target:
         """The network called `name`, or by default the first, that is a 3D form of `backbone`; raises `LayoutError`."""
         fitting = [target for target in self.targets if target.takes(backbone)]
         if not fitting:
-            known = ", ".join(dict.fromkeys("|".join(target.backbones for target in self.targets).split("|")))
-            raise LayoutError(f"{self.name} has no 3D form of {backbone}; it has those of {known}")
+            choices = ", ".join(dict.fromkeys("|".join(target.backbones for target in self.targets).split("|")))
+            raise LayoutError(f"{self.name} has no 3D form of {backbone}; it has those of {choices}")
         found = [target for target in fitting if name in ("", target.name)]
-        known = ", ".join(target.name for target in fitting)
+        choices = ", ".join(target.name for target in fitting)
         if not name and fitting[0].package:
             raise LayoutError(
-                f"say which of {self.name}'s networks {backbone} is: --layout {self.name}:NAME, of {known}"
+                f"say which of {self.name}'s networks {backbone} is: --layout {self.name}:NAME, of {choices}"
             )
         if not found:
-            raise LayoutError(f"{self.name} has no network {name!r} that is a 3D form of {backbone}; it has {known}")
+            raise LayoutError(f"{self.name} has no network {name!r} that is a 3D form of {backbone}; it has {choices}")
         return found[0]
 
     def places(self, target: Target, shapes: Mapping[str, tuple[int, ...]]) -> list[Place]:
@@ -232,9 +236,8 @@ def called(network: nn.Module, given: Call | None = None, gives: Call | None = N
 
 def how_to_load(target: Target, origin: Origin) -> str:
     """How the framework's users build the network that the weights load into."""
-    name = origin.backbone.qualified.rpartition("/")[2].partition(".")[0]
-    depth = re.sub(r"\D", "", name)
-    return target.built_by.format(name=name, depth=depth, classes=origin.classes)
+    backbone = origin.backbone
+    return target.built_by.format(name=backbone.model, depth=backbone.depth, classes=origin.classes)
 
 
 def check_fits(framework: Framework, target: Target, inflation: Inflation, origin: Origin) -> None:
@@ -255,7 +258,7 @@ def check_fits(framework: Framework, target: Target, inflation: Inflation, origi
         raise LayoutError(f"{where} has full 3D convolutions that {how}; --conv 3d --padding {target.padding}")
     if inflation.style.time_embedding != target.time_embedding:
         raise LayoutError(f"{where} differs in the time embedding; --time-embedding {target.time_embedding}")
-    if target.made is not None and inflation.style.init != "center":
+    if target.transform is not None and inflation.style.init != "center":
         raise LayoutError(f"{where} is made with --init center alone")
     if inflation.recipe == target.recipe:
         return

@@ -6,7 +6,7 @@ front of its tensors', both of Merlin's heads, or no head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from i3dconvert.backbones import Origin
 from i3dconvert.errors import LayoutError
-from i3dconvert.frameworks.framework import Form, Framework, Target, called
+from i3dconvert.frameworks.framework import CONVOLUTION, Form, Framework, Target, called
 from i3dconvert.frameworks.keys import SAME, Rows
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import preset
@@ -34,26 +34,20 @@ _VOLUMES = Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3)
 def _backbone2d(origin: Origin) -> nn.Module:
     import torchvision
 
-    network: nn.Module = torchvision.models.get_model(origin.backbone.name, num_classes=origin.classes or 1)
-    return network
+    return torchvision.models.get_model(origin.backbone.name, num_classes=origin.classes or 1)
 
 
-def _resnet(**options: Any) -> Callable[[Origin], nn.Module]:
-    def build(origin: Origin) -> nn.Module:
-        from src.i3res import I3ResNet
+def _resnet(origin: Origin, **options: Any) -> nn.Module:
+    from src.i3res import I3ResNet
 
-        network: nn.Module = I3ResNet(_backbone2d(origin), FRAMES, origin.classes, **options)
-        return network
-
-    return build
+    return I3ResNet(_backbone2d(origin), FRAMES, origin.classes, **options)
 
 
 def _densenet(origin: Origin) -> nn.Module:
     from src import i3dense
 
     i3dense._DenseLayer3d.add_module = _add_module
-    network: nn.Module = i3dense.I3DenseNet(_backbone2d(origin), FRAMES, inflate_block_convs=True)
-    return network
+    return i3dense.I3DenseNet(_backbone2d(origin), FRAMES, inflate_block_convs=True)
 
 
 def _add_module(parent: nn.Module, name: str, child: nn.Module | None) -> None:
@@ -61,17 +55,11 @@ def _add_module(parent: nn.Module, name: str, child: nn.Module | None) -> None:
     nn.Module.add_module(parent, name.replace(".", "_"), child)
 
 
-def _merlin(output: int) -> Callable[[Origin], nn.Module]:
-    def build(origin: Origin) -> nn.Module:
-        from merlin.models.i3res import I3ResNet
+def _merlin(output: int, origin: Origin) -> nn.Module:
+    from merlin.models.i3res import I3ResNet
 
-        network: nn.Module = I3ResNet(_backbone2d(origin), class_nb=origin.classes, conv_class=True)
-        return called(network, lambda clip: (clip[:, :1].movedim(2, -1),), lambda outputs: outputs[output])
-
-    return build
-
-
-_CONVOLUTION = Form(lambda weight: weight[..., None, None, None], lambda weight: weight.flatten(1))
+    network = I3ResNet(_backbone2d(origin), class_nb=origin.classes, conv_class=True)
+    return called(network, lambda clip: (clip[:, :1].movedim(2, -1),), lambda outputs: outputs[output])
 
 
 def _for_each_frame(weight: Tensor) -> Tensor:
@@ -95,7 +83,7 @@ def _heads(head: str) -> Rows:
 
 _HEADS = ("classifier.*", "contrastive_head.*")
 
-I3RESNET = Framework(
+FRAMEWORK = Framework(
     "i3resnet",
     source="github.com/hassony2/inflated_convnets_pytorch, src; github.com/StanfordMIMI/Merlin, merlin/models/i3res.py",
     targets=(
@@ -103,7 +91,7 @@ I3RESNET = Framework(
             "i3resnet",
             RESNETS,
             preset("resnet"),
-            _resnet(),
+            _resnet,
             "src.i3res.I3ResNet(torchvision.models.{name}(), class_nb={classes})",
             keys=SAME,
         ),
@@ -111,10 +99,10 @@ I3RESNET = Framework(
             "conv_class",
             RESNETS,
             preset("resnet"),
-            _resnet(conv_class=True),
+            partial(_resnet, conv_class=True),
             "src.i3res.I3ResNet(torchvision.models.{name}(), class_nb={classes}, conv_class=True)",
             keys=_heads("classifier"),
-            forms={"fc.weight": _CONVOLUTION},
+            forms={"fc.weight": CONVOLUTION},
         ),
         Target(
             "i3densenet",
@@ -134,11 +122,11 @@ I3RESNET = Framework(
                 name,
                 RESNETS,
                 preset("resnet"),
-                _merlin(output),
+                partial(_merlin, output),
                 "merlin.models.i3res.I3ResNet(torchvision.models.{name}(), class_nb={classes}, conv_class=True)",
                 "of Merlin's two heads this is the one; it takes one channel three times",
                 keys=_heads(head),
-                forms={"fc.weight": _CONVOLUTION},
+                forms={"fc.weight": CONVOLUTION},
                 others=other,
                 needs=_HEADS,
                 read_only="it has two heads; i3resnet:conv_class is the same network with the classifier alone",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 Rows = Sequence[tuple[str, str]]
 """Pairs of modules' names, ours and theirs; the first that fits counts.
@@ -13,6 +13,15 @@ Rows = Sequence[tuple[str, str]]
 """
 
 SAME: Rows = (("*", "*"),)
+
+
+def in_stages(stages: Sequence[str], parts: Mapping[str, str]) -> Rows:
+    """Rows for a ResNet whose stages have names of their own, `{}` being the block: `layer1.{}.conv1`, …"""
+    return tuple(
+        (f"layer{number}.{{}}.{ours}", f"{stage}.{theirs}")
+        for number, stage in enumerate(stages, 1)
+        for ours, theirs in parts.items()
+    )
 
 
 def translated(rows: Rows, key: str, back: bool = False) -> str | None:

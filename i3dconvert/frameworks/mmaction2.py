@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from i3dconvert.backbones import Origin
 from i3dconvert.frameworks.framework import Framework, Target, called
-from i3dconvert.frameworks.pytorchvideo import BOTTLENECKS, I3D, depth
+from i3dconvert.frameworks.resnets import BOTTLENECKS, I3D
 from i3dconvert.recipes import Recipe, Rule, preset
 
 _I3D = Recipe(
@@ -36,27 +37,32 @@ _INFLATED: Mapping[str, Any] = {
 }
 
 
-def _build(backbone: Mapping[str, Any]) -> Callable[[Origin], nn.Module]:
-    def build(origin: Origin) -> nn.Module:
-        import mmaction.models  # noqa: F401 - registers them
-        from mmaction.registry import MODELS
-        from mmengine.registry import init_default_scope
+def _build(backbone: Mapping[str, Any], origin: Origin) -> nn.Module:
+    import mmaction.models  # noqa: F401 - registers them
+    from mmaction.registry import MODELS
+    from mmengine.registry import init_default_scope
 
-        init_default_scope("mmaction")
-        sizes = {"depth": depth(origin), "in_channels": origin.input[0], "pretrained": None}
-        head = {"type": "I3DHead", "in_channels": 2048, "num_classes": origin.classes}
-        network: Any = MODELS.build({"type": "Recognizer3D", "backbone": {**backbone, **sizes}, "cls_head": head})
-        return called(network, given=lambda clip: clip[:, None], gives=network.cls_head)
-
-    return build
+    init_default_scope("mmaction")
+    sizes = {"depth": origin.backbone.depth, "in_channels": origin.input[0], "pretrained": None}
+    head = {"type": "I3DHead", "in_channels": 2048, "num_classes": origin.classes}
+    network = MODELS.build({"type": "Recognizer3D", "backbone": {**backbone, **sizes}, "cls_head": head})
+    return called(network, given=lambda clip: clip[:, None], gives=network.cls_head)
 
 
-MMACTION2 = Framework(
+_slow_only, _inflated = partial(_build, _SLOW_ONLY), partial(_build, _INFLATED)
+
+FRAMEWORK = Framework(
     "mmaction2",
     source="github.com/open-mmlab/mmaction2, models/backbones/resnet3d.py, configs/_base_/models",
     targets=(
-        Target("slowonly", BOTTLENECKS, preset("slow"), _build(_SLOW_ONLY), "configs/_base_/models/slowonly_r50.py"),
-        Target("i3d", BOTTLENECKS, _I3D, _build(_INFLATED), "configs/_base_/models/i3d_r50.py"),
+        Target(
+            "slowonly",
+            BOTTLENECKS,
+            preset("slow"),
+            partial(_build, _SLOW_ONLY),
+            "configs/_base_/models/slowonly_r50.py",
+        ),
+        Target("i3d", BOTTLENECKS, _I3D, _inflated, "configs/_base_/models/i3d_r50.py"),
     ),
     keys=(
         ("conv1", "backbone.conv1.conv"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -10,45 +11,23 @@ from i3dconvert.backbones import Changes, Origin
 from i3dconvert.backbones.user import build_in_volumes
 from i3dconvert.frameworks.framework import Framework, Target
 from i3dconvert.frameworks.keys import SAME
-from i3dconvert.frameworks.resnets3d import RESNETS
+from i3dconvert.frameworks.resnets import RESNETS
 from i3dconvert.recipes import preset
 
 
-def _resnet(stride: int) -> Callable[[Origin], nn.Module]:
-    def build(origin: Origin) -> nn.Module:
-        import monai.networks.nets as nets
-
-        name = origin.backbone.qualified.rpartition("/")[2].partition(".")[0]
-        network: nn.Module = getattr(nets, name)(
-            spatial_dims=3, n_input_channels=origin.input[0], num_classes=origin.classes, conv1_t_stride=stride
-        )
-        return network
-
-    return build
-
-
-def _densenet(origin: Origin) -> nn.Module:
+def _resnet(stride: int, origin: Origin) -> nn.Module:
     import monai.networks.nets as nets
 
-    depth = origin.backbone.qualified.rpartition("densenet")[2].partition(".")[0]
-    network: nn.Module = getattr(nets, f"DenseNet{depth}")(
-        spatial_dims=3, in_channels=origin.input[0], out_channels=origin.classes
+    return getattr(nets, origin.backbone.model)(
+        spatial_dims=3, n_input_channels=origin.input[0], num_classes=origin.classes, conv1_t_stride=stride
     )
-    return network
 
 
-def _densenet161(origin: Origin) -> nn.Module:
+def _densenet(origin: Origin, **architecture: Any) -> nn.Module:
     import monai.networks.nets as nets
 
-    network: nn.Module = nets.DenseNet(
-        spatial_dims=3,
-        in_channels=origin.input[0],
-        out_channels=origin.classes,
-        init_features=96,
-        growth_rate=48,
-        block_config=(6, 12, 36, 24),
-    )
-    return network
+    create = nets.DenseNet if architecture else getattr(nets, f"DenseNet{origin.backbone.depth}")
+    return create(spatial_dims=3, in_channels=origin.input[0], out_channels=origin.classes, **architecture)
 
 
 _NETWORKS = """
@@ -76,7 +55,7 @@ def _own(name: str) -> Target:
     )
 
 
-MONAI = Framework(
+FRAMEWORK = Framework(
     "monai",
     source="MONAI 1.6.1, networks/nets",
     targets=(
@@ -84,7 +63,7 @@ MONAI = Framework(
             "resnet",
             RESNETS,
             preset("volumetric"),
-            _resnet(2),
+            partial(_resnet, 2),
             "monai.networks.nets.resnet{depth}(spatial_dims=3, conv1_t_stride=2, num_classes={classes})",
             note="MONAI's own default is a stem of stride 1, monai:resnet_stride1: with it the same weights "
             "give the scores of the 2D network with such a stem",
@@ -93,7 +72,7 @@ MONAI = Framework(
             "resnet_stride1",
             RESNETS,
             preset("volumetric"),
-            _resnet(1),
+            partial(_resnet, 1),
             "monai.networks.nets.resnet{depth}(spatial_dims=3, num_classes={classes})",
             note="its stem has stride 1: it equals the 2D network with such a stem, not the one that was trained",
             structure=Changes(stem_stride=1),
@@ -109,7 +88,7 @@ MONAI = Framework(
             "densenet161",
             "densenet161",
             preset("volumetric"),
-            _densenet161,
+            partial(_densenet, init_features=96, growth_rate=48, block_config=(6, 12, 36, 24)),
             "monai.networks.nets.DenseNet(spatial_dims=3, in_channels=3, out_channels={classes}, init_features=96, "
             "growth_rate=48, block_config=(6, 12, 36, 24))",
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from i3dconvert.backbones import Changes, Origin
-from i3dconvert.frameworks.framework import Form, Framework, Target, called
+from i3dconvert.frameworks.framework import CONVOLUTION, Framework, Target, called
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import InsertedPool, Recipe, Rule, preset
 
@@ -31,11 +31,11 @@ _I3D = Recipe(
 def _build(origin: Origin) -> nn.Module:
     from pytorch_i3d import InceptionI3d
 
-    network: nn.Module = InceptionI3d(num_classes=origin.classes, in_channels=origin.input[0])
+    network = InceptionI3d(num_classes=origin.classes, in_channels=origin.input[0])
     return called(network, gives=lambda scores: scores.mean(2))
 
 
-PYTORCH_I3D = Framework(
+FRAMEWORK = Framework(
     "pytorch-i3d",
     source="github.com/piergiaj/pytorch-i3d, pytorch_i3d.py",
     targets=(
@@ -63,6 +63,6 @@ PYTORCH_I3D = Framework(
     ),
     suffix=".pt",
     install="put a clone of the repository on PYTHONPATH",
-    forms={"fc.weight": Form(lambda weight: weight[..., None, None, None], lambda weight: weight.flatten(1))},
+    forms={"fc.weight": CONVOLUTION},
     preprocessing=Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3),
 )

@@ -38,7 +38,7 @@ _OTHERS: Rows = (
 )
 
 
-def made(state2d: Mapping[str, Tensor]) -> State:
+def factorised(state2d: Mapping[str, Tensor]) -> State:
     """The tensors of `r2plus1d_18` from those of ResNet-18; raises `LayoutError` where its stem is not finite."""
     if not state2d["conv1.weight"].isfinite().all():
         raise LayoutError("r2plus1d_18 can't be made of weights that are not finite: conv1.weight")

@@ -6,11 +6,9 @@ from torch import nn
 
 from i3dconvert.backbones import Changes, Origin
 from i3dconvert.frameworks.framework import Framework, Target, called
-from i3dconvert.frameworks.pytorchvideo import depth
+from i3dconvert.frameworks.resnets import RESNETS
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import Recipe, Rule, preset
-
-RESNETS = "resnet18|resnet34|resnet50|resnet101|resnet152"
 
 _R3D = Recipe(
     "3d-resnets",
@@ -23,8 +21,7 @@ def _generate(origin: Origin) -> nn.Module:
     from models.resnet import generate_model
 
     sizes = {"n_input_channels": origin.input[0], "n_classes": origin.classes}
-    network: nn.Module = generate_model(depth(origin), shortcut_type="B", **sizes)
-    return network
+    return generate_model(origin.backbone.depth, shortcut_type="B", **sizes)
 
 
 def _medicalnet(origin: Origin) -> nn.Module:
@@ -36,7 +33,7 @@ def _medicalnet(origin: Origin) -> nn.Module:
     return called(network, gives=lambda maps: maps.mean((2, 3, 4)))
 
 
-RESNETS3D = Framework(
+FRAMEWORK = Framework(
     "3d-resnets",
     source="github.com/kenshohara/3D-ResNets-PyTorch, models/resnet.py",
     targets=(

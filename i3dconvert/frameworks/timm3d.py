@@ -12,14 +12,12 @@ from i3dconvert.recipes import preset
 def _create(origin: Origin) -> nn.Module:
     import timm_3d
 
-    name = origin.backbone.qualified.rpartition("/")[2].partition(".")[0]
-    network: nn.Module = timm_3d.create_model(
-        name, pretrained=False, num_classes=origin.classes, in_chans=origin.input[0]
+    return timm_3d.create_model(
+        origin.backbone.model, pretrained=False, num_classes=origin.classes, in_chans=origin.input[0]
     )
-    return network
 
 
-TIMM3D = Framework(
+FRAMEWORK = Framework(
     "timm-3d",
     source="timm-3d 1.0.1",
     targets=(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from i3dconvert.backbones import Changes, Origin
 from i3dconvert.frameworks.framework import Form, Framework, Target
 from i3dconvert.frameworks.keys import SAME
-from i3dconvert.frameworks.r2plus1d import STEM, made
+from i3dconvert.frameworks.r2plus1d import STEM, factorised
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import Recipe, Rule, preset
 
@@ -29,19 +29,15 @@ _R3D = Recipe(
 _MC3 = Recipe("mc3_18", (Rule("conv1|layer1.*", kind="spatial", kernel=3),), source=_SOURCE)
 
 
-def _video(name: str) -> Callable[[Origin], nn.Module]:
-    def build(origin: Origin) -> nn.Module:
-        from torchvision.models import video
+def _video(name: str, origin: Origin) -> nn.Module:
+    from torchvision.models import video
 
-        network: Any = getattr(video, name)(num_classes=origin.classes)
-        stem = next(module for module in network.modules() if isinstance(module, nn.Conv3d))
-        if origin.input[0] != stem.in_channels:
-            own: Any = (stem.out_channels, stem.kernel_size, stem.stride, stem.padding, 1, 1, stem.bias is not None)
-            replaced = nn.Conv3d(origin.input[0], *own)
-            network.set_submodule(next(name for name, module in network.named_modules() if module is stem), replaced)
-        return cast(nn.Module, network)
-
-    return build
+    network: Any = getattr(video, name)(num_classes=origin.classes)
+    stem_name, stem = next((n, module) for n, module in network.named_modules() if isinstance(module, nn.Conv3d))
+    if origin.input[0] != stem.in_channels:
+        own: Any = (stem.out_channels, stem.kernel_size, stem.stride, stem.padding, 1, 1, stem.bias is not None)
+        network.set_submodule(stem_name, nn.Conv3d(origin.input[0], *own))
+    return network
 
 
 WINDOW = 7
@@ -73,7 +69,7 @@ _SWINS = tuple(
         name,
         f"swin_{name[-1]}",
         preset("video-swin"),
-        _video(name),
+        partial(_video, name),
         f"torchvision.models.video.{name}(num_classes={{classes}})",
         "for clips of an even number of frames to 16, or a multiple of 16, of 224×224: others the video network pads, "
         "or attends to in smaller windows",
@@ -83,7 +79,7 @@ _SWINS = tuple(
     for name in ("swin3d_t", "swin3d_s", "swin3d_b")
 )
 
-TORCHVISION_VIDEO = Framework(
+FRAMEWORK = Framework(
     "torchvision-video",
     source=_SOURCE,
     targets=(
@@ -92,7 +88,7 @@ TORCHVISION_VIDEO = Framework(
                 recipe.name,
                 "resnet18",
                 recipe,
-                _video(recipe.name),
+                partial(_video, recipe.name),
                 f"torchvision.models.video.{recipe.name}(num_classes={{classes}})",
                 "the video network has no max-pool behind its stem: it equals ResNet-18 without one, with all its "
                 "tensors",
@@ -104,13 +100,13 @@ TORCHVISION_VIDEO = Framework(
             "r2plus1d_18",
             "resnet18",
             replace(_R3D, name="r2plus1d_18"),
-            _video("r2plus1d_18"),
+            partial(_video, "r2plus1d_18"),
             "torchvision.models.video.r2plus1d_18(num_classes={classes})",
             "all of ResNet-18 but its max-pool, which the video network lacks, and its stem, of which the 44 principal "
             "components of 64 kernels are carried over; equal up to there, in eval mode: keep the BatchNorms between "
             "spatial and temporal kernels in eval mode when training begins",
             keys=SAME,
-            made=made,
+            transform=factorised,
             structure=Changes(without="maxpool", stem_rank=STEM - 1),
         ),
         *_SWINS,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from i3dconvert.backbones import Origin
 from i3dconvert.errors import LayoutError
 from i3dconvert.frameworks.framework import Form, Framework, Target, called
-from i3dconvert.lift.graph import EMBEDDED_FRAMES
+from i3dconvert.lift.attention.joint import EMBEDDED_FRAMES
 from i3dconvert.recipes import preset
 
 _LAYER = "timesformer.encoder.layer.{}"
@@ -49,7 +49,7 @@ def _build(origin: Origin) -> nn.Module:
     import transformers
 
     config = transformers.TimesformerConfig(**_config(origin))
-    network: nn.Module = transformers.TimesformerForVideoClassification(config)
+    network = transformers.TimesformerForVideoClassification(config)
     return called(network, lambda clip: (clip.transpose(1, 2),), lambda output: output.logits)
 
 
@@ -69,7 +69,7 @@ def _to_table(embeddings: Tensor) -> Tensor:
     return embeddings[0, places.round().long()].T
 
 
-TRANSFORMERS = Framework(
+FRAMEWORK = Framework(
     "transformers",
     source="transformers 5.24, models/timesformer",
     targets=(

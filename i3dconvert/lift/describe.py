@@ -12,11 +12,12 @@ from torch import Tensor, fx
 
 from i3dconvert.fillings import Filling
 from i3dconvert.kernels import deflate
-from i3dconvert.lift.divided import TIME
-from i3dconvert.lift.graph import Layer
+from i3dconvert.lift.attention.divided import TIME
+from i3dconvert.lift.inflation import Inflation
 from i3dconvert.lift.lengths import lengths
 from i3dconvert.lift.modules import PaddedPool3d, in_space
-from i3dconvert.lift.network import Inflation, Network3d
+from i3dconvert.lift.network import Network3d
+from i3dconvert.lift.rewriting import Layer
 from i3dconvert.recipes import Attending, Temporal
 
 
@@ -152,8 +153,8 @@ def _attention(layer: Layer, parameters: int, field: float) -> LayerRow:
     group = temporal.group if isinstance(temporal, Attending) else 1
     reach = "all frames" if group == 0 else "one frame" if group == 1 else f"{group} frames"
     reach += f": {layer.refusal}" if layer.refusal else ""
-    told = [name for name in ("relative", "divided") if getattr(temporal, name, False)]
-    operation = f"Attention ({', '.join((reach, *told))})"
+    traits = [name for name in ("relative", "divided") if getattr(temporal, name, False)]
+    operation = f"Attention ({', '.join((reach, *traits))})"
     return LayerRow(layer.name, operation, (), (), (), 0, parameters, _finite(field))
 
 

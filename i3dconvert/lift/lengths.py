@@ -78,17 +78,19 @@ def above_of(node: fx.Node) -> set[fx.Node]:
     return found
 
 
+def left(graph: fx.Graph, frames: int) -> int:
+    """The fewest frames that there are at any node for a clip of `frames`; 0 where so many do not go through."""
+    try:
+        return min(lengths(graph, frames).values())
+    except FramesError:
+        return 0
+
+
 def minimum_frames(graph: fx.Graph, recipe: Recipe) -> int:
     """The fewest frames that get through; raises `RecipeError` naming the layer when none do."""
-    if not any(_problem(graph, frames) is None for frames in HORIZON):
-        # The longest clip is out of step where it has to be, not for being too short.
-        raise RecipeError(f"recipe {recipe.name!r} does not fit: {_problem(graph, HORIZON.stop - 1)}")
-    return next(frames for frames in range(1, HORIZON.stop) if _problem(graph, frames) is None)
-
-
-def _problem(graph: fx.Graph, frames: int) -> FramesError | None:
-    try:
-        lengths(graph, frames)
-    except FramesError as error:
-        return error
-    return None
+    if not any(left(graph, frames) for frames in HORIZON):
+        try:
+            lengths(graph, HORIZON.stop - 1)  # the longest is out of step where it has to be, not for being too short
+        except FramesError as error:
+            raise RecipeError(f"recipe {recipe.name!r} does not fit: {error}") from None
+    return next(frames for frames in range(1, HORIZON.stop) if left(graph, frames))

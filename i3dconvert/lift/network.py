@@ -4,81 +4,23 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from i3dconvert.errors import CheckpointError, RecipeError
-from i3dconvert.fillings import Filling
-from i3dconvert.kernels import FORMS, INITS, PADDINGS, TEMPORAL_POOLS, TIME_EMBEDDINGS, Style
-from i3dconvert.lift.graph import Layer, Lifted, lift
-from i3dconvert.lift.layers import is_layer
+from i3dconvert.errors import CheckpointError
+from i3dconvert.kernels import Style
+from i3dconvert.lift.counterparts import is_layer
+from i3dconvert.lift.graph import Lifted, lift
+from i3dconvert.lift.inflation import Inflation
 from i3dconvert.lift.lengths import lengths
 from i3dconvert.lift.trace import Traced, trace
 from i3dconvert.recipes import Recipe
-
-PIECE = 2**23
-
-
-@dataclass(frozen=True)
-class Inflation:
-    """What was done to a 2D network: everything that its 3D form and its tensors follow from."""
-
-    recipe: Recipe
-    style: Style
-    layers: tuple[Layer, ...] = ()
-    fillings: Mapping[str, Filling] = field(default_factory=dict)
-    """By state-dict key, for each tensor that gains a temporal axis or has no 2D form."""
-    minimum_frames: int = 1
-    input: tuple[int, int, int] = (3, 224, 224)
-    """The image `(C, H, W)` that the 2D network was traced at."""
-    any_size: bool = False
-    """Whether every value is an image or a vector, as in convolutional networks, so that any size goes through."""
-    folds: int = 0
-    """How many times the network turns a clip into frames."""
-    ties: tuple[tuple[str, ...], ...] = ()
-    """Keys of one and the same parameter, group by group."""
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Backbone, weights, preprocessing: what a checkpoint says of its origin (empty for a user's own module)."""
-
-    def keys(self, state2d: Iterable[str]) -> list[str]:
-        """The 3D network's keys for the 2D network's: the same, and those of temporal convolutions of their own."""
-        return [*state2d, *(key for key, filling in self.fillings.items() if filling.is_new)]
-
-    def source(self, key: str, state2d: Mapping[str, Tensor]) -> Tensor:
-        """The 2D tensor that the 3D one called `key` is made from, or takes its dtype from."""
-        if key in state2d:
-            return state2d[key]
-        parts = [state2d[name] for name in self.fillings[key].like]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-    def tensor(self, key: str, tensor2d: Tensor) -> Tensor:
-        """The 3D form of one 2D tensor: `(O, I, kH, kW)` → `(O, I, T, kH, kW)` where inflated, else as it is."""
-        filling = self.fillings.get(key)
-        return tensor2d if filling is None else filling(tensor2d, self.style.init)
-
-    def pieces(self, key: str, tensor2d: Tensor) -> Iterator[Tensor]:
-        """`tensor(key, tensor2d)` in parts along its first axis, of `PIECE` bytes or so, for want of memory."""
-        filling = self.fillings.get(key)
-        if filling is None or not filling.is_kernel:
-            yield self.tensor(key, tensor2d)
-        else:
-            rows = max(PIECE // (tensor2d[0].nbytes * filling.times), 1)
-            yield from (filling(part, self.style.init) for part in torch.split(tensor2d, rows))
-
-    def state(self, state2d: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """The 3D tensors of the 2D `state2d`, one at a time."""
-        for key in self.keys(state2d):
-            yield key, self.tensor(key, self.source(key, state2d))
-
-    def shape(self, key: str, tensor2d: Tensor) -> tuple[int, ...]:
-        """Of `tensor(key, tensor2d)`, without making it."""
-        filling = self.fillings.get(key)
-        return tuple(tensor2d.shape) if filling is None else filling.shape(tuple(tensor2d.shape))
 
 
 class Network3d(fx.GraphModule):
@@ -116,72 +58,40 @@ class Network3d(fx.GraphModule):
 
     def frames_left(self, frames: int) -> int:
         """T' for a clip of `frames`; raises `FramesError` when the recipe's strides do not allow that many."""
-        count = lengths(self.graph, frames)
-        return min(count.values())
+        return min(lengths(self.graph, frames).values())
 
 
 def _pretrained() -> Any:
-    """huggingface_hub's mixin around a network; huggingface_hub is not needed for anything else."""
+    """huggingface_hub's mixin around a network: above everything else, hence by its name and not imported."""
     try:
-        from i3dconvert import pretrained
+        return import_module("i3dconvert.pretrained")
     except ImportError as error:
         raise CheckpointError(
             f"the hub's files are read and written by huggingface_hub ({error}): pip install huggingface_hub"
         ) from None
-    return pretrained
 
 
 @dataclass(frozen=True)
 class Plan:
     """A lifted network before any weights are read: all that writing a checkpoint needs."""
 
-    inflation: Inflation
     traced: Traced
     lifted: Lifted
+
+    @property
+    def inflation(self) -> Inflation:
+        """What is done to the 2D network."""
+        return self.lifted.inflation
 
     def network(self, model: nn.Module) -> Network3d:
         """The 3D network of `model`, its inflated tensors on the meta device until `fill` brings them."""
         return _assemble(self, model)
 
 
-def style(
-    init: str = "center",
-    padding: str | None = None,
-    conv: str = "3d",
-    temporal_pool: str = "mean",
-    time_embedding: str = "none",
-) -> Style:
-    """A style by its names; `padding` defaults to what keeps the init equal. Raises `RecipeError` for unknown ones."""
-    for what, name, known in (
-        ("init", init, INITS),
-        ("form of convolution", conv, FORMS),
-        ("temporal pool", temporal_pool, TEMPORAL_POOLS),
-        ("time embedding", time_embedding, TIME_EMBEDDINGS),
-    ):
-        if name not in known:
-            raise RecipeError(f"no {what} {name!r}; known: {', '.join(known)}")
-    padding = padding or INITS[init].padding
-    if padding not in PADDINGS:
-        raise RecipeError(f"no temporal padding {padding!r}; known: {', '.join(PADDINGS)}")
-    return Style(init, padding, conv, temporal_pool, time_embedding)
-
-
 def plan(model: nn.Module, recipe: Recipe, style: Style, shape: tuple[int, int, int]) -> Plan:
     """Trace `model` on an image `(C, H, W)` and lift it; raises `RecipeError`, `LiftError`."""
-    traced, ties = trace(model, is_layer, shape), _ties(model)
-    lifted = lift(traced, recipe, style, ties)
-    inflation = Inflation(
-        recipe=recipe,
-        style=style,
-        layers=tuple(lifted.layers),
-        fillings=lifted.fillings,
-        minimum_frames=lifted.minimum_frames,
-        input=shape,
-        any_size=lifted.any_size,
-        folds=lifted.folded,
-        ties=ties,
-    )
-    return Plan(inflation, traced, lifted)
+    traced = trace(model, is_layer, shape)
+    return Plan(traced, lift(traced, recipe, style.checked(), _ties(model)))
 
 
 def fill(network: Network3d, state: Iterable[tuple[str, Tensor]]) -> Network3d:
@@ -207,7 +117,7 @@ def _ties(model: nn.Module) -> tuple[tuple[str, ...], ...]:
 
 
 def _assemble(plan: Plan, model: nn.Module) -> Network3d:
-    lifted, skeleton = plan.lifted, plan.traced.root
+    lifted, inflation, skeleton = plan.lifted, plan.inflation, plan.traced.root
     objects: dict[str, Any] = dict(lifted.modules)
     graph = copy.deepcopy(lifted.graph)
 
@@ -216,7 +126,7 @@ def _assemble(plan: Plan, model: nn.Module) -> Network3d:
         if owner in lifted.modules:
             return getattr(lifted.modules[owner], last)
         found = operator.attrgetter(name)(skeleton)
-        return nn.Parameter(found.new_empty(plan.inflation.shape(name, found))) if name in lifted.fillings else found
+        return nn.Parameter(found.new_empty(inflation.shape(name, found))) if name in inflation.fillings else found
 
     for node in graph.nodes:
         if node.op == "get_attr":
@@ -239,7 +149,7 @@ def _assemble(plan: Plan, model: nn.Module) -> Network3d:
     for name, module in network.named_modules():
         if name in modules:
             module.training = modules[name].training
-    network.meta["i3dconvert"] = plan.inflation
+    network.meta["i3dconvert"] = inflation
     return network
 
 

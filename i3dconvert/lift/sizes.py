@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from i3dconvert.lift import layout
 from i3dconvert.lift.trace import BATCH
+from i3dconvert.lift.trace import rows as rows_of
 from i3dconvert.recipes import Temporal
 
 Stage = tuple[int, ...]
@@ -49,7 +50,7 @@ class BatchSizes:
 
     def beside(self, node: fx.Node, varying: list[fx.Node]) -> fx.Node:
         """The value of a 2D node over frames, its sizes being those of what `varying` holds."""
-        reference = next((n for n in varying if _rows(n.meta["value"])), None) if node in self._read else None
+        reference = next((n for n in varying if rows_of(n.meta["value"])), None) if node in self._read else None
         if reference is None:
             return self._frames(node)
         return self._reread(node, reference, self._stage(self._frames(reference)))
@@ -73,7 +74,7 @@ class BatchSizes:
         value, call = node.meta["value"], self._graph.call_function
         rows = self._graph.call_method("size", (self._frames(reference), 0))
         ours = (value[0] if isinstance(value, tuple) else value) // BATCH
-        theirs = _rows(reference.meta["value"])
+        theirs = rows_of(reference.meta["value"])
         if ours != theirs:
             rows = call(operator.floordiv, (call(operator.mul, (rows, ours)), theirs))
         return call(_with_rows, (self._frames(node), rows)) if isinstance(value, tuple) else rows
@@ -99,11 +100,6 @@ class BatchSizes:
 
 def _with_rows(shape: Any, rows: int) -> tuple[int, ...]:
     return (rows, *shape[1:])
-
-
-def _rows(value: Any) -> int:
-    """How many rows a tensor has for each image of the batch; 0 if its first axis is not of the batch."""
-    return len(value) // BATCH if isinstance(value, Tensor) and value.dim() and len(value) % BATCH == 0 else 0
 
 
 def _may_hold_batch(value: Any) -> bool:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace
 
-from i3dconvert.errors import LiftError
+from i3dconvert.errors import LiftError, first_line
 
 BATCH = 13
 """The batch size of the example input: unlikely enough as any other size to tell the batch axis by."""
@@ -36,6 +36,11 @@ _SIZES = ("shape", "size", "dim", "numel", "stride")
 _UNWRAPPED = ("shifted_window_attention", "LocallyGroupedAttn")
 """Functions and modules that their library keeps whole for its own tracing, and that hold an attention."""
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def rows(value: Any) -> int:
+    """How many rows a tensor has for each image of the batch; 0 where its first axis is not of the batch."""
+    return len(value) // BATCH if isinstance(value, Tensor) and value.dim() and len(value) % BATCH == 0 else 0
 
 
 @dataclass(frozen=True)
@@ -352,4 +357,4 @@ def reason(error: Exception) -> str:
     """Why something failed, in one line; in our own words where the data says how many elements a result has."""
     if any(words in str(error) for words in ("register_meta", "meta tensor", "data-dependent")):
         return "what it gives depends on the data and not on shapes alone, which no graph can follow"
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return first_line(error)

@@ -6,21 +6,8 @@ from i3dconvert.recipes import toml
 from i3dconvert.recipes.presets import PRESETS, default_recipe, preset
 from i3dconvert.recipes.rules import KINDS, Attending, Geometry, InsertedPool, Recipe, Rule, Temporal, parse_rule
 
-__all__ = [
-    "KINDS",
-    "PRESETS",
-    "Attending",
-    "Geometry",
-    "InsertedPool",
-    "Recipe",
-    "Rule",
-    "Temporal",
-    "default_recipe",
-    "parse_rule",
-    "preset",
-    "resolve",
-    "toml",
-]
+__all__ = ["KINDS", "PRESETS", "Attending", "Geometry", "InsertedPool", "Recipe", "Rule", "Temporal"]
+__all__ += ["default_recipe", "parse_rule", "preset", "resolve", "toml"]
 
 
 def resolve(recipe: "str | Path | Recipe") -> Recipe:

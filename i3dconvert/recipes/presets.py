@@ -104,13 +104,7 @@ VIDEO_SWIN = Recipe(
     source="Liu et al., Video Swin Transformer, arXiv:2106.13230, sections 3.2 and 3.3 (windows of 8 frames)",
 )
 
-PRESETS = {
-    recipe.name: recipe
-    for recipe in (
-        *(RESNET, DENSENET, I3D, I3D_RESNET, SLOW, C2D, UNIFORM, VOLUMETRIC),
-        *(JOINT, DIVIDED, FACTORISED, TUBELET, VIDEO_SWIN),
-    )
-}
+PRESETS = {recipe.name: recipe for recipe in tuple(globals().values()) if isinstance(recipe, Recipe)}
 
 _DEFAULTS = (
     *((glob, UNIFORM) for glob in ("resnet*_clip*", "resn[ex]*ts", "resnet*q", "resnet50_mlp")),  # other module names

@@ -194,27 +194,27 @@ class Recipe:
 
     def attending(self, name: str) -> Attending | None:
         """To which frames the attention called `name` attends; None where that is its own alone."""
-        told: dict[str, Any] = {"span": 1, "shift": 0, "relative": False, "divided": False}
+        chosen: dict[str, Any] = {"span": 1, "shift": 0, "relative": False, "divided": False}
         for rule in self.rules:
             if rule.matches(name, "attention"):
-                told |= {field: value for field in _ATTENDING if (value := getattr(rule, field)) is not None}
-        if told["span"] == 1:
+                chosen |= {field: value for field in _ATTENDING if (value := getattr(rule, field)) is not None}
+        if chosen["span"] == 1:
             return None
-        group = 0 if told["span"] == "all" else told["span"]
-        if told["shift"] and told["shift"] >= group:
+        group = 0 if chosen["span"] == "all" else chosen["span"]
+        if chosen["shift"] and chosen["shift"] >= group:
             raise RecipeError(
-                f"recipe {self.name!r} does not fit {name}: a shift of {told['shift']} frames is for groups of more, "
-                f"not of {told['span']}"
+                f"recipe {self.name!r} does not fit {name}: a shift of {chosen['shift']} frames is for groups of more, "
+                f"not of {chosen['span']}"
             )
-        if told["relative"] and not group:
+        if chosen["relative"] and not group:
             raise RecipeError(
                 f"recipe {self.name!r} does not fit {name}: relative positions in time are for a span of so many frames"
             )
-        if told["divided"] and group:
+        if chosen["divided"] and group:
             raise RecipeError(
                 f"recipe {self.name!r} does not fit {name}: attention over time at each place is over all frames"
             )
-        return Attending(group=group, shift=told["shift"], relative=told["relative"], divided=told["divided"])
+        return Attending(group=group, shift=chosen["shift"], relative=chosen["relative"], divided=chosen["divided"])
 
     def _enlarging(
         self, geometry: Geometry, kernel: int, stride: int, dilation: int, padding: Padding | None
@@ -287,15 +287,7 @@ class Recipe:
 
 _SIZES = ("kernel", "stride", "padding", "dilation")
 _ATTENDING = ("span", "shift", "relative", "divided")
-_RULE: dict[str, type] = {
-    "layer": str,
-    "kind": str,
-    **dict.fromkeys(_SIZES, int),
-    "span": int,
-    "shift": int,
-    "relative": bool,
-    "divided": bool,
-}
+_RULE = {"layer": str, "kind": str, **dict.fromkeys((*_SIZES, "span", "shift"), int), "relative": bool, "divided": bool}
 _POOL: dict[str, type] = {"after": str, "kernel": int, "stride": int, "padding": int, "kind": str}
 _LARGEST = 1024
 

@@ -12,12 +12,12 @@ import PIL.Image
 import torch
 from markupsafe import Markup
 
-import i3dconvert
 from i3dconvert.benchmark import Measurement
 from i3dconvert.files import replacing
 from i3dconvert.reporting import charts
 from i3dconvert.reporting.subject import Stage, Subject, stages
 from i3dconvert.templates import render
+from i3dconvert.version import VERSION
 
 __all__ = ["Stage", "Subject", "page", "stages", "write_report"]
 
@@ -46,7 +46,7 @@ def page(subjects: Sequence[Subject], measured: Sequence[Measurement] = ()) -> s
         pictures=list(_pictures(subjects)),
         bench=_figure(charts.measured(measured), "Time of a forward pass in each runtime") if measured else None,
         verdict=_verdict(subjects),
-        version=i3dconvert.__version__,
+        version=VERSION,
         torch=torch.__version__,
     )
 

@@ -5,35 +5,32 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from i3dconvert.chart import bars, plain
+from i3dconvert.comparison.report import Check, LayerError
 from i3dconvert.reporting.subject import Subject, stage_of
-from i3dconvert.verification.report import Check, LayerError
 
 if TYPE_CHECKING:
     from i3dconvert.benchmark import Measurement
 
-COLOURS = {
-    "ink": "#010101",
-    "faint": "#020202",
-    "first": "#030303",
-    "second": "#040404",
-    "third": "#050505",
-    "bad": "#060606",
-}
+COLOURS = {name: f"#{3 * f'{number:02}'}" for number, name in enumerate("ink faint first second third bad".split(), 1)}
 """Stand-ins, which the page's own variables of these names replace, so that light and dark are its choice."""
+
+P = ParamSpec("P")
 
 WIDTH = 9.0
 MOST_TICKS = 32
 SMALLEST = 1e-17
 """Errors below are drawn here: exact ones have no logarithm."""
 
+_NO_NOTES: Any = {"Date": None, "Creator": None}
 _INKED = ("text.color", "axes.labelcolor", "axes.titlecolor", "axes.edgecolor", "xtick.color", "ytick.color")
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -53,24 +50,26 @@ _STYLE: dict[str, Any] = {
 }
 
 
-def _svg(draw: Any, *given: Any, **options: Any) -> str:
-    with mpl.rc_context(_STYLE):
-        figure: Figure = draw(*given, **options)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for name, colour in COLOURS.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+def as_svg(draw: Callable[P, Figure]) -> Callable[P, str]:
+    """What draws a figure → what gives it as SVG in the page's colours."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
+        with mpl.rc_context(_STYLE):
+            buffer = io.StringIO()
+            draw(*args, **kwargs).savefig(buffer, format="svg", transparent=True, metadata=_NO_NOTES)
+        svg = buffer.getvalue()
+        svg = svg[svg.index("<svg") :]
+        for name, colour in COLOURS.items():
+            svg = svg.replace(colour, f"var(--{name})")
+        return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+
+    return drawn
 
 
-def checks(found: Sequence[Check]) -> str:
+@as_svg
+def checks(found: Sequence[Check]) -> Figure:
     """One line a check: its error as a dot, its limit as a bar, on a logarithmic scale."""
-    return _svg(_checks, found)
-
-
-def _checks(found: Sequence[Check]) -> Figure:
     figure = Figure(figsize=(WIDTH, 0.7 + 0.32 * len(found)), layout="constrained")
     axes = figure.add_subplot()
     for row, check in enumerate(found):
@@ -90,12 +89,9 @@ def _checks(found: Sequence[Check]) -> Figure:
     return figure
 
 
-def top_classes(columns: Mapping[str, Sequence[tuple[str, float]]]) -> str:
+@as_svg
+def top_classes(columns: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
     """The best classes by each network, side by side."""
-    return _svg(_top_classes, columns)
-
-
-def _top_classes(columns: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
     rows = max(len(classes) for classes in columns.values())
     figure = Figure(figsize=(WIDTH - 2, 0.7 + 0.3 * rows), layout="constrained")
     places = figure.subplots(1, len(columns), squeeze=False)[0]
@@ -109,12 +105,9 @@ def _top_classes(columns: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
     return figure
 
 
-def over_depth(subject: Subject) -> str:
+@as_svg
+def over_depth(subject: Subject) -> Figure:
     """Frames left, kernels and strides in time, and the receptive field, from the first layer to the last."""
-    return _svg(_over_depth, subject)
-
-
-def _over_depth(subject: Subject) -> Figure:
     layers = subject.layers
     figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
     left, kernels, fields = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 3))
@@ -157,12 +150,9 @@ def _over_depth(subject: Subject) -> Figure:
     return figure
 
 
-def layer_errors(layers: Sequence[LayerError], limit: float | None) -> str:
+@as_svg
+def layer_errors(layers: Sequence[LayerError], limit: float | None) -> Figure:
     """The relative error of each layer, and the limit of the whole."""
-    return _svg(_layer_errors, layers, limit)
-
-
-def _layer_errors(layers: Sequence[LayerError], limit: float | None) -> Figure:
     figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
     axes = figure.add_subplot()
     for diverges, colour in ((False, "first"), (True, "bad")):
@@ -183,12 +173,9 @@ def _layer_errors(layers: Sequence[LayerError], limit: float | None) -> Figure:
     return figure
 
 
-def taps(subject: Subject) -> str:
+@as_svg
+def taps(subject: Subject) -> Figure:
     """How each layer's energy lies over its taps, and how far its kernel is from its inflated state."""
-    return _svg(_taps, subject)
-
-
-def _taps(subject: Subject) -> Figure:
     names = list(subject.taps)
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     energy, distance = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -213,9 +200,10 @@ def _taps(subject: Subject) -> Figure:
     return figure
 
 
-def measured(results: Sequence[Measurement]) -> str:
+@as_svg
+def measured(results: Sequence[Measurement]) -> Figure:
     """Bars of `bench`."""
-    return _svg(bars, results, colours=_cycle(len({result.case.runtime for result in results})))
+    return bars(results, colours=_cycle(len({result.case.runtime for result in results})))
 
 
 def _name_stages(axes: Any, names: Sequence[str]) -> None:

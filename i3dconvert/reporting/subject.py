@@ -11,6 +11,7 @@ from typing import Any
 
 from i3dconvert import checkpoint
 from i3dconvert.checkpoint import Document
+from i3dconvert.export.runtime import read_document
 from i3dconvert.lift.describe import LayerRow, describe, energy_by_tap, frames_left, from_inflated, with_training
 from i3dconvert.verification import FRAMES, Report
 from i3dconvert.weights import State
@@ -34,6 +35,13 @@ class Subject:
     """Frames at each layer's output."""
     taps: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """By layer, each tap's share of its kernel's energy."""
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.report is None:
+            return f"not proved: {self.unproved}"
+        return "equals its 2D network" if self.report.passed else f"not equal to its 2D network: {self.report.reason}"
 
     @property
     def network(self) -> tuple[Any, ...]:
@@ -61,11 +69,7 @@ Reader = Callable[[Path], tuple[Document, State]]
 
 
 def subject_of(
-    path: Path,
-    report: Report | None,
-    unproved: str = "",
-    frames: int | None = None,
-    read: Reader = checkpoint.read,
+    path: Path, report: Report | None, unproved: str = "", frames: int | None = None, read: Reader = checkpoint.read
 ) -> Subject:
     """What there is to show of a file, of whose network a clip of `frames` is followed.
 
@@ -73,10 +77,10 @@ def subject_of(
     are not those of its recipe, which `report` tells. Raises `CheckpointError`.
     """
     exported = path.suffix == ".onnx"
-    document, state = (checkpoint.read_document(path), {}) if exported else read(path)
-    if document.origin is None or document.foreign:
+    document, state = (read_document(path), {}) if exported else read(path)
+    if document.origin is None or not document.is_ours:
         return Subject(path, document, report, unproved)
-    network = checkpoint.rebuild(document, document.origin.build())
+    network = checkpoint.rebuild(document)
     layers, taps = describe(network), {}
     shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
     if shapes == {key: tensor.shape for key, tensor in state.items()}:

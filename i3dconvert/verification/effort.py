@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from i3dconvert.errors import FramesError
-from i3dconvert.lift.lengths import lengths
+from i3dconvert.comparison.forward import evaluating, replicated
+from i3dconvert.comparison.report import Report
+from i3dconvert.errors import FramesError, VerificationError
+from i3dconvert.lift.lengths import left, lengths
 from i3dconvert.lift.network import Network3d
+from i3dconvert.memory import check_room, has_room
+from i3dconvert.progress import Progress
+from i3dconvert.verification.running import run
+from i3dconvert.verification.settings import CLIPS, FRAMES, Settings, noise
 
 COSTS = {torch.float64: 1.0, torch.float32: 0.4}
 """Of one pass, in units of one in float64."""
@@ -20,15 +27,11 @@ COSTS = {torch.float64: 1.0, torch.float32: 0.4}
 SHARES = (0.75, 0.5, 0.375, 0.25)
 """Of the backbone's size, tried when the fewest frames take too long."""
 
+SMALLEST = 64
+"""Height and width below which nothing is made smaller to save time."""
 
-class Progress(Protocol):
-    """Told what is being done, and where it is known how much of it all is done, between 0 and 1."""
-
-    def __call__(self, step: str, share: float | None = None, /) -> None: ...
-
-
-def silent(step: str, share: float | None = None, /) -> None:
-    """Tells nobody."""
+STRIDE = 32
+"""Of most networks, of which their images have to be multiples."""
 
 
 def cost(dtypes: Sequence[torch.dtype], images: int) -> float:
@@ -39,15 +42,7 @@ def cost(dtypes: Sequence[torch.dtype], images: int) -> float:
 def legal_lengths(network: Network3d, usual: int) -> list[int]:
     """Clip lengths that the network takes, from the usual one down to two frames, or as few as its recipe allows."""
     fewest = max(min(2, usual), network.inflation.minimum_frames)
-    return [frames for frames in range(usual, fewest - 1, -1) if frames == usual or _legal(network, frames)]
-
-
-def _legal(network: Network3d, frames: int) -> bool:
-    try:
-        lengths(network.graph, frames)
-    except FramesError:
-        return False
-    return True
+    return [frames for frames in range(usual, fewest - 1, -1) if frames == usual or left(network.graph, frames)]
 
 
 def within(
@@ -76,6 +71,68 @@ def timed(run: Callable[[], Any]) -> float:
 def spoken(seconds: float) -> str:
     """A time for people: `40 s`, `3 min`."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def bounded(network: Network3d, settings: Settings, report: Report, progress: Progress) -> Settings:
+    """The settings with their frames, and where those of a user's leave it open, no more than they have time for.
+
+    How long a pass takes is measured on one clip of the fewest frames. Raises `FramesError`.
+    """
+    least = network.inflation.minimum_frames
+    usual = settings.frames or max(FRAMES, least)
+    try:
+        lengths(network.graph, usual)
+    except FramesError as error:
+        raise FramesError(f"{error}; --frames {least}" if usual < least else str(error)) from None
+
+    widest = max(settings.dtypes, key=lambda dtype: dtype.itemsize)
+    room = (settings.clips, settings.size, widest, settings.device)
+    frames, dtype = legal_lengths(network, usual), settings.dtypes[-1]
+    check_room(network, frames[-1] if settings.frames is None else usual, *room)
+    if settings.frames is not None:
+        return settings
+    frames = [count for count in frames if has_room(network, count, *room)]
+    if frames[0] != usual:
+        report.notes.append(f"{frames[0]} frames: {usual} take more memory than is free")
+        usual = frames[0]
+    progress("how long it takes")
+    whole = settings.size or network.inflation.input[-1]
+
+    def run_once(size: int) -> None:
+        one = replace(settings, size=size if size != whole else settings.size)
+        clip = replicated(noise(network.inflation.input, one)[:1], frames[-1]).to(settings.device, dtype)
+        with evaluating(network, dtype, device=settings.device):
+            run("3D", network, clip)
+
+    spent = timed(lambda: run_once(whole))
+    one = spent / frames[-1] / COSTS.get(dtype, 1.0)
+
+    def estimate(count: int, size: int) -> float:
+        noise_and_pictures = cost(settings.dtypes, CLIPS) * (size / whole) ** 2, cost(settings.dtypes, pictures)
+        return one * (count + 1) * sum(noise_and_pictures)
+
+    pictures = len(settings.images)
+
+    def sizes() -> Iterator[int]:
+        """The whole one, and smaller ones that the network takes, of whole strides."""
+        yield whole
+        for size in (int(whole * share) // STRIDE * STRIDE for share in SHARES):
+            if network.inflation.any_size and settings.size is None and size >= SMALLEST:
+                with suppress(VerificationError):
+                    run_once(size)
+                    yield size
+
+    count, size = within(settings.seconds - spent, frames, sizes(), estimate)
+    if (count, size) != (usual, whole):
+        report.notes.append(
+            f"{count} frames{f' of {size}×{size}' if size != whole else ''}: --frames {usual}"
+            f"{f' --size {whole}' if size != whole else ''} would take about {spoken(estimate(usual, whole))}"
+        )
+    # Where even that takes twice the time, one clip has to do.
+    clips = settings.clips if estimate(count, size) <= 2 * settings.seconds or settings.seconds <= 0 else 1
+    if clips < settings.clips:
+        report.notes.append("one clip at a time instead of two")
+    return replace(settings, frames=count, size=settings.size if size == whole else size, clips=clips)
 
 
 class Meter:

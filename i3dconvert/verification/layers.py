@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from i3dconvert.comparison.forward import evaluating, relative_error, replicated
+from i3dconvert.comparison.report import LayerError
 from i3dconvert.lift.canonical import canonical
-from i3dconvert.lift.layers import is_layer
+from i3dconvert.lift.counterparts import is_layer
 from i3dconvert.lift.network import Network3d
 from i3dconvert.lift.trace import BATCH, Traced, trace
-from i3dconvert.verification.forward import evaluating, relative_error, replicated
-from i3dconvert.verification.report import LayerError
 
 
 def compare_layers(

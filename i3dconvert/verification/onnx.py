@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from i3dconvert.comparison.forward import check_outputs, evaluating, outputs, replicated
+from i3dconvert.comparison.report import Check, Report
 from i3dconvert.errors import CheckpointError, FramesError, VerificationError
 from i3dconvert.export.deployed import best_beside
 from i3dconvert.export.runtime import TOLERANCES, Runtime, as_input, read_document
 from i3dconvert.export.seal import broken
 from i3dconvert.preprocessing import Preprocessing
-from i3dconvert.verification import CLIPS, FRAMES, Settings, add_pictures, read_pictures, reference_of
-from i3dconvert.verification.forward import check_outputs, evaluating, outputs, replicated
-from i3dconvert.verification.report import Check, Report
+from i3dconvert.progress import Progress
+from i3dconvert.verification.pictures import add_pictures, read_pictures
+from i3dconvert.verification.running import reference_of
+from i3dconvert.verification.settings import CLIPS, FRAMES, Settings
 
 
-def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress: Callable[[str], None]) -> Report:
+def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress: Progress) -> Report:
     """As `verify_file`, for an ONNX file; the 2D network runs in float32.
 
     Raises `CheckpointError`, `WeightsError`, `VerificationError`, `FramesError`.

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from i3dconvert.comparison.forward import evaluating, outputs, relative_error
+from i3dconvert.comparison.report import Check
 from i3dconvert.lift import layout
-from i3dconvert.lift.divided import TimeAttention
+from i3dconvert.lift.attention.divided import TimeAttention
 from i3dconvert.lift.network import Network3d
 from i3dconvert.recipes import Attending
 from i3dconvert.verification.effort import legal_lengths
-from i3dconvert.verification.forward import evaluating, outputs, relative_error
-from i3dconvert.verification.report import Check
 
 NAME = "attention over time"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from i3dconvert import backbones
+from i3dconvert.backbones import Source
 from tests.conftest import Run
 
 
@@ -109,7 +109,7 @@ def test_weight_files_that_are_none(run: Run, weight_file: Path) -> None:
     torch.save(state | {"fc.bias": torch.full((1000,), torch.nan)}, "nan.pth")
     torch.save(state | {"fc.bias": torch.zeros(1000, dtype=torch.int64)}, "whole.pth")
     torch.save(state | {"fc.bias": torch.zeros(1000, dtype=torch.complex64)}, "complex.pth")
-    torch.save(backbones.load("resnet34", "random")[0].state_dict(), "other.pth")
+    torch.save(Source("resnet34", "random").load()[0].state_dict(), "other.pth")
     os.mkfifo("pipe.pth")
     lying_safetensors(Path("vast.safetensors"), {"a": [0, 4]}, length=1 << 45)
     lying_safetensors(Path("outside.safetensors"), {"a": [0, 1 << 45]})

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from i3dconvert import backbones, names
-from i3dconvert.inflation import inflate_to_file
+from i3dconvert import names
+from i3dconvert.backbones import Source
+from i3dconvert.inflation import Manner, inflate_to_file
 from i3dconvert.recipes import Recipe, Rule
 from tests.conftest import Run
 
@@ -23,10 +24,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the mistakes are made with; they write nothing."""
     path = tmp_path_factory.mktemp("mistakes")
     for file, name in (("resnet34.pth", "resnet34"), ("flat.pth", "resnet18"), ("theirs.pth", "resnet18")):
-        torch.save(backbones.load(name, "random", size=32)[0].state_dict(), path / file)
+        torch.save(Source(name, "random", size=32).load()[0].state_dict(), path / file)
     (path / "there.safetensors").touch()
     recipe = Recipe("five", (Rule("conv1", kernel=5, padding=0),))
-    inflate_to_file("resnet18", path / "net.safetensors", recipe, weights="random", size=32)
+    inflate_to_file(Source("resnet18", weights="random", size=32), path / "net.safetensors", Manner(recipe))
     return path
 
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from i3dconvert import backbones, export_onnx, inflate
-from i3dconvert.backbones import Origin
+from i3dconvert import export_onnx, inflate
+from i3dconvert.backbones import Origin, Source
 from i3dconvert.checkpoint import KEY
 from i3dconvert.errors import ExportError, MediaError, VerificationError
 from i3dconvert.export.runtime import PRECISION, Runtime
@@ -30,7 +30,7 @@ SIZE = 64
 
 @pytest.fixture(scope="module")
 def small() -> tuple[nn.Module, Origin]:
-    return backbones.load("squeezenet1_1", "random", size=SIZE)
+    return Source("squeezenet1_1", "random", size=SIZE).load()
 
 
 @pytest.fixture

@@ -8,15 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from i3dconvert import backbones, export_onnx, inflate, optimize
+from i3dconvert import export_onnx, inflate, optimize
+from i3dconvert.backbones import Source
+from i3dconvert.comparison.forward import outputs, relative_error
 from i3dconvert.errors import FramesError
 from i3dconvert.export.frames import frames_form
 from i3dconvert.export.framewise import MinimalConv, StackedConv, SummedConv
 from i3dconvert.export.runtime import Runtime
-from i3dconvert.inflation import inflate_loaded
+from i3dconvert.inflation import Manner, inflate_loaded
+from i3dconvert.kernels import Style
 from i3dconvert.lift.network import Network3d
 from i3dconvert.recipes import Recipe, Rule
-from i3dconvert.verification.forward import outputs, relative_error
 
 CASES = (
     ("resnet18", None),
@@ -58,7 +60,9 @@ def difference(network: Network3d, form: nn.Module, clip: torch.Tensor) -> float
 )
 def test_the_same_function(name: str, recipe: str | None, init: str, tuned: bool) -> None:
     size = None if "deit" in name else 64
-    network = inflate_loaded(*backbones.load(name, "random", size=size), recipe, init).eval().double()
+    network = (
+        inflate_loaded(*Source(name, "random", size=size).load(), Manner(recipe, style=Style(init))).eval().double()
+    )
     network = use_all_taps(network) if tuned else network
     form = frames_form(network)
     assert not [module for module in form.modules() if isinstance(module, nn.Conv3d | nn.MaxPool3d | nn.AvgPool3d)]
@@ -136,7 +140,7 @@ def test_shares_export_with_any_number_of_frames(kernel: int, groups: int, tmp_p
 
 @pytest.mark.parametrize("tuned", [False, True])
 def test_it_exports_with_any_batch_frames_and_size(tuned: bool, tmp_path: Path) -> None:
-    network = inflate_loaded(*backbones.load("resnet18", "random", size=64))
+    network = inflate_loaded(*Source("resnet18", "random", size=64).load())
     network = use_all_taps(network) if tuned else network
     done = export_onnx(network, tmp_path / "net.onnx", optimize=True)
     assert done.shape == ("batch", 3, "frames", "height", "width")
@@ -148,7 +152,7 @@ def test_it_exports_with_any_batch_frames_and_size(tuned: bool, tmp_path: Path) 
 
 
 def test_optimize_is_the_same_function() -> None:
-    network = use_all_taps(inflate_loaded(*backbones.load("resnet18", "random", size=64)).eval())
+    network = use_all_taps(inflate_loaded(*Source("resnet18", "random", size=64).load()).eval())
     form = optimize(network)
     assert next(m for m in form.modules() if isinstance(m, nn.Conv2d)).weight.is_contiguous(
         memory_format=torch.channels_last
@@ -160,7 +164,7 @@ def test_optimize_is_the_same_function() -> None:
 def test_minimal_filtering_exports_with_any_number_of_tiles(
     recipe: str, lengths: Iterable[int], tmp_path: Path
 ) -> None:
-    network = use_all_taps(inflate_loaded(*backbones.load("resnet18", "random", size=32), recipe)).eval()
+    network = use_all_taps(inflate_loaded(*Source("resnet18", "random", size=32).load(), Manner(recipe))).eval()
     assert any(isinstance(module, MinimalConv) for module in frames_form(network).modules())
     runtime = Runtime(export_onnx(network, tmp_path / "net.onnx").path)
     for frames in lengths:

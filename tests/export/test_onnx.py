@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from i3dconvert import backbones, export_onnx, inflate
-from i3dconvert.backbones import Origin
+from i3dconvert import export_onnx, inflate
+from i3dconvert.backbones import Origin, Source
+from i3dconvert.comparison.forward import relative_error, replicated
 from i3dconvert.errors import CheckpointError, ExportError
 from i3dconvert.export import onnx as exporter
 from i3dconvert.export.runtime import CLASSES, Runtime, read_document
 from i3dconvert.export.seal import SEAL, seal
-from i3dconvert.inflation import inflate_loaded
+from i3dconvert.inflation import Manner, inflate_loaded
 from i3dconvert.verification import Settings, verify_file
-from i3dconvert.verification.forward import relative_error, replicated
 
 DEFAULT = ("resnet50",)
 SWEPT = (
@@ -29,10 +29,11 @@ SWEPT = (
 @pytest.mark.parametrize("optimize", [True, False])
 @pytest.mark.parametrize("name", [*DEFAULT, *(pytest.param(name, marks=pytest.mark.sweep) for name in SWEPT)])
 def test_onnxruntime_gives_what_the_2d_network_gives(name: str, optimize: bool, tmp_path: Path) -> None:
-    model, origin = backbones.load(name, "random")
+    model, origin = Source(name, "random").load()
     done = export_onnx(inflate_loaded(model, origin), tmp_path / "net.onnx", optimize=optimize)
-    convolutions = [node for node in onnx.load(done.path).graph.node if node.op_type == "Conv"]
-    kernels = {len(next(a for a in node.attribute if a.name == "kernel_shape").ints) for node in convolutions}
+    graph = onnx.load(done.path).graph
+    axes = {tensor.name: len(tensor.dims) - 2 for tensor in graph.initializer}
+    kernels = {axes[node.input[1]] for node in graph.node if node.op_type == "Conv"}
     assert kernels == ({2} if optimize else {3})
     assert done.shape[:3] == ("batch", 3, "frames")
     assert done.check.error is not None
@@ -73,7 +74,7 @@ def test_no_path_of_this_machine_is_in_the_file(exported: Path) -> None:
 
 
 def test_static_half_precision_and_opset(tmp_path: Path, resnet18: tuple[nn.Module, Origin]) -> None:
-    network = inflate_loaded(*resnet18, "c2d")
+    network = inflate_loaded(*resnet18, Manner("c2d"))
     done = export_onnx(network, tmp_path / "net.onnx", static=True, dtype=torch.float16, opset=21)
     assert done.shape == (1, 3, 16, 224, 224)
     assert done.opset == 21
@@ -107,14 +108,14 @@ def test_a_disagreement_leaves_no_file(
 
     monkeypatch.setattr(exporter, "_trace", wrong)
     with pytest.raises(ExportError, match="does not agree"):
-        export_onnx(inflate_loaded(*resnet18, "c2d"), tmp_path / "net.onnx")
+        export_onnx(inflate_loaded(*resnet18, Manner("c2d")), tmp_path / "net.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_tensors_past_the_limit_go_beside_the_graph(
     tmp_path: Path, resnet18: tuple[nn.Module, Origin], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = inflate_loaded(*resnet18, "c2d")
+    network = inflate_loaded(*resnet18, Manner("c2d"))
     first = export_onnx(network, tmp_path / "net.onnx", static=True, external_data=True)
     assert first.path.stat().st_size < 1 << 20
     assert verify_file(first.path, Settings(frames=2, size=64)).passed
@@ -133,7 +134,7 @@ def test_tensors_outside_the_folder_are_refused(
     tmp_path: Path, resnet18: tuple[nn.Module, Origin], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporter, "_EXTERNAL_BYTES", 1 << 20)
-    done = export_onnx(inflate_loaded(*resnet18, "c2d"), tmp_path / "net.onnx", static=True)
+    done = export_onnx(inflate_loaded(*resnet18, Manner("c2d")), tmp_path / "net.onnx", static=True)
     inside = done.files[0].name
     (tmp_path / "model").mkdir()
     model = onnx.load(done.path, load_external_data=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from torch import Tensor, fx, nn
 from i3dconvert import export_onnx, inflate, load, save
 from i3dconvert.errors import ExportError, FramesError, RecipeError
 from i3dconvert.export.runtime import Runtime
-from i3dconvert.lift import attention, layout
+from i3dconvert.lift import layout
+from i3dconvert.lift.attention import groups as attention
 from i3dconvert.lift.describe import describe, order_seen
 from i3dconvert.lift.network import Network3d
 from i3dconvert.memory import COPIES, check_room
@@ -49,15 +51,16 @@ def test_both_ways_are_attention_over_the_tokens_of_a_group(frames: int, span: i
         "row": drawn(1, 1, 1, keys),
         "own": own.repeat(clips * frames, 1, 1, 1),
     }[masked]
-    joint = attention.attend_jointly(query, key, value, mask, clips, rows, span)
-    pairs = attention.score_pairs(query, key.transpose(-2, -1), clips, rows, span) * depth**-0.5
+    grouping = attention.Groups(clips, rows, span)
+    joint = attention.attend_jointly(query, key, value, mask, grouping)
+    pairs = attention.score_pairs(query, key.transpose(-2, -1), grouping) * depth**-0.5
     if masked == "own":
         assert mask is not None
-        pairs = pairs + attention.for_each_key(mask, clips, rows, span)
+        pairs = pairs + attention.for_each_key(mask, grouping)
     elif mask is not None:
         pairs = pairs + mask
-    shared = attention.softmax_of_pairs(pairs, query, clips, rows, rows, span)
-    apart = attention.attend_pairs(shared, value, clips, rows, rows, span)
+    shared = attention.softmax_of_pairs(pairs, query, grouping, rows)
+    apart = attention.attend_pairs(shared, value, grouping, rows)
     assert torch.allclose(joint, apart, rtol=0, atol=1e-12)
 
     group = min(span or frames, frames)
@@ -102,6 +105,8 @@ NETWORKS: dict[str, tuple[dict[str, Any], int, int]] = {
 
 def build(name: str) -> tuple[nn.Module, int]:
     arguments = NETWORKS[name][0]
+    if name.startswith("gcvit") and "repeat_interleave" not in inspect.getsource(timm.models.gcvit):
+        pytest.skip("before 1.0.27 or so, timm's GC ViT mixes the images of a batch up")
     if name.startswith("torchvision/"):
         model, size = torchvision.models.get_model(name.partition("/")[2]), 64
     else:
@@ -285,7 +290,7 @@ def test_a_network_whose_attention_lost_the_other_frames_fails() -> None:
     network = inflate(model, STILL, size=size)
     for node in network.graph.nodes:
         if node.target is attention.attend_jointly:
-            node.args = (*node.args[:6], 1, *node.args[7:])
+            node.args = (*node.args[:4], node.args[4]._replace(span=1), *node.args[5:])
     network.recompile()
     report = verify(model, network, PROOF)
     assert [check.name for check in report.checks if not check.passed] == ["attention over time"]

@@ -16,14 +16,14 @@ from i3dconvert import export_onnx, inflate, load, save
 from i3dconvert.adoption import adopt
 from i3dconvert.backbones import hf
 from i3dconvert.checkpoint import filled, rebuild
+from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import LayoutError, RecipeError
 from i3dconvert.export.runtime import Runtime
-from i3dconvert.frameworks import framework
+from i3dconvert.frameworks import framework_of
 from i3dconvert.lift.describe import describe, order_seen
 from i3dconvert.lift.network import Network3d
 from i3dconvert.recipes import Recipe, Rule, parse_rule, preset
 from i3dconvert.verification import Settings, verify
-from i3dconvert.verification.forward import relative_error
 from i3dconvert.weights import randomise
 from tests.conftest import Run
 
@@ -123,7 +123,7 @@ def test_transformers_video_network_computes_the_same_on_moving_clips() -> None:
         num_frames=16, num_labels=5,
     )  # fmt: skip
     theirs = transformers.TimesformerForVideoClassification(config).double().eval()
-    known = framework("transformers")
+    known = framework_of("transformers")
     theirs.load_state_dict(known.state(known.network("timesformer"), network.state_dict()), strict=True)
     with torch.no_grad():
         expected = theirs(moving(16).transpose(1, 2)).logits

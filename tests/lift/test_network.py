@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from i3dconvert import backbones, inflate
+from i3dconvert import inflate
+from i3dconvert.backbones import Source
 from i3dconvert.lift.layout import fold
 
 
@@ -112,7 +113,7 @@ def test_batch_norm_keeps_its_settings() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "googlenet", "convnext_tiny", "efficientnet_b0", "densenet121"])
 def test_convolutions_with_dense_taps_see_other_frames_and_their_order(name: str) -> None:
     """As inflated, no middle tap sees another frame; with `mean` each does, but for frames alone (`c2d`)."""
-    model, _ = backbones.load(name, "random", size=64)
+    model, _ = Source(name, "random", size=64).load()
     clip = torch.randn(1, 3, 8, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     other = clip.clone()
     other[:, :, 5] = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

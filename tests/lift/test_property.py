@@ -20,12 +20,12 @@ from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from torch import Tensor, nn
 
 from i3dconvert import I3DError, Network3d, Recipe, inflate, load, save
+from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import FramesError
 from i3dconvert.export.frames import frames_form
 from i3dconvert.lift.lengths import lengths
 from i3dconvert.recipes import KINDS, PRESETS, Rule
 from i3dconvert.verification import Settings, verify
-from i3dconvert.verification.forward import relative_error
 
 SIZE = 20
 CHANNELS = 4

@@ -15,14 +15,14 @@ from torchvision.models.video import SwinTransformer3d
 
 from i3dconvert import export_onnx, inflate, load, save
 from i3dconvert.backbones import hf
+from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import FramesError, RecipeError
 from i3dconvert.export.runtime import Runtime
-from i3dconvert.frameworks import framework
-from i3dconvert.lift import attention
+from i3dconvert.frameworks import framework_of
+from i3dconvert.lift.attention import groups as attention
 from i3dconvert.lift.describe import describe, order_seen
 from i3dconvert.recipes import Recipe, Rule, parse_rule, preset
 from i3dconvert.verification import Settings, verify
-from i3dconvert.verification.forward import relative_error
 from i3dconvert.weights import randomise
 
 SIZE = 56
@@ -53,7 +53,7 @@ def test_torchvisions_video_network_computes_the_same_on_moving_clips(frames: in
         if name.endswith("relative_position_bias_table") or name == "features.0.0.weight":
             nn.init.normal_(parameter)
     theirs = SwinTransformer3d([2, 4, 4], window_size=[8, 7, 7], **SHAPE).double().eval()  # type: ignore[arg-type]
-    known = framework("torchvision-video")
+    known = framework_of("torchvision-video")
     theirs.load_state_dict(known.state(known.network("swin3d_t"), ours.state_dict()), strict=True)
     with torch.no_grad():
         assert relative_error(theirs(moving(frames)), ours(moving(frames))) <= 1e-12
@@ -144,18 +144,19 @@ def test_the_receptive_field_and_what_does_not_fit() -> None:
 def test_fused_and_explicit_attention_are_one(frames: int, shift: int, masked: str) -> None:
     clips, rows, heads, length, depth, span = 2, 3, 2, 4, 8, 4
     drawn = [torch.randn(clips * frames * rows, heads, length, depth, dtype=torch.float64) for _ in range(3)]
-    query, key, value = (attention.shifted(part, clips, rows, span, shift) for part in drawn)
+    grouping = attention.Groups(clips, rows, span, shift)
+    query, key, value = (attention.shifted(part, grouping) for part in drawn)
     bias = torch.randn(2 * span - 1, heads, length, length, dtype=torch.float64)
     mask = {"": None, "float": torch.randn(1, heads, length, length, dtype=torch.float64)}.get(masked)
     if masked == "bool":
         mask = torch.eye(length).bool().logical_not()
-    fused = attention.attend_jointly(query, key, value, mask, clips, rows, span, shift=shift, bias=bias)
-    pairs = attention.score_pairs(query, key.transpose(-2, -1), clips, rows, span) * depth**-0.5
+    fused = attention.attend_jointly(query, key, value, mask, grouping, bias)
+    pairs = attention.score_pairs(query, key.transpose(-2, -1), grouping) * depth**-0.5
     if mask is not None:
         pairs = pairs.masked_fill(~mask, float("-inf")) if masked == "bool" else pairs + mask
-    weights = attention.softmax_of_pairs(pairs, query, clips, rows, rows, span, shift, bias)
-    explicit = attention.attend_pairs(weights, value, clips, rows, rows, span)
+    weights = attention.softmax_of_pairs(pairs, query, grouping, rows, bias)
+    explicit = attention.attend_pairs(weights, value, grouping, rows)
     assert relative_error(explicit, fused) <= 1e-12
-    unshifted = attention.attend_jointly(query, key, value, mask, clips, rows, span, bias=bias)
+    unshifted = attention.attend_jointly(query, key, value, mask, grouping._replace(shift=0), bias)
     assert (relative_error(unshifted, fused) > 1e-3) == (frames > span and shift > 0)
-    assert torch.equal(attention.shifted(query, clips, rows, span, -shift), drawn[0])
+    assert torch.equal(attention.shifted(query, grouping._replace(shift=-shift)), drawn[0])

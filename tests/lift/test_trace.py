@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from i3dconvert import inflate
 from i3dconvert.errors import LiftError
-from i3dconvert.lift.layers import is_layer
+from i3dconvert.lift.counterparts import is_layer
 from i3dconvert.lift.trace import trace
 from i3dconvert.verification import Settings, verify
 

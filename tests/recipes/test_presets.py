@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from i3dconvert import backbones
+from i3dconvert.backbones import Source
 from i3dconvert.errors import RecipeError
-from i3dconvert.inflation import inflate_loaded
+from i3dconvert.inflation import Manner, inflate_loaded
 from i3dconvert.kernels import Style
 from i3dconvert.lift.describe import describe
 from i3dconvert.lift.network import Network3d, plan
@@ -15,8 +16,7 @@ from i3dconvert.verification import Settings, verify
 
 def lifted(name: str, recipe: str | None = None) -> Network3d:
     source, bare = backbones.parse(name)
-    known = backbones.library(source)
-    model = backbones.build(backbones.Backbone(source, bare, known.arguments(bare, None, None)))
+    model = backbones.build(backbones.Backbone.of(source, bare))
     chosen = resolve(recipe) if recipe else default_recipe(name)
     return plan(model, chosen, Style(), (3, 224, 224)).network(model)
 
@@ -97,8 +97,8 @@ def test_a_preset_that_does_not_fit_is_refused(name: str, recipe: str) -> None:
 
 @pytest.mark.parametrize("name", ["vit_b_32", "timm/deit_tiny_patch16_224", "timm/swin_tiny_patch4_window7_224"])
 def test_tubelets_take_two_frames_and_start_from_the_central_one(name: str) -> None:
-    model, origin = backbones.load(name, "random")
-    network = inflate_loaded(model, origin, "tubelet")
+    model, origin = Source(name, "random").load()
+    network = inflate_loaded(model, origin, Manner("tubelet"))
     (embedding,) = (layer for layer in network.inflation.layers if layer.temporal.kernel > 1)
     kernel = network.get_parameter(f"{embedding.name}.weight")
     assert network.get_submodule(embedding.name).stride[0] == kernel.shape[2] == 2

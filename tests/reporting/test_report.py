@@ -20,6 +20,7 @@ from selenium.webdriver.common.by import By
 
 import i3dconvert
 from i3dconvert import export_onnx
+from i3dconvert.backbones import Source
 from i3dconvert.benchmark import Case, Measurement
 from i3dconvert.errors import BenchmarkError
 from i3dconvert.inflation import inflate_to_file
@@ -45,7 +46,7 @@ def browser() -> Iterator[Chrome]:
 def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     """A small verified network."""
     path = tmp_path_factory.mktemp("report") / "net.safetensors"
-    inflate_to_file("shufflenet_v2_x0_5", path, weights="random")
+    inflate_to_file(Source("shufflenet_v2_x0_5", weights="random"), path)
     return subject_of(path, verify_file(path, SETTINGS))
 
 

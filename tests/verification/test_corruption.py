@@ -13,9 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from i3dconvert import I3DError, backbones
+from i3dconvert import I3DError
+from i3dconvert.backbones import Source
 from i3dconvert.checkpoint import KEY
-from i3dconvert.inflation import inflate_to_file
+from i3dconvert.inflation import Manner, inflate_to_file
+from i3dconvert.kernels import Style
 from i3dconvert.recipes import PRESETS
 from i3dconvert.verification import Settings, verify_file
 from i3dconvert.weights import digest
@@ -88,8 +90,8 @@ def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp(request.param)
     for seed in (0, 1):
         weights = folder / f"weights{seed}.pth"
-        torch.save(backbones.load(request.param, "random", seed, size=SIZE)[0].state_dict(), weights)
-        inflate_to_file(request.param, folder / f"{seed}.safetensors", weights=str(weights), size=SIZE)
+        torch.save(Source(request.param, "random", seed, size=SIZE).load()[0].state_dict(), weights)
+        inflate_to_file(Source(request.param, weights=str(weights), size=SIZE), folder / f"{seed}.safetensors")
     return folder / "0.safetensors", folder / "1.safetensors"
 
 
@@ -155,6 +157,6 @@ def test_five_hundred_of_each_network_are_caught(files: tuple[Path, Path]) -> No
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_false_alarm(name: str, recipe: str | None, init: str, seed: int, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
-    inflate_to_file(name, path, recipe, init=init, weights="random", seed=seed, size=SIZE)
+    inflate_to_file(Source(name, weights="random", seed=seed, size=SIZE), path, Manner(recipe, style=Style(init=init)))
     report = verify_file(path, replace(QUICK, frames=None, dtypes=(torch.float64, torch.float32)))
     assert report.passed, report.reason

@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from i3dconvert import backbones, export_onnx
+from i3dconvert import export_onnx
+from i3dconvert.backbones import Source
 from i3dconvert.errors import CheckpointError
 from i3dconvert.export import onnx as exporter
 from i3dconvert.export.seal import SEAL
@@ -52,7 +53,7 @@ CORRUPTIONS: tuple[Corruption, ...] = (one_element, one_bit, two_filters, two_co
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model, origin = backbones.load(request.param, "random", size=32)
+    model, origin = Source(request.param, "random", size=32).load()
     path = tmp_path_factory.mktemp(request.param) / "net.onnx"
     return export_onnx(inflate_loaded(model, origin), path, static=True).path
 
@@ -120,7 +121,7 @@ def test_a_file_without_a_seal_is_refused(sound: Path) -> None:
 
 def test_tensors_beside_the_graph_are_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporter, "_EXTERNAL_BYTES", 0)
-    network = inflate_loaded(*backbones.load("resnet18", "random", size=32))
+    network = inflate_loaded(*Source("resnet18", "random", size=32).load())
     done = export_onnx(network, tmp_path / "net.onnx", static=True)
     (data,) = (file for file in done.files if file.suffix == ".data")
     assert verify_file(done.path, QUICK).passed

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from i3dconvert import inflate, load
-from i3dconvert.backbones import Origin
+from i3dconvert.backbones import Origin, Source
 from i3dconvert.errors import CheckpointError, VerificationError, WeightsError
 from i3dconvert.inflation import inflate_loaded
 from i3dconvert.verification import Report, Settings, verify, verify_file
@@ -151,7 +151,7 @@ def test_the_reference_is_found_beside_a_checkpoint_that_moved(tmp_path: Path, w
     here = tmp_path / "here"
     here.mkdir()
     weight_file = weight_file.rename(here / "weights.pth")
-    inflate_to_file("resnet18", here / "net.safetensors", weights=str(weight_file))
+    inflate_to_file(Source("resnet18", weights=str(weight_file)), here / "net.safetensors")
     moved = here.rename(tmp_path / "there")
     assert verify_file(moved / "net.safetensors", QUICK).passed
     away = (moved / "weights.pth").rename(tmp_path / "elsewhere.pth")

@@ -1,0 +1,67 @@
+"""What is asked of a library of 2D networks; what most of them answer alike is answered here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.weights import State
+
+
+class Library:
+    """A library's networks, by name. `weights` is a pretrained set's name, or None."""
+
+    version = ""
+    hub = ""
+    """Before the name of a repository on the Hugging Face hub, where weights come from one."""
+
+    def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
+        """The network, uninitialised weights included; raises `BackboneError`."""
+        raise NotImplementedError
+
+    def arguments(self, name: str, weights: str | None, classes: int | None) -> dict[str, Any]:
+        """The builder's arguments for these weights and this number of classes."""
+        return {} if classes is None else {"num_classes": classes}
+
+    def offered(self, name: str) -> list[str]:
+        """The names of the pretrained sets, the default one first."""
+        raise NotImplementedError
+
+    def parameters(self, name: str) -> int | None:
+        """How many parameters it has; None where building it is the only way to a count."""
+        return None
+
+    def recognise(self, name: str, file_name: str) -> str | None:
+        """The pretrained set that a file of this name is."""
+        return None
+
+    def pretrained(self, name: str, weights: str, progress: bool) -> State:
+        """The pretrained set's state dict, from a cache or downloaded into it; raises `WeightsError`."""
+        raise NotImplementedError
+
+    def canonical(self, name: str, arguments: Mapping[str, Any], state: State, model: nn.Module) -> State:
+        """The keys of a weight file as the network built today has them."""
+        return state
+
+    def preprocessing(self, name: str, weights: str | None) -> Preprocessing:
+        """That of the pretrained set, or of the default one."""
+        return Preprocessing()
+
+    def image_size(self, name: str, weights: str | None, arguments: Mapping[str, Any]) -> int:
+        """Height and width that the network is traced at."""
+        return 224
+
+    def channels(self, name: str, model: nn.Module) -> int:
+        """Of the input."""
+        return next((int(m.in_channels) for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+
+    def licence(self, name: str, weights: str) -> str:
+        """Of a pretrained set, by the hub's word for it; empty where it is not known."""
+        return ""
+
+    def class_names(self, name: str, weights: str | None) -> list[str]:
+        """Of what the weights were trained on; none where they are not known."""
+        return []

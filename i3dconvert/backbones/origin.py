@@ -1,0 +1,211 @@
+"""Where a 2D network came from: all that builds it again, with its weights."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from i3dconvert import trust
+from i3dconvert.backbones import user
+from i3dconvert.backbones.changes import RGB, UNCHANGED, Changes
+from i3dconvert.backbones.library import Library
+from i3dconvert.errors import WeightsError
+from i3dconvert.names import HF, USER
+from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.weights import NoInit, State, digest, fit, randomise, read_state
+
+
+def library(source: str) -> Library:
+    """The library called `source` (`torchvision`, `timm`, `hf`, `user`), imported when it is asked for."""
+    found: Library = importlib.import_module(f"i3dconvert.backbones.{source}").LIBRARY
+    return found
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A 2D network by name, and the arguments that its library's builder is called with."""
+
+    source: str
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    version: str = ""
+
+    @property
+    def of_files(self) -> bool:
+        """Whether its name is a path of the user's."""
+        return self.source == USER or (self.source == HF and bool(self.arguments.get("folder")))
+
+    @classmethod
+    def of(cls, source: str, name: str, weights: str | None = None, classes: int | None = None) -> Backbone:
+        """A network as its library builds it for these weights and so many classes, by default its own."""
+        return cls(source, name, library(source).arguments(name, weights, classes), library(source).version)
+
+    @property
+    def library(self) -> Library:
+        """Where it is from."""
+        return library(self.source)
+
+    def canonical(self, state: State, model: nn.Module) -> State:
+        """The keys of a weight file as `model`, the network built today, has them."""
+        return self.library.canonical(self.name, self.arguments, state, model)
+
+    @property
+    def model(self) -> str:
+        """The name without paths and sets of weights."""
+        return self.name.rpartition("/")[2].partition(".")[0]
+
+    @property
+    def depth(self) -> int:
+        """The first number in the name, 50 of `resnet50`."""
+        return int((re.findall(r"\d+", self.model) or [0])[0])
+
+    @property
+    def qualified(self) -> str:
+        """The name as the command line takes it."""
+        return f"{self.source}/{self.name}" if self.source in ("timm", HF) else self.name
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where 2D weights come from: a `pretrained` set by `name`, `random` ones by `seed`, or the `file` at `path`."""
+
+    kind: str
+    name: str | None = None
+    seed: int = 0
+    path: str | None = None
+    sha256: str = ""
+
+    def __str__(self) -> str:
+        return {"pretrained": str(self.name), "random": f"random (seed {self.seed})", "file": str(self.path)}[self.kind]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """All that is needed to build a 2D network again, with its weights."""
+
+    backbone: Backbone
+    weights: Weights
+    preprocessing: Preprocessing
+    input: tuple[int, int, int]
+    classes: int
+    changes: Changes = UNCHANGED
+    """Made after the weights were read, and hashed."""
+
+    def to_dict(self, beside: Path | None = None) -> dict[str, Any]:
+        """Plain data; paths of the user's files are written relative to the directory `beside`."""
+        weights = {key: value for key, value in vars(self.weights).items() if value is not None}
+        if self.weights.kind != "random":
+            weights.pop("seed")
+        if self.weights.path is not None and beside is not None:
+            weights["path"] = os.path.relpath(self.weights.path, beside)
+        backbone = dict(vars(self.backbone)) | {"arguments": dict(self.backbone.arguments)}
+        if self.backbone.of_files and beside is not None:
+            backbone["name"] = os.path.relpath(self.backbone.name, beside)
+        document = {
+            "backbone": backbone,
+            "weights": weights,
+            "preprocessing": self.preprocessing.to_dict(),
+            "input": list(self.input),
+            "classes": self.classes,
+        }
+        return document | ({"changes": vars(self.changes)} if self.changes != UNCHANGED else {})
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any], beside: Path | None = None) -> Origin:
+        """Read what `to_dict` wrote."""
+        weights = Weights(**document["weights"])
+        if weights.path is not None and beside is not None:
+            weights = replace(weights, path=str(beside / weights.path))
+        backbone = Backbone(**document["backbone"])
+        if backbone.of_files and beside is not None:
+            backbone = replace(backbone, name=os.path.normpath(beside / backbone.name))
+        channels, height, width = document["input"]
+        changes = Changes(**document.get("changes", {}))
+        changes.check()
+        return cls(
+            backbone=backbone,
+            weights=weights,
+            preprocessing=Preprocessing.from_dict(document["preprocessing"]),
+            input=(int(channels), int(height), int(width)),
+            classes=int(document["classes"]),
+            changes=changes,
+        )
+
+    def class_names(self) -> list[str]:
+        """The names of the classes, or none when they are not the library's own."""
+        if self.changes.head:
+            return []
+        names = self.backbone.library.class_names(self.backbone.name, self.weights.name)
+        return names if len(names) == self.classes else []
+
+    def licence(self) -> str:
+        """Of the 2D weights, by the Hugging Face hub's word for it; empty where it is not known."""
+        if self.weights.kind != "pretrained" or self.backbone.source == USER:
+            return ""
+        return str(self.backbone.library.licence(self.backbone.name, str(self.weights.name)))
+
+    def with_classes(self, classes: int) -> Origin:
+        """The same network with a head for so many classes."""
+        if self.changes.head == "fresh":
+            return replace(self, changes=replace(self.changes, classes=classes), classes=classes)
+        arguments = self.backbone.library.arguments(self.backbone.name, self.weights.name, classes)
+        return replace(self, backbone=replace(self.backbone, arguments=arguments), classes=classes)
+
+    def build(self) -> nn.Module:
+        """The 2D network in eval mode, its parameters not yet set.
+
+        Raises `CheckpointError` where that would run a file that the user has not run or trusted before.
+        """
+        if self.backbone.source == USER:
+            trust.check(user.split(self.backbone.name)[0])
+        return self.changes.apply(build(self.backbone))
+
+    def unchanged(self) -> Origin:
+        """The 2D network as its weights were trained."""
+        channels = RGB if self.changes.channels else self.input[0]
+        return replace(self, changes=UNCHANGED, input=(channels, *self.input[1:]))
+
+    def load(self, reference: Path | None = None, progress: bool = False) -> nn.Module:
+        """The 2D network with its weights, from `reference` if given, else from where they came the first time.
+
+        Raises `WeightsError` when they are not to be had, or are not the ones of the recorded hash.
+        """
+        if self.changes != UNCHANGED:
+            return self.changes.apply(self.unchanged().load(reference, progress))
+        model = self.build()
+        weights = self.weights if reference is None else Weights("file", path=str(reference))
+        state = state_of(self.backbone, weights, progress)
+        if state is None:
+            randomise(model, weights.seed, self.input)
+        else:
+            state = self.backbone.canonical(state, model)
+            fit(model, state, weights.path or f"{self.backbone.qualified} {weights}")
+        found = digest(model.state_dict())
+        if self.weights.sha256 and found != self.weights.sha256:
+            raise WeightsError(
+                f"the weights of {self.backbone.qualified} from {weights} are not those that were inflated "
+                f"(SHA-256 {found[:12]}…, recorded {self.weights.sha256[:12]}…); --reference PATH names the right file"
+            )
+        return model
+
+
+def build(backbone: Backbone) -> nn.Module:
+    """The 2D network of a backbone in eval mode; its parameters hold whatever was in memory."""
+    with NoInit():
+        return backbone.library.build(backbone.name, backbone.arguments).eval()
+
+
+def state_of(backbone: Backbone, weights: Weights, progress: bool) -> State | None:
+    """The state dict that `weights` names; None for random ones, which are drawn into the network itself."""
+    if weights.kind == "random":
+        return None
+    if weights.kind == "pretrained":
+        return backbone.library.pretrained(backbone.name, str(weights.name), progress)
+    return read_state(Path(str(weights.path)))

@@ -1,0 +1,129 @@
+"""Which 2D network a user asks for, and its loading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from i3dconvert import trust
+from i3dconvert.backbones import user
+from i3dconvert.backbones.changes import HEADLESS, RGB, UNCHANGED, Changes
+from i3dconvert.backbones.library import Library
+from i3dconvert.backbones.likely import likely
+from i3dconvert.backbones.origin import Backbone, Origin, Weights, build, library, state_of
+from i3dconvert.errors import BackboneError, WeightsError
+from i3dconvert.names import USER, parse
+from i3dconvert.weights import State, classes_in, digest, fit, inspect, randomise
+
+IMAGENET_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Source:
+    """A 2D network by name (`resnet50`, `timm/NAME`, `hf/…`, `PATH.py:FUNCTION`, whose code is run)."""
+
+    name: str
+    weights: str = "default"
+    """`default`, a pretrained set's name, `random`, or the path of a file."""
+    seed: int = 0
+    """Of random weights."""
+    features: bool = False
+    """Whether to take a timm backbone without its head, which gives a list of feature maps."""
+    size: int | None = None
+    """The height and width in pixels that it is traced at; by default the backbone's own."""
+    allow_nonfinite: bool = False
+    """Whether to take weights with NaN or infinite values."""
+    changes: Changes = UNCHANGED
+    """Made to the input and the head once the weights are there."""
+
+    def load(self, progress: bool = False) -> tuple[nn.Module, Origin]:
+        """The network, and where it came from.
+
+        Raises `BackboneError` for an unknown name or changes that can't be made, `WeightsError` for weights that are
+        not to be had, do not fit, or are not all finite.
+        """
+        changes = self.changes
+        changes.check()
+        backbone, weights = self._chosen()
+        name, library2d = backbone.name, backbone.library
+        state = state_of(backbone, weights, progress)
+        model = build(backbone)
+        classes = 0 if self.features else _classes(model) or IMAGENET_CLASSES
+        if state is not None:
+            state = backbone.canonical(state, model)
+            if (count := classes_in(state, model, classes)) is not None:
+                backbone = Backbone.of(backbone.source, name, weights.name, count)
+                model, classes = build(backbone), count
+        preprocessing = library2d.preprocessing(name, weights.name)
+        if (changes.channels or changes.same) and backbone.arguments.get("transform_input"):
+            # The network's own step from ImageNet's normalisation of RGB to this one.
+            preprocessing = replace(preprocessing, mean=(0.5,) * RGB, std=(0.5,) * RGB)
+            backbone = replace(backbone, arguments=dict(backbone.arguments) | {"transform_input": False})
+            model = build(backbone)
+        size = self.size or library2d.image_size(name, weights.name, backbone.arguments)
+        shape = (library2d.channels(name, model), size, size)
+        if state is None:
+            randomise(model, self.seed, shape)
+            sha256 = digest(model.state_dict())
+        else:
+            where = weights.path or f"{backbone.qualified} {weights}"
+            _fit(model, state, where, backbone)
+            sha256 = inspect(model.state_dict(), where, self.allow_nonfinite, mapped=weights.kind == "file")
+        if changes.channels:
+            shape, preprocessing = (changes.channels, size, size), preprocessing.with_channels(changes.channels)
+        classes = 0 if changes.head in HEADLESS else changes.classes or classes
+        weights = replace(weights, sha256=sha256)
+        return changes.apply(model), Origin(backbone, weights, preprocessing, shape, classes, changes)
+
+    def _chosen(self) -> tuple[Backbone, Weights]:
+        """What the library builds, and the weights."""
+        source, name = parse(self.name)
+        library2d, weights = library(source), self.weights
+        if self.features and source != "timm":
+            raise BackboneError(f"feature maps are given by timm's backbones; {self.name} is none (timm/NAME)")
+        if source == USER:
+            trust.remember(user.split(name)[0])
+        if source == "timm" and "." in name and weights == "default":
+            name, _, weights = name.partition(".")
+        chosen = _weights(library2d, name, weights, self.seed)
+        backbone = Backbone.of(source, name, chosen.name)
+        if self.features:
+            backbone = replace(backbone, arguments={**backbone.arguments, "features_only": True})
+        return backbone, chosen
+
+
+def _weights(library2d: Library, name: str, weights: str, seed: int) -> Weights:
+    if weights == "random":
+        return Weights("random", seed=seed)
+    path = Path(weights)
+    if library2d.hub and weights.startswith(library2d.hub):
+        return Weights("pretrained", name=weights)
+    if path.suffix in (".pth", ".pt", ".safetensors", ".bin", ".json") or "/" in weights:
+        return Weights("file", name=library2d.recognise(name, path.name), path=str(path))
+    offered = library2d.offered(name)
+    if weights == "default" and offered:
+        return Weights("pretrained", name=offered[0])
+    if weights in offered:
+        return Weights("pretrained", name=weights)
+    sets = f"on offer: {', '.join(offered)}" if offered else "there are no pretrained weights for it"
+    wanted = "" if weights == "default" else f" weights {weights!r};"
+    raise WeightsError(f"{name} has no{wanted or ' default weights;'} {sets}; or -w PATH, -w random")
+
+
+def _fit(model: nn.Module, state: State, where: str, backbone: Backbone) -> None:
+    try:
+        fit(model, state, where)
+    except WeightsError as error:
+        other = likely(state, backbone.source, backbone.name)
+        hint = f"; they look like those of {other}: i3dconvert inflate {other} -w {where}"
+        hint = hint if other not in (None, backbone.qualified) else ""
+        raise WeightsError(f"{error}{hint}") from None
+
+
+def _classes(model: nn.Module) -> int:
+    """The outputs of the last linear or convolutional layer: the head."""
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    head = heads[-1] if heads else None
+    return int(head.out_features if isinstance(head, nn.Linear) else head.out_channels) if head is not None else 0

@@ -1,0 +1,129 @@
+"""What a file says of itself: one JSON document, in safetensors and ONNX alike."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from i3dconvert.backbones import Origin
+from i3dconvert.errors import CheckpointError, I3DError, LayoutError
+from i3dconvert.frameworks import Target, check_fits, framework_of, split
+from i3dconvert.kernels import Style
+from i3dconvert.lift.inflation import Inflation
+from i3dconvert.recipes import Recipe
+from i3dconvert.version import VERSION
+from i3dconvert.weights import State
+
+SCHEMA = 2
+KEY = "i3dconvert"
+"""The key of the document in a file's metadata."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a file says of itself."""
+
+    inflation: Inflation
+    origin: Origin | None
+    sha256: str = ""
+    """Of the 3D tensors under our names: names, dtypes, shapes, bytes."""
+    finetuned: bool = False
+    layout: str = ""
+    """The framework and the network of it that the tensors are named for, `NAME:NETWORK`; ours if empty."""
+    intact: bool = True
+    """Whether the document, when it was read, had the seal that it was written with."""
+
+    @classmethod
+    def for_layout(cls, inflation: Inflation, origin: Origin | None, layout: str, **rest: Any) -> Document:
+        """The document of a file with a framework's names, `NAME` or `NAME:NETWORK`, or with ours if that is empty.
+
+        Raises `LayoutError` where the framework's network is not the 3D form that was made.
+        """
+        if not layout:
+            return cls(inflation, origin, **rest)
+        if origin is None:
+            raise LayoutError(
+                f"a network made from a module in memory has no layout {layout}: whose 3D form it is is not known"
+            )
+        framework = framework_of(layout)
+        target = framework.target(origin.backbone.qualified, split(layout)[1])
+        check_fits(framework, target, inflation, origin)
+        return cls(inflation, origin, layout=f"{framework.name}:{target.name}", **rest)
+
+    @property
+    def schema(self) -> int:
+        """The oldest that says all of it: attention over time is new in 2."""
+        rules, style = self.inflation.recipe.rules, self.inflation.style
+        return 2 if style.time_embedding != "none" or any(rule.kind == "attention" for rule in rules) else 1
+
+    @property
+    def target(self) -> Target | None:
+        """The network that the tensors are named for, where it is not our own."""
+        return framework_of(self.layout).network(split(self.layout)[1]) if self.layout else None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the tensors are those of our own network, under whatever names, and not made of the 2D network's for
+        another framework's alone."""
+        return self.target is None or self.target.transform is None
+
+    def stored(self, state2d: State) -> tuple[Inflation, State]:
+        """How the file's tensors come about, and of which: of the 2D network's, or of what a layout makes of those."""
+        if self.target is None or self.target.transform is None:
+            return self.inflation, state2d
+        return self.inflation.as_it_is(), self.target.transform(state2d)
+
+    def dumps(self, beside: Path | None = None) -> str:
+        """JSON; the path of a weight file is written relative to the directory `beside`."""
+        style = asdict(self.inflation.style)
+        if style["time_embedding"] == "none":  # unknown to schema 1
+            del style["time_embedding"]
+        document: dict[str, Any] = {
+            "schema": self.schema,
+            "version": VERSION,
+            **style,
+            "recipe": self.inflation.recipe.to_dict(),
+            "input": list(self.inflation.input),
+            "minimum_frames": self.inflation.minimum_frames,
+            "sha256": self.sha256,
+            "finetuned": self.finetuned,
+        }
+        if self.layout:
+            document["layout"] = self.layout
+        if self.origin is not None:
+            document["origin"] = self.origin.to_dict(beside)
+        return json.dumps(document | {"seal": _seal(document)}, sort_keys=True)
+
+    @classmethod
+    def loads(cls, text: str, where: Path) -> Document:
+        """Read what `dumps` wrote; raises `CheckpointError` naming the file `where`."""
+        try:
+            document = json.loads(text)
+            schema = document["schema"]
+            if not isinstance(schema, int) or schema > SCHEMA:
+                raise CheckpointError(f"{where} was written by a newer i3dconvert (schema {schema}); please upgrade")
+            style = Style(**{one.name: document[one.name] for one in fields(Style) if one.name in document}).checked()
+            recipe = Recipe.from_dict(document["recipe"], f"{where}: recipe")
+            origin = Origin.from_dict(document["origin"], where.parent) if "origin" in document else None
+            frames = int(document["minimum_frames"])
+            channels, height, width = map(int, document["input"])
+            inflation = Inflation(recipe, style, minimum_frames=frames, input=(channels, height, width))
+            intact = document["seal"] == _seal(document)
+            layout = str(document.get("layout", ""))
+            return cls(inflation, origin, str(document["sha256"]), bool(document["finetuned"]), layout, intact)
+        except I3DError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{where} has damaged i3dconvert metadata ({type(error).__name__}: {error})"
+            ) from None
+
+
+def _seal(document: Mapping[str, Any]) -> str:
+    """SHA-256 over all of a document but its hashes."""
+    rest = {key: value for key, value in document.items() if key not in ("seal", "sha256")}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,118 @@
+"""Reading a checkpoint, and building its network again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from i3dconvert.checkpoint.document import KEY, Document
+from i3dconvert.errors import CheckpointError, LayoutError, WeightsError
+from i3dconvert.files import check_input, in_folder
+from i3dconvert.frameworks import framework_of
+from i3dconvert.lift.network import Network3d, fill, plan
+from i3dconvert.weights import State, classes_in, fit, nested, read_pickle, read_state
+
+PICKLED = (".pth", ".pt", ".pyth")
+"""The suffixes of what `torch.load` reads."""
+
+
+def read(path: Path) -> tuple[Document, State]:
+    """The document and the tensors (memory-mapped, under our names) of a checkpoint; raises `CheckpointError`."""
+    path = in_folder(path)
+    check_input(path, CheckpointError, "a checkpoint that `i3dconvert inflate` wrote")
+    text, state = (_read_pickle if path.suffix in PICKLED else _read_safetensors)(path)
+    if text is None:
+        raise CheckpointError(
+            f"{path} is no i3dconvert checkpoint: its metadata has no {KEY!r}; "
+            "--from-layout NAME reads those of other frameworks"
+        )
+    document = Document.loads(text, path)
+    if document.target is not None:
+        state = framework_of(document.layout).restored(document.target, state, str(path))
+    return document, state
+
+
+def _read_safetensors(path: Path) -> tuple[str | None, State]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get(KEY), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable i3dconvert checkpoint: {error}") from None
+
+
+def _read_pickle(path: Path) -> tuple[str | None, State]:
+    found = nested(read_pickle(path))
+    metadata = getattr(found, "_metadata", None)
+    text = metadata.get(KEY) if isinstance(metadata, Mapping) else None
+    return text, {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+
+
+def rebuild(document: Document, model: nn.Module | None = None, where: str | Path = "the file") -> Network3d:
+    """The 3D network of a document over its 2D `model`, by default that of its origin, without weights (see `fill`).
+
+    Raises `LayoutError` where its tensors are made for another framework's network alone, `CheckpointError` where only
+    the user has the 2D network.
+    """
+    check_is_ours(document, str(where))
+    if model is None:
+        if document.origin is None:
+            raise CheckpointError(
+                f"{where} was made from a module in memory; give that 2D module, in Python: load(path, model)"
+            )
+        model = document.origin.build()
+    inflation = document.inflation
+    network = plan(model, inflation.recipe, inflation.style, inflation.input).network(model)
+    network.meta["origin"] = document.origin
+    return network
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> Network3d:
+    """The 3D network in a checkpoint, in eval mode.
+
+    `model` is the 2D network, needed only for checkpoints of a user's own module. Raises `CheckpointError`.
+    """
+    path = Path(path)
+    document, state = read(path)
+    return filled(rebuild(document, model, path), state, path)
+
+
+def filled(network: Network3d, state: Mapping[str, Tensor], path: Path) -> Network3d:
+    """`network` with the tensors of the file at `path`, which may not fit: `CheckpointError`."""
+    try:
+        return fill(network, state.items())
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:4]]
+        raise CheckpointError(f"the tensors of {path} are not those of its own recipe: {' '.join(lines)}") from None
+
+
+def finetuned(document: Document, weights: Path) -> Network3d:
+    """The network of a document with the state dict in `weights`, which may have another class count.
+
+    Raises `CheckpointError`, `WeightsError`.
+    """
+    network, state = rebuild(document), read_state(weights)
+    assert document.origin is not None
+    count = classes_in(state, network, document.origin.classes)
+    if count is not None:
+        network = rebuild(replace(document, origin=document.origin.with_classes(count)))
+    try:
+        fit(network, state, str(weights))
+    except WeightsError as error:
+        flat = any(state[key].dim() == 4 for key in network.inflation.fillings if key in state)
+        name = document.origin.backbone.qualified
+        hint = f"; these are 2D weights: i3dconvert inflate {name} -w {weights}" if flat else ""
+        raise WeightsError(f"{error}{hint}") from None
+    return network
+
+
+def check_is_ours(document: Document, what: str) -> None:
+    """Raise `LayoutError` where tensors are made for another framework's network alone."""
+    if not document.is_ours:
+        raise LayoutError(
+            f"{what} is for {document.layout} alone, whose tensors `inflate --layout` makes of the 2D network's: "
+            "that network loads them, `inspect` and `verify` read them, nothing else does"
+        )

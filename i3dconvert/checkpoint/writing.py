@@ -1,0 +1,166 @@
+"""Writing a checkpoint, tensor by tensor, under our names or another framework's."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from i3dconvert.checkpoint.document import KEY, Document
+from i3dconvert.checkpoint.reading import PICKLED, check_is_ours
+from i3dconvert.errors import LayoutError
+from i3dconvert.files import WEIGHTS, replacing, replacing_in
+from i3dconvert.frameworks import framework_of
+from i3dconvert.frameworks.framework import Place
+from i3dconvert.lift.network import Network3d
+from i3dconvert.weights import Digest, State, Stream, raw
+
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_UNKNOWN = "0" * 64
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to be written: what is known before it is made."""
+
+    key: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+Pieces = Callable[[Entry], Iterable[Tensor]]
+"""The parts of a tensor along its first axis, so that a large one need not be made as a whole."""
+
+
+def write(path: Path, document: Document, entries: Iterable[Entry], pieces: Pieces, force: bool) -> str:
+    """Write a checkpoint, safetensors or by its suffix a `.pth`; returns the SHA-256 of its tensors.
+
+    Raises `OutputError`, and `LayoutError` when the document's layout has no place for a tensor; nothing is left at
+    `path` then but what was there before.
+    """
+    places, target = _placed(document, list(entries)), document.target
+    if target is not None and target.files is not None:
+        assert document.origin is not None
+        with replacing_in(path, force) as folder:
+            for name, content in target.files(document.origin).items():
+                (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            return _write_safetensors(folder / WEIGHTS, document, places, pieces, force)
+    write = _write_pickle if path.suffix in PICKLED else _write_safetensors
+    return write(path, document, places, pieces, force)
+
+
+def write_inflated(
+    path: Path, document: Document, state2d: State, dtype: torch.dtype | None = None, force: bool = False
+) -> tuple[str, list[Entry]]:
+    """Write what a 2D network's tensors inflate to, floating-point ones in `dtype` where one is given.
+
+    Returns the SHA-256 and what was written; raises what `write` raises.
+    """
+    if not document.is_ours and dtype is not None and dtype.itemsize < torch.float32.itemsize:
+        raise LayoutError(f"{document.layout} is made of sums and products, which {dtype} can't hold; --dtype float32")
+    inflation, state = document.stored(state2d)
+    mapped = document.is_ours and document.origin is not None and document.origin.weights.kind == "file"
+    stream = Stream(mapped)
+
+    def stored(tensor: Tensor) -> torch.dtype:
+        return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+
+    def pieces(entry: Entry) -> Iterator[Tensor]:
+        tensor = inflation.source(entry.key, state)
+        yield from inflation.pieces(entry.key, tensor.to(entry.dtype))
+        stream.passed(tensor)
+
+    sources = {key: inflation.source(key, state) for key in inflation.keys(state)}
+    entries = [Entry(key, stored(tensor), inflation.shape(key, tensor)) for key, tensor in sources.items()]
+    return write(path, document, entries, pieces, force), entries
+
+
+def save(network: Network3d, path: str | Path, force: bool = False, finetuned: bool = False, layout: str = "") -> str:
+    """Write an inflated network, its weights as they are now; returns the SHA-256 of its tensors.
+
+    `finetuned` notes in the file that the weights are no longer those of the 2D network; `layout` is the framework
+    whose names the tensors get, `NAME` or `NAME:NETWORK`. Raises `OutputError`, `LayoutError`.
+    """
+    state = network.state_dict()
+    document = Document.for_layout(network.inflation, network.meta.get("origin"), layout, finetuned=finetuned)
+    check_is_ours(document, layout)
+    return write(Path(path), document, entries_in(state), lambda entry: [state[entry.key].cpu()], force)
+
+
+def entries_in(state: Mapping[str, Tensor]) -> list[Entry]:
+    """The tensors of a state dict."""
+    return [Entry(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in state.items()]
+
+
+def _placed(document: Document, entries: list[Entry]) -> list[tuple[Place, Entry]]:
+    """Where each tensor goes; zeros that the layout adds have an entry without a key."""
+    target = document.target
+    if target is None:
+        return [(Place(entry.key, entry.shape, entry.key), entry) for entry in entries]
+    by_key = {entry.key: entry for entry in entries}
+    dtype = next(entry.dtype for entry in entries if entry.dtype.is_floating_point)
+    places = framework_of(document.layout).places(target, {entry.key: entry.shape for entry in entries})
+    return [(place, by_key[place.key] if place.key else Entry("", dtype, place.shape)) for place in places]
+
+
+def _write_safetensors(
+    path: Path, document: Document, places: list[tuple[Place, Entry]], pieces: Pieces, force: bool
+) -> str:
+    """One piece at a time."""
+    places = sorted(places, key=lambda placed: (-placed[1].dtype.itemsize, placed[0].name))
+    header: dict[str, Any] = {
+        "__metadata__": {"format": "pt", KEY: replace(document, sha256=_UNKNOWN).dumps(path.parent)}
+    }
+    offset = 0
+    for place, entry in places:
+        span = [offset, offset + math.prod(place.shape) * entry.dtype.itemsize]
+        header[place.name] = {"dtype": _DTYPES[entry.dtype], "shape": list(place.shape), "data_offsets": span}
+        offset = span[1]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    total = Digest()
+    with replacing(path, force) as partial, partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for place, entry in places:
+            for piece in _hashed(total, entry, pieces):
+                file.write(raw(place.form.theirs(piece) if place.form else piece))
+        file.seek(8 + text.index(_UNKNOWN.encode()))
+        file.write(total.hexdigest().encode())
+    return total.hexdigest()
+
+
+def _write_pickle(
+    path: Path, document: Document, places: list[tuple[Place, Entry]], pieces: Pieces, force: bool
+) -> str:
+    """The document goes where torch keeps the versions of modules, so that the state dict holds tensors alone."""
+    total = Digest()
+    state: Any = OrderedDict()
+    for place, entry in places:
+        ours = torch.cat([piece.reshape(-1) for piece in _hashed(total, entry, pieces)]).view(entry.shape)
+        state[place.name] = place.form.theirs(ours).contiguous() if place.form else ours
+    state._metadata = {KEY: replace(document, sha256=total.hexdigest()).dumps(path.parent)}
+    nest = framework_of(document.layout).nest if document.layout else None
+    with replacing(path, force) as partial, partial.open("wb") as file:
+        torch.save({nest: state} if nest else state, file)
+    return total.hexdigest()
+
+
+def _hashed(total: Digest, entry: Entry, pieces: Pieces) -> Iterator[Tensor]:
+    if not entry.key:
+        yield torch.zeros(entry.shape, dtype=entry.dtype)
+        return
+    part = total.open(entry.key, entry.dtype, entry.shape)
+    for piece in pieces(entry):
+        part.update(raw(piece))
+        yield piece

@@ -1,0 +1,224 @@
+"""The softmax attentions of a traced network: fused calls, modules, and what is between two products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from i3dconvert.lift import layout
+from i3dconvert.lift.trace import BATCH, Traced, rows
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention of the 2D graph: a fused call, a module, or what lies between two products around a softmax."""
+
+    name: str
+    """That of the module whose code it is in."""
+    kind: str
+    """`fused`, `module` or `explicit`."""
+    last: fx.Node
+    first: fx.Node | None = None
+    softmax: fx.Node | None = None
+    between: frozenset[fx.Node] = field(default=frozenset())
+    """From the first product to the last, without them: what is computed of the scores."""
+    refusal: str = ""
+    """Why it stays within a frame; empty where it can be lifted."""
+
+    @property
+    def scores(self) -> int:
+        """How many there are for a pair of frames; 0 where they are never held all at once."""
+        if self.first is not None:
+            return int(self.first.meta["value"].numel()) // BATCH
+        if self.kind == "module" or layout.argument(self.last, "attn_mask", 3) is None:
+            return 0
+        query, key = (layout.argument(self.last, name, i) for i, name in enumerate(("query", "key")))
+        return int(query.meta["value"][..., 0].numel()) // BATCH * int(key.meta["value"].shape[-2])
+
+
+def attentions(traced: Traced) -> list[Attention]:
+    """The softmax attentions of a traced network, in the order of computation."""
+    found = []
+    for node in traced.graph.nodes:
+        if layout.operation(node) == "scaled_dot_product_attention":
+            causal = layout.argument(node, "is_causal", 5, False) or not _rows(node)
+            found.append(Attention(_name(node), "fused", node, refusal="it is causal" if causal else ""))
+        elif isinstance(module := module_of(traced, node), nn.MultiheadAttention):
+            plain = module.batch_first and not layout.argument(node, "attn_mask", 5)
+            found.append(Attention(str(node.target), "module", node, refusal="" if plain else "it has a mask"))
+        elif _is_softmax(traced, node):
+            found += _around(traced, node)
+    counts: dict[str, int] = {}
+    for index, attention in enumerate(found):
+        counts[attention.name] = counts.get(attention.name, 0) + 1
+        if (number := counts[attention.name]) > 1:
+            found[index] = replace(attention, name=f"{attention.name}.{number}")
+    return found
+
+
+def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """The two values that a product is of."""
+    first, second = node.args
+    assert isinstance(first, fx.Node)
+    assert isinstance(second, fx.Node)
+    return first, second
+
+
+def module_of(traced: Traced, node: fx.Node) -> nn.Module | None:
+    """The module that a node calls."""
+    return traced.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _name(node: fx.Node) -> str:
+    """The module that has the code; the softmax is often a module of its own, called after itself."""
+    scope = str(node.meta["scope"] or node.name)
+    return scope.rpartition(".")[0] or scope if node.op == "call_module" else scope
+
+
+def _rows(node: Any) -> int:
+    return rows(node.meta.get("value")) if isinstance(node, fx.Node) else 0
+
+
+def _is_softmax(traced: Traced, node: fx.Node) -> bool:
+    """Whether it is a softmax over the last axis of something with a row for each image, queries and keys."""
+    module = module_of(traced, node)
+    if isinstance(module, nn.Softmax):
+        dim = module.dim
+    elif layout.operation(node) == "softmax":
+        dim = layout.argument(node, "dim", 1)
+    else:
+        return False
+    value = node.meta["value"]
+    return _rows(node) > 0 and value.dim() > 2 and dim in (-1, value.dim() - 1)
+
+
+def _is_product(node: fx.Node) -> bool:
+    """Whether two values that both vary with the image are multiplied as matrices."""
+    named = layout.operation(node) in ("matmul", "bmm") and len(node.args) == 2
+    if not named or not all(isinstance(operand, fx.Node) for operand in node.args):
+        return False
+    first, second = operands(node)
+    return _rows(first) == _rows(second) > 0 and first.meta["value"].dim() == second.meta["value"].dim() > 2
+
+
+def _around(traced: Traced, softmax: fx.Node) -> Iterator[Attention]:
+    """The two products around a softmax, if there are two."""
+    before, firsts = _walk(softmax, lambda node: node.all_input_nodes)
+    after, lasts = _walk(softmax, lambda node: list(node.users))
+    lasts = {node for node in lasts if node.args[0] in after or node.args[0] is softmax}
+    if not lasts:
+        return
+    if len(firsts) != 1 or len(lasts) != 1:
+        yield Attention(_name(softmax), "explicit", softmax, refusal="it is not between two products")
+        return
+    (first,), (last,) = firsts, lasts
+    below = _walk(first, lambda node: list(node.users), until=softmax)[0]
+    between = frozenset((before & below) | after | {softmax})
+    refusal = ""
+    if any(node.op == "output" or last.args[1] is node for node in between) or any(
+        user not in between and user is not last for node in between for user in node.users if _is_tensor(user)
+    ):
+        refusal = "its weights are used elsewhere"
+    elif any(isinstance(module_of(traced, node), nn.Conv2d) for node in between):
+        refusal = "a convolution mixes its weights"
+    elif _channels_axis(traced, last.args[1]) == -2:
+        refusal = "it is over channels"
+    yield Attention(_name(softmax), "explicit", last, first, softmax, between, refusal)
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return node.op == "output" or isinstance(node.meta.get("value"), Tensor)
+
+
+def _walk(start: fx.Node, onward: Any, until: fx.Node | None = None) -> tuple[set[fx.Node], set[fx.Node]]:
+    """What is reached from a node without passing a product, and the products that are reached."""
+    passed: set[fx.Node] = set()
+    products: set[fx.Node] = set()
+    waiting = list(onward(start))
+    while waiting:
+        node = waiting.pop()
+        if node in passed or node in products or node is until or node is start:
+            continue
+        if _is_product(node):
+            products.add(node)
+        elif _is_tensor(node) and (_rows(node) or node.op == "output"):
+            passed.add(node)
+            waiting += onward(node)
+    return passed, products
+
+
+def _channels_axis(traced: Traced, node: Any) -> int | None:
+    """The axis of a value, counted from behind, along which the channels of the layer that it comes from lie."""
+    carried = channels_carried(traced, node)
+    if carried is None:
+        return None
+    varies = [axis for axis in range(carried.dim()) if bool((carried != carried.narrow(axis, 0, 1)).any())]
+    return varies[-1] - carried.dim() if varies else None
+
+
+def channels_carried(traced: Traced, node: Any) -> Tensor | None:
+    """At each place of a value, the number of the channel of the layer that it comes from; None where not known.
+
+    Found by carrying the channels' numbers through whatever moves axes.
+    """
+    chain: list[fx.Node] = []
+    while isinstance(node, fx.Node):
+        module = module_of(traced, node)
+        if isinstance(module, nn.Linear | nn.Conv2d) or layout.operation(node) in ("linear", "conv2d"):
+            break
+        chain.append(node)
+        inputs = [n for n in node.all_input_nodes if _holds_rows(n)]
+        node = inputs[0] if inputs else None
+    if not isinstance(node, fx.Node):
+        return None
+    value = node.meta["value"]
+    axis = 1 if value.dim() == 4 and _is_over_images(traced, node) else value.dim() - 1
+    shape = [1] * value.dim()
+    shape[axis] = value.shape[axis]
+    carried: Any = torch.arange(value.shape[axis], dtype=torch.float32).reshape(shape).expand(value.shape)
+    for step in reversed(chain):
+        carried = _moved(step, carried)
+        if carried is None:
+            return None
+    return carried if isinstance(carried, Tensor) else None
+
+
+def _holds_rows(node: fx.Node) -> bool:
+    """Whether a value, or one of several, has an axis that the batch can be part of."""
+    value = node.meta["value"]
+    values = value if isinstance(value, tuple | list) else [value]
+    return any(isinstance(v, Tensor) and any(size % BATCH == 0 for size in v.shape) for v in values)
+
+
+def _is_over_images(traced: Traced, node: fx.Node) -> bool:
+    return isinstance(module_of(traced, node), nn.Conv2d) or layout.operation(node) == "conv2d"
+
+
+def _moved(step: fx.Node, carried: Any) -> Any:
+    """What a step does to the axes of a value; the value itself where it does nothing to them."""
+    value = step.meta["value"]
+    moving = [n for n in step.all_input_nodes if _holds_rows(n)]
+
+    def given(node: fx.Node) -> Any:
+        return carried if node is moving[0] else node.meta["value"]
+
+    same = isinstance(value, Tensor) and isinstance(carried, Tensor) and value.shape == carried.shape
+    if same and layout.operation(step) not in _MOVING:
+        return carried
+    if step.op == "call_module":
+        return None
+    try:
+        args, kwargs = fx.node.map_arg((step.args, step.kwargs), given)
+        if step.op == "call_method":
+            return getattr(args[0], str(step.target))(*args[1:], **kwargs)
+        assert callable(step.target)
+        return step.target(*args, **kwargs)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return None
+
+
+_MOVING = frozenset(("transpose", "permute", "movedim", "swapaxes", "swapdims", "reshape", "view", "getitem", "roll"))

@@ -1,0 +1,304 @@
+"""The attentions that a recipe has see other frames, node by node, and the time embedding in front of them."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, fx
+
+from i3dconvert.errors import RecipeError
+from i3dconvert.fillings import Repeated, Zeros
+from i3dconvert.lift import layout
+from i3dconvert.lift.attention.divided import Block, NoBlockError, block_of, leading_alike
+from i3dconvert.lift.attention.found import Attention, attentions, operands
+from i3dconvert.lift.attention.groups import (
+    Groups,
+    attend_jointly,
+    attend_pairs,
+    beyond,
+    by_distance,
+    for_each_key,
+    frames_of,
+    middle,
+    score_pairs,
+    shifted,
+    softmax_of_pairs,
+    tokens,
+)
+from i3dconvert.lift.counterparts import counterpart
+from i3dconvert.lift.layout import Layout
+from i3dconvert.lift.lengths import above_of
+from i3dconvert.lift.modules import TIME_EMBEDDINGS
+from i3dconvert.lift.rewriting import Layer, Rewriting
+from i3dconvert.lift.trace import Traced, rows
+from i3dconvert.recipes import Attending, Geometry, Temporal
+
+ATTENTION = Geometry("attention", 1, 1, 0)
+EMBEDDED_FRAMES = 16
+"""Of a time embedding's table; of one by sinusoids, as many of those."""
+
+RELATIVE = "relative_position_bias_table"
+"""The last name of tables of relative positions, as Swin has them in torchvision, timm and transformers."""
+
+New = tuple[fx.Node, Layout]
+
+
+class AttentionOverTime:
+    """What a rewriting does at the nodes of attentions: `before` each node, in its place (`attended`), `behind` it."""
+
+    def __init__(self, to: Rewriting, traced: Traced) -> None:
+        self.to = to
+        self.found = {attention.last: attention for attention in attentions(traced)}
+        self.wanted = {last: self._wanted(attention) for last, attention in self.found.items()}
+        self.parts = self._parts()
+        self.blocks = {n: block for block in self._blocks(traced) for n in (block.norm, block.branch, block.sum)}
+        self.embedded = self._before_attention() if to.style.time_embedding != "none" else None
+        self.tables = self._tables()
+        self.before_block: dict[fx.Node, New] = {}
+        self.whole: dict[str, tuple[fx.Node, fx.Node]] = {}
+        self.repeated: dict[tuple[fx.Node, str], fx.Node] = {}
+
+    def before(self, node: fx.Node) -> None:
+        """In front of a block, its tokens with what the attention over time adds to them in the place of its tokens."""
+        block = self.blocks.get(node)
+        if block is None or node is not block.norm:
+            return
+        to, name = self.to, block.name
+        if to.layout_of(block.tokens) is Layout.PLAIN:
+            raise self._misfit(block.attention, "its tokens do not vary")
+        fillings = {f"{name}.{key}": filling for key, filling in block.fillings.items()}
+        dtype = to.root.get_parameter(fillings[f"{name}.proj.weight"].like[0]).dtype
+        to.modules[name], to.fillings = block.module(dtype), to.fillings | fillings
+        new = to.graph.create_node("call_module", name, (to.frames(block.tokens), to.clips), {}, name.replace(".", "_"))
+        new.meta |= {"temporal": self.wanted[block.attention.last], "layer": block.attention.name}
+        self.before_block[block.tokens] = to.env[block.tokens]
+        to.env[block.tokens] = (new, Layout.FRAMES)
+
+    def attended(self, node: fx.Node) -> New | None:
+        """A node of an attention over the frames of a group; None for one of no such attention."""
+        if node not in self.parts:
+            return None
+        attention, temporal = self.parts[node]
+        if attention.kind == "fused":
+            new = self._fused(node, attention, temporal)
+        elif attention.kind == "module" and temporal.shift:
+            raise self._misfit(attention, "its groups can't be shifted")
+        elif attention.kind == "module":
+            new = self._module(node, temporal)
+        elif node is attention.first:
+            new = self._over_frames(score_pairs, node, operands(node), temporal)
+            temporal = replace(temporal, pairs=True)
+        elif node is attention.softmax:
+            assert attention.first is not None
+            query, bias = operands(attention.first)[0], self._bias_in_time(attention, temporal)
+            values = (node.all_input_nodes[0], query)
+            new = self._over_frames(softmax_of_pairs, node, values, temporal, rows(query.meta["value"]), bias)
+            new.meta["like"] = 0
+        elif node is attention.last:
+            values = operands(node)
+            new = self._over_frames(attend_pairs, node, values, temporal, rows(values[1].meta["value"]))
+            new.meta["like"] = 1
+        else:
+            return self._between_products(node, attention, temporal)
+        new.meta |= {"temporal": temporal, "layer": attention.name, "of_pairs": node is not attention.last}
+        if node is attention.last:
+            new.meta["scores"] = attention.scores
+            new = self._shifted(new, node, temporal, back=True)
+        return new, Layout.FRAMES
+
+    def behind(self, node: fx.Node) -> None:
+        """Behind a block its tokens are as they were; the time embedding; an attention's row in the table of layers."""
+        to, block = self.to, self.blocks.get(node)
+        if block is not None and node is block.branch and block.leading:
+            # What a block adds to class tokens, as their mean over the frames.
+            to.env[node] = (to.call(leading_alike, to.frames(node), to.clips, block.leading), Layout.FRAMES)
+        if block is not None and node is block.sum:
+            to.env[block.tokens] = self.before_block.pop(block.tokens)
+        if node == self.embedded:
+            to.env[node] = self._embed_time(node)
+        if node in self.found:
+            attention, temporal = self.found[node], self.wanted[node]
+            to.layers[attention.name] = Layer(
+                attention.name, node.name, ATTENTION, temporal or Temporal(), temporal is not None, attention.refusal
+            )
+
+    def table(self, node: fx.Node, new: fx.Node) -> fx.Node:
+        """A parameter; of a table repeated in time the part within a frame, which the 2D network's code reads."""
+        if node not in self.tables:
+            return new
+        attention, temporal = self.tables[node]
+        distances = 2 * temporal.group - 1
+        self.to.fillings[str(node.target)] = Repeated(distances)
+        self.whole[attention.name] = (node, new)
+        within = self.to.call(middle, new, distances)
+        within.meta["plain"] = new.meta["plain"] = True
+        return within
+
+    # What the recipe wants of which attention.
+
+    def _wanted(self, attention: Attention) -> Attending | None:
+        return None if attention.refusal else self.to.recipe.attending(attention.name)
+
+    def _misfit(self, attention: Attention, why: str) -> RecipeError:
+        return RecipeError(f"recipe {self.to.recipe.name!r} does not fit {attention.name}: {why}")
+
+    def _parts(self) -> dict[fx.Node, tuple[Attention, Attending]]:
+        """The attention that each node of the 2D graph is part of, where the recipe has it attend to other frames."""
+        nodes: dict[fx.Node, tuple[Attention, Attending]] = {}
+        for attention in self.found.values():
+            temporal = self.wanted[attention.last]
+            if temporal is not None and not temporal.divided:
+                parts = (attention.first, attention.last, *attention.between)
+                nodes |= {node: (attention, temporal) for node in parts if node is not None}
+        return nodes
+
+    def _blocks(self, traced: Traced) -> list[Block]:
+        """The blocks that get an attention over time; an attention that is in none stays within a frame."""
+        blocks: list[Block] = []
+        refused: dict[fx.Node, str] = {}
+        for last, attention in self.found.items():
+            if (temporal := self.wanted[last]) is not None and temporal.divided:
+                try:
+                    blocks.append(block_of(traced, attention))
+                except NoBlockError as error:
+                    refused[last] = str(error)
+        if refused and not blocks:
+            last, why = next(iter(refused.items()))
+            raise self._misfit(
+                self.found[last],
+                f"{why}; attention over time at each place is for blocks tokens + attention(norm(tokens)), as in plain "
+                "vision transformers",
+            )
+        self.found |= {last: replace(self.found[last], refusal=why) for last, why in refused.items()}
+        self.wanted |= dict.fromkeys(refused)
+        return blocks
+
+    def _tables(self) -> dict[fx.Node, tuple[Attention, Attending]]:
+        """The tables of relative positions that are repeated in time, and the attentions that they are of."""
+        tables = {}
+        for attention, temporal in {id(of): of for of in self.parts.values()}.values():
+            if not temporal.relative:
+                continue
+            names = {n: str(n.target) for n in self.to.old.nodes if n.op == "get_attr"}
+            own = [n for n, name in names.items() if name.startswith(f"{attention.name}.") and name.endswith(RELATIVE)]
+            if len(own) != 1 or len(own[0].users) != 1:
+                raise self._misfit(
+                    attention,
+                    f"it has no table of relative positions of its own ({RELATIVE}, as Swin has) to repeat over time",
+                )
+            tables[own[0]] = (attention, temporal)
+        return tables
+
+    def _bias_in_time(self, attention: Attention, temporal: Attending) -> fx.Node | None:
+        """What a repeated table adds to the scores of two frames, by what the 2D network makes of it in one."""
+        if attention.name not in self.whole:
+            return None
+        to, (bias, table), distances = self.to, self.whole[attention.name], 2 * temporal.group - 1
+        copies = {bias: to.call(beyond, table, distances)}
+        while (user := next(iter(bias.users))) in to.env and to.layout_of(user) is Layout.PLAIN:
+            if any(n not in copies and _is_floating(n.meta["value"]) for n in user.all_input_nodes):
+                break  # a mask, which is added once
+            copies[user] = to.copy(user, lambda n: copies[n] if n in copies else to.env[n][0])
+            bias = user
+        new = to.call(by_distance, copies[bias], distances)
+        for plain in (*copies.values(), new):
+            plain.meta["plain"] = True
+        return new
+
+    # The time embedding.
+
+    def _before_attention(self) -> fx.Node | None:
+        """The last layer over images in front of the first attention that sees other frames, if there is one."""
+        to = self.to
+        first = next((n for n in to.old.nodes if n in self.parts or n in self.blocks), None)
+        if first is None:
+            return None
+        above = above_of(first)
+        layers = [n for n in to.old.nodes if n in above and to.is_image(n) and n.op == "call_module"]
+        modules = {n: to.root.get_submodule(str(n.target)) for n in layers}
+        lifted = [n for n, module in modules.items() if counterpart(module) is not None and [*module.parameters()]]
+        if not lifted:
+            raise RecipeError("there is no layer over images in front of the attention to put a time embedding behind")
+        last: fx.Node = lifted[-1]
+        return last
+
+    def _embed_time(self, node: fx.Node) -> New:
+        """Add a table over frames to a clip."""
+        to, name, channels = self.to, f"{node.target}_time", node.meta["value"].shape[1]
+        weight = next(iter(to.root.get_submodule(str(node.target)).parameters()))
+        kind = TIME_EMBEDDINGS[to.style.time_embedding]
+        to.modules[name] = kind(channels, EMBEDDED_FRAMES, device="meta", dtype=weight.dtype)
+        like = next(key for key in to.root.state_dict() if key.startswith(f"{node.target}."))
+        to.fillings[f"{name}.table"] = Zeros((channels, EMBEDDED_FRAMES), like=(like,))
+        return to.graph.create_node("call_module", name, (to.clip(node),), {}, name.replace(".", "_")), Layout.CLIP
+
+    # The nodes of an attention.
+
+    def _groups(self, node: fx.Node, temporal: Attending) -> Groups:
+        return Groups(self.to.clips, rows(node.meta["value"]), temporal.group, temporal.shift)  # type: ignore[arg-type]
+
+    def _over_frames(
+        self, function: Any, node: fx.Node, values: tuple[fx.Node, ...], temporal: Attending, *rest: Any
+    ) -> fx.Node:
+        """A function over frames of `values`, which are moved as the groups are shifted."""
+        given = [self.to.frames(n) if n in self.parts else self._moved(n, temporal) for n in values]
+        return self.to.call(function, *given, self._groups(values[0], temporal), *rest, name=node.name)
+
+    def _moved(self, node: fx.Node, temporal: Attending) -> fx.Node:
+        return self._shifted(self.to.frames(node), node, temporal)
+
+    def _shifted(self, new: fx.Node, node: fx.Node, temporal: Attending, back: bool = False) -> fx.Node:
+        """The value of a 2D node over frames, its frames moved as the groups are shifted, or moved `back`."""
+        if not temporal.shift:
+            return new
+        groups = self._groups(node, temporal)
+        return self.to.call(shifted, new, groups._replace(shift=-groups.shift) if back else groups)
+
+    def _between_products(self, node: fx.Node, attention: Attention, temporal: Attending) -> New:
+        """What is computed of the scores, for each pair of frames; what comes from elsewhere is that of the query's."""
+        inside = [n for n in node.all_input_nodes if n in attention.between or n is attention.first]
+
+        def given(source: fx.Node) -> fx.Node:
+            if source in inside or self.to.layout_of(source) is Layout.PLAIN:
+                return self.to.sizes.beside(source, inside)
+            if (source, attention.name) not in self.repeated:
+                repeated = self._over_frames(for_each_key, source, (source,), temporal)
+                repeated.meta |= {"temporal": replace(temporal, pairs=True), "layer": attention.name}
+                self.repeated[source, attention.name] = repeated
+            return self.repeated[source, attention.name]
+
+        if node.op == "call_module":
+            self.to.modules.setdefault(str(node.target), self.to.root.get_submodule(str(node.target)))
+        new = self.to.copy(node, given)
+        new.meta["of_pairs"] = True
+        return new, Layout.FRAMES
+
+    def _fused(self, node: fx.Node, attention: Attention, temporal: Attending) -> fx.Node:
+        to = self.to
+        query, key, value = (layout.argument(node, name, i) for i, name in enumerate(("query", "key", "value")))
+        mask = layout.argument(node, "attn_mask", 3)
+        options = {name: node.kwargs[name] for name in ("scale", "enable_gqa") if node.kwargs.get(name) is not None}
+        options["dropout_p"] = layout.argument(node, "dropout_p", 4, 0.0)
+        given = [self._moved(n, temporal) for n in (query, key, value)]
+        if isinstance(mask, fx.Node):
+            mask = to.frames(mask) if to.layout_of(mask) is Layout.PLAIN else self._moved(mask, temporal)
+        bias, groups = self._bias_in_time(attention, temporal), self._groups(query, temporal)
+        return to.call(attend_jointly, *given, mask, groups, bias, fx.node.map_arg(options, to.frames), name=node.name)
+
+    def _module(self, node: fx.Node, temporal: Attending) -> fx.Node:
+        to, name = self.to, str(node.target)
+        to.modules.setdefault(name, to.root.get_submodule(name))
+        query, key, value = (layout.argument(node, name, i) for i, name in enumerate(("query", "key", "value")))
+        groups = Groups(to.clips, 1, temporal.group)  # type: ignore[arg-type]
+        given = {n: to.call(tokens, to.frames(n), groups) for n in (query, key, value)}
+        args = (given[query], given[key], given[value], *fx.node.map_arg(node.args[3:], to.frames))
+        rest = {k: v for k, v in node.kwargs.items() if k not in ("query", "key", "value")}
+        joint = to.graph.create_node("call_module", name, args, fx.node.map_arg(rest, to.frames), node.name)
+        attended = to.call(operator.getitem, joint, 0)
+        return to.call(layout.together, to.call(frames_of, attended, to.frames(query), groups), None)
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()

@@ -1,0 +1,75 @@
+"""The table of 3D counterparts: which 2D modules are lifted, and into what.
+
+A row is a 2D type, by its full name, and what makes its 3D module, its geometry along time, and what fills its tensors;
+`conv.py`, `pool.py` and `norm.py` have those of their families.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from i3dconvert.lift.counterparts import conv, norm, pool
+from i3dconvert.lift.counterparts.row import Counterpart, full_name
+
+__all__ = ["ANY_RANK", "COUNTERPARTS", "UPSAMPLES", "Counterpart", "counterpart", "full_name", "is_layer"]
+
+COUNTERPARTS: dict[str, Counterpart] = {
+    "torch.nn.modules.conv.Conv2d": conv.CONV,
+    "timm.layers.conv2d_same.Conv2dSame": conv.CONV,
+    "i3dconvert.backbones.same.Conv2dSame": conv.CONV,
+    **dict.fromkeys(conv.STANDARDIZED, conv.CONV),
+    "torch.nn.modules.conv.ConvTranspose2d": conv.CONV_TRANSPOSE,
+    "torch.nn.modules.pooling.MaxPool2d": pool.MAX_POOL,
+    "timm.layers.pool2d_same.MaxPool2dSame": pool.MAX_POOL,
+    "i3dconvert.backbones.same.MaxPool2dSame": pool.MAX_POOL,
+    "torch.nn.modules.pooling.AvgPool2d": pool.AVG_POOL,
+    "timm.layers.pool2d_same.AvgPool2dSame": pool.AVG_POOL,
+    "timm.layers.blur_pool.BlurPool2d": pool.BLUR_POOL,
+    "torch.nn.modules.padding.ReflectionPad2d": pool.padding(nn.ReflectionPad3d),
+    "torch.nn.modules.padding.ReplicationPad2d": pool.padding(nn.ReplicationPad3d),
+    "torch.nn.modules.padding.CircularPad2d": pool.padding(nn.CircularPad3d),
+    "torch.nn.modules.batchnorm.BatchNorm2d": norm.BATCH_NORM,
+    "torch.nn.modules.instancenorm.InstanceNorm2d": norm.INSTANCE_NORM,
+    "timm.layers.norm_act.BatchNormAct2d": norm.BATCH_NORM_ACT,
+    "timm.layers.norm.LayerNorm2d": norm.LAYER_NORM,
+    "torchvision.models.convnext.LayerNorm2d": norm.LAYER_NORM,
+    "torch.nn.modules.dropout.Dropout2d": norm.DROPOUT,
+}
+"""No library is imported for it; subclasses behave otherwise and don't count."""
+
+_ACTIVATIONS = """
+    CELU ELU GELU Hardshrink Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid Mish PReLU RReLU ReLU ReLU6 SELU SiLU
+    Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink Threshold
+""".split()
+
+ANY_RANK = {
+    *(f"torch.nn.modules.activation.{name}" for name in _ACTIVATIONS),
+    "torch.nn.modules.linear.Identity",
+    "torch.nn.modules.dropout.Dropout",
+    "torch.nn.modules.dropout.AlphaDropout",
+    "torch.nn.modules.normalization.GroupNorm",
+    "torch.nn.modules.batchnorm.SyncBatchNorm",
+    "torch.nn.modules.padding.ZeroPad2d",
+    "torch.nn.modules.padding.ConstantPad2d",
+    "torchvision.ops.stochastic_depth.StochasticDepth",
+    "timm.layers.drop.DropPath",
+}
+"""Modules that take a clip as they take an image, with the channels at axis 1."""
+
+UPSAMPLES = {
+    f"torch.nn.modules.upsampling.{name}" for name in ("Upsample", "UpsamplingNearest2d", "UpsamplingBilinear2d")
+}
+
+
+def counterpart(module: nn.Module) -> Counterpart | None:
+    """The entry of the table for this module's type, if there is one."""
+    if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
+        return pool.GLOBAL_AVG_POOL
+    if isinstance(module, nn.MaxPool2d) and module.return_indices:
+        return None
+    return COUNTERPARTS.get(full_name(module))
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether the table has an entry for this module, so that tracing keeps it whole."""
+    return counterpart(module) is not None

@@ -1,0 +1,49 @@
+"""One row of the table of counterparts, and what several families of layers need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from i3dconvert.errors import RecipeError
+from i3dconvert.fillings import Filling
+from i3dconvert.kernels import Style
+from i3dconvert.recipes import Geometry, Temporal
+
+
+def _no_fillings(layer: Any, temporal: Temporal, style: Style) -> dict[str, Filling]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Counterpart:
+    """How one type of 2D module is lifted; `geometry` is given for those that a recipe has a say in."""
+
+    lift: Callable[[Any, Temporal, Style], nn.Module]
+    geometry: Callable[[Any], Geometry] | None = None
+    fillings: Callable[[Any, Temporal, Style], Mapping[str, Filling]] = _no_fillings
+    """The tensors that gain a temporal axis, or are new, by their names in the 3D module."""
+
+
+def is_same(layer: nn.Module) -> bool:
+    """Whether the layer pads as TensorFlow's 'SAME' does, which depends on the size of the image."""
+    return type(layer).__name__.endswith("2dSame") and getattr(layer, "same_pad", True)
+
+
+def like(layer: Any) -> dict[str, Any]:
+    """Where a layer's weights are, and in what."""
+    return {"device": layer.weight.device, "dtype": layer.weight.dtype}
+
+
+def refuse_dilation(temporal: Temporal, layer: str) -> None:
+    """Raise `RecipeError` where a recipe dilates what has no dilation in time."""
+    if temporal.dilation > 1 and temporal.kernel > 1:
+        raise RecipeError(f"{layer} has no temporal dilation")
+
+
+def full_name(module: nn.Module) -> str:
+    """The name of the module's type, as tables have it."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"

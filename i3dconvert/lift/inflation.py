@@ -1,0 +1,76 @@
+"""What was done to a 2D network, and how its tensors become those of the 3D one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from i3dconvert.fillings import Filling
+from i3dconvert.kernels import Style
+from i3dconvert.lift.rewriting import Layer
+from i3dconvert.recipes import Recipe
+
+PIECE = 2**23
+"""Bytes of a tensor that are made at once."""
+
+
+@dataclass(frozen=True)
+class Inflation:
+    """What was done to a 2D network: everything that its 3D form and its tensors follow from."""
+
+    recipe: Recipe
+    style: Style
+    layers: tuple[Layer, ...] = ()
+    fillings: Mapping[str, Filling] = field(default_factory=dict)
+    """By state-dict key, for each tensor that gains a temporal axis or has no 2D form."""
+    minimum_frames: int = 1
+    input: tuple[int, int, int] = (3, 224, 224)
+    """The image `(C, H, W)` that the 2D network was traced at."""
+    any_size: bool = False
+    """Whether every value is an image or a vector, as in convolutional networks, so that any size goes through."""
+    folds: int = 0
+    """How many times the network turns a clip into frames."""
+    ties: tuple[tuple[str, ...], ...] = ()
+    """Keys of one and the same parameter, group by group."""
+
+    def keys(self, state2d: Iterable[str]) -> list[str]:
+        """The 3D network's keys for the 2D network's: the same, and those of temporal convolutions of their own."""
+        return [*state2d, *(key for key, filling in self.fillings.items() if filling.is_new)]
+
+    def as_it_is(self) -> Inflation:
+        """The same of tensors that another framework's network is made of, and that stay as they are given."""
+        return replace(self, fillings={})
+
+    def source(self, key: str, state2d: Mapping[str, Tensor]) -> Tensor:
+        """The 2D tensor that the 3D one called `key` is made from, or takes its dtype from."""
+        if key in state2d:
+            return state2d[key]
+        parts = [state2d[name] for name in self.fillings[key].like]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def tensor(self, key: str, tensor2d: Tensor) -> Tensor:
+        """The 3D form of one 2D tensor: `(O, I, kH, kW)` → `(O, I, T, kH, kW)` where inflated, else as it is."""
+        filling = self.fillings.get(key)
+        return tensor2d if filling is None else filling(tensor2d, self.style.init)
+
+    def pieces(self, key: str, tensor2d: Tensor) -> Iterator[Tensor]:
+        """`tensor(key, tensor2d)` in parts along its first axis, of `PIECE` bytes or so, for want of memory."""
+        filling = self.fillings.get(key)
+        if filling is None or not filling.is_kernel:
+            yield self.tensor(key, tensor2d)
+        else:
+            rows = max(PIECE // (tensor2d[0].nbytes * filling.times), 1)
+            yield from (filling(part, self.style.init) for part in torch.split(tensor2d, rows))
+
+    def state(self, state2d: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """The 3D tensors of the 2D `state2d`, one at a time."""
+        for key in self.keys(state2d):
+            yield key, self.tensor(key, self.source(key, state2d))
+
+    def shape(self, key: str, tensor2d: Tensor) -> tuple[int, ...]:
+        """Of `tensor(key, tensor2d)`, without making it."""
+        filling = self.fillings.get(key)
+        return tuple(tensor2d.shape) if filling is None else filling.shape(tuple(tensor2d.shape))

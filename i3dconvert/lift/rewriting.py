@@ -1,0 +1,86 @@
+"""The lifted graph as it grows: what each value of the 2D graph has become, and how to have it in either layout."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from i3dconvert.fillings import Filling
+from i3dconvert.kernels import Style
+from i3dconvert.lift import layout
+from i3dconvert.lift.layout import Layout
+from i3dconvert.lift.sizes import BatchSizes
+from i3dconvert.lift.trace import BATCH, Traced
+from i3dconvert.recipes import Geometry, Recipe, Temporal
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that a recipe has a say in. `lifted` is false where its input is no clip (windows, tables)."""
+
+    name: str
+    node: str
+    geometry: Geometry
+    temporal: Temporal
+    lifted: bool = True
+    refusal: str = ""
+    """Why an attention can't see other frames, whatever the recipe says."""
+
+
+class Rewriting:
+    """`env` holds, for each 2D node, its 3D node and the layout that it is in."""
+
+    def __init__(self, traced: Traced, recipe: Recipe, style: Style) -> None:
+        self.old, self.root, self.recipe, self.style = traced.graph, traced.root, recipe, style
+        self.graph = fx.Graph()
+        self.sizes = BatchSizes(self.graph, self.frames)
+        self.env: dict[fx.Node, tuple[fx.Node, Layout]] = {}
+        self.converted: dict[tuple[fx.Node, Layout], fx.Node] = {}
+        self.modules: dict[str, nn.Module] = {}
+        self.layers: dict[str, Layer] = {}
+        self.fillings: dict[str, Filling] = {}
+        self.clips: fx.Node
+
+    def layout_of(self, node: fx.Node) -> Layout:
+        return self.env[node][1]
+
+    def frames(self, node: fx.Node) -> fx.Node:
+        return self.convert(node, Layout.FRAMES)
+
+    def clip(self, node: fx.Node) -> fx.Node:
+        return self.convert(node, Layout.CLIP)
+
+    def convert(self, node: fx.Node, wanted: Layout) -> fx.Node:
+        new, is_in = self.env[node]
+        if is_in in (wanted, Layout.PLAIN):
+            return new
+        if (new, wanted) not in self.converted:
+            self.converted[new, wanted] = self.convert_value(new, node.meta["value"], wanted)
+        return self.converted[new, wanted]
+
+    def convert_value(self, new: fx.Node, value: Any, wanted: Layout) -> fx.Node:
+        if isinstance(value, tuple | list):
+            items = [
+                self.convert_value(self.call(operator.getitem, new, i), item, wanted) for i, item in enumerate(value)
+            ]
+            return self.call(layout.together, *items)
+        if wanted is Layout.FRAMES:
+            return self.call(layout.fold, new, name=f"{new.name}_frames")
+        return self.call(layout.unfold, new, self.clips, name=f"{new.name}_clip")
+
+    def call(self, function: Any, *args: Any, name: str | None = None) -> fx.Node:
+        return self.graph.create_node("call_function", function, args, {}, name)
+
+    def is_image(self, node: Any) -> bool:
+        """Whether a 2D value is `(batch, C, H, W)`, so that it has a clip layout."""
+        value = node.meta["value"]
+        if isinstance(value, tuple | list):
+            return all(isinstance(item, Tensor) and item.dim() == 4 and len(item) == BATCH for item in value)
+        return isinstance(value, Tensor) and value.dim() == 4 and len(value) == BATCH
+
+    def copy(self, node: fx.Node, value: Any) -> fx.Node:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+        return self.graph.create_node(node.op, node.target, args, kwargs, node.name)

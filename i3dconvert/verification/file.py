@@ -1,0 +1,110 @@
+"""The proof of a file, against the 2D network that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from i3dconvert import checkpoint
+from i3dconvert.backbones import Origin
+from i3dconvert.backbones.changes import IN_INITS
+from i3dconvert.checkpoint import Document
+from i3dconvert.comparison.forward import check_outputs, evaluating, outputs
+from i3dconvert.comparison.report import Check, Report
+from i3dconvert.errors import LayoutError
+from i3dconvert.frameworks import split
+from i3dconvert.progress import Progress, silent
+from i3dconvert.verification.frameworks import check_framework
+from i3dconvert.verification.onnx import verify_onnx
+from i3dconvert.verification.proof import verify
+from i3dconvert.verification.running import reference_of
+from i3dconvert.verification.settings import CLIPS, TOLERANCES, Settings
+from i3dconvert.verification.weights import check_weights
+from i3dconvert.weights import State, digest
+
+ROUNDING = 64
+"""Of what is made by sums and products, in units of the dtype's epsilon, of a tensor's largest value."""
+
+
+def verify_file(
+    path: Path,
+    settings: Settings | None = None,
+    reference: Path | None = None,
+    layout: str = "",
+    *,
+    progress: Progress = silent,
+) -> Report:
+    """Check a checkpoint, or an exported `.onnx`, against the 2D network of its metadata.
+
+    `reference` is a file of 2D weights to use instead of the recorded origin; its hash must be the recorded one. With
+    `layout`, the tensors are also loaded into that framework's own network, whose forward pass is compared.
+    Raises `CheckpointError`, `WeightsError`, `VerificationError`, `FramesError`, `LayoutError`.
+    """
+    settings = settings or Settings()
+    if path.suffix == ".onnx":
+        if layout:
+            raise LayoutError(f"{path} is a graph, which no framework's network loads; --layout is for checkpoints")
+        return verify_onnx(path, settings, reference, progress)
+    document, state = checkpoint.read(path)
+    progress("integrity")
+    integrity = _check_integrity(document, state)
+    progress("reading the 2D network")
+    model2d = reference_of(document, path, reference)
+    if not document.is_ours:
+        return Report([integrity, *_check_made(layout, document, state, model2d, settings, progress)])
+    network = checkpoint.rebuild(document, model2d)
+    if {k: v.shape for k, v in network.state_dict().items()} != {k: v.shape for k, v in state.items()}:
+        return Report([integrity, check_weights(network.inflation, model2d.state_dict(), state)])
+    assert document.origin is not None
+    inputs = check_inputs(document.origin, reference) if document.origin.changes.channels else []
+    report = verify(model2d, checkpoint.filled(network, state, path), settings, progress=progress)
+    if layout:
+        report.checks += check_framework(layout, document, state, model2d, settings, progress)
+    return replace(report, checks=[integrity, *inputs, *report.checks])
+
+
+def _check_made(
+    layout: str, document: Document, state: State, model2d: nn.Module, settings: Settings, progress: Progress
+) -> list[Check]:
+    """Of tensors that are made for a framework's network alone."""
+    Document.for_layout(document.inflation, document.origin, document.layout)
+    if layout not in ("", split(document.layout)[0], document.layout):
+        raise LayoutError(f"the checkpoint is for {document.layout}, not for {layout}")
+    if settings.images:
+        raise LayoutError(f"{document.layout} is compared on noise alone; --images is for networks of our own")
+    identity = check_weights(*document.stored(model2d.state_dict()), state, rounding=ROUNDING)
+    if not identity.passed:
+        return [identity]
+    return [identity, *check_framework(document.layout, document, state, model2d, settings, progress)]
+
+
+def _check_integrity(document: Document, state: Mapping[str, Tensor]) -> Check:
+    """Whether a file holds what it was written with, by the hashes in it."""
+    same = {"metadata": document.intact, "tensors": digest(state) == document.sha256}
+    changed = " and ".join(what for what, unchanged in same.items() if not unchanged)
+    detail = (
+        f"the file's {changed} changed since it was written" if changed else "tensors and metadata have their SHA-256"
+    )
+    return Check("integrity", not changed, detail)
+
+
+def check_inputs(origin: Origin, reference: Path | None = None) -> list[Check]:
+    """Whether the 2D network over other channels gives what the one over RGB gives, where its `in_init` promises that.
+
+    Its kernels are rounded to the dtype they are stored in, and so the comparison is held to float32's rounding.
+    """
+    changes = replace(origin.changes, head="")
+    rgb = replace(changes, channels=0).apply(origin.unchanged().load(reference))
+    other = changes.apply(origin.unchanged().load(reference))
+    images = torch.randn(CLIPS, *origin.unchanged().input, generator=torch.Generator().manual_seed(0))
+    pair = IN_INITS[changes.in_init].inputs(images.double(), changes.channels)
+    if pair is None:
+        return []
+    with evaluating(rgb, torch.float64), evaluating(other, torch.float64):
+        expected, value = outputs(rgb(pair[0])), outputs(other(pair[1]))
+    name = f"input of {changes.channels} channel{'s' * (changes.channels > 1)} ({changes.in_init}) beside RGB"
+    return [check_outputs(name, expected, value, TOLERANCES[torch.float32])]

@@ -1,0 +1,43 @@
+"""Pictures that both networks name, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from i3dconvert import media
+from i3dconvert.backbones import Origin
+from i3dconvert.comparison.report import Check, Picture, Report
+from i3dconvert.errors import VerificationError
+
+
+def read_pictures(paths: Sequence[Path], origin: Origin | None) -> Tensor | None:
+    """The pictures at `paths` through the backbone's own preprocessing, `(N, 3, H, W)`; None for no paths."""
+    if not paths:
+        return None
+    if origin is None:
+        raise VerificationError("pictures need a backbone's preprocessing, which a module in memory does not have")
+    return media.read_pictures(paths, origin.preprocessing)
+
+
+def add_pictures(
+    report: Report, paths: Sequence[Path], origin: Origin | None, reference: Tensor, value: Tensor, count: int = 5
+) -> None:
+    """Put the best classes of each picture, by `(N, K)` probabilities, side by side; they must be the same."""
+    names = origin.class_names() if origin is not None else []
+    for path, scores2d, scores3d in zip(paths, reference, value, strict=True):
+        best = Picture(str(path), top_classes(scores2d, names, count), top_classes(scores3d, names, count))
+        same = [name for name, _ in best.classes2d] == [name for name, _ in best.classes3d]
+        report.pictures.append(best)
+        detail = ", ".join(f"{name} {score:.2f}" for name, score in best.classes3d[:3])
+        report.checks.append(Check(f"top classes, {path.name}", same, detail))
+
+
+def top_classes(probabilities: Tensor, names: Sequence[str], count: int) -> tuple[tuple[str, float], ...]:
+    """`(K,)` → the best classes with their probabilities."""
+    best = probabilities.topk(min(count, len(probabilities)))
+    pairs: Any = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return tuple((names[index] if names else f"class {index}", value) for index, value in pairs)

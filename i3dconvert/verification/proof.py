@@ -1,0 +1,94 @@
+"""The proof of a network in memory: weight identity, forward equality, layer by layer."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from i3dconvert.backbones import Origin
+from i3dconvert.backbones.changes import beheaded, head_of
+from i3dconvert.comparison.forward import Narrowing, OwnRounding, check_outputs
+from i3dconvert.comparison.report import Report
+from i3dconvert.lift.network import Network3d
+from i3dconvert.progress import Progress, silent
+from i3dconvert.verification.effort import Meter, bounded, cost
+from i3dconvert.verification.layers import compare_layers
+from i3dconvert.verification.pictures import add_pictures, read_pictures
+from i3dconvert.verification.reach import check_reach
+from i3dconvert.verification.running import run_both
+from i3dconvert.verification.settings import CLIPS, Settings, noise
+from i3dconvert.verification.weights import check_weights
+
+FRAMES_AT_ONCE = 32
+"""Of pictures, so that any number of them fits into memory; larger allocations take longer, too."""
+
+
+def verify(
+    model2d: nn.Module, model3d: Network3d, settings: Settings | None = None, *, progress: Progress = silent
+) -> Report:
+    """Check that `model3d`, an inflated `model2d`, is equal to it: weight identity, then forward equality.
+
+    What the settings leave open is chosen so that it takes about as long as they say; `Report.notes` says what.
+    The networks are left as they are. Raises `FramesError` when the settings' frames are too few for the recipe,
+    `MediaError` for pictures that can't be read.
+    """
+    settings, report = settings or Settings(), Report()
+    progress("weight identity")
+    report.checks.append(check_weights(model3d.inflation, model2d.state_dict(), model3d.state_dict()))
+    origin: Origin | None = model3d.meta.get("origin")
+    with ExitStack() as stack:
+        if origin is not None and origin.changes.head == "fresh":
+            # A head drawn at random may hide a difference in the features that go into it.
+            stack.enter_context(beheaded(model2d, model3d, name=head_of(model2d)))
+        settings = bounded(model3d, settings, report, progress)
+        _check_forward(model2d, model3d, settings, report, progress)
+        image = noise(model3d.inflation.input, settings)[:1]
+        reach = check_reach(model3d, image, settings.dtypes[-1], settings.device)
+        report.checks += [reach] if reach is not None else []
+    if settings.layers or not report.passed:
+        progress("layer by layer")
+        images = noise(model3d.inflation.input, settings)
+        dtype = settings.dtypes[0]
+        tolerance = settings.tolerance_for(dtype)
+        assert settings.frames is not None
+        report.layers = compare_layers(model2d, model3d, images, settings.frames, dtype, tolerance, settings.device)
+    return report
+
+
+def _check_forward(
+    model2d: nn.Module, network: Network3d, settings: Settings, report: Report, progress: Progress
+) -> None:
+    frames, given = settings.frames, noise(network.inflation.input, settings)
+    assert frames is not None
+    exact: dict[str, list[Tensor]] = {}
+    origin: Origin | None = network.meta.get("origin")
+    pictures = read_pictures(settings.images, origin)
+    of_features = " of features" if origin is not None and origin.changes.head else ""
+    meter = Meter(progress, network, cost(settings.dtypes, settings.clips + len(settings.images)))
+    for dtype in settings.dtypes:
+        name = str(dtype).removeprefix("torch.")
+        for what, images in (("noise", given), ("pictures", pictures)):
+            if images is None:
+                continue
+            shape = "×".join(map(str, (frames, *images.shape[2:])))
+            batches = torch.split(images, max(FRAMES_AT_ONCE // frames, CLIPS))
+            step = f"forward equality in {name} on {what}"
+            with Narrowing() as narrowing, meter.during(step, cost([dtype], len(images)), len(batches)):
+                reference, value = run_both(model2d, network, batches, frames, dtype, settings.device)
+            label = f"forward equality{of_features}, {name}, {what} {shape}"
+            check = check_outputs(label, reference, value, settings.tolerance_for(dtype))
+            if not check.passed and settings.tolerance is None:
+                if dtype == torch.float64:
+                    own = OwnRounding.of_narrowing(narrowing.found)
+                else:
+                    own = OwnRounding.between(exact.get(what), reference)
+                check = own.second_look(check, reference, value)
+            if dtype == torch.float64 and check.passed:
+                exact[what] = reference
+            report.checks.append(check)
+            scores = not of_features and reference[0].dim() == value[0].dim() == 2
+            if what == "pictures" and dtype is settings.dtypes[-1] and scores:
+                ours, theirs = (logits[0].double().softmax(-1) for logits in (value, reference))
+                add_pictures(report, settings.images, origin, theirs, ours)

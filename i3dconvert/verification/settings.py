@@ -1,0 +1,49 @@
+"""What to verify on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+TOLERANCES: Mapping[torch.dtype, float] = {torch.float64: 1e-12, torch.float32: 1e-5}
+"""Relative, for forward equality: rounding in float64 leaves 1e-15, so that 1e-12 is a proof."""
+
+FRAMES = 16
+CLIPS = 2
+"""Two clips at once, so that clips and frames can't be taken for each other."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to verify on. `frames`, `size`: None for 16 (or the recipe's minimum) and the backbone's own size, or fewer
+    and a smaller one where that would take more than `seconds`."""
+
+    frames: int | None = None
+    size: int | None = None
+    dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32)
+    tolerance: float | None = None
+    layers: bool = False
+    images: Sequence[Path] = ()
+    seed: int = 0
+    device: str = "cpu"
+    """Where torch runs both networks; on a GPU without the TF32 that would round float32 to ten bits."""
+    seconds: float = 40.0
+    """For the forward passes, in which frames and size are chosen; reading and hashing come on top."""
+    clips: int = 2
+    """At once, so that clips and frames can't be taken for each other."""
+
+    def tolerance_for(self, dtype: torch.dtype) -> float:
+        """The relative error allowed in `dtype`."""
+        return self.tolerance if self.tolerance is not None else TOLERANCES[dtype]
+
+
+def noise(shape: tuple[int, int, int], settings: Settings) -> Tensor:
+    """Images `(N, C, H, W)` of `shape`, or of the settings' size, in float64."""
+    channels, height, width = shape
+    height, width = (settings.size, settings.size) if settings.size else (height, width)
+    generator = torch.Generator().manual_seed(settings.seed)
+    return torch.randn(settings.clips, channels, height, width, generator=generator, dtype=torch.float64)

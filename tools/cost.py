@@ -1,0 +1,121 @@
+"""What inflating, verifying and exporting ResNet-152 cost, as whole processes: `python -m tools.cost`.
+
+Side by side in one run: a process that imports torch and torchvision; one that also reads the 2D file and writes as
+many bytes as the result has; and the commands. Wall seconds and peak memory, medians of three.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+NAME = "resnet152"
+RUNS = 3
+COPY = """
+import os, sys, torch, torchvision
+with open(sys.argv[1], "rb") as source:
+    while source.read(1 << 24):
+        pass
+with open(sys.argv[2], "wb") as place:
+    for _ in range(int(sys.argv[3]) >> 20):
+        place.write(bytes(1 << 20))
+    os.fsync(place.fileno())
+"""
+WEIGHTS = """
+import sys, torch
+from i3dconvert import backbones
+torch.save(backbones.load(sys.argv[1], "random")[0].state_dict(), sys.argv[2])
+"""
+PYTHON = [sys.executable, "-c"]
+TOOL = [sys.executable, "-m", "i3dconvert"]
+
+
+def cost(words: list[str], runs: int = RUNS) -> tuple[float, float]:
+    """Wall seconds and MiB at the peak of a process (which counts this one's until it is its own: torch stays out)."""
+    seconds, peaks = [], []
+    for _ in range(runs):
+        started = time.perf_counter()
+        process = os.posix_spawn(words[0], words, os.environ)
+        _, status, usage = os.wait4(process, 0)
+        if status:
+            raise SystemExit(f"{' '.join(words)} failed")
+        seconds.append(time.perf_counter() - started)
+        peaks.append(usage.ru_maxrss / 1024)
+    return statistics.median(seconds), statistics.median(peaks)
+
+
+LARGE = """
+import torch
+from torch import nn
+
+def build():
+    return nn.Sequential(*(nn.Conv2d(1024 if index else 3, 1024, 3, padding=1) for index in range(271)), Head())
+
+class Head(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3))
+"""
+SHARDS = """
+import importlib.util, json, sys, torch
+from pathlib import Path
+from safetensors.torch import save_file
+spec = importlib.util.spec_from_file_location("large", sys.argv[1])
+large = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(large)
+folder, names = Path(sys.argv[2]), {}
+with torch.device("meta"):
+    state = large.build().state_dict()
+for shard in range(10):
+    keys = list(state)[shard::10]
+    save_file({key: torch.randn(state[key].shape) * 0.01 for key in keys}, folder / f"{shard}.safetensors")
+    names |= dict.fromkeys(keys, f"{shard}.safetensors")
+(folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+"""
+
+
+def large() -> None:
+    """Print what inflating a network of 10 GB costs."""
+    with TemporaryDirectory() as folder:
+        module, result = Path(folder) / "large.py", Path(folder) / "net.safetensors"
+        index = Path(folder) / "model.safetensors.index.json"
+        module.write_text(LARGE)
+        cost([*PYTHON, SHARDS, str(module), folder], 1)
+        words = ["inflate", f"{module}:build", "-w", str(index), "-o", str(result), "--size", "32", "--quiet"]
+        seconds, peak = cost([*TOOL, *words, "-r", "c2d", "-t", "*[05]=3"], 1)
+        imports = cost([*PYTHON, "import torch, torchvision"])[1]
+        read = sum(path.stat().st_size for path in Path(folder).glob("[0-9].safetensors"))
+        print(f"{read / 1e9:.1f} GB read, {result.stat().st_size / 1e9:.1f} GB written in {seconds:.0f} s")
+        print(f"inflate takes {peak - imports:.0f} MiB more than the imports")
+
+
+def main() -> None:
+    """Print the table."""
+    with TemporaryDirectory() as folder:
+        weights, result = Path(folder) / "weights.pth", Path(folder) / "net.safetensors"
+        cost([*PYTHON, WEIGHTS, NAME, str(weights)], 1)
+        inflate = [*TOOL, "inflate", NAME, "-w", str(weights), "-o", str(result), "--force", "--quiet"]
+        cost(inflate, 1)  # the caches of the file system and of Python are warm from here on
+        imports = cost([*PYTHON, "import torch, torchvision"])
+        copying = cost([*PYTHON, COPY, str(weights), f"{result}.copy", str(result.stat().st_size)])
+        inflating = cost(inflate)
+        verifying = cost([*TOOL, "verify", str(result), "--quiet"], 1)
+        exporting = cost([*TOOL, "export", str(result), "--onnx", "--force", "--quiet"], 1)
+    rows = {
+        "imports": imports,
+        "imports, reading, writing": copying,
+        "inflate": inflating,
+        "verify": verifying,
+        "export": exporting,
+    }
+    for what, (seconds, peak) in rows.items():
+        print(f"{what:26} {seconds:6.1f} s {peak:7.0f} MiB")
+    print(f"inflate takes {inflating[0] / copying[0]:.2f} times what imports, reading and writing do")
+    print(f"inflate takes {inflating[1] - imports[1]:.0f} MiB more than the imports")
+
+
+if __name__ == "__main__":
+    large() if "--large" in sys.argv else main()

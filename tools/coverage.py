@@ -1,0 +1,130 @@
+"""`docs/coverage.md`: what the sweep found, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+HEAD = """# Coverage: every backbone, inflated and verified
+
+Made by `python -m tools.sweep --table` from the results of `make sweep`; not written by hand. Each network has seeded
+random weights under which every layer matters, is inflated with its default recipe and compared with its 2D network on
+two clips of noise, two frames each (or as few as the recipe allows), replicated.
+
+- *convolutions*: those with a kernel of more than one pixel; *lifted*: those that became 3D convolutions.
+- *attentions*: of those found that are a softmax over tokens, how many can see other frames. By default they attend
+  within a frame; `--recipe joint`, or a rule such as `-t '*.attn=all'`, lets them see others; `inspect` says why one
+  can't.
+- *folds*: how many times a clip is turned into frames, for what has no 3D counterpart (attention, linear heads).
+- *float64*, *float32*: the relative error max |Δ| / max |reference|. A mark † stands at networks that compute in
+  float32 whatever the dtype of their weights; they are held to 1e-5 in both. Where the error in float32 is large, the
+  untrained network magnifies rounding: it shows in float32 alone, and the 2D network is as far from its own float64
+  result. Exactly 0 in float64 stands where a network rounds to float32 on the way, so that nothing smaller is left.
+- *size*: height and width in pixels, the smallest that the network takes of those tried. A mark ‡ stands at large
+  networks that were built with the blocks given instead of all of theirs (`--whole-below`).
+- *seconds*: of one core, with another network on the other.
+"""
+
+OUTSIDE = """## Networks nobody here wrote
+
+Of transformers, MONAI, segmentation-models-pytorch (smp) and torchxrayvision, with few and narrow layers where their
+configuration allows it ([tools/outside.py](../tools/outside.py)), given to `i3dconvert.inflate` as modules. Weights,
+clips and columns as above, with the recipe `uniform`; *volumetric* says whether they are equal in float64 with depth
+treated as height and width too, and the rules which that takes, as the refusal without them names them. Of MONAI's,
+*spatial_dims=3* says whether the weights inflated with `volumetric` load into the same class over volumes, with
+`strict=True`, and where that computes the same as the inflated network (in float64).
+"""
+SOURCES = ("transformers", "monai", "smp", "torchxrayvision")
+
+
+def write_table(rows: list[Row], counts: list[Row], path: Path) -> None:
+    """Write the summary, the families, and one line a network; what was not run again stays as it was.
+
+    `counts` has the attentions of each network.
+    """
+    attentions = {row["name"]: row for row in counts}
+    rows = [row | attentions.get(row["name"], {}) for row in rows if row["init"] == "center"]
+    rows = sorted(rows, key=lambda row: ("/" in row["name"], row["name"]))
+    outside = [row for row in rows if row["name"].partition("/")[0] in SOURCES]
+    inside = [row for row in rows if row not in outside]
+    path.parent.mkdir(exist_ok=True)
+    first, title, second = path.read_text().partition(OUTSIDE.partition("\n")[0])
+    if inside:
+        summary = [_equal("torchvision", [row for row in inside if "/" not in row["name"]])]
+        summary += [_equal("timm", [row for row in inside if "/" in row["name"]])]
+        summary += [f"- **attentions**: {_attentions(*inside)} can see other frames.", ""]
+        first = "\n".join([HEAD, *summary, *_families(inside), *_networks(inside)]) + "\n\n"
+    if outside:
+        groups = ((source, [row for row in outside if row["name"].startswith(f"{source}/")]) for source in SOURCES)
+        summary = [*(_equal(source, mine) for source, mine in groups if mine), ""]
+        title, second = "", "\n".join([OUTSIDE, *summary, *_outside(outside)]) + "\n"
+    path.write_text(f"{first.rstrip()}\n\n{title}{second}")
+
+
+def _equal(source: str, rows: list[Row]) -> str:
+    passed = [row for row in rows if row["passed"]]
+    strict = [row for row in passed if not row["computes_in_float32"]]
+    worst = {dtype: max((row[dtype] for row in strict), default=0.0) for dtype in ("float64", "float32")}
+    return (
+        f"- **{source}**: {len(passed)} of {len(rows)} equal; worst error {worst['float64']:.1e} in float64 and "
+        f"{worst['float32']:.1e} in float32; {len(passed) - len(strict)} compute in float32 themselves (†)."
+    )
+
+
+def _families(rows: list[Row]) -> Iterator[str]:
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        if "family" in row:
+            families.setdefault(row["family"], []).append(row)
+    yield from ("## Families", "")
+    yield from _table(("family", "networks", "equal", "convolutions", "lifted", "share", "attentions"))
+    for family, mine in sorted(families.items()):
+        found, lifted = (sum(row[key] for row in mine) for key in ("convolutions", "lifted"))
+        share = f"{lifted / found:.1%}" if found else "–"
+        yield _line(family, len(mine), sum(row["passed"] for row in mine), found, lifted, share, _attentions(*mine))
+    yield ""
+
+
+def _networks(rows: list[Row]) -> Iterator[str]:
+    yield from ("## Networks", "")
+    counted = ("convolutions", "lifted", "attentions", "folds")
+    columns = ("name", "family", "size", *counted, "float64", "float32", "seconds")
+    yield from _table(columns)
+    for row in rows:
+        if not row["passed"]:
+            yield _line(row["name"], row.get("family", ""), f"not equal: {row['reason']}", *[""] * 7)
+            continue
+        blocks = "".join(f" ({key} {value})" for key, value in row["blocks"].items())
+        name = row["name"] + (f" ‡{blocks}" if blocks else "")
+        float64 = f"{row['float64']:.1e}{' †' if row['computes_in_float32'] else ''}"
+        numbers = (row["size"], row["convolutions"], row["lifted"], _attentions(row), row["folds"])
+        yield _line(name, row["family"], *numbers, float64, f"{row['float32']:.1e}", row["seconds"])
+
+
+def _attentions(*rows: Row) -> str:
+    found, can = (sum(row.get(key, 0) for row in rows) for key in ("attentions", "can attend"))
+    return f"{can} of {found}" if found else "–" if all("attentions" in row for row in rows) else ""
+
+
+def _outside(rows: list[Row]) -> Iterator[str]:
+    numbers = ("size", "convolutions", "lifted", "folds", "float64", "float32")
+    yield from _table(("name", *numbers, "volumetric", "spatial_dims=3"))
+    for row in rows:
+        if not row["passed"]:
+            yield _line(row["name"], f"not equal: {row['reason']}", *[""] * 7)
+            continue
+        cells = (f"{row[key]:.1e}" if key.startswith("float") else row[key] for key in numbers)
+        yield _line(row["name"], *cells, row["volumetric"], row.get("3d class", ""))
+
+
+def _table(columns: Iterable[str]) -> Iterator[str]:
+    columns = list(columns)
+    yield _line(*columns)
+    yield _line(*["---"] * len(columns))
+
+
+def _line(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
