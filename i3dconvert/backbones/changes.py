@@ -155,13 +155,18 @@ def _stems(model: nn.Module, channels: int = 0) -> list[nn.Conv2d]:
     return found
 
 
+def principal(rank: int, kernels: Tensor) -> tuple[Tensor, Tensor]:
+    """Kernels `(O, I, k, k)` as `(O, rank)` weights of their principal components, `(rank, I·k·k)`, in float64."""
+    left, scale, right = torch.linalg.svd(kernels.double().flatten(1), full_matrices=False)
+    return (left * scale)[:, :rank], right[:rank]
+
+
 def _of_rank(rank: int, kernels: Tensor) -> Tensor:
-    """The kernels `(O, I, k, k)` of that rank that are nearest to the given ones (Eckart and Young)."""
+    """The kernels of that rank that are nearest to the given ones (Eckart and Young)."""
     if not kernels.isfinite().all():  # of a network that has no weights yet
         return kernels
-    left, scale, right = torch.linalg.svd(kernels.double().flatten(1), full_matrices=False)
-    nearest: Tensor = (left * scale)[:, :rank] @ right[:rank]
-    return nearest.view(kernels.shape).to(kernels.dtype)
+    weights, components = principal(rank, kernels)
+    return (weights @ components).view(kernels.shape).to(kernels.dtype)
 
 
 def head_of(model: nn.Module) -> str:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from i3dconvert.backbones.changes import principal
 from i3dconvert.errors import LayoutError
 from i3dconvert.frameworks.keys import Rows, translated
 from i3dconvert.weights import State
@@ -73,9 +74,9 @@ def _lifted(kernels: Tensor, middle: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _components(kernels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same of the stem."""
-    left, scale, right = torch.linalg.svd(kernels.double().flatten(1), full_matrices=False)
-    sign = right.gather(1, right.abs().argmax(1, keepdim=True)).sign()
-    components, weights = (right * sign)[: STEM - 1], (left * scale * sign.T)[:, : STEM - 1]
+    weights, components = principal(STEM - 1, kernels)
+    sign = components.gather(1, components.abs().argmax(1, keepdim=True)).sign()
+    components, weights = components * sign, weights * sign.T
     raised = BRIGHTEST * components.abs().sum(1)
     spatial = torch.cat([components, components.new_zeros(1, components.shape[1])]).view(STEM, *kernels.shape[1:])
     return spatial, torch.cat([raised, raised.new_ones(1)]), torch.cat([weights, -weights @ raised[:, None]], 1)
