@@ -89,17 +89,16 @@ def describe_in(
     folder: Path, document: Document, report: Report | None, unproved: str, exported: Exported | None
 ) -> None:
     """Write what stands beside the weights: configuration, preprocessing, card."""
-    assert document.origin is not None
-    config = _config(document, exported, folder)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    processor = document.origin.preprocessing.to_processor()
-    (folder / PREPROCESSOR).write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
-    (folder / CARD).write_text(_card(document, config, report, unproved, exported), encoding="utf-8")
-
-
-def _config(document: Document, exported: Exported | None, folder: Path) -> dict[str, Any]:
     origin = document.origin
     assert origin is not None
+    config = _config(document, origin, exported, folder)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    processor = origin.preprocessing.to_processor()
+    (folder / PREPROCESSOR).write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(_card(document, origin, config, report, unproved, exported), encoding="utf-8")
+
+
+def _config(document: Document, origin: Origin, exported: Exported | None, folder: Path) -> dict[str, Any]:
     names = origin.class_names() or [f"class {index}" for index in range(origin.classes)]
     config: dict[str, Any] = {
         "library_name": "i3dconvert",
@@ -118,10 +117,13 @@ def _config(document: Document, exported: Exported | None, folder: Path) -> dict
 
 
 def _card(
-    document: Document, config: Mapping[str, Any], report: Report | None, unproved: str, exported: Exported | None
+    document: Document,
+    origin: Origin,
+    config: Mapping[str, Any],
+    report: Report | None,
+    unproved: str,
+    exported: Exported | None,
 ) -> str:
-    origin = document.origin
-    assert origin is not None
     licence = origin.licence()
     head: dict[str, Any] = {"library_name": "i3dconvert", "tags": ["i3dconvert", "video", "3d", "inflated"]}
     if exported is not None:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from i3dconvert.errors import WeightsError, first_line
+from i3dconvert.errors import I3DError, WeightsError, first_line
 from i3dconvert.files import check_input, release
 
 State = dict[str, Tensor]
@@ -43,12 +43,18 @@ def read_state(path: Path) -> State:
     return state
 
 
-def _read_safetensors(path: Path) -> Any:
+def read_safetensors(path: Path, error: type[I3DError], what: str) -> tuple[Mapping[str, str], State]:
+    """The metadata and the tensors, memory-mapped, of a safetensors file; raises `error` for what is not `what`."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from None
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            return file.metadata() or {}, state
+    except (SafetensorError, OSError) as reason:
+        raise error(f"{path} is not a readable {what}: {reason}") from None
+
+
+def _read_safetensors(path: Path) -> State:
+    return read_safetensors(path, WeightsError, "safetensors file")[1]
 
 
 def _read_shards(index: Path) -> Any:

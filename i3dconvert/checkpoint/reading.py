@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from i3dconvert.checkpoint.document import KEY, Document
@@ -14,7 +14,7 @@ from i3dconvert.errors import CheckpointError, LayoutError, WeightsError
 from i3dconvert.files import check_input, in_folder
 from i3dconvert.frameworks import framework_of
 from i3dconvert.lift.network import Network3d, fill, plan
-from i3dconvert.weights import State, classes_in, fit, nested, read_pickle, read_state
+from i3dconvert.weights import State, classes_in, fit, nested, read_pickle, read_safetensors, read_state
 
 PICKLED = (".pth", ".pt", ".pyth")
 """The suffixes of what `torch.load` reads."""
@@ -24,7 +24,11 @@ def read(path: Path) -> tuple[Document, State]:
     """The document and the tensors (memory-mapped, under our names) of a checkpoint; raises `CheckpointError`."""
     path = in_folder(path)
     check_input(path, CheckpointError, "a checkpoint that `i3dconvert inflate` wrote")
-    text, state = (_read_pickle if path.suffix in PICKLED else _read_safetensors)(path)
+    if path.suffix in PICKLED:
+        metadata, state = _read_pickle(path)
+    else:
+        metadata, state = read_safetensors(path, CheckpointError, "i3dconvert checkpoint")
+    text = metadata.get(KEY)
     if text is None:
         raise CheckpointError(
             f"{path} is no i3dconvert checkpoint: its metadata has no {KEY!r}; "
@@ -36,19 +40,11 @@ def read(path: Path) -> tuple[Document, State]:
     return document, state
 
 
-def _read_safetensors(path: Path) -> tuple[str | None, State]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get(KEY), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable i3dconvert checkpoint: {error}") from None
-
-
-def _read_pickle(path: Path) -> tuple[str | None, State]:
+def _read_pickle(path: Path) -> tuple[Mapping[str, Any], State]:
     found = nested(read_pickle(path))
     metadata = getattr(found, "_metadata", None)
-    text = metadata.get(KEY) if isinstance(metadata, Mapping) else None
-    return text, {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+    state = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+    return metadata if isinstance(metadata, Mapping) else {}, state
 
 
 def rebuild(document: Document, model: nn.Module | None = None, where: str | Path = "the file") -> Network3d:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import glob
 import json
-import logging
 import shutil
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +27,7 @@ from i3dconvert.export.frames import FRAMES as FRAMES_OF_FORM
 from i3dconvert.export.frames import frames_form
 from i3dconvert.export.framewise import MinimalConv, StackedConv
 from i3dconvert.export.quantised import agreement, likeness, quantise
-from i3dconvert.export.runtime import AXES, CLASSES, CLIP, FRAMES, PRECISION, TOLERANCES, Runtime, as_input
+from i3dconvert.export.runtime import AXES, CLASSES, CLIP, FRAMES, PRECISION, TOLERANCES, Runtime, as_input, quietly
 from i3dconvert.export.seal import seal
 from i3dconvert.files import check_output, replacing, workshop
 from i3dconvert.lift.lengths import left, lengths
@@ -131,7 +127,7 @@ def export_onnx(
     clips = _calibration(network, calibrate, preprocessing) if int8 else None
     name = FRAMES if uint8_input else CLIP
     progress("tracing for ONNX")
-    with _quietly():
+    with quietly():
         form: nn.Module = frames_form(network, minimal=not int8) if optimize else network
         traced_on, checked_on, sizes_too = _shapes(network, static, form)
         names = _output_names(network)
@@ -350,14 +346,13 @@ def _describe(model: Any, network: Network3d, sha256: str, precision: str, finet
     """Put the document and the class names in; take the exporter's notes, stack traces among them, out."""
     origin: Origin | None = network.meta.get("origin")
     document = Document(network.inflation, origin, sha256, finetuned)
-    for node in model.graph:
-        node.metadata_props.clear()
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
-        value.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    model.metadata_props.clear()
+    values = (
+        *model.graph.inputs,
+        *model.graph.initializers.values(),
+        *(v for node in model.graph for v in node.outputs),
+    )
+    for part in (model, model.graph, *model.graph, *values):
+        part.metadata_props.clear()
     model.metadata_props[KEY] = document.dumps(beside)
     model.metadata_props[PRECISION] = precision
     names = origin.class_names() if origin is not None else []
@@ -386,20 +381,3 @@ def _check(
     with evaluating(network, torch.float64):
         exact = outputs(network(meant.double()))
     return OwnRounding.between(exact, reference).second_look(check, reference, value)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """The exporter warns, logs and (that of onnxscript 0.6) prints of things that the check behind it decides."""
-    names = ("torch.onnx", "onnxscript", "torch.export", "onnx_ir", "torch.fx.experimental.symbolic_shapes")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), redirect_stdout(StringIO()):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from i3dconvert.errors import ExportError, first_line
-from i3dconvert.export.runtime import Runtime
+from i3dconvert.export.runtime import Runtime, quietly
 
 OPERATORS = ("Conv", "Gemm", "MatMul")
 """Where nearly all the work is; the rest stays in float32."""
@@ -37,7 +35,7 @@ def quantise(path: Path, clips: Tensor) -> Path:
     prepared, written = path.with_suffix(".prepared.onnx"), path.with_suffix(".int8.onnx")
     name = Runtime(path).input
     try:
-        with _quietly():
+        with quietly():
             quant_pre_process(path, prepared, skip_symbolic_shape=True)
             quantize_static(
                 prepared,
@@ -71,12 +69,3 @@ def likeness(exact: Runtime, quantised: Runtime, clips: Tensor) -> float:
 def _top_class(runtime: Runtime, clip: Tensor) -> Tensor:
     out = runtime(clip)
     return out[1][:, 0] if runtime.names_best else out[0].argmax(1)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +85,19 @@ def as_input(clip: Tensor, dtype: torch.dtype, preprocessing: Preprocessing) -> 
         return clip, clip
     frames = preprocessing.decode(clip)
     return frames, preprocessing.encode(frames)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Exporters and quantisers warn, log and print of things that the check behind them decides."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(level)
 
 
 def _give_back() -> None:

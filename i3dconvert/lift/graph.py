@@ -25,7 +25,7 @@ from i3dconvert.lift.inflation import Inflation
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.lengths import minimum_frames
 from i3dconvert.lift.modules import SpatialPad
-from i3dconvert.lift.rewriting import Layer, Rewriting
+from i3dconvert.lift.rewriting import Layer, New, Rewriting
 from i3dconvert.lift.trace import BATCH, Traced, place, reason
 from i3dconvert.recipes import Geometry, InsertedPool, Recipe, Temporal
 
@@ -134,17 +134,17 @@ class Lift(Rewriting):
 
     # One method a kind of node.
 
-    def placeholder(self, node: fx.Node) -> tuple[fx.Node, Layout]:
+    def placeholder(self, node: fx.Node) -> New:
         clip = self.graph.placeholder("clip")
         channels = node.meta["value"].shape[1]
         checked = self.call(layout.check_clip, clip, channels, 1, name="checked_clip")
         self.clips = self.graph.create_node("call_method", "size", (checked, 0), name="clips")
         return checked, Layout.CLIP
 
-    def get_attr(self, node: fx.Node) -> tuple[fx.Node, Layout]:
+    def get_attr(self, node: fx.Node) -> New:
         return self.attention.table(node, self.graph.get_attr(str(node.target))), Layout.PLAIN
 
-    def call_module(self, node: fx.Node) -> tuple[fx.Node, Layout]:
+    def call_module(self, node: fx.Node) -> New:
         module: Any = self.root.get_submodule(str(node.target))
         entry = counterpart(module)
         image = node.args[0] if node.args else None
@@ -162,9 +162,7 @@ class Lift(Rewriting):
             return self.interpolation(node, str(node.target), module.mode, module.align_corners)
         return self.on_frames(node)
 
-    def lift_module(
-        self, node: fx.Node, module: nn.Module, entry: Counterpart, image: fx.Node
-    ) -> tuple[fx.Node, Layout]:
+    def lift_module(self, node: fx.Node, module: nn.Module, entry: Counterpart, image: fx.Node) -> New:
         name, temporal = str(node.target), Temporal()
         if entry.geometry is not None:
             geometry = _padded_before(entry.geometry(module), image)
@@ -181,7 +179,7 @@ class Lift(Rewriting):
         new.meta |= {"temporal": temporal, "layer": name}
         return new, Layout.CLIP
 
-    def insert_pool(self, node: fx.Node, pool: InsertedPool) -> tuple[fx.Node, Layout]:
+    def insert_pool(self, node: fx.Node, pool: InsertedPool) -> New:
         name = f"{pool.after}_temporal_pool"
         temporal = Temporal(pool.kernel, pool.stride, pool.padding, pool.padding)
         self.modules[name] = _POOLS[pool.kind]((pool.kernel, 1, 1), (pool.stride, 1, 1), (pool.padding, 0, 0))
@@ -190,7 +188,7 @@ class Lift(Rewriting):
         new.meta |= {"temporal": temporal, "layer": name}
         return new, Layout.CLIP
 
-    def call_function(self, node: fx.Node) -> tuple[fx.Node, Layout]:
+    def call_function(self, node: fx.Node) -> New:
         if layout.operation(node) == "interpolate" and self.is_image(node.args[0]):
             mode, corners = layout.argument(node, "mode", 3, "nearest"), layout.argument(node, "align_corners", 4)
             return self.interpolation(node, function_name(node), mode, corners)
@@ -198,7 +196,7 @@ class Lift(Rewriting):
 
     call_method = call_function
 
-    def interpolation(self, node: fx.Node, name: str, mode: str, corners: bool | None) -> tuple[fx.Node, Layout]:
+    def interpolation(self, node: fx.Node, name: str, mode: str, corners: bool | None) -> New:
         """An interpolation: of each frame, and then of time where the recipe says so."""
         ratio = _upsampling(node)
         shrinks = ratio < 1
@@ -246,7 +244,7 @@ class Lift(Rewriting):
         value = candidate.meta["value"]
         return isinstance(value, Tensor) and value.shape[2:] == node.meta["value"].shape[2:]
 
-    def in_either_layout(self, node: fx.Node) -> tuple[fx.Node, Layout]:
+    def in_either_layout(self, node: fx.Node) -> New:
         """An operation that works in either layout: on clips if any input is one and all can be."""
         inputs = node.all_input_nodes
         layouts = [self.layout_of(n) for n in inputs]
@@ -270,7 +268,7 @@ class Lift(Rewriting):
         beside.meta["beside_clips"] = True
         return beside
 
-    def on_frames(self, node: fx.Node) -> tuple[fx.Node, Layout]:
+    def on_frames(self, node: fx.Node) -> New:
         varying = [n for n in node.all_input_nodes if self.layout_of(n) is not Layout.PLAIN]
         new = self.copy(node, lambda n: self.sizes.beside(n, varying))
         if varying and _varies(node.meta["value"]):

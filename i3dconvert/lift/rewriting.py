@@ -30,14 +30,18 @@ class Layer:
     """Why an attention can't see other frames, whatever the recipe says."""
 
 
+New = tuple[fx.Node, Layout]
+"""What a 2D node has become: a 3D node, and the layout that its value is in."""
+
+
 class Rewriting:
-    """`env` holds, for each 2D node, its 3D node and the layout that it is in."""
+    """`env` holds what each 2D node has become."""
 
     def __init__(self, traced: Traced, recipe: Recipe, style: Style) -> None:
         self.old, self.root, self.recipe, self.style = traced.graph, traced.root, recipe, style
         self.graph = fx.Graph()
         self.sizes = BatchSizes(self.graph, self.frames)
-        self.env: dict[fx.Node, tuple[fx.Node, Layout]] = {}
+        self.env: dict[fx.Node, New] = {}
         self.converted: dict[tuple[fx.Node, Layout], fx.Node] = {}
         self.modules: dict[str, nn.Module] = {}
         self.layers: dict[str, Layer] = {}

@@ -31,7 +31,7 @@ from i3dconvert.lift.counterparts import counterpart
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.lengths import above_of
 from i3dconvert.lift.modules import TIME_EMBEDDINGS
-from i3dconvert.lift.rewriting import Layer, Rewriting
+from i3dconvert.lift.rewriting import Layer, New, Rewriting
 from i3dconvert.lift.trace import Traced, rows
 from i3dconvert.recipes import Attending, Geometry, Temporal
 
@@ -41,8 +41,6 @@ EMBEDDED_FRAMES = 16
 
 RELATIVE = "relative_position_bias_table"
 """The last name of tables of relative positions, as Swin has them in torchvision, timm and transformers."""
-
-New = tuple[fx.Node, Layout]
 
 
 class AttentionOverTime:
