@@ -19,7 +19,6 @@ from i3dconvert.errors import LayoutError
 from i3dconvert.frameworks import split
 from i3dconvert.progress import Progress, silent
 from i3dconvert.verification.frameworks import check_framework
-from i3dconvert.verification.onnx import verify_onnx
 from i3dconvert.verification.proof import verify
 from i3dconvert.verification.running import reference_of
 from i3dconvert.verification.settings import CLIPS, TOLERANCES, Settings
@@ -46,6 +45,8 @@ def verify_file(
     """
     settings = settings or Settings()
     if path.suffix == ".onnx":
+        from i3dconvert.verification.onnx import verify_onnx  # which imports onnxruntime
+
         if layout:
             raise LayoutError(f"{path} is a graph, which no framework's network loads; --layout is for checkpoints")
         return verify_onnx(path, settings, reference, progress)
