@@ -78,7 +78,7 @@ def test_pictures_in_batches_are_the_pictures(run: Run, checkpoint: Path, monkey
     for index in range(5):
         Image.new("RGB", (64, 64), (40 * index, 90, 200 - 40 * index)).save(f"{index}.png")
         words += ["-i", f"{index}.png"]
-    monkeypatch.setattr("i3dconvert.verification.FRAMES_AT_ONCE", 1)
+    monkeypatch.setattr("i3dconvert.verification.proof.FRAMES_AT_ONCE", 1)
     done = run("verify", checkpoint, "-f", 2, "-s", 64, *words)
     assert done.code == 0, done.err
     assert sum("top classes" in line for line in done.out.splitlines()) == 5
