@@ -12,7 +12,6 @@ import torch
 
 from i3dconvert import checkpoint
 from i3dconvert.backbones import Origin
-from i3dconvert.backbones.changes import HEADLESS
 from i3dconvert.checkpoint import Document
 from i3dconvert.errors import ExportError, VerificationError, WeightsError
 from i3dconvert.export import Exported, export_onnx
@@ -61,7 +60,7 @@ def write_folder(
             raise ExportError(f"the network is not equal to its 2D network, and was not written: {report.reason}")
         exported = export_onnx(network, work / GRAPH, finetuned=finetuned, progress=progress, **options)
         sha256 = checkpoint.save(network, work / WEIGHTS, finetuned=finetuned)
-        describe_in(work, Document(network.inflation, origin, sha256, finetuned), report, unproved, exported)
+        describe_in(work, network, Document(network.inflation, origin, sha256, finetuned), report, unproved, exported)
         files = tuple(path / file.name for file in sorted(work.iterdir()))
     parts = tuple(path / file.name for file in exported.files)
     return Folder(path, files, report, unproved, replace(exported, path=path / GRAPH, files=parts))
@@ -86,7 +85,12 @@ def _proof(network: Network3d, finetuned: bool, progress: Progress) -> tuple[Rep
 
 
 def describe_in(
-    folder: Path, document: Document, report: Report | None, unproved: str, exported: Exported | None
+    folder: Path,
+    network: Network3d,
+    document: Document,
+    report: Report | None,
+    unproved: str,
+    exported: Exported | None,
 ) -> None:
     """Write what stands beside the weights: configuration, preprocessing, card."""
     origin = document.origin
@@ -95,7 +99,9 @@ def describe_in(
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     processor = origin.preprocessing.to_processor()
     (folder / PREPROCESSOR).write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
-    (folder / CARD).write_text(_card(document, origin, config, report, unproved, exported), encoding="utf-8")
+    tag = {"pipeline_tag": "video-classification"} if origin.classes and network.gives_scores else {}
+    card = _card(document, origin, config, tag, report, unproved, exported)
+    (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def _config(document: Document, origin: Origin, exported: Exported | None, folder: Path) -> dict[str, Any]:
@@ -120,20 +126,16 @@ def _card(
     document: Document,
     origin: Origin,
     config: Mapping[str, Any],
+    tag: Mapping[str, str],
     report: Report | None,
     unproved: str,
     exported: Exported | None,
 ) -> str:
     licence = origin.licence()
-    head: dict[str, Any] = {"library_name": "i3dconvert", "tags": ["i3dconvert", "video", "3d", "inflated"]}
-    if exported is not None:
-        head["tags"] = [*head["tags"], "onnx"]
-    if origin.classes and origin.changes.head not in HEADLESS:
-        head["pipeline_tag"] = "video-classification"
-    if licence:
-        head["license"] = licence
-    if base := base_model(origin):
-        head["base_model"] = base
+    tags = ["i3dconvert", "video", "3d", "inflated", *["onnx"] * (exported is not None)]
+    head: dict[str, Any] = {"library_name": "i3dconvert", "tags": tags, **tag}
+    sources = {"license": licence, "base_model": base_model(origin)}
+    head |= {key: value for key, value in sources.items() if value}
     shape = [origin.input[0], config["num_frames"], *origin.input[1:]]
     return render(
         "card.md",

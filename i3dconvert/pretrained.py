@@ -27,7 +27,8 @@ class Pretrained(ModelHubMixin):
         origin = origin_of(self.network)
         sha256 = checkpoint.save(self.network, save_directory / WEIGHTS, force=True, finetuned=self.finetuned)
         document = Document(self.network.inflation, origin, sha256, self.finetuned)
-        describe_in(save_directory, document, None, "it was saved from memory; `i3dconvert verify` checks it", None)
+        unproved = "it was saved from memory; `i3dconvert verify` checks it"
+        describe_in(save_directory, self.network, document, None, unproved, None)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **given: Any) -> Any:

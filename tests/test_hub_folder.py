@@ -181,3 +181,9 @@ def test_push_to_hub_uploads_the_folder(folder: Path, tmp_path: Path) -> None:
     assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} <= files.keys()
     (tmp_path / "model.safetensors").write_bytes(files["model.safetensors"])
     assert i3dconvert.load(tmp_path).state_dict().keys() == i3dconvert.load(folder).state_dict().keys()
+
+
+def test_a_card_calls_classifiers_alone_so(tmp_path: Path) -> None:
+    for name, calls in (("resnet18", True), ("lraspp_mobilenet_v3_large", False)):
+        i3dconvert.inflate(name, weights="random", size=64).save_pretrained(tmp_path / name)
+        assert ("video-classification" in (tmp_path / name / "README.md").read_text()) is calls

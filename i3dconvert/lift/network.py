@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from i3dconvert.errors import CheckpointError
 from i3dconvert.kernels import Style
+from i3dconvert.lift import layout
 from i3dconvert.lift.counterparts import is_layer
 from i3dconvert.lift.graph import Lifted, lift
 from i3dconvert.lift.inflation import Inflation
@@ -55,6 +56,12 @@ class Network3d(fx.GraphModule):
         """Upload what `save_pretrained` writes to the hub's repository `name`; returns its address."""
         address: str = _pretrained().Pretrained(self, finetuned).push_to_hub(name, **options)
         return address
+
+    @property
+    def gives_scores(self) -> bool:
+        """Whether it gives a row of scores (or features) for a clip, and no maps."""
+        output = next(node for node in self.graph.nodes if node.op == "output").args[0]
+        return getattr(output, "target", None) in (layout.mean_over_time, layout.over_time)
 
     def frames_left(self, frames: int) -> int:
         """T' for a clip of `frames`; raises `FramesError` when the recipe's strides do not allow that many."""
