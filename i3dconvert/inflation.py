@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from i3dconvert.backbones import Changes, Origin, Source
+from i3dconvert.backbones.library import channels_of
 from i3dconvert.checkpoint import Document
 from i3dconvert.checkpoint.writing import write_inflated
 from i3dconvert.frameworks import framework_of, split
@@ -93,7 +94,7 @@ def inflate(
     if isinstance(model, str):
         changes = Changes.asked(in_channels, in_init, num_classes, head, seed)
         return inflate_loaded(*Source(model, weights, seed, features, size, allow_nonfinite, changes).load(), manner)
-    shape = (_channels(model), size or 224, size or 224)
+    shape = (channels_of(model), size or 224, size or 224)
     return _inflated(model, None, replace(manner, recipe=recipe or "uniform"), shape)
 
 
@@ -108,10 +109,6 @@ def _inflated(model: nn.Module, origin: Origin | None, manner: Manner, shape: tu
     network = planned.network(model)
     network.meta["origin"] = origin
     return fill(network, planned.inflation.state(cloned(model.state_dict(), manner.dtype)))
-
-
-def _channels(model: nn.Module) -> int:
-    return next((int(m.in_channels) for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,24 +12,29 @@ from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.weights import State
 
 
-class Library:
+def channels_of(model: nn.Module) -> int:
+    """Of its input, by its first convolution."""
+    return next((int(m.in_channels) for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+
+
+class Library(ABC):
     """A library's networks, by name. `weights` is a pretrained set's name, or None."""
 
     version = ""
     hub = ""
     """Before the name of a repository on the Hugging Face hub, where weights come from one."""
 
+    @abstractmethod
     def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
         """The network, uninitialised weights included; raises `BackboneError`."""
-        raise NotImplementedError
 
     def arguments(self, name: str, weights: str | None, classes: int | None) -> dict[str, Any]:
         """The builder's arguments for these weights and this number of classes."""
         return {} if classes is None else {"num_classes": classes}
 
+    @abstractmethod
     def offered(self, name: str) -> list[str]:
         """The names of the pretrained sets, the default one first."""
-        raise NotImplementedError
 
     def parameters(self, name: str) -> int | None:
         """How many parameters it has; None where building it is the only way to a count."""
@@ -38,9 +44,9 @@ class Library:
         """The pretrained set that a file of this name is."""
         return None
 
+    @abstractmethod
     def pretrained(self, name: str, weights: str, progress: bool) -> State:
         """The pretrained set's state dict, from a cache or downloaded into it; raises `WeightsError`."""
-        raise NotImplementedError
 
     def canonical(self, name: str, arguments: Mapping[str, Any], state: State, model: nn.Module) -> State:
         """The keys of a weight file as the network built today has them."""
@@ -55,8 +61,7 @@ class Library:
         return 224
 
     def channels(self, name: str, model: nn.Module) -> int:
-        """Of the input."""
-        return next((int(m.in_channels) for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+        return channels_of(model)
 
     def licence(self, name: str, weights: str) -> str:
         """Of a pretrained set, by the hub's word for it; empty where it is not known."""

@@ -70,8 +70,7 @@ def write_inflated(
     if not document.is_ours and dtype is not None and dtype.itemsize < torch.float32.itemsize:
         raise LayoutError(f"{document.layout} is made of sums and products, which {dtype} can't hold; --dtype float32")
     inflation, state = document.stored(state2d)
-    mapped = document.is_ours and document.origin is not None and document.origin.weights.kind == "file"
-    stream = Stream(mapped)
+    stream = Stream(document.is_ours and document.origin is not None and document.origin.weights.kind == "file")
 
     def stored(tensor: Tensor) -> torch.dtype:
         return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype

@@ -10,10 +10,9 @@ from i3dconvert.frameworks.framework import Framework, Target, check_fits, how_t
 
 __all__ = ["FRAMEWORKS", "Framework", "Target", "check_fits", "framework_of", "how_to_load", "split"]
 
-_MODULES = (import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__))
-FRAMEWORKS: dict[str, Framework] = {
-    module.FRAMEWORK.name: module.FRAMEWORK for module in _MODULES if hasattr(module, "FRAMEWORK")
-}
+_MODULES = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+_FOUND: list[Framework] = [module.FRAMEWORK for module in _MODULES if hasattr(module, "FRAMEWORK")]
+FRAMEWORKS = {framework.name: framework for framework in _FOUND}
 """By name: what the modules beside this one call `FRAMEWORK`."""
 
 

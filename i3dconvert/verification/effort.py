@@ -84,13 +84,13 @@ def bounded(network: Network3d, settings: Settings, report: Report, progress: Pr
         lengths(network.graph, usual)
     except FramesError as error:
         raise FramesError(f"{error}; --frames {least}" if usual < least else str(error)) from None
-
     widest = max(settings.dtypes, key=lambda dtype: dtype.itemsize)
     room = (settings.clips, settings.size, widest, settings.device)
-    frames, dtype = legal_lengths(network, usual), settings.dtypes[-1]
-    check_room(network, frames[-1] if settings.frames is None else usual, *room)
     if settings.frames is not None:
+        check_room(network, usual, *room)
         return settings
+    frames, dtype = legal_lengths(network, usual), settings.dtypes[-1]
+    check_room(network, frames[-1], *room)
     frames = [count for count in frames if has_room(network, count, *room)]
     if frames[0] != usual:
         report.notes.append(f"{frames[0]} frames: {usual} take more memory than is free")
