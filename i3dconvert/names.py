@@ -39,10 +39,15 @@ def _registered(file: Path) -> Iterator[str]:
         yield from _REGISTERED.findall(text)
 
 
+def qualified(source: str, name: str) -> str:
+    """The name as the command line takes it: torchvision's and the user's bare, timm's as `timm/NAME`."""
+    return f"{source}/{name}" if source in ("timm", HF) else name
+
+
 def qualified_names(source: str | None = None) -> list[str]:
-    """The names as the command line takes them: torchvision's bare, timm's as `timm/NAME`."""
+    """The names as the command line takes them."""
     wanted = SOURCES if source is None else (source,)
-    return [name if s == "torchvision" else f"{s}/{name}" for s in wanted for name in names(s)]
+    return [qualified(s, name) for s in wanted for name in names(s)]
 
 
 def parse(text: str) -> tuple[str, str]:

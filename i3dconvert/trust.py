@@ -7,9 +7,9 @@ anywhere, so it runs only if this user has inflated from, or trusted, that very 
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
+from i3dconvert import cache
 from i3dconvert.errors import BackboneError, CheckpointError
 
 
@@ -37,6 +37,5 @@ def _mark(path: Path) -> Path:
         content = path.read_bytes()
     except OSError as error:
         raise BackboneError(f"can't read {path}, which builds the 2D network: {error.strerror}") from None
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(f"{path.resolve()}\0".encode() + content).hexdigest()
-    return cache / "i3dconvert" / "trusted" / digest
+    return cache.folder() / "trusted" / digest

@@ -17,7 +17,7 @@ from i3dconvert.backbones import user
 from i3dconvert.backbones.changes import RGB, UNCHANGED, Changes
 from i3dconvert.backbones.library import Library
 from i3dconvert.errors import WeightsError
-from i3dconvert.names import HF, USER
+from i3dconvert.names import HF, USER, qualified
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.weights import NoInit, State, digest, fit, randomise, read_state
 
@@ -69,7 +69,7 @@ class Backbone:
     @property
     def qualified(self) -> str:
         """The name as the command line takes it."""
-        return f"{self.source}/{self.name}" if self.source in ("timm", HF) else self.name
+        return qualified(self.source, self.name)
 
 
 @dataclass(frozen=True)

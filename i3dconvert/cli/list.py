@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import Enum
 from fnmatch import fnmatchcase
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from i3dconvert.cli import render
 from i3dconvert.cli.options import Json, Quiet
 
+if TYPE_CHECKING:
+    from i3dconvert.catalogue import Table
+
 EXAMPLE = "Example: i3dconvert list 'resnet*'    i3dconvert list 'convnext*' --source timm"
 
 _COUNTED_AT_MOST = 50
-"""timm keeps no parameter counts, and building all of its networks takes minutes."""
+"""Backbones whose parameters are counted at once where no table has them: to count all of timm's takes minutes."""
 
 
 class Source(Enum):
@@ -34,23 +38,12 @@ def command(
 ) -> None:
     """Show the backbones: parameters, weights on offer, default recipe."""
     from i3dconvert.errors import BackboneError
-    from i3dconvert.names import SOURCES, names
+    from i3dconvert.names import SOURCES
 
     sources = SOURCES if source is None else (source.value,)
-    matching = [
-        (library, name)
-        for library in sources
-        for name in names(library)
-        if fnmatchcase(name, glob) or (library != "torchvision" and fnmatchcase(f"{library}/{name}", glob))
-    ]
-    if not matching:
+    rows = [row for library in sources for row in _rows(library, glob, quiet or json)]
+    if not rows:
         raise BackboneError(f"no backbone matches {glob!r}; `i3dconvert list` shows all")
-    counted = len(matching) <= _COUNTED_AT_MOST
-    rows = []
-    with render.progress(quiet or json) as step:
-        for index, (library, name) in enumerate(matching):
-            step(f"reading {name}", index / len(matching))
-            rows.append(_row(library, name, counted))
     if json:
         render.show_json(rows)
     elif not quiet:
@@ -59,15 +52,37 @@ def command(
         render.show_table(columns, table)
 
 
-def _row(source: str, name: str, counted: bool) -> dict[str, Any]:
-    from i3dconvert.backbones import Backbone, build, library
+def _rows(source: str, glob: str, quiet: bool) -> list[dict[str, Any]]:
+    from i3dconvert.names import names, qualified
     from i3dconvert.recipes import default_recipe
 
-    library2d = library(source)
-    parameters = library2d.parameters(name)
-    if parameters is None and counted:
-        model = build(Backbone.of(source, name))
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-    qualified = Backbone(source, name).qualified
-    recipe = default_recipe(qualified).name
-    return {"name": qualified, "parameters": parameters, "weights": library2d.offered(name), "recipe": recipe}
+    found = {name: qualified(source, name) for name in names(source)}
+    matching = {name: full for name, full in found.items() if fnmatchcase(name, glob) or fnmatchcase(full, glob)}
+    table = _table(source, [*matching], quiet) if matching else {}
+    return [
+        {"name": full, **table[name]._asdict(), "recipe": default_recipe(full).name} for name, full in matching.items()
+    ]
+
+
+def _table(source: str, wanted: Collection[str], quiet: bool) -> Table:
+    """What is known of the library's backbones; what is not known of the `wanted` is asked of the library, and kept."""
+    from i3dconvert import catalogue
+
+    table = catalogue.read(source)
+    known = table.keys() >= {*wanted}
+    if known and not _countable(table, wanted):
+        return table
+    with render.progress(quiet) as step:
+        step(f"asking {source}")
+        from i3dconvert.backbones import census
+
+        table = table if known else census.taken(source)
+        table = census.counted(source, table, _countable(table, wanted))
+    catalogue.keep(source, table)
+    return table
+
+
+def _countable(table: Table, wanted: Collection[str]) -> list[str]:
+    """Those whose parameters nobody has counted; none where there are too many of them."""
+    uncounted = [name for name in wanted if table[name].parameters is None]
+    return uncounted if len(uncounted) <= _COUNTED_AT_MOST else []

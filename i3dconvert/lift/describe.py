@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,9 @@ from i3dconvert.lift.modules import PaddedPool3d, in_space
 from i3dconvert.lift.network import Network3d
 from i3dconvert.lift.rewriting import Layer
 from i3dconvert.recipes import Attending, Temporal
+
+_AT_ONCE = 2**14
+"""Values computed at once: few enough for a core's cache, and for torch to stay on one core."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,12 @@ def layers_of(network: Network3d) -> list[Layer]:
 
 def energy_by_tap(inflation: Inflation, state: Mapping[str, Tensor]) -> dict[str, tuple[float, ...]]:
     """By layer, each tap's share of its kernel's energy (the sum of squares)."""
-    kernels = _kernels_in_time(inflation, state)
-    return {
-        name: tuple(_energy(kernel[:, :, tap]) / _energy(kernel) for tap in range(kernel.shape[2]))
-        for name, kernel in kernels.items()
-    }
+    found = {}
+    for name, kernel in _kernels_in_time(inflation, state):
+        wide = kernel.double()
+        if whole := _energy(wide):
+            found[name] = tuple(_energy(tap) / whole for tap in wide.unbind(2))
+    return found
 
 
 def beside_middle(inflation: Inflation, state: Mapping[str, Tensor]) -> dict[str, float]:
@@ -106,10 +110,16 @@ def beside_middle(inflation: Inflation, state: Mapping[str, Tensor]) -> dict[str
 def from_inflated(inflation: Inflation, state: Mapping[str, Tensor]) -> dict[str, float]:
     """By layer, ‖w − w₀‖ / ‖w‖: the kernel's distance from what the sum of its own taps is inflated to."""
     found = {}
-    for name, kernel in _kernels_in_time(inflation, state).items():
+    for name, kernel in _kernels_in_time(inflation, state):
         filling = inflation.fillings[f"{name}.weight"]
-        inflated = filling(deflate(kernel) / filling.copies, inflation.style.init)
-        found[name] = math.sqrt(_energy(kernel - inflated) / _energy(kernel))
+        left = whole = 0.0
+        planes = kernel.flatten(0, 1).unsqueeze(0)  # every init treats each plane alike
+        for part in map(Tensor.double, planes.chunk(1 + kernel.numel() // _AT_ONCE, dim=1)):
+            inflated = filling(deflate(part) / filling.copies, inflation.style.init)
+            left += _energy(part - inflated)
+            whole += _energy(part)
+        if whole:
+            found[name] = math.sqrt(left / whole)
     return found
 
 
@@ -118,14 +128,11 @@ def with_training(layers: list[LayerRow], trained: Mapping[str, float]) -> list[
     return [replace(layer, trained=trained.get(layer.name)) for layer in layers]
 
 
-def _kernels_in_time(inflation: Inflation, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By layer, its kernel in float64, if that has several taps and is not zero."""
-    kernels = {
-        key.removesuffix(".weight"): state[key].double()
-        for key, filling in inflation.fillings.items()
-        if filling.is_kernel and filling.times > 1 and key.endswith(".weight")
-    }
-    return {name: kernel for name, kernel in kernels.items() if bool(kernel.any())}
+def _kernels_in_time(inflation: Inflation, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Each layer with its kernel, if that has several taps."""
+    for key, filling in inflation.fillings.items():
+        if filling.is_kernel and filling.times > 1 and key.endswith(".weight"):
+            yield key.removesuffix(".weight"), state[key]
 
 
 def _energy(tensor: Tensor) -> float:

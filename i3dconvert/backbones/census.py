@@ -1,0 +1,32 @@
+"""What the libraries say of their backbones, for `catalogue` to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from i3dconvert.backbones.origin import Backbone, build, library
+from i3dconvert.catalogue import Entry, Table
+from i3dconvert.errors import I3DError
+from i3dconvert.names import names
+
+
+def taken(source: str) -> Table:
+    """Every backbone of the library, with as many parameters as it says, where it does."""
+    found = library(source)
+    return {name: Entry(found.parameters(name), tuple(found.offered(name))) for name in names(source)}
+
+
+def counted(source: str, table: Table, some: Iterable[str]) -> Table:
+    """The table, with the parameters of some of its backbones counted, which takes a tenth of a second for each."""
+    return {**table, **{name: table[name]._replace(parameters=_count(source, name)) for name in some}}
+
+
+def _count(source: str, name: str) -> int | None:
+    """How many parameters the backbone has; None where it can't be built without memory for them."""
+    try:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in build(Backbone.of(source, name)).parameters())
+    except (I3DError, RuntimeError):
+        return None

@@ -1,0 +1,93 @@
+"""What is known of the libraries' backbones without importing a library: a table for each version of it.
+
+The tables of the versions in constraints.txt are shipped; `python -m tools.catalogue` makes them. What another version
+has to say is asked of it once, by `backbones.census`, and kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from i3dconvert import cache
+
+SHIPPED = Path(__file__).parent / "backbones" / "tables"
+
+
+class Entry(NamedTuple):
+    """What a table says of one backbone."""
+
+    parameters: int | None
+    """How many it has; None where nobody has counted them."""
+    weights: tuple[str, ...]
+    """The names of the pretrained sets, the default one first."""
+
+
+Table = Mapping[str, Entry]
+
+
+def version(source: str) -> str:
+    """The version of the installed library, without what it was compiled for (`+cpu`); empty where it says none."""
+    try:
+        return metadata.version(source).partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def read(source: str) -> Table:
+    """The table of the installed version, shipped or kept; empty where there is none, or it is damaged."""
+    name = _file_name(source)
+    return _read(SHIPPED / name) or _read(_kept(name))
+
+
+def keep(source: str, table: Table) -> None:
+    """Write the table of the installed version to the user's cache, if that can be written to."""
+    if version(source):
+        with suppress(OSError):
+            write(_kept(_file_name(source)), table)
+
+
+def write(path: Path, table: Table) -> None:
+    """Write a table, a backbone a line: whole, or not at all."""
+    dumps = partial(json.dumps, separators=(",", ":"))
+    rows = (f"{dumps(name)}:{dumps([parameters, *weights])}" for name, (parameters, weights) in sorted(table.items()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        beside.write_text("{" + ",\n".join(rows) + "}\n", encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def path_of(source: str) -> Path:
+    """Where the table of the installed version is shipped."""
+    return SHIPPED / _file_name(source)
+
+
+def _file_name(source: str) -> str:
+    return f"{source}-{version(source)}.json"
+
+
+def _kept(name: str) -> Path:
+    return cache.folder() / "backbones" / name
+
+
+def _read(path: Path) -> Table:
+    try:
+        rows = json.loads(path.read_bytes())
+        return {name: _entry(*row) for name, row in rows.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _entry(parameters: Any, *weights: Any) -> Entry:
+    if not (parameters is None or isinstance(parameters, int)) or not all(isinstance(name, str) for name in weights):
+        raise ValueError("not a count and names")
+    return Entry(parameters, weights)
