@@ -5,13 +5,21 @@ INSTALLED := $(VENV)/.installed
 # The exact versions; empty: the newest of everything.
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test lint docs figures sweep fuzz clean
+PYTEST := $(PYTHON) -m pytest --numprocesses 2 --dist worksteal --durations 20
+
+.PHONY: demo test test-slow test-outside lint docs figures sweep fuzz mutants clean
 
 demo: $(INSTALLED)  ## the main job on real weights and pictures
 	$(PYTHON) examples/demo.py
 
-test: $(INSTALLED)  ## the tests
-	$(PYTHON) -m pytest --numprocesses 2 --dist worksteal
+test: $(INSTALLED)  ## the tests to run before every commit: five minutes on 2 cores
+	$(PYTEST)
+
+test-slow: $(INSTALLED)  ## whole programs, pages, browsers, exports of real size
+	$(PYTEST) -m slow
+
+test-outside: $(VENV)/.outside  ## other people's networks and trainers
+	$(PYTEST) -m outside
 
 lint: $(INSTALLED)  ## ruff, mypy and the order of the floors
 	$(PYTHON) -m ruff check .
@@ -25,7 +33,7 @@ docs: $(INSTALLED)  ## the site, in build/site; a warning is an error
 figures: $(INSTALLED)  ## the pictures of README.md and docs/
 	$(PYTHON) docs/figures.py
 
-sweep: $(INSTALLED)  ## every backbone (resumable; build/sweep.jsonl), docs/coverage.md from it, then the long tests
+sweep: $(VENV)/.outside  ## every backbone (resumable; build/sweep.jsonl), docs/coverage.md from it, then the long tests
 	$(PYTHON) -m tools.sweep --init center mean
 	-$(PYTHON) -m tools.sweep 'timm/*'  # what does not run is a row of the table
 	$(PYTHON) -m tools.sweep --attentions '*'
@@ -34,6 +42,13 @@ sweep: $(INSTALLED)  ## every backbone (resumable; build/sweep.jsonl), docs/cove
 
 fuzz: $(INSTALLED)  ## 11,900 mutated checkpoints, weight files, recipes and ONNX files
 	$(PYTHON) -m pytest -m fuzz tests/test_fuzz.py
+
+mutants: $(VENV)/.mutants  ## small faults put into the code: how many of them the tests catch
+	$(PYTHON) -m tools.mutants
+
+$(VENV)/.outside $(VENV)/.mutants: $(INSTALLED)
+	$(PYTHON) -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[$(subst .,,$(@F))]'
+	touch $@
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	python3 -m venv $(VENV)

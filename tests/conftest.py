@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
+from i3dconvert import export_onnx, load
 from i3dconvert.backbones import Origin, Source
 from i3dconvert.cli import main
 from i3dconvert.inflation import inflate_to_file
@@ -48,21 +50,47 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 @pytest.fixture(scope="session")
 def resnet18() -> tuple[nn.Module, Origin]:
     """A ResNet-18 with seeded random weights; tests do not change it."""
-    return Source("resnet18", "random").load()
+    return Source("resnet18", "random", size=64).load()
+
+
+Made = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A file that is made once a session, by the first worker that asks for it; the others wait. Tests copy it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made"
+    folder.mkdir(exist_ok=True)
+
+    def make(name: str, maker: Callable[[Path], object]) -> Path:
+        path = folder / name
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                maker(path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(made: Made) -> Path:
     """An inflated ResNet-18 with seeded random weights."""
-    path = tmp_path_factory.mktemp("checkpoint") / "resnet18-i3d.safetensors"
-    inflate_to_file(Source("resnet18", weights="random"), path)
-    return path
+    return made(
+        "resnet18-i3d.safetensors", lambda path: inflate_to_file(Source("resnet18", weights="random", size=64), path)
+    )
+
+
+@pytest.fixture(scope="session")
+def exported(made: Made, checkpoint: Path) -> Path:
+    """`checkpoint`, exported: over frames, any batch, number of frames, height and width."""
+    return made("resnet18-i3d.onnx", lambda path: export_onnx(load(checkpoint), path))
 
 
 @pytest.fixture
 def weight_file(tmp_path: Path) -> Path:
     """2D weights of a ResNet-18, as a user would have them."""
-    model, _ = Source("resnet18", "random", seed=5).load()
+    model, _ = Source("resnet18", "random", seed=5, size=64).load()
     path = tmp_path / "weights.pth"
     torch.save(model.state_dict(), path)
     return path

@@ -97,6 +97,7 @@ def test_frames_a_second_whatever_the_videos_own_rate_and_however_it_varies(tmp_
     assert shown == [0, 2, 2, 3, 3, 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["net.safetensors", "net.onnx", "served.onnx"])
 def test_the_clip_shows_a_bow_tie_in_every_form(name: str, files: dict[str, Path]) -> None:
     classifier = load_classifier(str(files[name]))
@@ -107,6 +108,7 @@ def test_the_clip_shows_a_bow_tie_in_every_form(name: str, files: dict[str, Path
     assert moments[0].end == pytest.approx(15 / 4)
 
 
+@pytest.mark.slow
 def test_forms_agree_and_a_picture_held_still_is_what_the_2d_network_says(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -126,6 +128,7 @@ def test_forms_agree_and_a_picture_held_still_is_what_the_2d_network_says(
     assert abs(found["net.onnx"].best[0][1] - expected) < 1e-4
 
 
+@pytest.mark.slow
 def test_on_the_command_line_with_a_time_line(files: dict[str, Path], tmp_path: Path, run: Run) -> None:
     words = ("classify", files["served.onnx"], CLIP, "--fps", "4", "--plot", tmp_path / "line.svg")
     said = run(*words)
@@ -144,6 +147,7 @@ def test_on_the_command_line_with_a_time_line(files: dict[str, Path], tmp_path: 
     assert run("classify", files["served.onnx"], frames, "-q", "--top", "2").out.count(" 0.") == 2
 
 
+@pytest.mark.slow
 def test_what_can_not_be_classified_is_said_in_one_line(files: dict[str, Path], tmp_path: Path, run: Run) -> None:
     monkeypatch = pytest.MonkeyPatch()
     assert run("inflate", "resnet18", "-w", "random", "--no-head", "-o", "features.safetensors", "-q").code == 0

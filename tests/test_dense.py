@@ -3,18 +3,15 @@
 from pathlib import Path
 
 import pytest
-import segmentation_models_pytorch as smp
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision import models
 
-from i3dconvert import inflate
 from i3dconvert.backbones import Source
 from i3dconvert.errors import BackboneError
 from i3dconvert.inflation import Manner, inflate_loaded
 from i3dconvert.lift.network import Network3d
 from i3dconvert.verification import Settings, verify
-from i3dconvert.weights import randomise
 
 PROOF = Settings(frames=3, size=64, dtypes=(torch.float64,))
 
@@ -28,8 +25,7 @@ def convolutions_lifted(network: Network3d) -> bool:
     "name",
     [
         "lraspp_mobilenet_v3_large",
-        "fcn_resnet50",
-        "deeplabv3_mobilenet_v3_large",
+        *(pytest.param(f"{n}", marks=pytest.mark.slow) for n in ("fcn_resnet50", "deeplabv3_mobilenet_v3_large")),
         *(pytest.param(f"{n}", marks=pytest.mark.sweep) for n in ("fcn_resnet101", "deeplabv3_resnet50")),
     ],
 )
@@ -53,9 +49,9 @@ def test_torchvision_segmentation(name: str, recipe: str) -> None:
     ("name", "strides"),
     [
         ("resnet18", (2, 4, 8, 16)),
-        ("convnext_atto", (1, 1, 1, 1)),
+        pytest.param("convnext_atto", (1, 1, 1, 1), marks=pytest.mark.slow),
         ("mobilenetv3_small_050", (1, 1, 1, 1, 1)),
-        ("deit_tiny_patch16_224", (1, 1, 1)),
+        pytest.param("deit_tiny_patch16_224", (1, 1, 1), marks=pytest.mark.slow),
     ],
 )
 def test_timm_feature_maps(name: str, strides: tuple[int, ...], tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -78,21 +74,6 @@ def test_timm_feature_maps(name: str, strides: tuple[int, ...], tmp_path_factory
 def test_only_timm_gives_feature_maps() -> None:
     with pytest.raises(BackboneError, match="timm/NAME"):
         Source("resnet18", "random", features=True).load()
-
-
-@pytest.mark.parametrize("architecture", [smp.Unet, smp.FPN, smp.DeepLabV3Plus])
-@pytest.mark.parametrize("encoder", ["resnet18", pytest.param("resnet50", marks=pytest.mark.sweep)])
-def test_segmentation_models_on_volumes(architecture: type[nn.Module], encoder: str) -> None:
-    model = architecture(encoder, encoder_weights=None, classes=4).eval()
-    randomise(model, 0, (3, 64, 64))
-    network = inflate(model, "volumetric", size=64)
-    assert convolutions_lifted(network)
-    report = verify(model, network, Settings(frames=32, size=64, dtypes=(torch.float64,)))
-    assert report.passed, report.reason
-    with torch.no_grad():
-        volume = torch.randn(1, 3, 64, 64, 64)
-        out = network(volume)
-        assert out.shape == (1, 4, 64, 64, 64)
 
 
 def test_pretrained_files_lose_their_auxiliary_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

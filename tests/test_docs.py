@@ -70,7 +70,7 @@ def provide(page: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=pytest.mark.sweep) if page in LONG else page for page in runnable()]
+    "page", [pytest.param(page, marks=pytest.mark.sweep if page in LONG else pytest.mark.slow) for page in runnable()]
 )
 def test_every_command_and_snippet(page: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(Path.cwd() / "hub"))
@@ -102,7 +102,7 @@ def test_shell_blocks_are_the_makefile_s_pip_s_and_npm_s() -> None:
         line for page in PAGES for language, block in blocks(page) if language == "bash" for line in block.splitlines()
     ]
     targets = {line.partition("#")[0].strip().removeprefix("make ") for line in lines if line.startswith("make ")}
-    assert targets == {"demo", "test", "lint", "docs"}
+    assert targets == {"demo", "test", "test-slow", "test-outside", "lint", "docs", "mutants"}
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
     extras = set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
     for line in lines:

@@ -1,6 +1,6 @@
-"""Families of torchvision's and of timm's classifiers, and named networks with all presets; slow ones by `sweep`."""
+"""Families of torchvision's and of timm's classifiers, and named networks with all presets."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -33,6 +33,8 @@ FITTING = {
     "googlenet": {"i3d", "c2d", "uniform", "volumetric"},
 }
 QUICK = ("resnet50", "googlenet")
+IN_A_SECOND = {"mobilenet_v3_small", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1"}
+TIMM_IN_A_SECOND = {"mixer_s32_224", "mobilenetv3_small_050", "regnetx_002", "resnet18d"}
 
 
 def check(name: str, init: str) -> None:
@@ -43,22 +45,23 @@ def check(name: str, init: str) -> None:
     assert {check.error is not None for check in report.checks[1:]} == {True}
 
 
-def swept(names: Iterable[str], quick: Callable[[str], bool]) -> list[Any]:
-    """The names as parameters, those that are not quick for the sweep."""
-    return [name if quick(name) else pytest.param(name, marks=pytest.mark.sweep) for name in names]
+def swept(names: Iterable[str], quick: Iterable[str], slow: Iterable[str] = ()) -> list[Any]:
+    """The names as parameters, those that are not quick marked as slow or for the sweep."""
+    marks = {name: pytest.mark.slow if name in slow else pytest.mark.sweep for name in names}
+    return [name if name in quick else pytest.param(name, marks=mark) for name, mark in marks.items()]
 
 
-@pytest.mark.parametrize("name", swept(TORCHVISION, lambda name: name not in SLOW))
+@pytest.mark.parametrize("name", swept(TORCHVISION, IN_A_SECOND, {*TORCHVISION} - SLOW))
 def test_torchvision_families(name: str) -> None:
     check(name, "center")
 
 
-@pytest.mark.parametrize("name", swept(TORCHVISION, lambda name: name in WITH_MEAN_TAPS))
+@pytest.mark.parametrize("name", swept(TORCHVISION, {"squeezenet1_1"}, WITH_MEAN_TAPS))
 def test_torchvision_families_with_mean_taps(name: str) -> None:
     check(name, "mean")
 
 
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("name", swept(TIMM, TIMM_IN_A_SECOND, TIMM))
 def test_timm_families(name: str) -> None:
     check(f"timm/{name}", "center")
 
@@ -68,7 +71,7 @@ OF_ATTENTION = {"joint", "divided", "factorised"}
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS.keys() - OF_ATTENTION))
-@pytest.mark.parametrize("name", swept(NAMED, lambda name: name in QUICK))
+@pytest.mark.parametrize("name", swept(NAMED, (), QUICK))
 def test_named_networks_with_every_preset_and_many_lengths(name: str, preset: str) -> None:
     model, origin = Source(name, "random").load()
     if preset not in FITTING[name.rstrip("0123456789")]:

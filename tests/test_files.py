@@ -52,6 +52,7 @@ def test_a_file_of_every_schema_still_loads(schema: int) -> None:
     assert not verify(model(schema), filled(network, state, path), Settings(frames=4)).passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["", "--no-optimize", "--int8 --static"])
 def test_the_same_command_writes_the_same_bytes(words: str, run: Run) -> None:
     for name in ("a", "b"):

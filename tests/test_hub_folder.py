@@ -33,6 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_others_load_it_as_its_card_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = (folder / "README.md").read_text()
     head = yaml.safe_load(card.split("---\n")[1])
@@ -83,6 +84,7 @@ def test_what_is_not_equal_is_not_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_command_writes_tuned_weights_and_says_that_nothing_is_proved(run: Run) -> None:
     assert run("inflate", NETWORK, "-w", "random", "-o", "net.safetensors").code == 0
     torch.save(i3dconvert.inflate(NETWORK, weights="random", seed=1).state_dict(), "tuned.pth")
@@ -160,6 +162,7 @@ class _Hub(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
 
+@pytest.mark.slow
 def test_push_to_hub_uploads_the_folder(folder: Path, tmp_path: Path) -> None:
     handler = type("Handler", (_Hub,), {"commits": []})
     with ThreadingHTTPServer(("localhost", 0), handler) as server:

@@ -11,7 +11,7 @@ from tests.browser import chromium, console, needs_chromium
 
 DOCS = Path(__file__).parent.parent / "docs"
 
-pytestmark = [pytest.mark.sweep, needs_chromium]
+pytestmark = [pytest.mark.slow, needs_chromium]
 
 
 def test_pages_open_from_disk_and_coverage_is_searched(tmp_path: Path) -> None:

@@ -86,7 +86,9 @@ def files() -> set[str]:
     return {path.name for path in Path.cwd().iterdir() if path.is_file() or path.name.startswith(".")}
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize(
+    "kills", [pytest.param(10, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.sweep)]
+)
 @pytest.mark.parametrize(("work", "seconds"), [(inflate_for_ever, 0.5), (export_for_ever, 3)])
 def test_killed_at_any_moment(work: Work, seconds: float, kills: int, folder: Path) -> None:
     moments = random.Random(0)
@@ -101,6 +103,7 @@ def test_killed_at_any_moment(work: Work, seconds: float, kills: int, folder: Pa
     assert files() == {"nets.py", "net.safetensors", "net.onnx"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_ended_at_any_moment_nothing_is_left(signum: signal.Signals, folder: Path) -> None:
     words = ["inflate", "nets.py:net", "-w", "random", "-s", "16", "-o", "net.safetensors", "--force", "--seed", "1"]
@@ -119,7 +122,10 @@ def test_ended_at_any_moment_nothing_is_left(signum: signal.Signals, folder: Pat
     assert codes & {128 + signum, -signum, 1}
 
 
-@pytest.mark.parametrize("command", ["inflate nets.py:net -w random -s 16", "export --onnx --static"])
+@pytest.mark.parametrize(
+    "command",
+    ["inflate nets.py:net -w random -s 16", pytest.param("export --onnx --static", marks=pytest.mark.slow)],
+)
 def test_a_full_disk_leaves_the_old_file(command: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     name = "net.safetensors" if "inflate" in command else "net.onnx"
     before = Path(name).read_bytes()
@@ -156,6 +162,7 @@ def small_disk(folder: Path) -> Iterator[Path]:
         place.rmdir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["inflate nets.py:net -w random -s 16", "export net.safetensors --onnx --static"])
 def test_a_disk_that_fills_up_keeps_the_old_file(
     command: str, small_disk: Path, capfd: pytest.CaptureFixture[str]
@@ -171,6 +178,7 @@ def test_a_disk_that_fills_up_keeps_the_old_file(
     assert sorted(path.name for path in small_disk.iterdir()) == ["net.onnx", "net.safetensors"]
 
 
+@pytest.mark.slow
 def test_two_writers_end_with_one_whole_file(folder: Path) -> None:
     for _ in range(5):
         writers = [in_child(lambda seed=seed: inflate(seed)) for seed in (1, 2)]  # type: ignore[misc]

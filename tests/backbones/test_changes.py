@@ -34,9 +34,9 @@ QUICK = Settings(frames=8, size=64)
     [
         (1, "sum", True),
         (2, "mean", True),
-        (10, "mean", True),
-        (5, "sum", True),
-        (6, "repeat", True),
+        pytest.param(10, "mean", True, marks=pytest.mark.slow),
+        pytest.param(5, "sum", True, marks=pytest.mark.slow),
+        pytest.param(6, "repeat", True, marks=pytest.mark.slow),
         (4, "repeat", False),
     ],
 )
@@ -52,7 +52,7 @@ def test_other_channels_are_equal_where_their_init_says_so(
 
 
 def test_a_grey_volume_gives_what_it_gives_in_rgb(resnet18: tuple[nn.Module, Origin]) -> None:
-    network = inflate("resnet18", weights="random", in_channels=1).double()
+    network = inflate("resnet18", weights="random", in_channels=1, size=64).double()
     grey = torch.randn(2, 1, 64, 64, dtype=torch.float64)
     model = resnet18[0].double()
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_a_grey_volume_gives_what_it_gives_in_rgb(resnet18: tuple[nn.Module, Ori
 
 
 def test_flow_kernels_are_the_mean_over_rgb(resnet18: tuple[nn.Module, Origin]) -> None:
-    network = inflate("resnet18", "c2d", weights="random", in_channels=4)
+    network = inflate("resnet18", "c2d", weights="random", in_channels=4, size=64)
     kernel = network.get_parameter("conv1.weight")[:, :, 0]
     mean = resnet18[0].get_parameter("conv1.weight").mean(1)
     assert kernel.shape == (64, 4, 7, 7)
@@ -112,12 +112,12 @@ def test_the_stem_of_inception_i3d_pads_time_and_space_alike() -> None:
 
 def test_a_fresh_head_is_all_that_differs(resnet18: tuple[nn.Module, Origin]) -> None:
     own = inflate_loaded(*resnet18).state_dict()
-    fresh = inflate("resnet18", weights="random", num_classes=5)
+    fresh = inflate("resnet18", weights="random", num_classes=5, size=64)
     state = fresh.state_dict()
     assert state.keys() == own.keys()
     assert state["fc.weight"].shape == (5, 512)
     assert all(torch.equal(state[key], own[key]) for key in state if not key.startswith("fc."))
-    again = inflate("resnet18", weights="random", num_classes=5).state_dict()
+    again = inflate("resnet18", weights="random", num_classes=5, size=64).state_dict()
     assert torch.equal(state["fc.weight"], again["fc.weight"])
     assert fresh(torch.randn(1, 3, 4, 64, 64)).shape == (1, 5)
 
@@ -138,7 +138,14 @@ def test_verify_looks_behind_a_fresh_head() -> None:
     assert isinstance(network.get_submodule("fc"), nn.Linear)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "squeezenet1_1", "vit_b_32", "timm/convnext_atto"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "squeezenet1_1",
+        "timm/convnext_atto",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "densenet121", "vit_b_32")),
+    ],
+)
 def test_without_a_head(name: str, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     inflate_to_file(Source(name, weights="random", changes=Changes(head="none")), path)
@@ -153,7 +160,15 @@ def test_without_a_head(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "densenet121", "googlenet", "squeezenet1_1", "swin_t", "timm/convnext_atto"]
+    "name",
+    [
+        pytest.param("resnet18", marks=pytest.mark.slow),
+        "squeezenet1_1",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("densenet121", "googlenet", "swin_t", "timm/convnext_atto")
+        ),
+    ],
 )
 def test_feature_maps(name: str, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
@@ -171,6 +186,7 @@ def test_feature_maps(name: str, tmp_path: Path) -> None:
         assert relative_error(scores(clip), scores.get_submodule("fc")(maps.mean((2, 3, 4)))) <= 1e-6
 
 
+@pytest.mark.slow
 def test_feature_maps_of_grey_volumes_are_exported(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     network = inflate("resnet18", "volumetric", weights="random", size=64, in_channels=1, head="maps").eval()
@@ -181,6 +197,7 @@ def test_feature_maps_of_grey_volumes_are_exported(tmp_path: Path) -> None:
         assert relative_error(network(clip), Runtime(path)(clip)[0]) <= 1e-5
 
 
+@pytest.mark.slow
 def test_scores_for_each_frame_left(resnet18: tuple[nn.Module, Origin], tmp_path: Path) -> None:
     each = inflate_loaded(*resnet18, Manner("uniform", style=Style(temporal_pool="none"))).eval()
     pooled = inflate_loaded(*resnet18, Manner("uniform")).eval()
@@ -196,6 +213,7 @@ def test_scores_for_each_frame_left(resnet18: tuple[nn.Module, Origin], tmp_path
         inflate_loaded(*resnet18, Manner(style=Style(temporal_pool="max")))
 
 
+@pytest.mark.slow
 def test_grey_frames_of_a_decoder(tmp_path: Path) -> None:
     model, origin = Source("resnet18", "random", size=64, changes=Changes(1, "sum", "fresh", 3)).load()
     done = export_onnx(inflate_loaded(model, origin, Manner("uniform")), tmp_path / "net.onnx", uint8_input=True)
@@ -207,7 +225,7 @@ def test_grey_frames_of_a_decoder(tmp_path: Path) -> None:
 def test_changes_that_can_not_be_made_are_refused() -> None:
     def refused(name: str, changes: Changes) -> str:
         with pytest.raises(BackboneError) as caught:
-            Source(name, "random", changes=changes).load()
+            Source(name, "random", size=None if "/" in name or "vit" in name else 64, changes=changes).load()
         return str(caught.value)
 
     assert "head, head_dist" in refused("timm/deit_tiny_distilled_patch16_224", Changes(head="none"))
@@ -255,5 +273,5 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "input of 1 channel (sum) beside RGB" in shown.output
     assert "forward equality of features" in shown.output
     assert load("a.safetensors")(torch.randn(1, 1, 4, 64, 64)).shape == (1, 4, 3)
-    assert CliRunner().invoke(app, "inflate resnet18 -w random --no-head -o b.safetensors".split()).exit_code == 0
+    assert CliRunner().invoke(app, "inflate resnet18 -w random -s 64 --no-head -o b.safetensors".split()).exit_code == 0
     assert load("b.safetensors")(torch.randn(1, 3, 4, 64, 64)).shape == (1, 512)

@@ -41,7 +41,9 @@ def save(name: str, folder: Path, **preprocessor: Any) -> torch.nn.Module:
     return network
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(
+    "name", [name if name in ("ResNet", "ViT") else pytest.param(name, marks=pytest.mark.slow) for name in CLASSES]
+)
 @pytest.mark.parametrize("recipe", ["uniform", "joint"])
 def test_equal_under_its_own_names(name: str, recipe: str, tmp_path: Path) -> None:
     theirs = save(name, tmp_path / "net")
@@ -58,6 +60,7 @@ def test_equal_under_its_own_names(name: str, recipe: str, tmp_path: Path) -> No
     assert origin.preprocessing.interpolation == "bicubic"
 
 
+@pytest.mark.slow
 def test_by_command(run: Run) -> None:
     save("ViT", Path("vit"))
     done = run("inflate", "hf/vit", "-r", "joint", "--time-embedding", "zeros")

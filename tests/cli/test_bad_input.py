@@ -171,9 +171,9 @@ def test_an_existing_output_is_kept(run: Run, checkpoint: Path) -> None:
 
 
 def test_too_few_frames_and_bad_pictures(run: Run) -> None:
-    assert run("inflate", "resnet18", "-w", "random", "-t", "conv1=9", "-r", "c2d").code == 0
+    assert run("inflate", "resnet18", "-w", "random", "-t", "conv1=9", "-r", "c2d", "-s", 64).code == 0
     Path("recipe.toml").write_text('[[rule]]\nlayer = "conv1"\nkernel = 5\npadding = 0\n')
-    assert run("inflate", "resnet18", "-w", "random", "-r", "recipe.toml", "-o", "long.safetensors").code == 0
+    assert run("inflate", "resnet18", "-w", "random", "-r", "recipe.toml", "-s", 64, "-o", "long.safetensors").code == 0
     refused(run, "verify", "long.safetensors", "-f", "4", says="4 frames is too short: 'conv1'")
     Path("page.png").write_text("<html>")
     refused(run, "verify", "long.safetensors", "--images", "page.png", says="page.png: not a picture")
@@ -191,7 +191,7 @@ def test_an_unwritable_file_system(run: Run) -> None:
 
 
 def test_a_failed_verification_is_one_line_and_code_1(run: Run) -> None:
-    assert run("inflate", "resnet18", "-w", "random", "--init", "mean", "--padding", "zeros").code == 0
+    assert run("inflate", "resnet18", "-w", "random", "--init", "mean", "--padding", "zeros", "-s", 64).code == 0
     result = run("verify", "-f", "4", "--size", "64")
     assert result.code == 1
     assert result.err.startswith("error: ")

@@ -15,6 +15,7 @@ def net():
 """
 
 
+@pytest.mark.slow
 def test_runtimes_side_by_side(run: Run) -> None:
     Path("nets.py").write_text(FACTORY)
     words = "bench nets.py:net --runtime eager,onnx --batch 2 -f 4 -s 32 --runs 3 --json --plot bars.svg".split()
@@ -39,10 +40,15 @@ def test_runtimes_side_by_side(run: Run) -> None:
     ("words", "code", "message"),
     [
         ("resnet18 --runtime eager,abacus", 2, "no runtime 'abacus'"),
-        ("absent.safetensors --runtime eager", 1, "absent.safetensors in eager: there is no file"),
+        pytest.param(
+            "absent.safetensors --runtime eager",
+            1,
+            "absent.safetensors in eager: there is no file",
+            marks=pytest.mark.slow,
+        ),
         ("resnet18 --plot bars.pdf", 1, "its name has to end in .svg or .png"),
         ("resnet18 --device cuda", 1, "torch sees no CUDA device"),
-        ("nonsense --runtime eager", 1, "nonsense in eager: there is no backbone"),
+        pytest.param("nonsense --runtime eager", 1, "nonsense in eager: there is no backbone", marks=pytest.mark.slow),
     ],
 )
 def test_what_is_refused(run: Run, words: str, code: int, message: str) -> None:

@@ -64,7 +64,7 @@ def test_list(run: Run) -> None:
 
 
 def test_the_main_job_by_default_names(run: Run, tmp_path: Path) -> None:
-    inflated = run("inflate", "resnet18", "-w", "random")
+    inflated = run("inflate", "resnet18", "-w", "random", "-s", 64)
     assert inflated.code == 0, inflated.err
     assert "11,689,512 → 33,679,272" in inflated.out
     assert [path.name for path in tmp_path.iterdir()] == ["resnet18-i3d.safetensors"]
@@ -118,14 +118,14 @@ def test_weight_files_as_people_save_them(wrapped: str | None, prefix: str, run:
 def test_options_of_inflate_reach_the_network(run: Run) -> None:
     Path("mine.toml").write_text('name = "mine"\n[[rule]]\nkind = "spatial"\nkernel = 5\n')
     words = ("-w", "random", "--recipe", "mine.toml", "-t", "layer4.*.conv1=3", "-t", "conv1=7/2", "--init", "mean")
-    document = json.loads(run("inflate", "resnet18", *words, "--dtype", "bfloat16", "--json").out)
+    document = json.loads(run("inflate", "resnet18", *words, "-s", 64, "--dtype", "bfloat16", "--json").out)
     kernels = {layer["name"]: layer["kernel3d"][0] for layer in document["layers"]}
     assert (kernels["layer1.0.conv1"], kernels["layer4.0.conv1"], kernels["conv1"]) == (5, 3, 7)
     assert document["padding"] == "replicate"
     assert run("verify", "-f", "4", "--size", "64").code == 0
     toml = run("inspect", "--toml").out
     Path("again.toml").write_text(toml)
-    assert run("inflate", "resnet18", "-w", "random", "-r", "again.toml", "-o", "again.safetensors").code == 0
+    assert run("inflate", "resnet18", "-w", "random", "-r", "again.toml", "-s", 64, "-o", "again.safetensors").code == 0
 
 
 def test_another_class_count_in_the_weights(run: Run) -> None:
@@ -136,6 +136,7 @@ def test_another_class_count_in_the_weights(run: Run) -> None:
     assert load("resnet18-i3d.safetensors").get_parameter("fc.weight").shape == (7, 512)
 
 
+@pytest.mark.slow
 def test_fine_tuned_weights_with_another_head_export(run: Run) -> None:
     assert run("inflate", "resnet18", "-w", "random", "-r", "c2d").code == 0
     network = load("resnet18-i3d.safetensors")
@@ -156,6 +157,7 @@ def test_pictures(run: Run, weight_file: Path) -> None:
     assert "ok   top classes, gradient.png" in result.out
 
 
+@pytest.mark.slow
 def test_factorised_convolutions_are_saved_verified_and_exported_like_the_rest(run: Run) -> None:
     done = run("inflate", "resnet18", "-w", "random", "--conv", "2plus1d", "-o", "net.safetensors", "--json")
     assert done.code == 0, done.err

@@ -26,7 +26,7 @@ from tests.examples.test_examples import CLIP
 PAGE = Path(__file__).parents[2] / "examples/browser"
 NETWORK = "tf_efficientnet_lite0"
 
-pytestmark = [pytest.mark.sweep, needs_chromium, pytest.mark.skipif(not shutil.which("npm"), reason="no npm")]
+pytestmark = [pytest.mark.slow, needs_chromium, pytest.mark.skipif(not shutil.which("npm"), reason="no npm")]
 
 
 class Isolated(SimpleHTTPRequestHandler):

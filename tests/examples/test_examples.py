@@ -28,6 +28,7 @@ def run(name: str, *words: str, launcher: tuple[str, ...] = ()) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_demo(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(DEMO), str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -40,7 +41,9 @@ def test_demo(tmp_path: Path) -> None:
     assert all(answer.startswith("carphone_pristine.mp4: bow tie 0.") for answer in answers)
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize(
+    "processes", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.sweep)]
+)
 def test_finetune(processes: int, tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", str(processes)) if processes > 1 else ()
     said = run("finetune.py", str(tmp_path), "--steps", "10", launcher=launcher)
@@ -54,6 +57,7 @@ def test_finetune(processes: int, tmp_path: Path) -> None:
     assert onnx.load(tmp_path / "finetuned.onnx").graph.input[0].name == "clip"
 
 
+@pytest.mark.slow
 def test_two_stream() -> None:
     said = run("two_stream.py", str(CLIP), "--classes", "7")
     assert "flow (1, 2, 16, 224, 224) of up to" in said

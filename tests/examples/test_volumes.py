@@ -73,6 +73,7 @@ def test_prepared_it_is_upright_windowed_and_in_the_middle(series: Path, example
     assert np.allclose(thin, clip[:, :, 10:14, 32:64, 32:64], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_features_and_their_picture(series: Path, tmp_path: Path) -> None:
     export_onnx(inflate("resnet18", weights="random", head="none"), tmp_path / "features.onnx")
     where = ("--depth", "16", "--picture", str(tmp_path / "slices.png"), "--save", str(tmp_path / "features.npy"))

@@ -60,7 +60,7 @@ def video(path: Path, count: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("optimize", [False, True])
+@pytest.mark.parametrize("optimize", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_decoded_frames_in_best_classes_out(
     optimize: bool, network: Network3d, small: tuple[nn.Module, Origin], tmp_path: Path
 ) -> None:
@@ -103,6 +103,7 @@ def test_bfloat16_halves_the_file_and_computes_in_float32(network: Network3d, tm
     assert not verify_file(half.path, Settings(tolerance=1e-5)).passed
 
 
+@pytest.mark.slow
 def test_int8_on_frames_of_ones_own(network: Network3d, tmp_path: Path) -> None:
     source = pictures(tmp_path / "pictures", 32)
     done = export_onnx(network, tmp_path / "net.onnx", optimize=True, int8=True, calibrate=source)
@@ -121,6 +122,7 @@ def test_int8_on_frames_of_ones_own(network: Network3d, tmp_path: Path) -> None:
     assert not verify_file(done.path, Settings(tolerance=1e-6)).passed
 
 
+@pytest.mark.slow
 def test_int8_of_features_is_told_by_their_cosine(tmp_path: Path, run: Run) -> None:
     words = "inflate resnet18 -w random --no-head --size 64 -o net.safetensors -q"
     assert run(*words.split()).code == 0
@@ -175,6 +177,7 @@ def test_preprocessing_decodes_what_it_encodes() -> None:
     assert not torch.equal(other.decode(Preprocessing().encode(frames)), frames)
 
 
+@pytest.mark.slow
 def test_the_command_line_says_what_it_did(run: Run, checkpoint: Path) -> None:
     for words, code, message in (
         (("--calibrate", "x.mp4"), 2, "--calibrate is for --int8"),

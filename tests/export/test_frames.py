@@ -22,14 +22,20 @@ from i3dconvert.recipes import Recipe, Rule
 
 CASES = (
     ("resnet18", None),
-    ("densenet121", None),
-    ("googlenet", None),
-    ("resnext50_32x4d", "volumetric"),
-    ("lraspp_mobilenet_v3_large", "volumetric"),
-    ("convnext_tiny", None),
-    ("timm/nf_resnet26", None),
-    ("timm/resnetblur18", None),
-    ("timm/deit_tiny_patch16_224", "tubelet"),
+    ("timm/convnext_atto", None),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (
+            ("densenet121", None),
+            ("googlenet", None),
+            ("resnext50_32x4d", "volumetric"),
+            ("lraspp_mobilenet_v3_large", "volumetric"),
+            ("convnext_tiny", None),
+            ("timm/nf_resnet26", None),
+            ("timm/resnetblur18", None),
+            ("timm/deit_tiny_patch16_224", "tubelet"),
+        )
+    ),
 )
 
 
@@ -131,6 +137,7 @@ def test_a_wrong_tap_is_seen() -> None:
     assert difference(network, form, torch.randn(2, 3, 6, 16, 16).double()) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "groups"), [(3, 8), (5, 1)])
 def test_shares_export_with_any_number_of_frames(kernel: int, groups: int, tmp_path: Path) -> None:
     network = use_all_taps(small(kernel, 1, 8, groups, "center").float())
@@ -138,6 +145,7 @@ def test_shares_export_with_any_number_of_frames(kernel: int, groups: int, tmp_p
     assert export_onnx(network, tmp_path / "net.onnx", optimize=True).shape[2:] == ("frames", "height", "width")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuned", [False, True])
 def test_it_exports_with_any_batch_frames_and_size(tuned: bool, tmp_path: Path) -> None:
     network = inflate_loaded(*Source("resnet18", "random", size=64).load())
@@ -160,6 +168,7 @@ def test_optimize_is_the_same_function() -> None:
     assert difference(network, form, torch.randn(2, 3, 16, 64, 64)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "lengths"), [("uniform", range(2, 14)), ("resnet", (16, 33, 49, 81))])
 def test_minimal_filtering_exports_with_any_number_of_tiles(
     recipe: str, lengths: Iterable[int], tmp_path: Path
@@ -173,7 +182,9 @@ def test_minimal_filtering_exports_with_any_number_of_tiles(
             assert relative_error(network(clip), runtime(clip)[0]) <= 1e-5, frames
 
 
-@pytest.mark.parametrize("name", ["resnet18", "googlenet", "resnext50_32x4d"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in ("googlenet", "resnext50_32x4d"))]
+)
 @pytest.mark.parametrize("frames", [1, 5])
 def test_halves_of_the_frames_are_the_whole(name: str, frames: int) -> None:
     """The layers that stack frames at full size are computed in two parts, of which the first may be empty."""

@@ -27,38 +27,44 @@ from i3dconvert.verification import Settings, verify_file
 from i3dconvert.weights import State, read_state
 from tests.frameworks.harness import quiet_build, strangers
 
+
+def outside(*row: Any) -> Any:
+    """A row that needs the framework itself."""
+    return pytest.param(*row, marks=pytest.mark.outside)
+
+
 INSTALLED = (
-    ("resnet50", "pytorchvideo", 8, 224),
+    outside("resnet50", "pytorchvideo", 8, 224),
     pytest.param("resnet50", "pytorchvideo:c2d_r50", 8, 224, marks=pytest.mark.sweep),
     pytest.param("resnet50", "pytorchvideo:i3d_r50", 8, 224, marks=pytest.mark.sweep),
-    ("resnet18", "monai", 16, 64),
+    outside("resnet18", "monai", 16, 64),
     pytest.param("resnet50", "monai", 16, 64, marks=pytest.mark.sweep),
-    ("resnet18", "monai:resnet_stride1", 16, 32),
-    ("densenet121", "monai", 32, 64),
+    outside("resnet18", "monai:resnet_stride1", 16, 32),
+    outside("densenet121", "monai", 32, 64),
     ("resnet18", "torchvision-video", 8, 64),
-    ("resnet18", "torchvision-video:mc3_18", 8, 64),
-    ("resnet18", "torchvision-video:r2plus1d_18", 8, 64),
+    pytest.param("resnet18", "torchvision-video:mc3_18", 8, 64, marks=pytest.mark.slow),
+    pytest.param("resnet18", "torchvision-video:r2plus1d_18", 8, 64, marks=pytest.mark.slow),
     pytest.param("swin_t", "torchvision-video:swin3d_t", 8, 224, marks=pytest.mark.sweep),
     pytest.param("swin_t", "torchvision-video:swin3d_t", 32, 224, marks=pytest.mark.sweep),
     pytest.param("swin_s", "torchvision-video:swin3d_s", 8, 224, marks=pytest.mark.sweep),
     pytest.param("swin_b", "torchvision-video:swin3d_b", 8, 224, marks=pytest.mark.sweep),
     pytest.param("timm/vit_tiny_patch16_224", "transformers", 16, 224, marks=pytest.mark.sweep),
     pytest.param("timm/deit_small_patch16_224", "transformers", 16, 224, marks=pytest.mark.sweep),
-    ("timm/resnet18", "timm-3d", 32, 32),
-    ("timm/densenet121", "timm-3d", 32, 64),
-    ("timm/convnext_atto", "timm-3d", 32, 32),
-    ("timm/efficientnet_b0", "timm-3d", 32, 32),
+    outside("timm/resnet18", "timm-3d", 32, 32),
+    outside("timm/densenet121", "timm-3d", 32, 64),
+    outside("timm/convnext_atto", "timm-3d", 32, 32),
+    outside("timm/efficientnet_b0", "timm-3d", 32, 32),
     pytest.param("densenet161", "monai", 32, 64, marks=pytest.mark.sweep),
-    ("resnet50", "slowfast", 8, 224),
-    ("resnet50", "slowfast:c2d", 8, 224),
-    ("resnet101", "slowfast:i3d", 8, 224),
-    ("resnet50", "mmaction2", 8, 64),
-    ("resnet50", "mmaction2:i3d", 8, 64),
-    ("resnet34", "3d-resnets", 16, 64),
-    ("googlenet", "pytorch-i3d", 16, 224),
-    ("resnet50", "i3resnet", 16, 64),
-    ("resnet50", "i3resnet:conv_class", 16, 64),
-    ("densenet121", "i3resnet:i3densenet", 16, 224),
+    outside("resnet50", "slowfast", 8, 224),
+    outside("resnet50", "slowfast:c2d", 8, 224),
+    outside("resnet101", "slowfast:i3d", 8, 224),
+    outside("resnet50", "mmaction2", 8, 64),
+    outside("resnet50", "mmaction2:i3d", 8, 64),
+    outside("resnet34", "3d-resnets", 16, 64),
+    outside("googlenet", "pytorch-i3d", 16, 224),
+    outside("resnet50", "i3resnet", 16, 64),
+    outside("resnet50", "i3resnet:conv_class", 16, 64),
+    outside("densenet121", "i3resnet:i3densenet", 16, 224),
 )
 """The frameworks that are in no package index are tested where their sources are on PYTHONPATH."""
 
@@ -97,25 +103,25 @@ def test_names_read_both_ways(name: str) -> None:
 @pytest.mark.parametrize(
     ("backbone", "layout", "given", "shape"),
     [
-        ("resnet50", "pytorchvideo:slow_r50", "pytorchvideo", (8, 224, 224)),
+        outside("resnet50", "pytorchvideo:slow_r50", "pytorchvideo", (8, 224, 224)),
         pytest.param("resnet50", "pytorchvideo:i3d_r50", "pytorchvideo", (8, 224, 224), marks=pytest.mark.sweep),
-        ("resnet18", "torchvision-video:r3d_18", "torchvision-video", (8, 64, 64)),
-        ("resnet18", "torchvision-video:mc3_18", "torchvision-video", (8, 64, 64)),
+        pytest.param("resnet18", "torchvision-video:r3d_18", "torchvision-video", (8, 32, 32)),
+        pytest.param("resnet18", "torchvision-video:mc3_18", "torchvision-video", (8, 64, 64), marks=pytest.mark.slow),
         pytest.param(
             "swin_t", "torchvision-video:swin3d_t", "torchvision-video", (32, 224, 224), marks=pytest.mark.sweep
         ),
-        ("resnet18", "monai:resnet", "monai:resnet", (16, 64, 64)),
-        ("resnet18", "monai:resnet_stride1", "monai:resnet_stride1", (16, 32, 32)),
-        ("densenet121", "monai:densenet", "monai", (32, 64, 64)),
-        ("timm/resnet18", "timm-3d:timm", "timm-3d:resnet18", (32, 32, 32)),
-        ("resnet50", "slowfast:slow", "slowfast:slow", (8, 224, 224)),
-        ("resnet50", "slowfast:i3d", "slowfast:i3d", (8, 224, 224)),
-        ("resnet50", "mmaction2:slowonly", "mmaction2:slowonly", (8, 64, 64)),
-        ("resnet50", "mmaction2:i3d", "mmaction2:i3d", (16, 64, 64)),
-        ("resnet50", "i3resnet:i3resnet", "i3resnet", (16, 64, 64)),
-        ("resnet50", "i3resnet:conv_class", "i3resnet:conv_class", (16, 64, 64)),
-        ("resnet34", "3d-resnets:resnet", "3d-resnets", (16, 64, 64)),
-        ("googlenet", "pytorch-i3d:InceptionI3d", "pytorch-i3d", (24, 224, 224)),
+        outside("resnet18", "monai:resnet", "monai:resnet", (16, 64, 64)),
+        outside("resnet18", "monai:resnet_stride1", "monai:resnet_stride1", (16, 32, 32)),
+        outside("densenet121", "monai:densenet", "monai", (32, 64, 64)),
+        outside("timm/resnet18", "timm-3d:timm", "timm-3d:resnet18", (32, 32, 32)),
+        outside("resnet50", "slowfast:slow", "slowfast:slow", (8, 224, 224)),
+        outside("resnet50", "slowfast:i3d", "slowfast:i3d", (8, 224, 224)),
+        outside("resnet50", "mmaction2:slowonly", "mmaction2:slowonly", (8, 64, 64)),
+        outside("resnet50", "mmaction2:i3d", "mmaction2:i3d", (16, 64, 64)),
+        outside("resnet50", "i3resnet:i3resnet", "i3resnet", (16, 64, 64)),
+        outside("resnet50", "i3resnet:conv_class", "i3resnet:conv_class", (16, 64, 64)),
+        outside("resnet34", "3d-resnets:resnet", "3d-resnets", (16, 64, 64)),
+        outside("googlenet", "pytorch-i3d:InceptionI3d", "pytorch-i3d", (24, 224, 224)),
     ],
 )
 def test_a_frameworks_own_checkpoint_computes_the_same_here(
@@ -133,6 +139,7 @@ def test_a_frameworks_own_checkpoint_computes_the_same_here(
         assert relative_error(network(clip), ours(clip)) <= 1e-12
 
 
+@pytest.mark.slow
 def test_another_networks_recipe_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "net.pyth"
 
@@ -166,6 +173,7 @@ def test_a_swapped_tensor_in_a_frameworks_file_is_caught(tmp_path: Path) -> None
     assert {"integrity", "weight identity", "forward equality of torchvision-video's r3d_18"} <= failed
 
 
+@pytest.mark.outside
 def test_what_verify_can_not_do_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "net.pyth"
     inflate_to_file(Source("resnet50", weights="random", size=32), path, Manner(layout="slowfast"))
@@ -219,6 +227,7 @@ def _as_volumetric(model: nn.Module) -> State:
     return known.state(known.targets[0], dict(inflation.state(model.state_dict())))
 
 
+@pytest.mark.outside
 def test_from_layout_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     network = strangers("monai:resnet", "resnet18", Path("theirs.pth"))

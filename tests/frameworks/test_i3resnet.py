@@ -58,7 +58,9 @@ def scores(network: nn.Module) -> Tensor:
         return found
 
 
-@pytest.mark.parametrize("prefix", ["", "i3_resnet.", WITHIN])
+@pytest.mark.parametrize(
+    "prefix", [*(pytest.param(prefix, marks=pytest.mark.slow) for prefix in ("", "i3_resnet.")), WITHIN]
+)
 def test_a_file_without_a_head_is_the_network_that_it_is_of(prefix: str, trained: Network3d, tmp_path: Path) -> None:
     path = tmp_path / "encoder.pt"
     state = {f"{prefix}{key}": tensor for key, tensor in trained.state_dict().items()}
@@ -84,6 +86,7 @@ def heads(trained: Network3d, **shapes: int) -> State:
     return state
 
 
+@pytest.mark.slow
 def test_either_head_of_merlin_is_a_network(trained: Network3d, tmp_path: Path) -> None:
     state = heads(trained, classifier=11, contrastive_head=5)
     torch.save(state, tmp_path / "merlin.pt")
@@ -134,6 +137,7 @@ def test_a_cut_off_file_ends_in_one_line(trained: Network3d, tmp_path: Path, run
     assert "Traceback" not in result.err
 
 
+@pytest.mark.slow
 def test_the_densenets_classifier_is_the_mean_over_the_frames_left(tmp_path: Path) -> None:
     path = tmp_path / "dense.pth"
     inflate_to_file(Source("densenet121", weights="random", size=64), path, Manner(layout="i3resnet"))
@@ -171,6 +175,7 @@ def test_how_far_kernels_have_left_their_inflated_state() -> None:
     assert abs(away["layer1.0.conv1"] - (42 / 9 / 10) ** 0.5) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_column_is_shown(tmp_path: Path, run: Run, trained: Network3d) -> None:
     torch.save(trained.state_dict(), tmp_path / "theirs.pt")
     shown = run("inspect", "theirs.pt", "--from-layout", "i3resnet").out

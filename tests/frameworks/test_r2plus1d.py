@@ -43,6 +43,7 @@ def test_the_stem_goes_through_a_relu_for_every_image() -> None:
     assert relative_error(F.conv2d(image, kernels.detach().double()), found) <= 1e-6
 
 
+@pytest.mark.slow
 def test_r2plus1d_is_for_its_network_alone(tmp_path: Path) -> None:
     path, layout = tmp_path / "net.pth", "torchvision-video:r2plus1d_18"
 

@@ -36,6 +36,7 @@ def test_names_and_shapes_of_3d_resnets() -> None:
     assert shapes("3d-resnets", "resnet18") == wanted
 
 
+@pytest.mark.slow
 def test_medicalnet(tmp_path: Path) -> None:
     path, layout = tmp_path / "net.pth", "3d-resnets:medicalnet"
     with pytest.raises(LayoutError, match="--no-head"):

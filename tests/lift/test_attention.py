@@ -134,7 +134,12 @@ def features(network: Network3d, clip: Tensor) -> Tensor:
     return keeping.kept
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+SMALL = {name for name in NETWORKS if name.startswith(("vit", "deit", "beit", "eva", "cait", "swin_tiny", "xcit"))}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+)
 def test_equal_on_a_still_clip_and_seeing_every_frame_of_a_moving_one(name: str) -> None:
     model, size = build(name)
     network = inflate(model, STILL, size=size)
@@ -327,6 +332,7 @@ def test_files_say_so_and_older_ones_stay_as_they_are(tmp_path: Path) -> None:
     assert rules == preset("joint")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "span"), [("vit_tiny_patch16_224", "span:2"), ("swin_tiny_patch4_window7_224", "all")]
 )
@@ -392,6 +398,7 @@ def test_a_time_embedding_goes_behind_a_layer_with_weights() -> None:
     assert report.passed, report.reason
 
 
+@pytest.mark.slow
 def test_groups_that_no_clip_for_tracing_has_two_of_are_refused_unless_static(tmp_path: Path) -> None:
     model, size = build("vit_tiny_patch16_224")
     network = inflate(model, Recipe("long", (Rule(kind="attention", span=129),)), size=size)

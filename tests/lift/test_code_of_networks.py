@@ -211,6 +211,7 @@ def test_a_tie_that_the_recipe_ends() -> None:
     assert verify(model, network, PROOF).passed
 
 
+@pytest.mark.slow
 def test_a_detector_is_refused_and_its_backbone_named() -> None:
     from torchvision.models.detection import retinanet_resnet50_fpn
 

@@ -133,6 +133,7 @@ def test_transformers_video_network_computes_the_same_on_moving_clips() -> None:
         assert relative_error(expected, network(moving(16))) > 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [2, 8, 12, 16, 96])
 def test_transformers_own_files_are_read(frames: int, tmp_path: Path) -> None:
     """`facebook/timesformer-base-finetuned-k400` is for 8 frames."""
@@ -161,6 +162,7 @@ def test_transformers_own_files_are_read(frames: int, tmp_path: Path) -> None:
         assert relative_error(theirs(clip.transpose(1, 2)).logits, ours(clip)) <= 1e-5
 
 
+@pytest.mark.slow
 def test_files_of_it_are_read_to_the_bit_and_exported(tmp_path: Path) -> None:
     model = vit()
     network = trained(inflate(model, "divided", size=SIZE, time_embedding="zeros"))
@@ -234,6 +236,7 @@ def test_rules() -> None:
     assert {row.operation for row in describe(within)[1:]} == {"Attention (one frame)"}
 
 
+@pytest.mark.slow
 def test_a_folder_that_transformers_loads(run: Run, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     folder = tmp_path / "timesformer"

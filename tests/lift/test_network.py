@@ -110,7 +110,16 @@ def test_batch_norm_keeps_its_settings() -> None:
     assert (lifted.eps, lifted.momentum, lifted.affine) == (0.1, None, False)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "googlenet", "convnext_tiny", "efficientnet_b0", "densenet121"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("googlenet", "convnext_tiny", "efficientnet_b0", "densenet121")
+        ),
+    ],
+)
 def test_convolutions_with_dense_taps_see_other_frames_and_their_order(name: str) -> None:
     """As inflated, no middle tap sees another frame; with `mean` each does, but for frames alone (`c2d`)."""
     model, _ = Source(name, "random", size=64).load()

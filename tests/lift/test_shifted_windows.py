@@ -59,7 +59,9 @@ def test_torchvisions_video_network_computes_the_same_on_moving_clips(frames: in
         assert relative_error(theirs(moving(frames)), ours(moving(frames))) <= 1e-12
 
 
-@pytest.mark.parametrize("name", ["torchvision", "timm", "transformers"])
+@pytest.mark.parametrize(
+    "name", ["torchvision", *(pytest.param(name, marks=pytest.mark.slow) for name in ("timm", "transformers"))]
+)
 def test_equal_on_a_still_clip(name: str) -> None:
     model = images()
     if name == "timm":
@@ -100,6 +102,7 @@ def test_what_the_recipe_says_is_what_it_computes(field: str) -> None:
     assert (one_group <= 1e-12) == (field == "shift")
 
 
+@pytest.mark.slow
 def test_written_read_and_exported(tmp_path: Path) -> None:
     path = tmp_path / "swin.safetensors"
     model = images()

@@ -95,7 +95,13 @@ def test_a_preset_that_does_not_fit_is_refused(name: str, recipe: str) -> None:
         lifted(name, recipe)
 
 
-@pytest.mark.parametrize("name", ["vit_b_32", "timm/deit_tiny_patch16_224", "timm/swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm/deit_tiny_patch16_224",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("vit_b_32", "timm/swin_tiny_patch4_window7_224")),
+    ],
+)
 def test_tubelets_take_two_frames_and_start_from_the_central_one(name: str) -> None:
     model, origin = Source(name, "random").load()
     network = inflate_loaded(model, origin, Manner("tubelet"))

@@ -60,6 +60,7 @@ def opened(driver: Chrome, path: Path, text: str, scheme: str = "light") -> str:
     return str(driver.find_element(By.TAG_NAME, "body").text)
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_opens_from_disk_with_its_verdict_and_without_a_word_on_the_console(
     browser: Chrome, subject: Subject, tmp_path: Path
@@ -89,6 +90,7 @@ def brightness(colour: str) -> float:
     return sum(channels) / 3
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_hostile_name_stays_text(browser: Chrome, subject: Subject, tmp_path: Path) -> None:
     assert subject.report is not None
@@ -119,6 +121,7 @@ def test_a_hostile_name_stays_text(browser: Chrome, subject: Subject, tmp_path: 
     assert console(browser) == []
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_failure_comes_first_and_a_missing_proof_is_no_failure(
     browser: Chrome, subject: Subject, tmp_path: Path
@@ -188,6 +191,7 @@ def test_commands_write_it_or_leave_nothing(run: Run, checkpoint: Path) -> None:
     assert run("report", "bench.json").code == 2
 
 
+@pytest.mark.slow
 def test_report_of_an_export_beside_a_changed_checkpoint(run: Run, subject: Subject) -> None:
     network = i3dconvert.load(subject.path)
     export_onnx(network, "net.onnx")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import Run
 
-pytestmark = pytest.mark.sweep
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from i3dconvert.recipes import PRESETS
 from i3dconvert.verification import Settings, verify_file
 from i3dconvert.weights import digest
 
-NETWORKS = ("resnet50", "densenet121")
+NETWORKS = ("resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet50", "densenet121")))
 SIZE = 64
 QUICK = Settings(frames=8, size=SIZE, dtypes=(torch.float64,))
 

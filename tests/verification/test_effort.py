@@ -71,6 +71,7 @@ def test_the_meter_leaves_no_hook_behind() -> None:
     assert not any(module._forward_hooks for module in network.modules())
 
 
+@pytest.mark.slow
 def test_pictures_in_batches_are_the_pictures(run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 

@@ -17,7 +17,10 @@ from i3dconvert.export.seal import SEAL
 from i3dconvert.inflation import inflate_loaded
 from i3dconvert.verification import Settings, verify_file
 
-NETWORKS = ("resnet50", "densenet121")
+NETWORKS = (
+    "squeezenet1_1",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet50", "densenet121")),
+)
 QUICK = Settings(frames=4, size=32)
 
 Array = numpy.ndarray
@@ -119,6 +122,7 @@ def test_a_file_without_a_seal_is_refused(sound: Path) -> None:
         verify_file(path, QUICK)
 
 
+@pytest.mark.slow
 def test_tensors_beside_the_graph_are_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporter, "_EXTERNAL_BYTES", 0)
     network = inflate_loaded(*Source("resnet18", "random", size=32).load())

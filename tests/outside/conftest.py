@@ -1,0 +1,16 @@
+"""Networks and trainers of other packages: the extra `outside`."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+PACKAGES = ("monai", "segmentation_models_pytorch", "torchxrayvision", "transformers")
+collect_ignore_glob = [] if all(map(find_spec, PACKAGES)) else ["test_*.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.outside)
