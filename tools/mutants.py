@@ -46,7 +46,10 @@ ROOMS = {
     "weights": ("verification/weights.py",),
 }
 SECONDS = 60
-HEAVY = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "hypothesis", "pytest", "numpy", "PIL.Image")
+HEAVY = (
+    *("torch", "torchvision", "timm", "timm.data", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "transformers"),
+    *("av", "hypothesis", "numpy", "PIL.Image", "pytest", "skimage.data", "typer.testing", "selenium.webdriver"),
+)
 """Imported once; each mutant runs in a fork of the process that has them."""
 _WITH_ARGUMENTS = ("core/VariableReplacer", "core/VariableInserter")
 
@@ -145,18 +148,31 @@ class Tests:
         found: dict[int, list[str]] = self._data.contexts_by_lineno(str(self._root / file))
         return found
 
-    def of(self, mutant: Mutant) -> list[str]:
-        """The tests to run, fastest first; of a line that is executed at import, those of the whole file."""
+    def of(self, mutant: Mutant) -> list[list[str]]:
+        """The tests to run, file by file: those beside the module first, then the fastest.
+
+        Of a line that is executed when the module is imported, those that execute any line of the module.
+        """
         by_line = self._contexts(mutant.file)
         lines = [by_line.get(mutant.line, [])]
         if not any(lines[0]):
             lines = list(by_line.values())
         names = {context.rpartition("|")[0] for contexts in lines for context in contexts if context}
-        return sorted(names & self.seconds.keys(), key=lambda name: (self.seconds[name], name))
+        module = Path(mutant.file).relative_to("i3dconvert")
+        room = module.parts[0].removesuffix(".py")
+
+        by_file: dict[str, list[str]] = defaultdict(list)
+        for name in sorted(names & self.seconds.keys(), key=lambda name: (self.seconds[name], name)):
+            by_file[name.partition("::")[0]].append(name)
+
+        def order(file: str) -> tuple[bool, bool, float]:
+            return (module.stem not in file, f"/{room}" not in file, self.seconds[by_file[file][0]])
+
+        return [by_file[file] for file in sorted(by_file, key=order)]
 
 
-def _run(tree: Path, tests: list[str]) -> None:
-    """Run `tests` in this process, which is a fork, and end it with pytest's exit code."""
+def _run(tree: Path, tests: list[list[str]]) -> None:
+    """Run `tests` in this process, which is a fork, until one fails, and end it."""
     os.setsid()
     os.chdir(tree)
     sys.path.insert(0, str(tree))
@@ -164,11 +180,18 @@ def _run(tree: Path, tests: list[str]) -> None:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     sys.modules["torch"].set_num_threads(1)
-    code = sys.modules["pytest"].main(["-x", "-q", "-p", "no:cacheprovider", "-m", "", *tests])
-    os._exit(int(code))
+    hypothesis = sys.modules["hypothesis"]  # a failure is enough; to find the smallest one takes longer than all tests
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    hypothesis.settings.register_profile("mutants", phases=phases, database=None)
+    hypothesis.settings.load_profile("mutants")
+    run = sys.modules["pytest"].main
+    for names in tests:
+        if run(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:cov", "-p", "no:xdist", "-m", "", *names]):
+            os._exit(1)
+    os._exit(0)
 
 
-def _result(tree: Path, mutant: Mutant, tests: list[str]) -> str:
+def _result(tree: Path, mutant: Mutant, tests: list[list[str]], seconds: float) -> str:
     """`caught`, `survived`, `timed out`, or `no test`."""
     if not tests:
         return "no test"
@@ -178,7 +201,7 @@ def _result(tree: Path, mutant: Mutant, tests: list[str]) -> str:
         pid = os.fork()
         if pid == 0:
             _run(tree, tests)
-        until = time.monotonic() + SECONDS
+        until = time.monotonic() + seconds
         while time.monotonic() < until:
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
@@ -191,7 +214,7 @@ def _result(tree: Path, mutant: Mutant, tests: list[str]) -> str:
         (tree / mutant.file).write_text(original)
 
 
-def _work(tree: Path, jobs: Any, results: Any) -> None:
+def _work(tree: Path, seconds: float, jobs: Any, results: Any) -> None:
     """A worker, with a copy of the tree of its own."""
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
@@ -201,7 +224,7 @@ def _work(tree: Path, jobs: Any, results: Any) -> None:
     for name in HEAVY:
         importlib.import_module(name)
     for index, mutant, tests in iter(jobs.get, None):
-        results.put((index, _result(tree, mutant, tests)))
+        results.put((index, _result(tree, mutant, tests, seconds)))
 
 
 def _copy(root: Path, tree: Path) -> None:
@@ -219,7 +242,7 @@ def _copy(root: Path, tree: Path) -> None:
             shutil.copy(root / name, tree / name)
 
 
-def run(root: Path, jobs: list[tuple[Mutant, list[str]]], workers: int) -> list[str]:
+def run(root: Path, jobs: list[tuple[Mutant, list[list[str]]]], workers: int, seconds: float) -> list[str]:
     """What became of each mutant."""
     context = multiprocessing.get_context("spawn")
     queue, answers = context.Queue(), context.Queue()
@@ -230,7 +253,7 @@ def run(root: Path, jobs: list[tuple[Mutant, list[str]]], workers: int) -> list[
         queue.put((index, mutant, tests))
     for _ in trees:
         queue.put(None)
-    processes = [context.Process(target=_work, args=(tree, queue, answers)) for tree in trees]
+    processes = [context.Process(target=_work, args=(tree, seconds, queue, answers)) for tree in trees]
     for process in processes:
         process.start()
     results = [""] * len(jobs)
@@ -268,6 +291,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=300, help="number of mutants")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="time for each mutant; more counts as timed out")
     parser.add_argument("--measured", action="store_true", help="use the coverage that the last run measured")
     parser.add_argument("--coverage", type=Path, default=BUILD / "coverage")
     parser.add_argument("--durations", type=Path, default=BUILD / "tests.xml")
@@ -285,9 +309,9 @@ def main() -> None:
         chosen = [mutant for mutant in chosen if _shown(mutant, root) not in caught]
     same = [mutant for mutant in chosen if (mutant.file, *mutant.change(root)) in listed]
     jobs = [(mutant, tests.of(mutant)) for mutant in chosen if mutant not in same]
-    results = run(root, jobs, options.workers)
+    results = run(root, jobs, options.workers, options.seconds)
     rows = [
-        {"shown": _shown(mutant, root), "operator": mutant.operator, "result": result, "tests": len(names)}
+        {"shown": _shown(mutant, root), "operator": mutant.operator, "result": result, "tests": sum(map(len, names))}
         for (mutant, names), result in zip(jobs, results, strict=True)
     ]
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,94 @@
+"""What a file says of itself: its schema, its seal, and what is refused of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from i3dconvert.checkpoint.document import SCHEMA, Document
+from i3dconvert.errors import CheckpointError
+from i3dconvert.kernels import Style
+from i3dconvert.lift.inflation import Inflation
+from i3dconvert.recipes import PRESETS, Recipe, Rule
+
+WHERE = Path("net.safetensors")
+DOCUMENT = Document(
+    Inflation(PRESETS["uniform"], Style("mean").checked(), input=(1, 20, 30), minimum_frames=3), None, "ab"
+)
+
+
+def changed(**values: Any) -> str:
+    return json.dumps(json.loads(DOCUMENT.dumps()) | values)
+
+
+def test_it_comes_back_as_it_was() -> None:
+    again = Document.loads(DOCUMENT.dumps(), WHERE)
+    assert again == DOCUMENT
+    assert again.intact
+    assert (again.schema, again.is_ours, again.target) == (1, True, None)
+    assert again.stored({}) == (again.inflation, {})
+    tuned = replace(DOCUMENT, finetuned=True)
+    assert Document.loads(tuned.dumps(), WHERE).finetuned
+
+
+@pytest.mark.parametrize(
+    ("recipe", "time_embedding", "schema"),
+    [
+        (PRESETS["uniform"], "none", 1),
+        (PRESETS["joint"], "none", 2),
+        (Recipe("r", (Rule(kernel=3), Rule(kind="attention", span=1))), "none", 2),
+        (PRESETS["uniform"], "zeros", 2),
+        (PRESETS["uniform"], "sinusoidal-learned", 2),
+    ],
+)
+def test_the_schema_is_the_oldest_that_says_all(recipe: Recipe, time_embedding: str, schema: int) -> None:
+    style = replace(DOCUMENT.inflation.style, time_embedding=time_embedding)
+    document = replace(DOCUMENT, inflation=replace(DOCUMENT.inflation, recipe=recipe, style=style))
+    written = json.loads(document.dumps())
+    assert written["schema"] == document.schema == schema
+    assert ("time_embedding" in written) == (time_embedding != "none")
+    assert Document.loads(document.dumps(), WHERE) == document
+
+
+@pytest.mark.parametrize("seal", ["0" * 64, "f" * 64])
+def test_another_seal_is_seen(seal: str) -> None:
+    assert not Document.loads(changed(seal=seal), WHERE).intact
+
+
+@pytest.mark.parametrize(
+    "values", [{"init": "center"}, {"minimum_frames": 4}, {"input": [3, 20, 30]}, {"finetuned": True}, {"version": "9"}]
+)
+def test_a_change_breaks_the_seal(values: dict[str, Any]) -> None:
+    assert not Document.loads(changed(**values), WHERE).intact
+
+
+def test_the_hash_of_the_tensors_has_a_check_of_its_own() -> None:
+    assert Document.loads(changed(sha256="cd"), WHERE) == replace(DOCUMENT, sha256="cd")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"schema": SCHEMA + 1}, "newer i3dconvert .schema 3"),
+        ({"schema": "1"}, "newer i3dconvert"),
+        ({"schema": None}, "newer i3dconvert"),
+        ({"input": [3, 20]}, "damaged i3dconvert metadata .ValueError"),
+        ({"minimum_frames": "three"}, "damaged i3dconvert metadata .ValueError"),
+        ({"recipe": 3}, "recipe: expected a table"),
+        ({"init": "median"}, "no init 'median'"),
+    ],
+)
+def test_what_can_not_be_read_is_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(Exception, match=said) as raised:
+        Document.loads(changed(**values), WHERE)
+    assert type(raised.value).__module__ == "i3dconvert.errors"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "3"])
+def test_text_that_is_no_document(text: str) -> None:
+    with pytest.raises(CheckpointError, match=r"net\.safetensors has damaged i3dconvert metadata"):
+        Document.loads(text, WHERE)
