@@ -38,11 +38,11 @@ from i3dconvert.backbones import Backbone
 from i3dconvert.comparison.forward import check_outputs, evaluating, outputs
 from i3dconvert.errors import I3DError, RecipeError, VerificationError
 from i3dconvert.kernels import Style
+from i3dconvert.lift import reading
 from i3dconvert.lift.attention.found import attentions
 from i3dconvert.lift.canonical import canonical
 from i3dconvert.lift.counterparts import is_layer
 from i3dconvert.lift.network import Network3d, fill, plan
-from i3dconvert.lift.trace import trace
 from i3dconvert.recipes import Recipe, default_recipe, parse_rule, preset
 from i3dconvert.verification import TOLERANCES, Report, Settings, verify
 from i3dconvert.weights import randomise
@@ -84,7 +84,7 @@ def measure(name: str, init: str, whole_below: float, recipe: str) -> dict[str, 
 def count_attentions(name: str) -> dict[str, object]:
     """The softmax attentions of `name`, and how many of them can see other frames if a recipe says so."""
     backbone, model = whole_or_fewer_blocks(name, TOO_LARGE)
-    found = attentions(canonical(trace(model, is_layer, own_shape(backbone, model))))
+    found = attentions(canonical(reading.read(model, is_layer, own_shape(backbone, model))))
     refused = [attention.refusal for attention in found if attention.refusal]
     return {"attentions": len(found), "can attend": len(found) - len(refused), "refusals": sorted({*refused})}
 

@@ -6,7 +6,7 @@ from torch import Tensor, fx, nn
 
 from i3dconvert.errors import BackboneError, LiftError
 from i3dconvert.lift.counterparts import is_layer
-from i3dconvert.lift.trace import trace
+from i3dconvert.lift.reading import read
 
 _SIZE = 224
 """Pixels of a side at which the maps are still wider than what a pool leaves of them."""
@@ -19,7 +19,7 @@ def feature_maps(model: nn.Module, head: str, channels: int) -> nn.Module:
     """
     name = type(model).__name__
     try:
-        network = fx.GraphModule(model, trace(model, is_layer, (channels, _SIZE, _SIZE)).graph, class_name=name)
+        network = fx.GraphModule(model, read(model, is_layer, (channels, _SIZE, _SIZE)).graph, class_name=name)
     except LiftError as error:
         raise BackboneError(f"no feature maps can be told of {name}: {error}") from None
     graph = network.graph

@@ -7,6 +7,7 @@ form is for inference: its weights are constants.
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections import Counter
 from collections.abc import Callable
@@ -54,7 +55,10 @@ def optimize(network: Network3d) -> fx.GraphModule:
 
     For inference: its weights are constants, apart from the network's own where a layer is rewritten.
     """
-    form: fx.GraphModule = frames_form(network).to(memory_format=torch.channels_last)
+    form = copy.deepcopy(frames_form(network))  # layers that stay as they are have the network's own tensors
+    for parameter in (*form.parameters(), *form.buffers()):
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return form
 
 
@@ -183,6 +187,7 @@ class _Frames:
             if key not in self.counted:
                 self.counted[key] = self.graph.call_function(windows, key)
             after = self.counted[key]
+        name = name if name not in self.modules else f"{name}_{node.name}"  # a layer that is called twice
         self.modules[name], self.lengths[node] = module, after
         if not isinstance(module, MinimalConv):
             return self.graph.call_module(name, (frames, self.clips, before, after))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from i3dconvert.lift import layout
-from i3dconvert.lift.trace import Traced
+from i3dconvert.lift.reading import Reading
 
 _POOLS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "max_pool2d": (nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")),
@@ -21,9 +21,13 @@ _POOLS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
 
 
 _PADS = (nn.ZeroPad2d, nn.ConstantPad2d)
+_CONVOLUTIONS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
+    "conv2d": (nn.Conv2d, ("stride", "padding", "dilation", "groups")),
+    "conv_transpose2d": (nn.ConvTranspose2d, ("stride", "padding", "output_padding", "groups", "dilation")),
+}
 
 
-def canonical(traced: Traced) -> Traced:
+def canonical(traced: Reading) -> Reading:
     """Pooling functions become modules, so that recipes reach them by name; axes of images are counted as of clips;
     matrix products spelt by letters are products of matrices."""
     for node in list(traced.graph.nodes):
@@ -31,6 +35,8 @@ def canonical(traced: Traced) -> Traced:
             _use_matmul(node)
         if node.op == "call_function" and layout.operation(node) in _POOLS:
             _use_module(traced, node)
+        if node.op == "call_function" and layout.operation(node) in _CONVOLUTIONS:
+            _use_convolution(traced, node)
         if layout.operation(node) in layout.REDUCTIONS:
             _count_axes_as_of_clips(node)
         if node.op == "call_module" and isinstance(pad := traced.root.get_submodule(str(node.target)), _PADS):
@@ -51,15 +57,57 @@ def leaves(value: Any) -> list[Any]:
     return found
 
 
-def _use_module(traced: Traced, node: fx.Node) -> None:
+def _use_module(traced: Reading, node: fx.Node) -> None:
     cls, names = _POOLS[layout.operation(node)]
     arguments = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
     image = node.args[0] if node.args else arguments.pop("input")
     if any(isinstance(value, fx.Node) for value in leaves(arguments)):
         return
     target = function_name(node)
+    while _has_module(traced.root, target):
+        target += "_function"
     traced.root.set_submodule(target, cls(**arguments))
     node.op, node.target, node.args, node.kwargs = "call_module", target, (image,), {}
+
+
+def _has_module(root: nn.Module, name: str) -> bool:
+    return any(name == known for known, _ in root.named_modules())
+
+
+def _use_convolution(traced: Reading, node: fx.Node) -> None:
+    """`F.conv2d(x, self.weight, …)` → the layer that holds the kernel, if it holds no other tensors."""
+    cls, names = _CONVOLUTIONS[layout.operation(node)]
+    given = dict(zip(("input", "weight", "bias", *names), node.args, strict=False)) | dict(node.kwargs)
+    image, kernel, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
+    owner, _, last = str(getattr(kernel, "target", "")).rpartition(".")
+    ours = (kernel, bias) if isinstance(bias, fx.Node) else (kernel,)
+    if not owner or last != "weight" or any(not isinstance(n, fx.Node) or n.op != "get_attr" for n in ours):
+        return
+    if isinstance(bias, fx.Node) and bias.target != f"{owner}.bias":
+        return
+    module = traced.root.get_submodule(owner)
+    held = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    if not held <= {"weight", "bias"} or any(isinstance(value, fx.Node) for value in leaves(given)):
+        return
+    assert isinstance(kernel, fx.Node)
+    layer = _layer(cls, kernel.meta["value"], given, bias is not None)
+    called = any(n.op == "call_module" and n.target == owner for n in node.graph.nodes)
+    if called and repr(module) != repr(layer):
+        return  # it is called in another way too
+    for name, parameter in module.named_parameters():
+        if name in held & {name for name, _ in layer.named_parameters()}:
+            setattr(layer, name, parameter)
+    if "bias" in held and bias is None:
+        return
+    traced.root.set_submodule(owner, layer)
+    node.op, node.target, node.args, node.kwargs = "call_module", owner, (image,), {}
+
+
+def _layer(cls: type[nn.Module], kernel: Tensor, options: dict[str, Any], bias: bool) -> nn.Module:
+    rows, columns = kernel.shape[:2]
+    groups = options.get("groups", 1)
+    channels = (rows, columns * groups) if cls is nn.ConvTranspose2d else (columns * groups, rows)
+    return cls(*channels, tuple(kernel.shape[2:]), bias=bias, device="meta", dtype=kernel.dtype, **options)
 
 
 def _use_matmul(node: fx.Node) -> None:
@@ -78,7 +126,7 @@ def _use_matmul(node: fx.Node) -> None:
     if (row, column, inner) == (i, j, k) and i != j:
         with node.graph.inserting_before(node):
             turned = node.graph.call_method("transpose", (right, -2, -1))
-        turned.meta = {"value": right.meta["value"].transpose(-2, -1), "scope": node.meta["scope"]}
+        turned.meta = {**right.meta, "value": right.meta["value"].transpose(-2, -1), "scope": node.meta["scope"]}
         right = turned
     elif (row, column, inner) != (i, k, j):
         return

@@ -25,8 +25,8 @@ from i3dconvert.lift.inflation import Inflation
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.lengths import minimum_frames
 from i3dconvert.lift.modules import SpatialPad
+from i3dconvert.lift.reading import Multiples, Reading, is_image, place, reason, rows, rows_in, varies
 from i3dconvert.lift.rewriting import Layer, New, Rewriting
-from i3dconvert.lift.trace import BATCH, Traced, place, reason
 from i3dconvert.recipes import Geometry, InsertedPool, Recipe, Temporal
 
 _POOLS = {"max_pool": nn.MaxPool3d, "avg_pool": nn.AvgPool3d}
@@ -49,9 +49,11 @@ class Lifted:
 class Lift(Rewriting):
     """One pass over the 2D graph: a method for each kind of node, which gives its 3D node and the layout of that."""
 
-    def __init__(self, traced: Traced, recipe: Recipe, style: Style, ties: Ties) -> None:
+    def __init__(self, traced: Reading, recipe: Recipe, style: Style, ties: Ties) -> None:
         super().__init__(traced, recipe, style)
-        self.ties = ties
+        self.ties, self.fixed = ties, traced.fixed
+        calls = [node for node in traced.graph.nodes if node.op == "call_module"]
+        self.flat = {str(node.target) for node in calls if not _takes_an_image_alone(node)}
         self.attention = AttentionOverTime(self, traced)
         self.pools = {_last_node(traced.graph, pool.after): pool for pool in recipe.pools}
 
@@ -86,7 +88,7 @@ class Lift(Rewriting):
             fillings=self.fillings,
             minimum_frames=least,
             input=tuple(shape),
-            any_size=self.any_size(),
+            any_size=self.any_size() and not self.fixed,
             folds=sum(node.target is layout.fold for node in self.graph.nodes),
             ties=self.ties,
         )
@@ -147,8 +149,8 @@ class Lift(Rewriting):
     def call_module(self, node: fx.Node) -> New:
         module: Any = self.root.get_submodule(str(node.target))
         entry = counterpart(module)
-        image = node.args[0] if node.args else None
-        liftable = isinstance(image, fx.Node) and self.is_image(image) and self.layout_of(image) is not Layout.PLAIN
+        image = _image(node)
+        liftable = node.target not in self.flat and self.layout_of(image) is not Layout.PLAIN
         if entry is not None and liftable:
             assert isinstance(image, fx.Node)
             return self.lift_module(node, module, entry, image)
@@ -189,7 +191,7 @@ class Lift(Rewriting):
         return new, Layout.CLIP
 
     def call_function(self, node: fx.Node) -> New:
-        if layout.operation(node) == "interpolate" and self.is_image(node.args[0]):
+        if layout.operation(node) == "interpolate" and is_image(node.args[0]):
             mode, corners = layout.argument(node, "mode", 3, "nearest"), layout.argument(node, "align_corners", 4)
             return self.interpolation(node, function_name(node), mode, corners)
         return self.in_either_layout(node) if layout.keeps_clip(node) else self.on_frames(node)
@@ -239,7 +241,7 @@ class Lift(Rewriting):
 
     def is_clip_of_size(self, candidate: fx.Node, node: fx.Node) -> bool:
         """Whether the candidate is an image that varies with the clip, as high and wide as the node's."""
-        if not self.is_image(candidate) or self.layout_of(candidate) is Layout.PLAIN:
+        if not is_image(candidate) or self.layout_of(candidate) is Layout.PLAIN:
             return False
         value = candidate.meta["value"]
         return isinstance(value, Tensor) and value.shape[2:] == node.meta["value"].shape[2:]
@@ -252,7 +254,7 @@ class Lift(Rewriting):
         plain = [n for n, found in zip(inputs, layouts, strict=True) if found is Layout.PLAIN]
         as_clip = (
             Layout.CLIP in layouts
-            and all(self.is_image(n) for n in varying)
+            and all(is_image(n) for n in varying)
             and all(_broadcasts(n.meta["value"]) for n in plain)
         )
         if not as_clip:
@@ -271,7 +273,7 @@ class Lift(Rewriting):
     def on_frames(self, node: fx.Node) -> New:
         varying = [n for n in node.all_input_nodes if self.layout_of(n) is not Layout.PLAIN]
         new = self.copy(node, lambda n: self.sizes.beside(n, varying))
-        if varying and _varies(node.meta["value"]):
+        if varying and varies(node):
             return new, Layout.FRAMES
         new.meta["plain"] = True
         self.sizes.note(node, varying)
@@ -283,23 +285,35 @@ class Lift(Rewriting):
     def result(self, node: fx.Node) -> fx.Node:
         (new, is_in), value = self.env[node], node.meta["value"]
         # What is made from the sizes alone (positions of each image) has a row for each frame as well.
-        of_sizes = is_in is Layout.PLAIN and isinstance(value, Tensor) and value.dim() > 0 and len(value) == BATCH
-        return self.result_value(new, value, node.name) if is_in is Layout.FRAMES or of_sizes else new
+        follows = is_in is Layout.FRAMES or (is_in is Layout.PLAIN and rows(node) == 1)
+        return self.result_value(new, value, node.meta["batch"], node.name) if follows else new
 
-    def result_value(self, new: fx.Node, value: Any, name: str) -> fx.Node:
+    def result_value(self, new: fx.Node, value: Any, multiples: Multiples, name: str) -> fx.Node:
         """Class scores are averaged over what is left of time, unless the style says not to; dense outputs keep it."""
         if isinstance(value, tuple | list):
-            items = ((self.call(operator.getitem, new, i), item) for i, item in enumerate(value))
+            parts = [self.call(operator.getitem, new, i) for i in range(len(value))]
+            items = zip(parts, value, multiples, strict=True)
             return self.call(layout.together, *(self.result_value(*item, name) for item in items))
         if not isinstance(value, Tensor):
             return new
-        if not value.dim() or len(value) != BATCH:
+        if rows_in(value, multiples) != 1:
             raise LiftError(f"the output {name!r} of shape {tuple(value.shape)} does not have the batch first")
         if value.dim() == 2 and self.style.temporal_pool == "mean":
             return self.call(layout.mean_over_time, new, self.clips)
         if value.dim() == 4:
             return self.call(layout.unfold, new, self.clips, name=f"{new.name}_clip")
         return self.call(layout.over_time, new, self.clips)
+
+
+def _image(node: fx.Node) -> Any:
+    """What a module is called with."""
+    return node.args[0] if node.args else next(iter(node.kwargs.values()), None)
+
+
+def _takes_an_image_alone(node: fx.Node) -> bool:
+    """Whether a module is called with an image and nothing else; one that is not, in any of its calls, stays 2D."""
+    image = _image(node)
+    return isinstance(image, fx.Node) and is_image(image) and len(node.args) + len(node.kwargs) == 1
 
 
 def _upsampling(node: fx.Node) -> float:
@@ -312,12 +326,6 @@ def _upsampling(node: fx.Node) -> float:
 def _broadcasts(value: Any) -> bool:
     """Whether a plain value can stand beside clips: numbers, and parameters without a batch axis of their own."""
     return not isinstance(value, Tensor) or value.dim() < 4 or (value.dim() == 4 and len(value) == 1)
-
-
-def _varies(value: Any) -> bool:
-    """Whether there is a tensor with an axis that the batch could be part of (not so in tables of positions)."""
-    tensors = [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
-    return any(size % BATCH == 0 for tensor in tensors for size in tensor.shape)
 
 
 def _padded_before(geometry: Geometry, image: fx.Node) -> Geometry:
@@ -353,7 +361,7 @@ def _drop_unused_sizes(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def lift(traced: Traced, recipe: Recipe, style: Style, ties: Ties = ()) -> Lifted:
+def lift(traced: Reading, recipe: Recipe, style: Style, ties: Ties = ()) -> Lifted:
     """Apply `recipe` to a traced 2D network, some of whose parameters may have several names (`ties`).
 
     Raises `RecipeError` when a rule matches nothing or the recipe breaks a join, `LiftError` for what can't be lifted.
@@ -366,11 +374,18 @@ def lift(traced: Traced, recipe: Recipe, style: Style, ties: Ties = ()) -> Lifte
 def _any_size(node: fx.Node) -> bool:
     if node.op == "call_function" and not layout.operation(node):
         return False
-    tensors = [leaf for leaf in leaves(node.meta.get("value")) if isinstance(leaf, Tensor)]
-    return node.op == "get_attr" or all(len(t) == BATCH and t.dim() in (1, 2, 4) for t in tensors if t.dim())
+    if node.op in ("get_attr", "output"):
+        return True
+    value, multiples = node.meta["value"], node.meta["batch"]
+    pairs = zip(value, multiples, strict=True) if isinstance(value, tuple | list) else [(value, multiples)]
+    return all(
+        rows_in(tensor, axes) == 1 and tensor.dim() in (1, 2, 4)
+        for tensor, axes in pairs
+        if isinstance(tensor, Tensor) and tensor.dim()
+    )
 
 
-def _layers(traced: Traced) -> Iterator[tuple[str, str]]:
+def _layers(traced: Reading) -> Iterator[tuple[str, str]]:
     for node in traced.graph.nodes:
         if node.op == "call_module":
             module = traced.root.get_submodule(str(node.target))

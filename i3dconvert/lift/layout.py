@@ -34,8 +34,8 @@ def check_clip(clip: Tensor, channels: int, frames: int) -> Tensor:
 
 
 def fold(clip: Tensor) -> Tensor:
-    """`(N, C, T, …)` → `(N·T, C, …)`."""
-    return clip.transpose(1, 2).flatten(0, 1)
+    """`(N, C, T, …)` → `(N·T, C, …)`, in memory of its own and in the order that the 2D network's code finds."""
+    return clip.transpose(1, 2).flatten(0, 1).contiguous()
 
 
 def over_time(frames: Tensor, clips: int) -> Tensor:

@@ -20,7 +20,7 @@ from i3dconvert.lift.counterparts import is_layer
 from i3dconvert.lift.graph import Lifted, lift
 from i3dconvert.lift.inflation import Inflation
 from i3dconvert.lift.lengths import lengths
-from i3dconvert.lift.trace import Traced, trace
+from i3dconvert.lift.reading import Reading, read
 from i3dconvert.recipes import Recipe
 
 
@@ -82,7 +82,7 @@ def _pretrained() -> Any:
 class Plan:
     """A lifted network before any weights are read: all that writing a checkpoint needs."""
 
-    traced: Traced
+    reading: Reading
     lifted: Lifted
 
     @property
@@ -97,8 +97,8 @@ class Plan:
 
 def plan(model: nn.Module, recipe: Recipe, style: Style, shape: tuple[int, int, int]) -> Plan:
     """Trace `model` on an image `(C, H, W)` and lift it; raises `RecipeError`, `LiftError`."""
-    traced = trace(model, is_layer, shape)
-    return Plan(traced, lift(traced, recipe, style.checked(), _ties(model)))
+    reading = read(model, is_layer, shape)
+    return Plan(reading, lift(reading, recipe, style.checked(), _ties(model)))
 
 
 def fill(network: Network3d, state: Iterable[tuple[str, Tensor]]) -> Network3d:
@@ -124,7 +124,7 @@ def _ties(model: nn.Module) -> tuple[tuple[str, ...], ...]:
 
 
 def _assemble(plan: Plan, model: nn.Module) -> Network3d:
-    lifted, inflation, skeleton = plan.lifted, plan.inflation, plan.traced.root
+    lifted, inflation, skeleton = plan.lifted, plan.inflation, plan.reading.root
     objects: dict[str, Any] = dict(lifted.modules)
     graph = copy.deepcopy(lifted.graph)
 

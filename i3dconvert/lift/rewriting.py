@@ -6,14 +6,14 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from i3dconvert.fillings import Filling
 from i3dconvert.kernels import Style
 from i3dconvert.lift import layout
 from i3dconvert.lift.layout import Layout
+from i3dconvert.lift.reading import Reading
 from i3dconvert.lift.sizes import BatchSizes
-from i3dconvert.lift.trace import BATCH, Traced
 from i3dconvert.recipes import Geometry, Recipe, Temporal
 
 
@@ -37,7 +37,7 @@ New = tuple[fx.Node, Layout]
 class Rewriting:
     """`env` holds what each 2D node has become."""
 
-    def __init__(self, traced: Traced, recipe: Recipe, style: Style) -> None:
+    def __init__(self, traced: Reading, recipe: Recipe, style: Style) -> None:
         self.old, self.root, self.recipe, self.style = traced.graph, traced.root, recipe, style
         self.graph = fx.Graph()
         self.sizes = BatchSizes(self.graph, self.frames)
@@ -77,13 +77,6 @@ class Rewriting:
 
     def call(self, function: Any, *args: Any, name: str | None = None) -> fx.Node:
         return self.graph.create_node("call_function", function, args, {}, name)
-
-    def is_image(self, node: Any) -> bool:
-        """Whether a 2D value is `(batch, C, H, W)`, so that it has a clip layout."""
-        value = node.meta["value"]
-        if isinstance(value, tuple | list):
-            return all(isinstance(item, Tensor) and item.dim() == 4 and len(item) == BATCH for item in value)
-        return isinstance(value, Tensor) and value.dim() == 4 and len(value) == BATCH
 
     def copy(self, node: fx.Node, value: Any) -> fx.Node:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)

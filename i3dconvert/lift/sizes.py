@@ -11,11 +11,11 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
 from i3dconvert.lift import layout
-from i3dconvert.lift.trace import BATCH
-from i3dconvert.lift.trace import rows as rows_of
+from i3dconvert.lift.reading import holds_batch
+from i3dconvert.lift.reading import rows as rows_of
 from i3dconvert.recipes import Temporal
 
 Stage = tuple[int, ...]
@@ -38,7 +38,7 @@ class BatchSizes:
     def note(self, node: fx.Node, varying: list[fx.Node]) -> None:
         """Remember where in time a plain 2D value that may hold a batch size was read."""
         value = node.meta["value"]
-        if not _may_hold_batch(value):
+        if not holds_batch(node):
             return
         if not varying:
             stages = [self._read[n] for n in node.all_input_nodes if n in self._read]
@@ -50,7 +50,7 @@ class BatchSizes:
 
     def beside(self, node: fx.Node, varying: list[fx.Node]) -> fx.Node:
         """The value of a 2D node over frames, its sizes being those of what `varying` holds."""
-        reference = next((n for n in varying if rows_of(n.meta["value"])), None) if node in self._read else None
+        reference = next((n for n in varying if rows_of(n)), None) if node in self._read else None
         if reference is None:
             return self._frames(node)
         return self._reread(node, reference, self._stage(self._frames(reference)))
@@ -73,8 +73,8 @@ class BatchSizes:
     def _query(self, node: fx.Node, reference: fx.Node) -> fx.Node:
         value, call = node.meta["value"], self._graph.call_function
         rows = self._graph.call_method("size", (self._frames(reference), 0))
-        ours = (value[0] if isinstance(value, tuple) else value) // BATCH
-        theirs = rows_of(reference.meta["value"])
+        ours = node.meta["batch"][0] if isinstance(value, tuple) else node.meta["batch"]
+        theirs = rows_of(reference)
         if ours != theirs:
             rows = call(operator.floordiv, (call(operator.mul, (rows, ours)), theirs))
         return call(_with_rows, (self._frames(node), rows)) if isinstance(value, tuple) else rows
@@ -100,10 +100,3 @@ class BatchSizes:
 
 def _with_rows(shape: Any, rows: int) -> tuple[int, ...]:
     return (rows, *shape[1:])
-
-
-def _may_hold_batch(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return bool(value) and _may_hold_batch(value[0])
-    sizes = value.shape if isinstance(value, Tensor) else [value]
-    return any(isinstance(size, int) and size > 0 and size % BATCH == 0 for size in sizes)

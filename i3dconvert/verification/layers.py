@@ -13,7 +13,7 @@ from i3dconvert.comparison.report import LayerError
 from i3dconvert.lift.canonical import canonical
 from i3dconvert.lift.counterparts import is_layer
 from i3dconvert.lift.network import Network3d
-from i3dconvert.lift.trace import BATCH, Traced, trace
+from i3dconvert.lift.reading import Reading, read, rows
 
 
 def compare_layers(
@@ -30,7 +30,7 @@ def compare_layers(
     Stops where the networks can't go on together. Needs memory for one layer's values at a time, not for all.
     """
     channels, height, width = images.shape[1:]
-    traced = canonical(trace(model, is_layer, (channels, height, width)))
+    traced = canonical(read(model, is_layer, (channels, height, width)))
     found: list[LayerError] = []
     images = images.to(device, dtype)
     with evaluating(model, dtype, network.state_dict(), device), evaluating(network, dtype, device=device):
@@ -56,7 +56,7 @@ def compare_layers(
 class _Interpreter2d(fx.Interpreter):
     """Runs the traced graph on the real model; what tracing added has no weights and comes from the traced root."""
 
-    def __init__(self, model: nn.Module, traced: Traced) -> None:
+    def __init__(self, model: nn.Module, traced: Reading) -> None:
         super().__init__(model, graph=traced.graph)
         self._root = traced.root
 
@@ -84,8 +84,7 @@ def _steps(interpreter: fx.Interpreter, *inputs: Tensor) -> Iterator[tuple[fx.No
 
 
 def _compare(node: fx.Node, root: nn.Module, ours: Any, theirs: Any, count: int, tolerance: float) -> LayerError | None:
-    traced = node.meta["value"]
-    if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor) or len(traced) % BATCH:
+    if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor) or not rows(node):
         return None
     operation = type(root.get_submodule(str(node.target))).__name__
     if theirs.dim() == ours.dim() + 1:

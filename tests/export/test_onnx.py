@@ -92,6 +92,7 @@ def test_an_opset_that_is_not_to_be_had_is_refused(opset: int, tmp_path: Path) -
         export_onnx(network, tmp_path / "net.onnx", opset=opset)
 
 
+@pytest.mark.slow
 def test_uneven_and_replicated_padding_export(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.AvgPool2d(3, 1, 1))
     network = inflate(model, "volumetric", "mean", size=32).eval()

@@ -58,6 +58,7 @@ def scores(network: nn.Module) -> Tensor:
         return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prefix", [*(pytest.param(prefix, marks=pytest.mark.slow) for prefix in ("", "i3_resnet.")), WITHIN]
 )

@@ -236,6 +236,7 @@ def test_rules() -> None:
     assert {row.operation for row in describe(within)[1:]} == {"Attention (one frame)"}
 
 
+@pytest.mark.slow
 def test_a_folder_that_transformers_loads(run: Run, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     folder = tmp_path / "timesformer"

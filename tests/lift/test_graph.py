@@ -170,7 +170,7 @@ class TestBatchSizes:
 
     def test_nothing_is_read_anew_where_time_keeps_its_length(self) -> None:
         network = inflate(self.Tokens("shape"), size=20)
-        assert sum(node.target == "size" for node in network.graph.nodes) == 1
+        assert sum(node.target == "size" for node in network.graph.nodes) == 2  # the clips, and the batch
 
 
 class Residual(nn.Module):

@@ -121,6 +121,7 @@ def test_written_read_and_exported(tmp_path: Path) -> None:
             assert relative_error(network(clip), runtime(clip)[0]) <= 1e-5
 
 
+@pytest.mark.slow
 def test_the_receptive_field_and_what_does_not_fit() -> None:
     model = images()
     layers = describe(inflate(model, SHIFTED, size=SIZE))

@@ -19,7 +19,7 @@ from i3dconvert.fillings import Copy, Filling, Zeros
 from i3dconvert.lift import layout
 from i3dconvert.lift.attention.found import Attention, channels_carried, module_of, operands
 from i3dconvert.lift.lengths import above_of
-from i3dconvert.lift.trace import BATCH, Traced
+from i3dconvert.lift.reading import BATCH, Reading, rows
 
 Names = dict[str, tuple[str, ...]]
 
@@ -91,7 +91,7 @@ class NoBlockError(RecipeError):
     """Why an attention is in no block of TimeSformer's kind."""
 
 
-def block_of(traced: Traced, attention: Attention) -> Block:
+def block_of(traced: Reading, attention: Attention) -> Block:
     """The block that an attention is in; raises `NoBlockError` where it is none of TimeSformer's kind."""
     above = above_of(attention.last)
     branch, tokens, total = _sum_behind(attention, above)
@@ -123,7 +123,7 @@ def block_of(traced: Traced, attention: Attention) -> Block:
     return Block(attention, tokens, norms[0], branch, total, heads, leading, eps, fillings)
 
 
-def _norm(traced: Traced, node: fx.Node) -> tuple[str, str, float] | None:
+def _norm(traced: Reading, node: fx.Node) -> tuple[str, str, float] | None:
     """The weight, the bias and the epsilon of a LayerNorm over the channels, a module or a function."""
     module = module_of(traced, node)
     if isinstance(module, nn.LayerNorm) and module.weight is not None and module.bias is not None:
@@ -153,16 +153,16 @@ _SUMS = ("add", "iadd")
 
 def _is_sequence(node: fx.Node) -> bool:
     value = node.meta.get("value")
-    return isinstance(value, Tensor) and value.dim() == 3 and len(value) == BATCH
+    return isinstance(value, Tensor) and value.dim() == 3 and rows(node) == 1
 
 
-def _with_weights(traced: Traced, nodes: set[fx.Node]) -> list[str]:
+def _with_weights(traced: Reading, nodes: set[fx.Node]) -> list[str]:
     """The names of the layers with several dimensions of weights among the nodes."""
     modules = {str(node.target): module_of(traced, node) for node in nodes if node.op == "call_module"}
     return [n for n, module in modules.items() if module and any(p.dim() > 1 for p in module.parameters())]
 
 
-def _of_module(traced: Traced, attention: Attention) -> tuple[int, Names, dict[str, str]]:
+def _of_module(traced: Reading, attention: Attention) -> tuple[int, Names, dict[str, str]]:
     """Heads, and the parameters of the projections in front and behind, of torch's `MultiheadAttention`."""
     name = str(attention.last.target)
     module = traced.root.get_submodule(name)
@@ -175,7 +175,7 @@ def _of_module(traced: Traced, attention: Attention) -> tuple[int, Names, dict[s
     return module.num_heads, given, {key: f"{name}.out_proj.{key}" for key, _ in module.out_proj.named_parameters()}
 
 
-def _projections(traced: Traced, attention: Attention, inside: set[fx.Node], channels: int) -> tuple[int, Names]:
+def _projections(traced: Reading, attention: Attention, inside: set[fx.Node], channels: int) -> tuple[int, Names]:
     """Heads, and the parameters of the linear layers to queries, keys and values: of one, or one after the other."""
     if attention.first is None:
         parts = [layout.argument(attention.last, part, i) for i, part in enumerate(("query", "key", "value"))]
@@ -198,7 +198,7 @@ def _projections(traced: Traced, attention: Attention, inside: set[fx.Node], cha
     return heads, {key: tuple(f"{name}.{key}" for name in layers) for key in sorted(keys[0])}
 
 
-def _heads(traced: Traced, part: fx.Node, channels: int, first: int, swapped: bool) -> int:
+def _heads(traced: Reading, part: fx.Node, channels: int, first: int, swapped: bool) -> int:
     """How many heads the channels from `first` are in order, `(heads, tokens, depth)`; 0 where they are not."""
     carried = channels_carried(traced, part)
     if carried is None or carried.dim() not in (3, 4):
@@ -209,7 +209,7 @@ def _heads(traced: Traced, part: fx.Node, channels: int, first: int, swapped: bo
     return len(apart) if torch.equal(apart.flatten(), expected) else 0
 
 
-def _leading(traced: Traced, tokens: fx.Node) -> int:
+def _leading(traced: Reading, tokens: fx.Node) -> int:
     """How many tokens more there are than places in the image that they are of."""
     above = above_of(tokens)
     images = [n for n in tokens.graph.nodes if n in above and isinstance(module_of(traced, n), nn.Conv2d)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from i3dconvert.lift import layout
-from i3dconvert.lift.trace import BATCH, Traced, rows
+from i3dconvert.lift.reading import BATCH, Reading, rows, varies
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Attention:
         return int(query.meta["value"][..., 0].numel()) // BATCH * int(key.meta["value"].shape[-2])
 
 
-def attentions(traced: Traced) -> list[Attention]:
+def attentions(traced: Reading) -> list[Attention]:
     """The softmax attentions of a traced network, in the order of computation."""
     found = []
     for node in traced.graph.nodes:
         if layout.operation(node) == "scaled_dot_product_attention":
-            causal = layout.argument(node, "is_causal", 5, False) or not _rows(node)
+            causal = layout.argument(node, "is_causal", 5, False) or not rows(node)
             found.append(Attention(_name(node), "fused", node, refusal="it is causal" if causal else ""))
         elif isinstance(module := module_of(traced, node), nn.MultiheadAttention):
             plain = module.batch_first and not layout.argument(node, "attn_mask", 5)
@@ -68,7 +68,7 @@ def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:
     return first, second
 
 
-def module_of(traced: Traced, node: fx.Node) -> nn.Module | None:
+def module_of(traced: Reading, node: fx.Node) -> nn.Module | None:
     """The module that a node calls."""
     return traced.root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
@@ -79,11 +79,7 @@ def _name(node: fx.Node) -> str:
     return scope.rpartition(".")[0] or scope if node.op == "call_module" else scope
 
 
-def _rows(node: Any) -> int:
-    return rows(node.meta.get("value")) if isinstance(node, fx.Node) else 0
-
-
-def _is_softmax(traced: Traced, node: fx.Node) -> bool:
+def _is_softmax(traced: Reading, node: fx.Node) -> bool:
     """Whether it is a softmax over the last axis of something with a row for each image, queries and keys."""
     module = module_of(traced, node)
     if isinstance(module, nn.Softmax):
@@ -93,7 +89,7 @@ def _is_softmax(traced: Traced, node: fx.Node) -> bool:
     else:
         return False
     value = node.meta["value"]
-    return _rows(node) > 0 and value.dim() > 2 and dim in (-1, value.dim() - 1)
+    return rows(node) > 0 and value.dim() > 2 and dim in (-1, value.dim() - 1)
 
 
 def _is_product(node: fx.Node) -> bool:
@@ -102,10 +98,10 @@ def _is_product(node: fx.Node) -> bool:
     if not named or not all(isinstance(operand, fx.Node) for operand in node.args):
         return False
     first, second = operands(node)
-    return _rows(first) == _rows(second) > 0 and first.meta["value"].dim() == second.meta["value"].dim() > 2
+    return rows(first) == rows(second) > 0 and first.meta["value"].dim() == second.meta["value"].dim() > 2
 
 
-def _around(traced: Traced, softmax: fx.Node) -> Iterator[Attention]:
+def _around(traced: Reading, softmax: fx.Node) -> Iterator[Attention]:
     """The two products around a softmax, if there are two."""
     before, firsts = _walk(softmax, lambda node: node.all_input_nodes)
     after, lasts = _walk(softmax, lambda node: list(node.users))
@@ -145,13 +141,13 @@ def _walk(start: fx.Node, onward: Any, until: fx.Node | None = None) -> tuple[se
             continue
         if _is_product(node):
             products.add(node)
-        elif _is_tensor(node) and (_rows(node) or node.op == "output"):
+        elif _is_tensor(node) and (rows(node) or node.op == "output"):
             passed.add(node)
             waiting += onward(node)
     return passed, products
 
 
-def _channels_axis(traced: Traced, node: Any) -> int | None:
+def _channels_axis(traced: Reading, node: Any) -> int | None:
     """The axis of a value, counted from behind, along which the channels of the layer that it comes from lie."""
     carried = channels_carried(traced, node)
     if carried is None:
@@ -160,7 +156,7 @@ def _channels_axis(traced: Traced, node: Any) -> int | None:
     return varies[-1] - carried.dim() if varies else None
 
 
-def channels_carried(traced: Traced, node: Any) -> Tensor | None:
+def channels_carried(traced: Reading, node: Any) -> Tensor | None:
     """At each place of a value, the number of the channel of the layer that it comes from; None where not known.
 
     Found by carrying the channels' numbers through whatever moves axes.
@@ -171,7 +167,7 @@ def channels_carried(traced: Traced, node: Any) -> Tensor | None:
         if isinstance(module, nn.Linear | nn.Conv2d) or layout.operation(node) in ("linear", "conv2d"):
             break
         chain.append(node)
-        inputs = [n for n in node.all_input_nodes if _holds_rows(n)]
+        inputs = [n for n in node.all_input_nodes if varies(n)]
         node = inputs[0] if inputs else None
     if not isinstance(node, fx.Node):
         return None
@@ -187,21 +183,14 @@ def channels_carried(traced: Traced, node: Any) -> Tensor | None:
     return carried if isinstance(carried, Tensor) else None
 
 
-def _holds_rows(node: fx.Node) -> bool:
-    """Whether a value, or one of several, has an axis that the batch can be part of."""
-    value = node.meta["value"]
-    values = value if isinstance(value, tuple | list) else [value]
-    return any(isinstance(v, Tensor) and any(size % BATCH == 0 for size in v.shape) for v in values)
-
-
-def _is_over_images(traced: Traced, node: fx.Node) -> bool:
+def _is_over_images(traced: Reading, node: fx.Node) -> bool:
     return isinstance(module_of(traced, node), nn.Conv2d) or layout.operation(node) == "conv2d"
 
 
 def _moved(step: fx.Node, carried: Any) -> Any:
     """What a step does to the axes of a value; the value itself where it does nothing to them."""
     value = step.meta["value"]
-    moving = [n for n in step.all_input_nodes if _holds_rows(n)]
+    moving = [n for n in step.all_input_nodes if varies(n)]
 
     def given(node: fx.Node) -> Any:
         return carried if node is moving[0] else node.meta["value"]

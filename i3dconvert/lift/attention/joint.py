@@ -31,8 +31,8 @@ from i3dconvert.lift.counterparts import counterpart
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.lengths import above_of
 from i3dconvert.lift.modules import TIME_EMBEDDINGS
+from i3dconvert.lift.reading import Reading, is_image, rows
 from i3dconvert.lift.rewriting import Layer, New, Rewriting
-from i3dconvert.lift.trace import Traced, rows
 from i3dconvert.recipes import Attending, Geometry, Temporal
 
 ATTENTION = Geometry("attention", 1, 1, 0)
@@ -46,7 +46,7 @@ RELATIVE = "relative_position_bias_table"
 class AttentionOverTime:
     """What a rewriting does at the nodes of attentions: `before` each node, in its place (`attended`), `behind` it."""
 
-    def __init__(self, to: Rewriting, traced: Traced) -> None:
+    def __init__(self, to: Rewriting, traced: Reading) -> None:
         self.to = to
         self.found = {attention.last: attention for attention in attentions(traced)}
         self.wanted = {last: self._wanted(attention) for last, attention in self.found.items()}
@@ -92,11 +92,11 @@ class AttentionOverTime:
             assert attention.first is not None
             query, bias = operands(attention.first)[0], self._bias_in_time(attention, temporal)
             values = (node.all_input_nodes[0], query)
-            new = self._over_frames(softmax_of_pairs, node, values, temporal, rows(query.meta["value"]), bias)
+            new = self._over_frames(softmax_of_pairs, node, values, temporal, rows(query), bias)
             new.meta["like"] = 0
         elif node is attention.last:
             values = operands(node)
-            new = self._over_frames(attend_pairs, node, values, temporal, rows(values[1].meta["value"]))
+            new = self._over_frames(attend_pairs, node, values, temporal, rows(values[1]))
             new.meta["like"] = 1
         else:
             return self._between_products(node, attention, temporal)
@@ -152,7 +152,7 @@ class AttentionOverTime:
                 nodes |= {node: (attention, temporal) for node in parts if node is not None}
         return nodes
 
-    def _blocks(self, traced: Traced) -> list[Block]:
+    def _blocks(self, traced: Reading) -> list[Block]:
         """The blocks that get an attention over time; an attention that is in none stays within a frame."""
         blocks: list[Block] = []
         refused: dict[fx.Node, str] = {}
@@ -214,7 +214,7 @@ class AttentionOverTime:
         if first is None:
             return None
         above = above_of(first)
-        layers = [n for n in to.old.nodes if n in above and to.is_image(n) and n.op == "call_module"]
+        layers = [n for n in to.old.nodes if n in above and is_image(n) and n.op == "call_module"]
         modules = {n: to.root.get_submodule(str(n.target)) for n in layers}
         lifted = [n for n, module in modules.items() if counterpart(module) is not None and [*module.parameters()]]
         if not lifted:
@@ -235,7 +235,7 @@ class AttentionOverTime:
     # The nodes of an attention.
 
     def _groups(self, node: fx.Node, temporal: Attending) -> Groups:
-        return Groups(self.to.clips, rows(node.meta["value"]), temporal.group, temporal.shift)  # type: ignore[arg-type]
+        return Groups(self.to.clips, rows(node), temporal.group, temporal.shift)  # type: ignore[arg-type]
 
     def _over_frames(
         self, function: Any, node: fx.Node, values: tuple[fx.Node, ...], temporal: Attending, *rest: Any

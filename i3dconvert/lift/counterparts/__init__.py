@@ -35,7 +35,7 @@ COUNTERPARTS: dict[str, Counterpart] = {
     "torchvision.models.convnext.LayerNorm2d": norm.LAYER_NORM,
     "torch.nn.modules.dropout.Dropout2d": norm.DROPOUT,
 }
-"""No library is imported for it; subclasses behave otherwise and don't count."""
+"""No library is imported for it. A subclass counts as what it inherits its forward pass from."""
 
 _ACTIVATIONS = """
     CELU ELU GELU Hardshrink Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid Mish PReLU RReLU ReLU ReLU6 SELU SiLU

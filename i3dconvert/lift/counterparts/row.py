@@ -45,5 +45,11 @@ def refuse_dilation(temporal: Temporal, layer: str) -> None:
 
 
 def full_name(module: nn.Module) -> str:
-    """The name of the module's type, as tables have it."""
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+    """The name of the module's type, as tables have it; of a subclass that computes what its base does, the base's."""
+    cls = type(module)
+    while not cls.__module__.startswith("torch.") and not any(name in vars(cls) for name in _COMPUTING):
+        cls = cls.__bases__[0]
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+_COMPUTING = ("forward", "_conv_forward", "__call__")

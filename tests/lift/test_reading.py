@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from i3dconvert import inflate
 from i3dconvert.errors import LiftError
 from i3dconvert.lift.counterparts import is_layer
-from i3dconvert.lift.trace import trace
+from i3dconvert.lift.reading import read
 from i3dconvert.verification import Settings, verify
 
 QUICK = Settings(frames=3, size=16)
@@ -96,7 +96,7 @@ def test_functional_dropout_follows_the_mode_of_the_result() -> None:
 def test_the_model_is_left_as_it_was() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout()).train()
     before = {name: (parameter, parameter.clone()) for name, parameter in model.named_parameters()}
-    trace(model, is_layer, (3, 16, 16))
+    read(model, is_layer, (3, 16, 16))
     assert model.training
     assert all(p is before[n][0] and torch.equal(p, before[n][1]) for n, p in model.named_parameters())
 

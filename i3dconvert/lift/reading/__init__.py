@@ -1,0 +1,219 @@
+"""Reading a network by running it: three times on the meta device, at other batches and sizes and in both modes.
+
+`recording.py` writes one run down, `numbers.py` are the sizes it sees, `views.py` what is written through a view,
+`merging.py` what the runs have in common, `graph.py` that as a graph.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from i3dconvert.errors import LiftError, first_line
+from i3dconvert.lift.reading.batch import Multiples, holds_batch, is_image, rows, rows_in, varies
+from i3dconvert.lift.reading.graph import GraphOf
+from i3dconvert.lift.reading.merging import Differ, Runs, common
+from i3dconvert.lift.reading.recording import CONTAINERS, Recorder, mapped
+
+BATCHES = (2, 5, 3)
+"""Images in each run; the values at the nodes are those of the first."""
+BATCH = BATCHES[0]
+
+IsLayer = Callable[[nn.Module], bool]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A graph, the weightless copy of the network that its targets name, and what keeps its sizes fixed."""
+
+    graph: fx.Graph
+    root: nn.Module
+    fixed: str = ""
+    """Why height and width are those that it was read at; empty where they are free."""
+
+
+def read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int]) -> Reading:
+    """Read `model` by running it on images `(C, H, W)`; it is left as it was.
+
+    Modules of `torch.nn`, those for which `is_layer` holds, and those without weights that behave differently in
+    training stay whole. Raises `LiftError` naming operation and module, and the part of the network that can be read
+    where the whole can't (the backbone of a detector).
+    """
+    try:
+        return _read(model, is_layer, shape)
+    except LiftError as error:
+        part = _readable_part(model, is_layer, shape)
+        hint = f"; its part {part!r} can be inflated alone: inflate(model.{part})" if part else ""
+        raise LiftError(f"{error}{hint}") from error.__cause__
+
+
+def _readable_part(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int]) -> str | None:
+    """The largest direct part with layers of its own that takes an image and can be read."""
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    for name in sorted(parts, key=parts.__getitem__, reverse=True):
+        part = model.get_submodule(name)
+        with suppress(LiftError):
+            if not is_layer(part) and any(map(is_layer, part.modules())):
+                _read(part, is_layer, shape)
+                return name
+    return None
+
+
+def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int]) -> Reading:
+    channels, height, width = shape
+    reader = _Reader(model, is_layer, channels)
+    first = reader.run(0, (height, width))
+    fixed = "the 2D network takes no other size"
+    for other in _others(height, width):
+        try:
+            second = reader.run(1, other)
+        except LiftError:
+            continue
+        try:
+            return reader.reading([first, second, reader.run(2, (other[1], other[0] + height), training=True)])
+        except (Differ, LiftError) as reason:
+            fixed = first_line(reason)
+            break
+    second = reader.run(1, (height, width))
+    try:
+        return reader.reading([first, second, reader.run(2, (height, width), training=True)], fixed)
+    except (Differ, LiftError):
+        pass
+    try:
+        return reader.reading([first, second, reader.run(2, (height, width))], fixed, training=False)
+    except Differ as reason:
+        raise LiftError(f"the network does otherwise for other numbers of images: {first_line(reason)}") from None
+
+
+def _others(height: int, width: int) -> list[tuple[int, int]]:
+    return [(2 * height, 2 * width + width // 2), (2 * height, 3 * width), (2 * height, 2 * width)]
+
+
+class _Reader:
+    def __init__(self, model: nn.Module, is_layer: IsLayer, channels: int) -> None:
+        self.model, self.is_layer, self.channels = model, is_layer, channels
+        self.originals = _names(model)
+        dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        self.dtype = next(iter(dtypes)) if dtypes else torch.get_default_dtype()
+        self.other_dtype = torch.float64 if dtypes == {torch.float32} else self.dtype
+        self.roots: list[nn.Module] = []
+        self.sizes: dict[int, tuple[int, int]] = {}
+
+    def run(self, index: int, size: tuple[int, int], training: bool = False) -> Recorder:
+        """One run on a copy of its own: networks keep what they computed."""
+        dtype = self.other_dtype if index == 1 else self.dtype
+        network = on_meta(self.model).train(training)
+        if dtype != self.dtype:
+            network = network.to(dtype)
+        image = torch.empty(BATCHES[index], self.channels, *size, dtype=dtype, device="meta")
+        recorder = Recorder({**self.originals, **_names(network)}, self.is_whole)
+        handles = recorder.hooked(network)
+        try:
+            with recorder:
+                output = network(recorder.input(image))
+                recorder.output = mapped(as_plain(output), recorder.ref)
+        except LiftError:
+            raise
+        except Exception as error:
+            raise LiftError(f"{recorder.failed_at or recorder.place()}: {reason(error)}") from error
+        finally:
+            for handle in handles:
+                handle.remove()
+        if index == 0:
+            self.roots.append(network)
+        recorder.training = training
+        return recorder
+
+    def reading(self, recorders: list[Recorder], fixed: str = "", training: bool = True) -> Reading:
+        modes = frozenset(i for i, recorder in enumerate(recorders) if recorder.training)
+        rows, decisions, output = common(Runs(recorders, modes if training else frozenset()))
+        root = self.roots[0]
+        for module in root.modules():  # hooks that ran are part of the graph
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+        batches = [recorder.rows[0].value.shape[0] for recorder in recorders]
+        graph = GraphOf(rows, [recorder.rows for recorder in recorders], batches, root).build(decisions, output)
+        return Reading(graph, root, fixed)
+
+    def is_whole(self, module: nn.Module, name: str) -> bool:
+        if self.is_layer(module):
+            return True
+        if type(module).forward.__module__.startswith("torch.nn") and not isinstance(module, CONTAINERS):
+            return True
+        holds_layers = any(self.is_layer(child) for child in module.modules())
+        forward = getattr(type(module).forward, "__code__", None)
+        without_weights = not any(True for _ in module.parameters())
+        return without_weights and not holds_layers and "training" in getattr(forward, "co_names", ())
+
+
+def _names(model: nn.Module) -> dict[int, str]:
+    """The names of a network's tensors by identity; of several the first."""
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {id(tensor): name for name, tensor in reversed(named)}
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy without memory."""
+    tensors = [*model.parameters(), *model.buffers()]
+    memo: dict[int, Any] = {id(tensor): _meta(tensor) for tensor in tensors}
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise LiftError(
+            f"{type(model).__name__} can't be copied ({first_line(error)}): copy.deepcopy(model) has to work; "
+            "build it anew, and inflate it before it has run"
+        ) from error
+
+
+def _meta(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def as_plain(value: Any) -> Any:
+    """Outputs of libraries as dicts of what they hold; an output of a class that is not known is refused."""
+    if isinstance(value, Mapping):
+        return {key: as_plain(item) for key, item in value.items() if item is not None}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {one.name: as_plain(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(as_plain, value))
+    if isinstance(value, tuple | list):
+        return (list if isinstance(value, list) else tuple)(map(as_plain, value))
+    if value is None or isinstance(value, Tensor | int | float | str):
+        return value
+    raise LiftError(f"the network gives a {type(value).__name__}, which is no tensor and holds none that can be found")
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, in one line; in our own words where the data says how many elements a result has."""
+    if any(words in str(error) for words in ("register_meta", "meta tensor", "data-dependent", "Meta backend")):
+        return "what it gives depends on the data and not on shapes alone, which no graph can follow"
+    return first_line(error)
+
+
+def place(node: fx.Node) -> str:
+    """Where in the network a node of its graph stands, for messages."""
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+    return f"{target} in {node.meta.get('scope') or 'the network itself'}"
+
+
+__all__ = [
+    "BATCH",
+    "Multiples",
+    "Reading",
+    "holds_batch",
+    "is_image",
+    "place",
+    "read",
+    "reason",
+    "rows",
+    "rows_in",
+    "varies",
+]

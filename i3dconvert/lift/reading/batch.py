@@ -1,0 +1,59 @@
+"""Which axes of a value follow the batch: found by running at several, and kept at each node as `meta["batch"]`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, fx
+
+Multiples = Any
+"""For each axis of a tensor, how many times the batch it is long; 0 where it does not follow the batch. Nested as
+the value is."""
+
+
+def rows(node: Any) -> int:
+    """How many rows a tensor has for each image of the batch; 0 where its first axis is not of the batch."""
+    value = node.meta.get("value") if isinstance(node, fx.Node) else None
+    return rows_in(value, node.meta["batch"]) if isinstance(value, Tensor) else 0
+
+
+def rows_in(value: Any, multiples: Multiples) -> int:
+    """`rows` of a value whose axes follow the batch as `multiples` say."""
+    return int(multiples[0]) if isinstance(value, Tensor) and value.dim() and multiples else 0
+
+
+def is_image(node: Any) -> bool:
+    """Whether a value, or each of several, is `(batch, C, H, W)`, so that it has a clip layout."""
+    value, multiples = node.meta["value"], node.meta["batch"]
+    if isinstance(value, tuple | list):
+        return bool(value) and all(_is_image(*pair) for pair in zip(value, multiples, strict=True))
+    return _is_image(value, multiples)
+
+
+def _is_image(value: Any, multiples: Multiples) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 4 and rows_in(value, multiples) == 1
+
+
+def varies(node: fx.Node) -> bool:
+    """Whether a value, or one of several, has an axis that follows the batch (not so tables of positions)."""
+    return any(any(multiples) for multiples in _of_tensors(node.meta["value"], node.meta["batch"]))
+
+
+def holds_batch(node: fx.Node) -> bool:
+    """Whether a value is, or has, a size that follows the batch."""
+    value, multiples = node.meta["value"], node.meta["batch"]
+    if isinstance(value, tuple):
+        return bool(value) and bool(multiples) and bool(multiples[0])
+    return any(multiples) if isinstance(value, Tensor) else bool(multiples)
+
+
+def _of_tensors(value: Any, multiples: Multiples) -> Iterator[tuple[int, ...]]:
+    if isinstance(value, Tensor):
+        yield multiples or ()
+    elif isinstance(value, tuple | list):
+        for pair in zip(value, multiples or (), strict=False):
+            yield from _of_tensors(*pair)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _of_tensors(item, (multiples or {}).get(key))

@@ -1,0 +1,257 @@
+"""What the runs have in common, as a `torch.fx` graph: each node with its value on the meta device and its module."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from i3dconvert.errors import LiftError
+from i3dconvert.lift.reading.merging import ByMode, Cast, OfDtype, OfImage
+from i3dconvert.lift.reading.numbers import ARITHMETIC, COMPARISONS
+from i3dconvert.lift.reading.recording import Decision, Ref, Row, mapped
+
+_OPERATORS = {f"__{name.rstrip('_')}__": getattr(operator, name) for name in """
+    add sub mul truediv floordiv mod pow matmul and_ or_ xor neg pos invert eq ne lt le gt ge getitem lshift rshift
+    iadd isub imul itruediv ifloordiv ipow iand ior ixor
+""".split()}  # fmt: skip
+_SWAPPED = {
+    f"__r{name}__": _OPERATORS[f"__{name}__"]
+    for name in "add sub mul truediv floordiv mod pow matmul and or xor".split()
+}
+_SWAPPED["__rdiv__"] = operator.truediv
+
+_NUMPYS = {"axis": "dim", "keepdims": "keepdim"}
+"""NumPy's names of arguments, which torch takes too."""
+
+_SIZES = ("size", "stride", "numel", "nelement", "__len__")
+
+
+def by_mode(training: bool, in_training: Any, in_evaluation: Any) -> Any:
+    """What follows the mode of a module."""
+    return in_training if training else in_evaluation
+
+
+def decided(result: bool, operation: str, operands: tuple[Any, ...], line: str) -> None:
+    """Raise `LiftError` where a decision on sizes falls otherwise than it did when the network was read."""
+    if COMPARISONS[operation](*operands) != result:
+        left, right = operands if len(operands) > 1 else (*operands, 0)
+        raise LiftError(
+            f"{line}: the network decides on a size here, by {left} {_SIGNS[operation]} {right}, and decided otherwise "
+            "at the size that it was read at; inflate it at this one (size=)"
+        )
+
+
+_SIGNS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "bool": "!="}
+
+
+class GraphOf:
+    """Builds the graph; `columns` are the rows of each run, `batches` the number of images that each was of."""
+
+    def __init__(self, rows: list[Row], columns: Sequence[list[Row]], batches: Sequence[int], root: nn.Module) -> None:
+        self.rows, self.columns, self.batches, self.root = rows, columns, batches, root
+        self.graph = fx.Graph()
+        self.nodes: dict[int, fx.Node] = {}
+        self.parts: dict[Any, fx.Node] = {}
+        self.row = 0
+
+    def build(self, decisions: list[Decision], output: Any) -> fx.Graph:
+        """The graph of all rows, the decisions at their places."""
+        waiting = list(decisions)
+        for index, row in enumerate(self.rows):
+            while waiting and waiting[0].row <= index:
+                self.decide(waiting.pop(0))
+            self.row = index
+            node = self.node(row, index)
+            if node is not None:
+                self.nodes[index] = node
+        for decision in waiting:
+            self.decide(decision)
+        self.row = len(self.rows)
+        self.finish(self.graph.output(mapped(output, self.value)), "")
+        _drop_unused(self.graph)
+        return self.graph
+
+    def decide(self, decision: Decision) -> None:
+        """A node that checks a decision; none for one that compares numbers of images, which agree at any batch."""
+        operands = mapped(decision.operands, self.value)
+        nodes = [operand for operand in operands if isinstance(operand, fx.Node)]
+        if not nodes or (all(node.meta.get("batch") for node in nodes) and decision.operation in ("eq", "ne")):
+            return
+        self.call(decided, (decision.result, decision.operation, operands, decision.line), None, decision.scope)
+
+    # Values.
+
+    def value(self, value: Any) -> Any:
+        """A value of a row as it stands in the graph."""
+        if isinstance(value, Ref):
+            return self.reference(value)
+        if isinstance(value, Cast):
+            node = self.reference(value.ref)
+            known = node.meta["value"]
+            return node if type(known) is value.kind else self.call(value.kind, (node,), value.kind(known), like=node)
+        if isinstance(value, ByMode):
+            training = self.training(value.scope)
+            if (value.training, value.evaluating) == (True, False):
+                return training
+            return self.call(by_mode, (training, value.training, value.evaluating), value.evaluating)
+        if isinstance(value, OfImage):
+            return self.of_image(value.name)
+        if isinstance(value, OfDtype):
+            limits = torch.finfo(self.nodes[0].meta["value"].dtype)
+            info = self.call(torch.finfo, (self.of_image("dtype"),), limits)
+            limit = self.call(getattr, (info, value.name), getattr(limits, value.name))
+            return (
+                limit
+                if value.times == 1
+                else self.call(operator.mul, (limit, value.times), limit.meta["value"] * value.times)
+            )
+        return value
+
+    def of_image(self, name: str) -> fx.Node:
+        image = self.nodes[0]
+        return self.once(("image", name), lambda: self.call(getattr, (image, name), getattr(image.meta["value"], name)))
+
+    def once(self, key: Any, make: Any) -> fx.Node:
+        if key not in self.parts:
+            self.parts[key] = make()
+        return self.parts[key]
+
+    def training(self, scope: str) -> fx.Node:
+        name = f"{scope}.training".lstrip(".")
+        return self.once(("training", name), lambda: self.finish(self.graph.get_attr(name), scope, False))
+
+    def reference(self, ref: Ref) -> fx.Node:
+        row = self.rows[ref.row]
+        if row.kind == "call" and getattr(row.target, "__name__", "") in _SIZES:
+            return self.size(ref, row)
+        node = self.nodes[ref.row]
+        for index, part in enumerate(ref.path):
+            path = ref.path[: index + 1]
+            node = self.once((ref.row, path), lambda node=node, part=part: self.part(node, part))
+        if row.kind != "get" and not row.graded and self.row < len(self.rows) and self.rows[self.row].graded:
+            node = self.once(("detached", ref), lambda: self.detached(node))
+        return node
+
+    def part(self, node: fx.Node, part: Any) -> fx.Node:
+        new = self.call(operator.getitem, (node, part), node.meta["value"][part], node.meta["scope"])
+        batch = node.meta.get("batch")
+        new.meta["batch"] = batch[part] if isinstance(batch, tuple | dict) else 0
+        return new
+
+    def size(self, ref: Ref, row: Row) -> fx.Node:
+        """One size of a tensor, read off it where it is first used."""
+        source = self.value(row.args[0])
+        name, axis = row.target.__name__, ref.path[0] if ref.path else None
+        values = [_at(column[ref.row].value, ref.path) for column in self.columns]
+        rest: tuple[Any, ...] = row.args[1:] if axis is None else (axis,)
+        if name == "__len__":
+            name, rest = "size", (0,)
+        elif name == "nelement":
+            name = "numel"
+        elif axis is None and row.kwargs:
+            rest = tuple(row.kwargs.values())
+
+        def read() -> fx.Node:
+            node = self.finish(self.graph.call_method(name, (source, *rest)), row.scope, values[0])
+            node.meta["batch"] = self.multiple(values)
+            return node
+
+        return self.once((name, source, rest), read)
+
+    # Nodes.
+
+    def node(self, row: Row, index: int) -> fx.Node | None:
+        values = [column[index].value for column in self.columns]
+        node = self.of_kind(row, index)
+        if node is not None:
+            self.finish(node, row.scope, row.value)
+            node.meta["batch"] = self.of_batch(values)
+        return node
+
+    def of_kind(self, row: Row, index: int) -> fx.Node | None:
+        if row.kind == "input":
+            return self.graph.placeholder("clip")
+        if row.kind == "get":
+            return self.graph.get_attr(row.target)
+        if row.kind == "constant":
+            name = f"_tensor_constant{sum(1 for key in self.root._buffers if key.startswith('_tensor_constant'))}"
+            self.root.register_buffer(name, row.args[0], persistent=False)
+            return self.graph.get_attr(name)
+        if row.kind == "call" and getattr(row.target, "__name__", "") in _SIZES:
+            return None  # read where they are used
+        args, kwargs = mapped(row.args, self.value), mapped(row.kwargs, self.value)
+        if row.kind == "module":
+            return self.graph.call_module(row.target, args, kwargs)
+        if row.kind == "number":
+            return self.graph.call_function(ARITHMETIC[row.target], args, kwargs)
+        return self.function(row.target, args, kwargs)
+
+    def function(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        """A call in the form that `torch.fx` has: operators by their functions, methods by name."""
+        name = function.__name__
+        kwargs = {_NUMPYS.get(key, key): value for key, value in kwargs.items()}
+        if name == "__get__":
+            return self.graph.call_function(getattr, (args[0], function.__self__.__name__))
+        if name in _SWAPPED:
+            return self.graph.call_function(_SWAPPED[name], (args[1], args[0]))
+        if name in _OPERATORS:
+            return self.graph.call_function(_OPERATORS[name], args, kwargs)
+        if getattr(Tensor, name, None) is function and args:
+            return self.graph.call_method(name, args, kwargs)
+        return self.graph.call_function(function, args, kwargs)
+
+    def call(self, function: Any, args: Any, value: Any, scope: str = "", like: fx.Node | None = None) -> fx.Node:
+        node = self.finish(self.graph.call_function(function, args), scope, value)
+        node.meta["batch"] = like.meta.get("batch", 0) if like is not None else 0
+        return node
+
+    def detached(self, node: fx.Node) -> fx.Node:
+        """What was made without gradients, for what is computed with them."""
+        new = self.finish(self.graph.call_method("detach", (node,)), node.meta["scope"], node.meta["value"].detach())
+        new.meta["batch"] = node.meta["batch"]
+        return new
+
+    def finish(self, node: fx.Node, scope: str, value: Any = None) -> fx.Node:
+        node.meta |= {"value": value, "scope": scope, "batch": 0}
+        return node
+
+    # The batch.
+
+    def of_batch(self, values: Sequence[Any]) -> Any:
+        """How many times the batch each axis of a value, or the value itself, is; 0 where it does not follow it."""
+        first = values[0]
+        if isinstance(first, Tensor):
+            return tuple(self.multiple(sizes) for sizes in zip(*(value.shape for value in values), strict=True))
+        if isinstance(first, tuple | list):
+            return tuple(self.of_batch(items) for items in zip(*values, strict=True))
+        if isinstance(first, dict):
+            return {key: self.of_batch([value[key] for value in values]) for key in first}
+        return self.multiple(values) if isinstance(first, int) else 0
+
+    def multiple(self, sizes: Sequence[int]) -> int:
+        times = sizes[0] // self.batches[0]
+        return times if all(times * batch == size for batch, size in zip(self.batches, sizes, strict=True)) else 0
+
+
+def _at(value: Any, path: tuple[Any, ...]) -> Any:
+    for part in path:
+        value = value[part]
+    return value
+
+
+_PURE = frozenset(("size", "stride", "numel", "dim", "detach"))
+
+
+def _drop_unused(graph: fx.Graph) -> None:
+    """Take out sizes, and arithmetic with them, that nothing uses."""
+    for node in reversed(graph.nodes):
+        pure = node.op == "get_attr" or (node.op == "call_method" and node.target in _PURE)
+        pure = pure or (
+            node.op == "call_function" and not isinstance(node.meta["value"], Tensor) and node.target is not decided
+        )
+        if not node.users and pure and not isinstance(node.meta["value"], tuple | list | dict):
+            graph.erase_node(node)

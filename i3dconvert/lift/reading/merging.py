@@ -1,0 +1,248 @@
+"""What several runs of one network have in common: the steps that hold at any batch and size, and in both modes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from i3dconvert.lift.reading.recording import Decision, Recorder, Ref, Row
+
+
+@dataclass(frozen=True)
+class Cast:
+    """A plain number that had the value of `ref` in all runs: `int(x.size(0) / 4)`, `len(x)`, `math.floor(...)`."""
+
+    ref: Ref
+    kind: type
+
+
+@dataclass(frozen=True)
+class ByMode:
+    """What follows the mode of the module `scope`: dropout's flag, a probability that is zero in evaluation."""
+
+    scope: str
+    training: Any
+    evaluating: Any
+
+
+@dataclass(frozen=True)
+class OfImage:
+    """An attribute that follows the image: its `dtype` or `device`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class OfDtype:
+    """A number that follows the image's dtype: so many times its `min`, `max`, `eps` or `tiny`."""
+
+    name: str
+    times: float
+
+
+class Differ(Exception):
+    """The runs are not alike."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Recordings of one network; `training` are the numbers of those in training mode."""
+
+    recorders: Sequence[Recorder]
+    training: frozenset[int] = frozenset()
+
+
+def common(runs: Runs) -> tuple[list[Row], list[Decision], Any]:
+    """Rows, decisions and output that all runs share; raises `Differ` with the first place where they do not."""
+    return _Common(runs).all()
+
+
+class _Common:
+    def __init__(self, runs: Runs) -> None:
+        self.runs = runs
+        self.columns = [recorder.rows for recorder in runs.recorders]
+        self.numbers = [dict(_numbers(rows)) for rows in self.columns]
+        found: dict[Ref, tuple[Any, ...]] = {
+            ref: tuple(numbers.get(ref) for numbers in self.numbers) for ref in self.numbers[0]
+        }
+        self.same = {ref: values for ref, values in found.items() if len(set(map(type, values))) == 1}
+        self.places: dict[tuple[float, ...], list[Ref]] = {}
+        for ref, values in self.same.items():
+            if len(set(values)) > 1:
+                self.places.setdefault(tuple(float(value) for value in values), []).append(ref)
+
+    def all(self) -> tuple[list[Row], list[Decision], Any]:
+        rows = [self.row(index, *rows) for index, rows in enumerate(zip(*self.columns, strict=False))]
+        if len({len(column) for column in self.columns}) > 1:
+            raise Differ(" and ".join(f"{len(column)}" for column in self.columns) + " steps")
+        output = self.merge([recorder.output for recorder in self.runs.recorders], len(rows), "", "the output")
+        return rows, self.decisions(), output
+
+    def row(self, index: int, *rows: Row) -> Row:
+        first = rows[0]
+        if any(
+            (row.kind, row.scope) != (first.kind, first.scope) or not _alike(row.target, first.target) for row in rows
+        ):
+            raise Differ(f"{_spoken(first)} in {first.scope or 'the network itself'}")
+        if first.kind in ("get", "input"):
+            return first
+        where = f"{_spoken(first)} in {first.scope or 'the network itself'}"
+        args = self.merge([row.args for row in rows], index, first.scope, where)
+        kwargs = self.merge([row.kwargs for row in rows], index, first.scope, where)
+        return Row(first.kind, first.target, args, kwargs, first.scope, first.value, first.graded)
+
+    def decisions(self) -> list[Decision]:
+        found = []
+        for alike in zip(*(recorder.decisions for recorder in self.runs.recorders), strict=False):
+            first = alike[0]
+            if any((d.operation, d.row, d.result) != (first.operation, first.row, first.result) for d in alike):
+                raise Differ(f"a decision on a size ({first.line})")
+            if all(self.is_settled(operand) for operand in first.operands):
+                continue
+            operands = tuple(
+                self.merge(
+                    [d.operands[i] for d in alike], first.row, first.scope, f"a decision on a size ({first.line})"
+                )
+                for i in range(len(first.operands))
+            )
+            found.append(
+                Decision(first.operation, operands, first.result, first.row, first.scope, first.line, first.values)
+            )
+        if len({len(recorder.decisions) for recorder in self.runs.recorders}) > 1:
+            raise Differ("the number of decisions on sizes")
+        return found
+
+    def is_constant(self, ref: Any) -> bool:
+        """Whether a number is the same whatever the image: the channels of one, and what is computed of those."""
+        row = self.columns[0][ref.row]
+        if row.kind == "number":
+            return all(not isinstance(operand, Ref) or self.is_constant(operand) for operand in row.args)
+        return _axis(self.columns[0], ref) == (4, 1) and len(set(self.same.get(ref, (0, 1)))) == 1
+
+    def is_settled(self, operand: Any) -> bool:
+        """Whether no other image changes an operand of a decision, as far as the runs tell; heights and widths may."""
+        if not isinstance(operand, Ref):
+            return True
+        row = self.columns[0][operand.row]
+        if row.kind == "number":
+            return all(map(self.is_settled, row.args))
+        dims, axis = _axis(self.columns[0], operand)
+        return (dims != 4 or axis == 1) and len(set(self.same.get(operand, (0, 1)))) == 1
+
+    def merge(self, values: list[Any], at: int, scope: str, where: str) -> Any:
+        first = values[0]
+        if isinstance(first, Ref) and all(value == first for value in values):
+            return self.same[first][0] if first in self.same and self.is_constant(first) else first
+        if isinstance(first, tuple | list) and all(type(v) is type(first) and len(v) == len(first) for v in values):
+            parts = [self.merge(list(items), at, scope, where) for items in zip(*values, strict=True)]
+            if isinstance(first, list):
+                return parts
+            return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+        if isinstance(first, dict) and all(isinstance(v, dict) and list(v) == list(first) for v in values):
+            return {key: self.merge([value[key] for value in values], at, scope, where) for key in first}
+        if isinstance(first, slice) and all(isinstance(v, slice) for v in values):
+            parts = [self.merge([getattr(v, p) for v in values], at, scope, where) for p in ("start", "stop", "step")]
+            return slice(*parts)
+        if isinstance(first, torch.dtype | torch.device):
+            return self.of_image(values, where)
+        if all(_alike(first, value) for value in values):
+            return first
+        if self.runs.training:
+            by_mode = self.by_mode(values, scope)
+            if by_mode is not None:
+                return by_mode
+        if type(first) is float and (limit := self.of_dtype(values)) is not None:
+            return limit
+        if type(first) in (int, float) and all(type(value) is type(first) for value in values):
+            return self.cast(values, at, where)
+        raise Differ(f"{where}: " + " and ".join(str(value)[:40] for value in values))
+
+    def of_image(self, values: list[Any], where: str) -> Any:
+        """A dtype or a device: that of the image where it follows it from run to run."""
+        images = [column[0].value for column in self.columns]
+        name = "dtype" if isinstance(values[0], torch.dtype) else "device"
+        followed = all(getattr(image, name) == value for image, value in zip(images, values, strict=True))
+        if name == "device" and values[0].type == "meta":
+            return OfImage(name)
+        if followed and len(set(values)) > 1:
+            return OfImage(name)
+        if len(set(values)) > 1:
+            raise Differ(f"{where}: " + " and ".join(map(str, values)))
+        return values[0]
+
+    def of_dtype(self, values: list[Any]) -> OfDtype | None:
+        limits = [torch.finfo(column[0].value.dtype) for column in self.columns]
+        for name in ("min", "max", "eps", "tiny"):
+            shares = {value / getattr(limit, name) for value, limit in zip(values, limits, strict=True)}
+            if len({limit.dtype for limit in limits}) > 1 and len(shares) == 1:
+                return OfDtype(name, shares.pop())
+        return None
+
+    def by_mode(self, values: list[Any], scope: str) -> ByMode | None:
+        modes: list[list[Any]] = [[], []]
+        for index, value in enumerate(values):
+            modes[index in self.runs.training].append(value)
+        evaluating, training = modes
+        if type(training[0]) not in (bool, int, float) or type(evaluating[0]) not in (bool, int, float):
+            return None
+        if len(set(evaluating)) == 1 and len(set(training)) == 1:
+            return ByMode(scope, training[0], evaluating[0])
+        return None
+
+    def cast(self, values: list[Any], at: int, where: str) -> Cast:
+        """The number before `at` that had these values, or ones that are cut to them."""
+        for ref in self.places.get(tuple(map(float, values)), ()):
+            if ref.row < at:
+                return Cast(ref, type(values[0]))
+        if type(values[0]) is int:
+            for known, refs in self.places.items():
+                if all(math.trunc(one) == value for one, value in zip(known, values, strict=True)) and refs[0].row < at:
+                    return Cast(refs[0], int)
+        raise Differ(f"{where}: a number that follows the size ({', '.join(map(str, values))})")
+
+
+def _numbers(rows: list[Row]) -> Iterator[tuple[Ref, Any]]:
+    for index, row in enumerate(rows):
+        if row.kind == "number":
+            yield Ref(index), row.value
+        elif row.kind == "call" and isinstance(row.value, int | torch.Size | tuple):
+            values = row.value if isinstance(row.value, tuple) else None
+            if values is None:
+                yield Ref(index), row.value
+            else:
+                yield from ((Ref(index, (i,)), value) for i, value in enumerate(values) if type(value) is int)
+
+
+def _axis(rows: list[Row], ref: Ref) -> tuple[int, int | None]:
+    """Of how many axes a tensor is whose size a number is, and which of them it is (None: of all together)."""
+    row = rows[ref.row]
+    source: Any = rows[row.args[0].row].value
+    for part in row.args[0].path:
+        source = source[part]
+    axis = ref.path[0] if ref.path else row.args[1] if len(row.args) > 1 else row.kwargs.get("dim")
+    dims = source.dim()
+    return dims, axis % dims if isinstance(axis, int) else None
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and (a.is_meta or bool(torch.equal(a, b)))
+    if type(a) is not type(b):
+        return False
+    if callable(a) and getattr(a, "__name__", "") == getattr(b, "__name__", None) == "__get__":
+        return bool(a.__self__ is b.__self__)
+    try:
+        return bool(a == b) or bool(a != a and b != b)
+    except Exception:  # noqa: BLE001 - whatever comparing somebody's objects raises
+        return False
+
+
+def _spoken(row: Row) -> str:
+    return str(getattr(row.target, "__name__", row.target))

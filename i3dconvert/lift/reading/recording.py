@@ -1,0 +1,421 @@
+"""One run of a network, written down: every torch function that its own code calls, with what, and in which module.
+
+A `TorchFunctionMode` sees them all, with real tensors on the meta device, so that nothing pretends to be a tensor and
+nothing of torch is patched. Hooks run. Tensors are known by identity, which is why parameters keep their names however
+the code comes by them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from i3dconvert.errors import LiftError
+from i3dconvert.lift.reading.numbers import Remembered, plain, remember
+from i3dconvert.lift.reading.views import WRITES, name_of, written
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ref:
+    """What row `row` gave; `path` leads into a tuple."""
+
+    row: int
+    path: tuple[Any, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Lost:
+    """A value that was made inside a layer that is kept whole."""
+
+    layer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Again:
+    """A view of a tensor that was written to since: the step that made it, taken again from what `of` holds now."""
+
+    of: Tensor
+    step: Ref
+
+
+@dataclasses.dataclass
+class Row:
+    """One step; `kind` is `input`, `get` (a tensor by its name), `constant`, `number`, `call` or `module`."""
+
+    kind: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    scope: str
+    value: Any = None
+    """What it gave: tensors on the meta device, or a number."""
+    graded: bool = True
+    """Whether it is outside of the network's own `no_grad` regions."""
+
+
+@dataclasses.dataclass
+class Decision:
+    """A comparison of sizes, where it was made, and how it went."""
+
+    operation: str
+    operands: tuple[Any, ...]
+    result: bool
+    row: int
+    scope: str
+    line: str
+    values: tuple[Any, ...]
+
+
+_PLAIN = {
+    Tensor.dim, Tensor.ndimension, Tensor.is_floating_point, Tensor.is_complex, Tensor.is_contiguous,
+    Tensor.element_size, Tensor.get_device, Tensor.is_same_size, Tensor.is_pinned,
+    torch.is_floating_point, torch.is_complex, torch.is_tensor, torch.is_grad_enabled, torch.is_nonzero,
+    torch.is_same_size, torch.get_default_dtype, torch.result_type, torch.promote_types,
+}  # fmt: skip
+_PLAIN_ATTRIBUTES = frozenset(
+    "requires_grad grad_fn is_leaf layout ndim is_cuda is_sparse is_quantized is_meta itemsize names grad is_nested "
+    "is_mkldnn is_cpu is_xpu is_mps _version output_nr device dtype nbytes is_sparse_csr _base retains_grad".split()
+)
+_SIZES = {Tensor.size, Tensor.numel, Tensor.nelement, torch.numel, Tensor.__len__, Tensor.stride}
+_VALUES = {
+    Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__,
+    Tensor.data_ptr, Tensor.equal, Tensor.allclose, torch.equal, torch.allclose, Tensor.__array__, Tensor.__contains__,
+}  # fmt: skip
+_NO_STEP = {torch._assert}
+_NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm}
+"""What gives a value of the shape that it is given; to find that out by running takes longer than all else together."""
+_UNSEEN = {Tensor.__repr__, Tensor.__format__, Tensor.requires_grad_, Tensor.__hash__}
+
+
+def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    """`value` with `function` at each leaf of its tuples, lists, dicts and slices."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(mapped(item, function) for item in value))
+    if isinstance(value, list):
+        return [mapped(item, function) for item in value]
+    if isinstance(value, tuple):
+        return tuple(mapped(item, function) for item in value)
+    if isinstance(value, dict):
+        return {key: mapped(item, function) for key, item in value.items()}
+    if isinstance(value, slice):
+        return slice(*(mapped(part, function) for part in (value.start, value.stop, value.step)))
+    return function(value)
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """What nested tuples, lists, dicts and slices hold."""
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from leaves(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from leaves(item)
+    elif isinstance(value, slice):
+        yield from leaves((value.start, value.stop, value.step))
+    else:
+        yield value
+
+
+class Recorder(TorchFunctionMode):
+    """Takes one run down in `rows`; `names` are those of the network's tensors, by identity."""
+
+    def __init__(self, names: Mapping[int, str], is_whole: Callable[[nn.Module, str], bool]) -> None:
+        super().__init__()
+        self.rows: list[Row] = []
+        self.decisions: list[Decision] = []
+        self.output: Any = None
+        self.training = False
+        self.failed_at = ""
+        self._names, self._is_whole = names, is_whole
+        self._refs: dict[int, Any] = {}
+        self._made_by: dict[int, Ref] = {}
+        self._alive: dict[int, Tensor] = {}  # identities hold among what is alive
+        self._versions: dict[int, int] = {}
+        self._through_views: list[int] = []
+        self._owner: dict[Ref, Tensor] = {}
+        self._scopes: list[str] = [""]
+        self._whole: list[tuple[int, int, Any]] = []
+        self._graded = True
+
+    # What is written down.
+
+    def row(self, kind: str, target: Any, args: Any = (), kwargs: Any = None, value: Any = None) -> Ref:
+        """Add a row; returns its place."""
+        self.rows.append(Row(kind, target, args, kwargs or {}, self._scopes[-1], value, self._graded))
+        return Ref(len(self.rows) - 1)
+
+    def input(self, image: Tensor) -> Tensor:
+        """The image that the network is given."""
+        self._keep(image, self.row("input", "clip", value=image))
+        return image
+
+    def number(self, value: Any, operation: str, operands: tuple[Any, ...]) -> Ref:
+        """What is computed of sizes."""
+        return self.row("number", operation, tuple(map(self.ref, operands)), value=value)
+
+    def decision(self, result: bool, operation: str, operands: tuple[Any, ...]) -> None:
+        """What is decided by sizes."""
+        refs, values = tuple(map(self.ref, operands)), tuple(map(plain, operands))
+        self.decisions.append(
+            Decision(operation, refs, result, len(self.rows), self._scopes[-1], _line_of_the_network(), values)
+        )
+
+    def ref(self, value: Any) -> Any:
+        """A value as it stands in a row: the place it comes from, or itself where it is a constant."""
+        if isinstance(value, Remembered):
+            if value.notes is not self:
+                raise LiftError(f"{self.place()} uses a size that was kept from an earlier run, outside of the network")
+            return value.ref
+        if not isinstance(value, Tensor):
+            return value
+        found = self._refs.get(id(value))
+        if isinstance(found, Again):
+            found = self._again(value, found)
+        if isinstance(found, Lost):
+            raise LiftError(f"{self.place()} uses a tensor that was made inside {found.layer}, which is kept whole")
+        if found is None:
+            name = self._names.get(id(value))
+            if name is None and isinstance(value, nn.Parameter):
+                raise LiftError(
+                    f"{self.place()} uses a parameter that is no part of the network: its module stands in a list or a "
+                    "dict of Python's (nn.ModuleList and nn.ModuleDict register theirs)"
+                )
+            if name is None and value.is_meta:
+                raise LiftError(
+                    f"{self.place()} uses a tensor of {type(value).__name__} that no torch function gave it"
+                )
+            found = (
+                self.row("constant", None, (value,), value=value)
+                if name is None
+                else self.row("get", name, value=value)
+            )
+            self._keep(value, found)
+        return found
+
+    def _keep(self, value: Any, ref: Ref) -> None:
+        """Know tensors again by identity. An operation in place gives back the tensor that it was given."""
+        if isinstance(value, Tensor):
+            self._alive[id(value)] = value
+            self._versions[id(value)] = value._version
+            self._refs[id(value)], self._owner[ref] = ref, value
+            self._made_by.setdefault(id(value), ref)
+        elif isinstance(value, tuple | list):
+            for index, item in enumerate(value):
+                self._keep(item, Ref(ref.row, (*ref.path, index)))
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                self._keep(item, Ref(ref.row, (*ref.path, key)))
+
+    def _sizes(self, value: Any, ref: Ref) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)([self._sizes(item, Ref(ref.row, (*ref.path, i))) for i, item in enumerate(value)])
+        return remember(value, self, ref)
+
+    def place(self) -> str:
+        return self._scopes[-1] or "the network itself"
+
+    # Functions.
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", str(func))
+        attribute = (
+            getattr(getattr(func, "__self__", None), "__name__", None) if name in ("__get__", "__set__") else None
+        )
+        if func in _NO_STEP:
+            return None
+        if func in _PLAIN or func in _UNSEEN or attribute in _PLAIN_ATTRIBUTES:
+            return func(*args, **kwargs)
+        if func in _VALUES:
+            raise LiftError(f"{self.place()}: the network reads values of a tensor ({name}), and depends on the data")
+        if name == "_set_grad_enabled":
+            self._graded = bool(args[0])
+            return func(*args, **kwargs)
+        if name in ("_enter_autocast", "_exit_autocast"):
+            if name == "_enter_autocast" and dict(zip(("type", "dtype", "enabled"), args, strict=False)).get("enabled"):
+                raise LiftError(f"{self.place()}: the network switches autocast on in its forward")
+            return func(*args, **kwargs)
+        if attribute == "data" and name == "__get__":  # which shares memory, and hides that it does
+            func = Tensor.detach
+        refs = mapped((args, kwargs), self.ref)
+        try:
+            value = self._computed(func, args, kwargs)
+        except Exception:
+            self.failed_at = self.failed_at or f"{name} in {self.place()}"
+            raise
+        if func in _SIZES or attribute == "shape":
+            if self._is_of_network(args[0]):
+                return value
+            target: Any = Tensor.size if attribute else func
+            return self._sizes(value, self.row("call", target, refs[0], refs[1], value))
+        if isinstance(value, bool | int | float | complex):
+            raise LiftError(f"{self.place()}: the network reads values of a tensor ({name}), and depends on the data")
+        changed = [t for t in leaves((args, kwargs)) if isinstance(t, Tensor) and self._is_changed(t)]
+        if changed and self._names.get(id(changed[0]), "").endswith("num_batches_tracked"):
+            self._versions[id(changed[0])] = changed[0]._version
+            return value  # BatchNorm's count, which its momentum alone would follow
+        if changed:
+            self._write(changed[0], func, name, args, refs, value)
+        else:
+            self._keep(value, self.row("call", func, refs[0], refs[1], value))
+        return value
+
+    @staticmethod
+    def _computed(func: Any, args: Any, kwargs: Any) -> Any:
+        if func in _NORMS and args:
+            return torch.empty_like(args[0])
+        return _to_meta(func(*_to_meta(args), **_to_meta(kwargs)))
+
+    def _is_of_network(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and (id(value) in self._names or id(value) not in self._refs)
+
+    # Writes in place: later uses of a tensor, and of all that shares its memory, are of what it holds then.
+
+    def _is_changed(self, value: Tensor) -> bool:
+        return value._version != self._versions.get(id(value), value._version)
+
+    def _write(self, target: Tensor, func: Any, name: str, args: Any, refs: Any, value: Any) -> None:
+        """A step that wrote into `target`, and so into whatever shares its memory."""
+        known = self._versions
+        aliases = [tensor for identity, tensor in self._alive.items() if tensor._version != known[identity]]
+        for tensor in aliases:
+            self._versions[id(tensor)] = tensor._version
+            if id(tensor) in self._names and not self._whole:
+                raise LiftError(
+                    f"{self.place()}: {name} writes into {self._names[id(tensor)]}, a tensor of the network"
+                )
+        if len(aliases) == 1 and name not in WRITES:
+            row = self.row("call", func, refs[0], refs[1], value)
+            self._keep(target, row)
+            self._keep(value, row)
+            return
+        if not args or args[0] is not target:
+            raise LiftError(f"{self.place()}: {name} writes into a tensor that shares its memory with others")
+        parents = {id(tensor): self._parent(tensor, aliases) for tensor in aliases}
+        steps, base = [], target
+        while (parent := parents[id(base)]) is not None:
+            steps.append(self._step(base))
+            base = parent
+        (_, *rest), kwargs = refs
+        row = self.row(
+            "call", written, (self.ref(base), tuple(reversed(steps)), name_of(func), tuple(rest), kwargs), value=base
+        )
+        self._through_views.append(row.row)
+        for tensor in aliases:
+            parent = parents[id(tensor)]
+            self._refs[id(tensor)] = Again(parent, self._made_by[id(tensor)]) if parent is not None else row
+        self._owner[row] = base
+
+    def _parent(self, tensor: Tensor, aliases: list[Tensor]) -> Tensor | None:
+        """What a tensor is a view of, by the step that made it; None for the one that all others are views of."""
+        step = self.rows[self._made_by[id(tensor)].row]
+        first = step.args[0] if step.kind == "call" and step.args else None
+        owner = self._owner.get(first) if isinstance(first, Ref) else None
+        return owner if owner is not tensor and any(owner is alias for alias in aliases) else None
+
+    def _step(self, view: Tensor) -> tuple[str, tuple[Any, ...], dict[str, Any], tuple[Any, ...]]:
+        """How a view was made of what it is one of: the function's name, the rest of its arguments, the part taken."""
+        made = self._made_by[id(view)]
+        step = self.rows[made.row]
+        return name_of(step.target), step.args[1:], step.kwargs, made.path
+
+    def _again(self, view: Tensor, found: Again) -> Ref:
+        step = self.rows[found.step.row]
+        row = self.row("call", step.target, (self.ref(found.of), *step.args[1:]), step.kwargs, step.value)
+        ref = Ref(row.row, found.step.path)
+        self._refs[id(view)], self._owner[ref] = ref, view
+        return ref
+
+    # Modules.
+
+    def hooked(self, network: nn.Module) -> list[Any]:
+        """Know at each step which module is being called; returns handles that take the hooks away."""
+        handles = []
+        for name, module in network.named_modules():
+            handles.append(module.register_forward_pre_hook(self._entering(name), prepend=True))
+            handles.append(module.register_forward_hook(self._leaving, always_call=True))
+            if name and self._is_whole(module, name):
+                handles.append(module.register_forward_pre_hook(self._starting, with_kwargs=True))
+                handles.append(module.register_forward_hook(self._ending(name, module), prepend=True))
+        return handles
+
+    def _entering(self, name: str) -> Callable[..., None]:
+        return lambda module, args: self._scopes.append(name)
+
+    def _leaving(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._scopes.pop()
+
+    def _starting(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        refs = mapped((args, kwargs), self.ref)
+        self._whole.append((len(self.rows), len(self.decisions), refs))
+
+    def _ending(self, name: str, module: nn.Module) -> Callable[..., None]:
+        own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+
+        def end(module: nn.Module, args: Any, output: Any) -> None:
+            start, decided, refs = self._whole.pop()
+            if self._whole or not self._closed(start, refs, own):
+                return
+            again = {start + i for i, row in enumerate(self.rows[start:]) if row.kind in ("get", "constant")}
+            del self.rows[start:], self.decisions[decided:]
+            for identity, ref in list(self._refs.items()):
+                if isinstance(ref, Ref) and ref.row >= start:
+                    if ref.row in again or identity in self._names:
+                        del self._refs[identity]
+                    else:
+                        self._refs[identity] = Lost(name)
+            self._made_by = {identity: ref for identity, ref in self._made_by.items() if ref.row < start}
+            self._keep(output, self.row("module", name, refs[0], refs[1], output))
+
+        return end
+
+    def _closed(self, start: int, given: Any, own: set[int]) -> bool:
+        """Whether the rows from `start` use nothing but what the module was given, its own tensors and constants."""
+        if any(row >= start for row in self._through_views):
+            return False
+        allowed = {ref for ref in leaves(given) if isinstance(ref, Ref)}
+        rows = {ref.row for ref in allowed}
+        for row in self.rows[start:]:
+            for ref in leaves((row.args, row.kwargs)):
+                if isinstance(ref, Ref) and ref.row < start and ref not in allowed and ref.row not in rows:
+                    kept = self.rows[ref.row]
+                    if kept.kind != "get" or id(kept.value) not in own:
+                        return False
+        return True
+
+
+def _to_meta(value: Any) -> Any:
+    """Tensors with memory without it; devices of tensors that are made likewise."""
+    if isinstance(value, Tensor):
+        return value if value.is_meta else value.to("meta")
+    if isinstance(value, torch.device):
+        return _META
+    if isinstance(value, torch.Size) or type(value).__module__ == "torch.return_types":
+        return value
+    if isinstance(value, tuple | list | dict | slice):
+        return mapped(value, _to_meta)
+    return value
+
+
+_META = torch.device("meta")
+_OURS = __name__.rpartition(".")[0]
+
+
+def _line_of_the_network() -> str:
+    """The innermost line of code that is neither ours nor torch's."""
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        home = str(frame.f_globals.get("__name__", ""))
+        if not home.startswith((_OURS, "torch.", "typing")) and home != "torch":
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""

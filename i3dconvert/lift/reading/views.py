@@ -1,0 +1,45 @@
+"""Writes into a tensor by way of a view of it, as a step that gives the whole tensor anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WRITES = frozenset(("__setitem__",))
+"""Functions that write and give nothing."""
+
+_HOMES: dict[str, Any] = {"tensor": Tensor, "torch": torch, "functional": F}
+
+Step = tuple[str, tuple[Any, ...], dict[str, Any], tuple[Any, ...]]
+"""A function's name, what it is given beside the tensor, and the part of a tuple that is taken of what it gives."""
+
+
+def name_of(function: Any) -> str:
+    """The name that `call` finds a function of torch's by; an attribute's begins with a dot."""
+    if function.__name__ == "__get__":
+        return f".{function.__self__.__name__}"
+    home = next((home for home in _HOMES if getattr(_HOMES[home], function.__name__, None) is function), "tensor")
+    return f"{home}/{function.__name__}"
+
+
+def call(name: str, tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the function called `name` gives for `tensor`."""
+    if name.startswith("."):
+        return getattr(tensor, name[1:])
+    home, _, bare = name.partition("/")
+    return getattr(_HOMES[home], bare)(tensor, *args, **kwargs)
+
+
+def written(base: Tensor, steps: tuple[Step, ...], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """`base` after the function `name` wrote into the view that `steps` lead to; the given tensor is left alone."""
+    base = base.clone()
+    view: Any = base
+    for step, given, options, path in steps:
+        view = call(step, view, given, options)
+        for part in path:
+            view = view[part]
+    call(name, view, args, kwargs)
+    return base

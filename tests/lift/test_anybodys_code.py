@@ -1,0 +1,261 @@
+"""Networks as people write them: with `c2d`, a moving clip gives what the 2D network gives on each of its frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from i3dconvert import inflate
+from i3dconvert.comparison.forward import relative_error
+from i3dconvert.errors import LiftError
+
+Forward = Callable[[Any, Tensor], Any]
+
+
+class Net(nn.Module):
+    """Whatever a test gives it, in float64."""
+
+    def __init__(self, forward: Forward, **parts: Any) -> None:
+        super().__init__()
+        for name, part in {"c": nn.Conv2d(3, 4, 3, padding=1), "d": nn.Conv2d(4, 2, 3, padding=1), **parts}.items():
+            setattr(self, name, part)
+        self.code = forward
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.double().parameters():
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.3)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.code(self, x)
+
+
+def clip_of(clips: int, frames: int, size: int) -> Tensor:
+    return torch.randn(clips, 3, frames, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def framewise(model: nn.Module, clip: Tensor) -> Tensor:
+    """What the 2D network gives on each frame: scores averaged over time, maps stacked along it."""
+    frames = [model(frame.clone()) for frame in clip.unbind(2)]
+    return torch.stack(frames, 2) if frames[0].dim() == 4 else torch.stack(frames, 1).mean(1)
+
+
+def in_place_through_a_view(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    z = y.flatten(2)
+    z.relu_()
+    return net.d(y).mean((2, 3)) + z.sum(2)[:, :2]
+
+
+def in_place_on_a_permutation(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    y.permute(0, 2, 3, 1).add_(net.d.weight.sum())
+    return net.d(y)
+
+
+def in_place_on_a_stride(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    before = y[:, :2]
+    y[:, :, ::2].mul_(0.5)
+    y[:, 0] = 1.0
+    return net.d(y) + before
+
+
+def views_of_a_tensor_written_to(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    half, whole = y[:, :2], y.unsqueeze(1)
+    y.clamp_(min=0)
+    return net.d(y) + half + whole[:, 0, 2:]
+
+
+def a_number_instead_of_a_tensor(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    return net.d(torch.where(y > 0, y, 0.1)) + torch.isin(y[:, :2].round(), torch.tensor([0.0, 1.0])).double()
+
+
+class Swish(torch.autograd.Function):
+    """As efficientnet_pytorch has it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def a_function_of_ones_own(net: Any, x: Tensor) -> Tensor:
+    return net.d(Swish.apply(net.c(x)))
+
+
+def the_batch_as_a_plain_number(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    return net.d(y).mean((2, 3)).view(len(x), -1) + y.reshape(int(x.shape[0]), 4, -1).mean(2)[:, :2]
+
+
+def windows_as_swins_authors_reverse_them(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    _, channels, height, width = y.shape
+    windows = y.view(-1, channels, height // 4, 4, width // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 4, 4, channels)
+    batch = int(windows.shape[0] / (height * width / 4 / 4))
+    back = windows.view(batch, height // 4, width // 4, 4, 4, -1).permute(0, 5, 1, 3, 2, 4)
+    return net.d(back.reshape(batch, channels, height, width))
+
+
+def a_named_argument(net: Any, x: Tensor) -> Tensor:
+    return net.d(input=net.c(input=x))
+
+
+def sizes_by_arithmetic(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    height, width = int(y.shape[2] * 0.5), max(y.shape[2], y.shape[3]) // 2
+    return net.d(F.interpolate(y, size=(height, width), mode="bilinear"))
+
+
+def a_constant_of_the_images_dtype(net: Any, x: Tensor) -> Tensor:
+    ramp = torch.linspace(0, 1, x.shape[3], dtype=x.dtype, device=x.device)
+    return net.d(net.c(x) * ramp)
+
+
+FORWARDS = (
+    in_place_through_a_view,
+    in_place_on_a_permutation,
+    in_place_on_a_stride,
+    views_of_a_tensor_written_to,
+    a_number_instead_of_a_tensor,
+    a_function_of_ones_own,
+    the_batch_as_a_plain_number,
+    windows_as_swins_authors_reverse_them,
+    a_named_argument,
+    sizes_by_arithmetic,
+    a_constant_of_the_images_dtype,
+)
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("size", [16, 52])
+def test_each_frame_is_the_2d_networks(forward: Forward, size: int) -> None:
+    model = Net(forward)
+    network = inflate(model, "c2d", size=size).eval()
+    with torch.no_grad():
+        for clips, frames in ((1, 1), (1, 5), (3, 2)):
+            clip = clip_of(clips, frames, size)
+            before = clip.clone()
+            assert relative_error(framewise(model, clip), network(clip)) <= 1e-12
+            assert torch.equal(clip, before)
+
+
+def test_hooks_of_the_users_run() -> None:
+    model = Net(lambda net, x: net.d(net.c(x)))
+    model.c.register_forward_hook(lambda module, args, output: output * 2)
+    model.d.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    clip = clip_of(2, 3, 16)
+    with torch.no_grad():
+        assert relative_error(framewise(model, clip), inflate(model, "c2d", size=16)(clip)) <= 1e-12
+
+
+class Subclass(nn.Conv2d):
+    """Which changes nothing."""
+
+
+class Padded(nn.Conv2d):
+    """Which calls the function."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(F.pad(input, (1, 1, 1, 1)), self.weight, self.bias, self.stride)
+
+
+class Norm(nn.BatchNorm2d):
+    """Which changes nothing."""
+
+
+@pytest.mark.parametrize("layer", [Subclass(4, 4, 3, padding=1), Padded(4, 4, 3), Padded(4, 4, 3, 2, bias=False)])
+def test_convolutions_are_lifted_however_they_are_called(layer: nn.Module) -> None:
+    model = Net(lambda net, x: F.conv2d(net.n(net.e(net.c(x))), net.d.weight, net.d.bias, 2), e=layer, n=Norm(4))
+    network = inflate(model, "uniform", size=16)
+    assert [found.name for found in network.inflation.layers if found.lifted] == ["c", "e", "d"]
+    assert {key: tensor.dim() for key, tensor in network.state_dict().items() if tensor.dim() > 3} == dict.fromkeys(
+        ("c.weight", "e.weight", "d.weight"), 5
+    )
+    assert isinstance(network.get_submodule("n"), nn.BatchNorm3d)
+    clip = clip_of(2, 1, 16).expand(-1, -1, 4, -1, -1)
+    with torch.no_grad():
+        assert relative_error(model(clip[:, :, 0]).unsqueeze(2).expand(-1, -1, 4, -1, -1), network(clip)) <= 1e-12
+
+
+def test_a_layer_called_with_an_image_and_with_something_else_stays_2d() -> None:
+    model = Net(lambda net, x: net.d(net.c(x) + net.c(net.p)), p=nn.Parameter(torch.zeros(1, 3, 16, 16)))
+    network = inflate(model, "uniform", size=16)
+    assert [found.name for found in network.inflation.layers if found.lifted] == ["d"]
+    clip = clip_of(2, 1, 16).expand(-1, -1, 4, -1, -1)
+    with torch.no_grad():
+        assert relative_error(model(clip[:, :, 0]).unsqueeze(2).expand(-1, -1, 4, -1, -1), network(clip)) <= 1e-12
+
+
+def test_a_decision_on_a_size_is_checked_at_each_call() -> None:
+    def pools_until_small(net: Any, x: Tensor) -> Tensor:
+        y = net.c(x)
+        while y.shape[2] > 8:
+            y = F.max_pool2d(y, 2)
+        return net.d(y).mean((2, 3))
+
+    model = Net(pools_until_small)
+    network = inflate(model, "c2d", size=16)
+    assert not network.inflation.any_size
+    clip = clip_of(2, 2, 16)
+    with torch.no_grad():
+        assert relative_error(framewise(model, clip), network(clip)) <= 1e-12
+
+
+def test_dropout_follows_the_mode_of_its_own_block() -> None:
+    class Block(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(x, 0.5, self.training)
+
+    model = Net(lambda net, x: net.b(net.a(net.c(x))).mean((2, 3)), a=Block(), b=Block())
+    network = inflate(model, "c2d", size=16)
+    clip = clip_of(1, 2, 16)
+    assert torch.equal(network(clip), network(clip))
+    network.train()
+    assert not torch.equal(network(clip), network(clip))
+    for block in ("a", "b"):
+        network.get_submodule(block).eval()
+    assert torch.equal(network(clip), network(clip))
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (lambda net, x: net.c(x) * net.c(x).sum().item(), "item"),
+        (lambda net, x: net.c(x) if x.mean() > 0 else -net.c(x), "depends on the data"),
+        (lambda net, x: torch.stack([net.d(net.c(x))[i] for i in range(len(x))]), "other numbers of images"),
+        (lambda net, x: net.c(x) + net.d.weight.mul_(2).sum(), r"writes into d\.weight|leaf"),
+    ],
+)
+def test_what_no_graph_can_follow_is_refused_by_name(forward: Forward, said: str) -> None:
+    with pytest.raises(LiftError, match=said):
+        inflate(Net(forward), size=16)
+
+
+def test_arithmetic_that_gives_the_same_at_small_sizes_is_computed_anew() -> None:
+    model = Net(lambda net, x: net.d(net.c(x)) * (1 + x.shape[2] // 100))
+    network = inflate(model, "c2d", size=16)
+    with torch.no_grad():
+        for size in (16, 120):
+            clip = clip_of(1, 2, size)
+            assert relative_error(framewise(model, clip), network(clip)) <= 1e-12
+
+
+def test_a_decision_that_falls_otherwise_is_refused_with_its_line() -> None:
+    def odd_ones_are_padded(net: Any, x: Tensor) -> Tensor:
+        return net.d(F.pad(net.c(x), (0, 1)) if x.shape[3] % 2 else net.c(x))
+
+    network = inflate(Net(odd_ones_are_padded), "c2d", size=16)
+    with torch.no_grad(), pytest.raises(LiftError, match=r"test_anybodys_code\.py:\d+: .* by 1 != 0"):
+        network(clip_of(1, 2, 17))
