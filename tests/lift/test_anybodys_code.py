@@ -236,11 +236,12 @@ def test_dropout_follows_the_mode_of_its_own_block() -> None:
         (lambda net, x: net.c(x) if x.mean() > 0 else -net.c(x), "depends on the data"),
         (lambda net, x: torch.stack([net.d(net.c(x))[i] for i in range(len(x))]), "other numbers of images"),
         (lambda net, x: net.c(x) + net.d.weight.mul_(2).sum(), r"writes into d\.weight|leaf"),
+        (lambda net, x: (y := net.c(x), nn.Flatten()(y).relu_(), net.f(y).relu_(), net.d(y))[-1], "clone it first"),
     ],
 )
 def test_what_no_graph_can_follow_is_refused_by_name(forward: Forward, said: str) -> None:
     with pytest.raises(LiftError, match=said):
-        inflate(Net(forward), size=16)
+        inflate(Net(forward, f=nn.Flatten()), size=16)
 
 
 def test_arithmetic_that_gives_the_same_at_small_sizes_is_computed_anew() -> None:

@@ -78,7 +78,7 @@ class Decision:
 _PLAIN = {
     Tensor.dim, Tensor.ndimension, Tensor.is_floating_point, Tensor.is_complex, Tensor.is_contiguous,
     Tensor.element_size, Tensor.get_device, Tensor.is_same_size, Tensor.is_pinned,
-    torch.is_floating_point, torch.is_complex, torch.is_tensor, torch.is_grad_enabled, torch.is_nonzero,
+    torch.is_floating_point, torch.is_complex, torch.is_tensor, torch.is_grad_enabled,
     torch.is_same_size, torch.get_default_dtype, torch.result_type, torch.promote_types,
 }  # fmt: skip
 _PLAIN_ATTRIBUTES = frozenset(
@@ -88,9 +88,11 @@ _PLAIN_ATTRIBUTES = frozenset(
 _SIZES = {Tensor.size, Tensor.numel, Tensor.nelement, torch.numel, Tensor.__len__, Tensor.stride}
 _VALUES = {
     Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__,
-    Tensor.data_ptr, Tensor.equal, Tensor.allclose, torch.equal, torch.allclose, Tensor.__array__, Tensor.__contains__,
+    Tensor.data_ptr, Tensor.equal, Tensor.allclose, Tensor.__array__, Tensor.__contains__,
+    torch.equal, torch.allclose, torch.is_nonzero,
 }  # fmt: skip
 _NO_STEP = {torch._assert}
+_ACCESS = ("__get__", "__set__")
 _NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm}
 """What gives a value of the shape that it is given; to find that out by running takes longer than all else together."""
 _UNSEEN = {Tensor.__repr__, Tensor.__format__, Tensor.requires_grad_, Tensor.__hash__}
@@ -190,14 +192,8 @@ class Recorder(TorchFunctionMode):
                     "dict of Python's (nn.ModuleList and nn.ModuleDict register theirs)"
                 )
             if name is None and value.is_meta:
-                raise LiftError(
-                    f"{self.place()} uses a tensor of {type(value).__name__} that no torch function gave it"
-                )
-            found = (
-                self.row("constant", None, (value,), value=value)
-                if name is None
-                else self.row("get", name, value=value)
-            )
+                raise LiftError(f"{self.place()} uses a tensor that no torch function gave it")
+            found = self.row("get", name, value=value) if name else self.row("constant", None, (value,), value=value)
             self._keep(value, found)
         return found
 
@@ -221,6 +217,7 @@ class Recorder(TorchFunctionMode):
         return remember(value, self, ref)
 
     def place(self) -> str:
+        """The module whose code is running, for messages."""
         return self._scopes[-1] or "the network itself"
 
     # Functions.
@@ -228,13 +225,13 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
-        attribute = (
-            getattr(getattr(func, "__self__", None), "__name__", None) if name in ("__get__", "__set__") else None
-        )
+        attribute = getattr(getattr(func, "__self__", None), "__name__", None) if name in _ACCESS else None
         if func in _NO_STEP:
             return None
         if func in _PLAIN or func in _UNSEEN or attribute in _PLAIN_ATTRIBUTES:
             return func(*args, **kwargs)
+        if name == "__set__":
+            raise LiftError(f"{self.place()}: the network assigns to {attribute} of a tensor")
         if func in _VALUES:
             raise LiftError(f"{self.place()}: the network reads values of a tensor ({name}), and depends on the data")
         if name == "_set_grad_enabled":
@@ -244,7 +241,7 @@ class Recorder(TorchFunctionMode):
             if name == "_enter_autocast" and dict(zip(("type", "dtype", "enabled"), args, strict=False)).get("enabled"):
                 raise LiftError(f"{self.place()}: the network switches autocast on in its forward")
             return func(*args, **kwargs)
-        if attribute == "data" and name == "__get__":  # which shares memory, and hides that it does
+        if attribute == "data":  # which shares memory, and hides that it does
             func = Tensor.detach
         refs = mapped((args, kwargs), self.ref)
         try:
@@ -301,6 +298,8 @@ class Recorder(TorchFunctionMode):
         if not args or args[0] is not target:
             raise LiftError(f"{self.place()}: {name} writes into a tensor that shares its memory with others")
         parents = {id(tensor): self._parent(tensor, aliases) for tensor in aliases}
+        if sum(parent is None for parent in parents.values()) != 1:
+            raise LiftError(f"{self.place()}: {name} writes into a tensor that a layer gave a view of; clone it first")
         steps, base = [], target
         while (parent := parents[id(base)]) is not None:
             steps.append(self._step(base))
