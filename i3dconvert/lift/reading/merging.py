@@ -67,6 +67,7 @@ class _Common:
         self.runs = runs
         self.columns = [recorder.rows for recorder in runs.recorders]
         self.numbers = [dict(_numbers(rows)) for rows in self.columns]
+        self.sizes_differ = len({tuple(rows[0].value.shape[2:]) for rows in self.columns}) > 1
         found: dict[Ref, tuple[Any, ...]] = {
             ref: tuple(numbers.get(ref) for numbers in self.numbers) for ref in self.numbers[0]
         }
@@ -122,7 +123,8 @@ class _Common:
         row = self.columns[0][ref.row]
         if row.kind == "number":
             return all(not isinstance(operand, Ref) or self.is_constant(operand) for operand in row.args)
-        return _axis(self.columns[0], ref) == (4, 1) and len(set(self.same.get(ref, (0, 1)))) == 1
+        alike = len(set(self.same.get(ref, (0, 1)))) == 1
+        return self.sizes_differ and alike and _axis(self.columns[0], ref) == (4, 1)
 
     def is_settled(self, operand: Any) -> bool:
         """Whether no other image changes an operand of a decision, as far as the runs tell; heights and widths may."""
@@ -132,7 +134,8 @@ class _Common:
         if row.kind == "number":
             return all(map(self.is_settled, row.args))
         dims, axis = _axis(self.columns[0], operand)
-        return (dims != 4 or axis == 1) and len(set(self.same.get(operand, (0, 1)))) == 1
+        alike = len(set(self.same.get(operand, (0, 1)))) == 1
+        return self.sizes_differ and alike and (dims != 4 or axis == 1)
 
     def merge(self, values: list[Any], at: int, scope: str, where: str) -> Any:
         first = values[0]
