@@ -16,10 +16,10 @@ test: $(INSTALLED)  ## the tests to run before every commit: five minutes on 2 c
 	$(PYTEST)
 
 test-slow: $(INSTALLED)  ## whole programs, pages, browsers, exports of real size
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not sweep"
 
 test-outside: $(VENV)/.outside  ## other people's networks and trainers
-	$(PYTEST) -m outside
+	$(PYTEST) -m "outside and not sweep"
 
 lint: $(INSTALLED)  ## ruff, mypy and the order of the floors
 	$(PYTHON) -m ruff check .

@@ -76,7 +76,7 @@ def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int]) -> R
         except LiftError:
             continue
         try:
-            return reader.reading([first, second, reader.run(2, (other[1], other[0] + height), training=True)])
+            return reader.reading([first, second, reader.run(2, (height, width), training=True)])
         except (Differ, LiftError) as reason:
             fixed = first_line(reason)
             break
@@ -137,8 +137,7 @@ class _Reader:
         for module in root.modules():  # hooks that ran are part of the graph
             module._forward_hooks.clear()
             module._forward_pre_hooks.clear()
-        batches = [recorder.rows[0].value.shape[0] for recorder in recorders]
-        graph = GraphOf(rows, [recorder.rows for recorder in recorders], batches, root).build(decisions, output)
+        graph = GraphOf(rows, [recorder.rows for recorder in recorders], root).build(decisions, output)
         return Reading(graph, root, fixed)
 
     def is_whole(self, module: nn.Module, name: str) -> bool:

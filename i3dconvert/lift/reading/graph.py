@@ -49,10 +49,15 @@ _SIGNS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", 
 
 
 class GraphOf:
-    """Builds the graph; `columns` are the rows of each run, `batches` the number of images that each was of."""
+    """Builds the graph; `columns` are the rows of each run.
 
-    def __init__(self, rows: list[Row], columns: Sequence[list[Row]], batches: Sequence[int], root: nn.Module) -> None:
-        self.rows, self.columns, self.batches, self.root = rows, columns, batches, root
+    Which axes follow the batch is told by the runs of the first one's height and width, since windows grow with both.
+    """
+
+    def __init__(self, rows: list[Row], columns: Sequence[list[Row]], root: nn.Module) -> None:
+        self.rows, self.columns, self.root = rows, columns, root
+        images = [column[0].value for column in columns]
+        self.batches = {i: len(image) for i, image in enumerate(images) if image.shape[2:] == images[0].shape[2:]}
         self.graph = fx.Graph()
         self.nodes: dict[int, fx.Node] = {}
         self.parts: dict[Any, fx.Node] = {}
@@ -234,7 +239,7 @@ class GraphOf:
 
     def multiple(self, sizes: Sequence[int]) -> int:
         times = sizes[0] // self.batches[0]
-        return times if all(times * batch == size for batch, size in zip(self.batches, sizes, strict=True)) else 0
+        return times if all(times * batch == sizes[run] for run, batch in self.batches.items()) else 0
 
 
 def _at(value: Any, path: tuple[Any, ...]) -> Any:
