@@ -103,7 +103,6 @@ class _Reader:
         self.dtype = next(iter(dtypes)) if dtypes else torch.get_default_dtype()
         self.other_dtype = torch.float64 if dtypes == {torch.float32} else self.dtype
         self.roots: list[nn.Module] = []
-        self.sizes: dict[int, tuple[int, int]] = {}
 
     def run(self, index: int, size: tuple[int, int], training: bool = False) -> Recorder:
         """One run on a copy of its own: networks keep what they computed."""
