@@ -68,6 +68,7 @@ def test_convolutions(temporal: Temporal, taps: tuple[int, ...], form: type[nn.M
         else:
             layers = [StackedConv(kept, bias, mixing, geometry, halved) for halved in (False, True)]
         for layer in layers:
+            assert layer.conv.in_channels == layer.conv.weight.shape[1] * layer.conv.groups
             with torch.no_grad():
                 found = layer(fold(clip), CLIPS, frames, expected.shape[2])
             wanted = expected if layer is layers[0] or form is StackedConv else expected - bias.reshape(-1, 1, 1, 1)

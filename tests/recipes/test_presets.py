@@ -10,7 +10,7 @@ from i3dconvert.inflation import Manner, inflate_loaded
 from i3dconvert.kernels import Style
 from i3dconvert.lift.describe import describe
 from i3dconvert.lift.network import Network3d, plan
-from i3dconvert.recipes import default_recipe, resolve
+from i3dconvert.recipes import Attending, default_recipe, resolve
 from i3dconvert.verification import Settings, verify
 
 
@@ -87,6 +87,21 @@ def test_non_local_inflates_every_second_block_and_pools() -> None:
     assert inflated == [f"layer3.{block}.conv1" for block in range(0, 23, 2)]
     assert found["conv1"] == ((5, 7, 7), (2, 2, 2))
     assert found["layer1_temporal_pool"] == ((3, 1, 1), (2, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "first", "second"),
+    [
+        ("uniform", None, None),
+        ("factorised", None, None),
+        ("joint", Attending(), Attending()),
+        ("divided", Attending(divided=True), Attending(divided=True)),
+        ("video-swin", Attending(group=8, relative=True), Attending(group=8, shift=4, relative=True)),
+    ],
+)
+def test_to_which_frames_an_attention_attends(recipe: str, first: Attending | None, second: Attending | None) -> None:
+    assert resolve(recipe).attending("features.1.0.attn") == first
+    assert resolve(recipe).attending("features.1.1.attn") == second
 
 
 @pytest.mark.parametrize(("name", "recipe"), [("resnet18", "i3d-resnet"), ("vgg11", "densenet"), ("resnet50", "i3d")])

@@ -1,0 +1,45 @@
+"""What is written for whom: our own file in any dtype, another framework's as its library reads it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from i3dconvert.backbones import Source
+from i3dconvert.checkpoint.reading import finetuned, read
+from i3dconvert.errors import LayoutError, WeightsError
+from i3dconvert.inflation import Manner, inflate_to_file
+
+
+def test_the_dtype_is_for_what_only_copies_numbers(tmp_path: Path) -> None:
+    source = Source("resnet18", weights="random", size=32)
+    ours = inflate_to_file(source, tmp_path / "half.safetensors", Manner(dtype=torch.bfloat16))
+    with safe_open(ours.path, "pt") as file:
+        assert file.get_tensor("conv1.weight").dtype == torch.bfloat16
+        assert file.get_tensor("bn1.num_batches_tracked").dtype == torch.int64
+    products = tmp_path / "products.pth"
+    with pytest.raises(LayoutError, match="--dtype float32"):
+        inflate_to_file(source, products, Manner(layout="torchvision-video:r2plus1d_18", dtype=torch.bfloat16))
+    assert not products.exists()
+
+
+def test_transformers_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "timesformer"
+    inflate_to_file(Source("timm/deit_tiny_patch16_224", "random"), folder, Manner(layout="transformers"))
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json", "model.safetensors", "preprocessor_config.json"
+    ]  # fmt: skip
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "timesformer"
+
+
+def test_2d_weights_are_told_from_damaged_ones(checkpoint: Path, tmp_path: Path) -> None:
+    document, state = read(checkpoint)
+    for kernel, hint in ((state["conv1.weight"].sum(2), True), (state["conv1.weight"].flatten(), False)):
+        torch.save(dict(state) | {"conv1.weight": kernel}, tmp_path / "weights.pth")
+        with pytest.raises(WeightsError) as caught:
+            finetuned(document, tmp_path / "weights.pth")
+        assert ("these are 2D weights: i3dconvert inflate resnet18 -w" in str(caught.value)) == hint

@@ -1,0 +1,65 @@
+"""The check of the weights: bits for `center`, rounding for `mean`, places for both."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from i3dconvert import inflate
+from i3dconvert.comparison.report import Check
+from i3dconvert.lift.network import Network3d
+from i3dconvert.verification.weights import check_weights
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.conv(image)
+
+
+@pytest.fixture(scope="module", params=["center", "mean"])
+def made(request: pytest.FixtureRequest) -> tuple[Small, Network3d, str]:
+    torch.manual_seed(0)
+    model = Small()
+    return model, inflate(model, "uniform", init=request.param, size=8), request.param
+
+
+def checked(model: Small, network: Network3d, rounding: float = 0.0, **changed: Tensor) -> Check:
+    state = dict(network.state_dict()) | {f"conv.{key}": tensor for key, tensor in changed.items()}
+    return check_weights(network.inflation, model.state_dict(), state, rounding)
+
+
+def test_the_last_bit_counts_where_taps_are_copies(made: tuple[Small, Network3d, str]) -> None:
+    model, network, init = made
+    kernel = network.state_dict()["conv.weight"].clone()
+    assert checked(model, network, weight=kernel).passed
+    next_number = torch.nextafter(kernel, torch.tensor(torch.inf))
+    assert checked(model, network, weight=next_number).passed == (init == "mean")
+    bias = network.state_dict()["conv.bias"]
+    assert not checked(model, network, bias=torch.nextafter(bias, torch.tensor(torch.inf))).passed
+    assert not checked(model, network, weight=kernel * 1.001).passed
+
+
+def test_rounding_is_in_epsilons_of_the_largest(made: tuple[Small, Network3d, str]) -> None:
+    model, network, _ = made
+    kernel = network.state_dict()["conv.weight"]
+    off = kernel + 8 * torch.finfo(kernel.dtype).eps * kernel.abs().max()
+    assert checked(model, network, rounding=10, weight=off).passed
+    assert not checked(model, network, rounding=6, weight=off).passed
+    assert not checked(model, network, weight=off).passed
+
+
+def test_what_differs_is_said(made: tuple[Small, Network3d, str]) -> None:
+    model, network, init = made
+    kernel = network.state_dict()["conv.weight"]
+    if init == "center":
+        elsewhere = checked(model, network, weight=kernel.roll(1, 2)).detail
+        assert "conv.weight (its taps sum to the 2D kernel, but stand in other places) differs" in elsewhere
+    one_tap = checked(model, network, weight=kernel.sum(2, keepdim=True)).detail
+    assert "conv.weight (shape (4, 3, 1, 3, 3) instead of (4, 3, 3, 3, 3)) differs" in one_tap
+    both = checked(model, network, weight=kernel + 1, bias=torch.zeros(4)).detail
+    assert "in 324 of 324 values) and 1 more differ from" in both
