@@ -16,7 +16,7 @@ from i3dconvert.checkpoint import Document
 from i3dconvert.errors import ExportError, VerificationError, WeightsError
 from i3dconvert.export import Exported, export_onnx
 from i3dconvert.files import WEIGHTS, replacing_in
-from i3dconvert.lift.network import Network3d
+from i3dconvert.lift.network import Network3d, origin_in
 from i3dconvert.names import HF, USER
 from i3dconvert.progress import Progress, silent
 from i3dconvert.templates import render
@@ -68,7 +68,7 @@ def write_folder(
 
 def origin_of(network: Network3d) -> Origin:
     """Where a network comes from; raises `ExportError` for one that nobody else can build."""
-    origin: Origin | None = network.meta.get("origin")
+    origin: Origin | None = origin_in(network)
     if origin is None:
         raise ExportError("a network made from a module in memory can't be built anew by others; save its state dict")
     return origin

@@ -18,7 +18,7 @@ from i3dconvert.checkpoint.writing import write_inflated
 from i3dconvert.frameworks import framework_of, split
 from i3dconvert.kernels import Style
 from i3dconvert.lift.inflation import Inflation
-from i3dconvert.lift.network import Network3d, cloned, fill, plan
+from i3dconvert.lift.network import Network3d, cloned, fill, plan, set_origin
 from i3dconvert.recipes import Recipe, Rule, default_recipe, resolve
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -107,7 +107,7 @@ def _inflated(model: nn.Module, origin: Origin | None, manner: Manner, shape: tu
     recipe = manner.recipe_for(origin.backbone.qualified if origin is not None else "")
     planned = plan(model, recipe, manner.style, shape)
     network = planned.network(model)
-    network.meta["origin"] = origin
+    set_origin(network, origin)
     return fill(network, planned.inflation.state(cloned(model.state_dict(), manner.dtype)))
 
 

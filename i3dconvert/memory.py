@@ -17,6 +17,7 @@ import torch
 from i3dconvert.errors import FramesError
 from i3dconvert.lift.lengths import lengths
 from i3dconvert.lift.network import Network3d
+from i3dconvert.lift.tree.flat import flat
 from i3dconvert.recipes import Attending
 
 COPIES = 3
@@ -75,7 +76,7 @@ def has_room(network: Network3d, frames: int, *rest: Any) -> bool:
 
 def _scores(network: Network3d, frames: int) -> Iterator[tuple[str, int]]:
     """The scores of one clip that each attention over time holds, where it holds them all at once."""
-    length = lengths(network.graph, frames)
+    length = lengths(flat(network), frames)
     for node, count in length.items():
         temporal = node.meta.get("temporal")
         if isinstance(temporal, Attending) and node.meta.get("scores"):

@@ -13,7 +13,7 @@ from i3dconvert.checkpoint.document import KEY, Document
 from i3dconvert.errors import CheckpointError, LayoutError, WeightsError
 from i3dconvert.files import check_input, in_folder
 from i3dconvert.frameworks import framework_of
-from i3dconvert.lift.network import Network3d, fill, plan
+from i3dconvert.lift.network import Network3d, fill, plan, set_origin
 from i3dconvert.weights import State, classes_in, fit, nested, read_pickle, read_safetensors, read_state
 
 PICKLED = (".pth", ".pt", ".pyth")
@@ -62,7 +62,7 @@ def rebuild(document: Document, model: nn.Module | None = None, where: str | Pat
         model = document.origin.build()
     inflation = document.inflation
     network = plan(model, inflation.recipe, inflation.style, inflation.input).network(model)
-    network.meta["origin"] = document.origin
+    set_origin(network, document.origin)
     return network
 
 

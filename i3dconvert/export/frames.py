@@ -34,6 +34,7 @@ from i3dconvert.lift.counterparts import ANY_RANK, full_name
 from i3dconvert.lift.lengths import lengths as counted
 from i3dconvert.lift.modules import BatchNormAct3d, GlobalAvgPool, LayerNorm3d, PaddedConv3d, PaddedPool3d, in_space
 from i3dconvert.lift.network import Network3d
+from i3dconvert.lift.tree.flat import flat
 from i3dconvert.recipes import Temporal
 
 FRAMES = 16
@@ -72,18 +73,19 @@ class _Frames:
 
     def __init__(self, network: Network3d, minimal: bool) -> None:
         self.network, self.minimal, self.graph = network, minimal, fx.Graph()
+        self.source = flat(network)
         self.modules: dict[str, nn.Module] = {}
         self.env: dict[fx.Node, fx.Node] = {}
         self.lengths: dict[fx.Node, fx.Node] = {}
         self.on_clips: set[fx.Node] = set()
         self.counted: dict[tuple[fx.Node, int, int], fx.Node] = {}
         self.transforms: dict[tuple[fx.Node, int, bool], fx.Node] = {}
-        self.norms = _norms_behind_convolutions(network)
-        self.usual = _usual_lengths(network)
+        self.norms = _norms_behind_convolutions(network, self.source)
+        self.usual = _usual_lengths(network, self.source)
         self.clips: fx.Node
 
     def run(self) -> fx.GraphModule:
-        for node in self.network.graph.nodes:
+        for node in self.source.nodes:
             self.env[node] = self.visit(node)
         _average_before_the_head(self.graph, self.modules)
         _halve_the_stem(self.graph, self.modules)
@@ -197,19 +199,19 @@ class _Frames:
         return self.graph.call_module(name, (frames, self.clips, before, self.transforms[form]))
 
 
-def _usual_lengths(network: Network3d) -> dict[fx.Node, int]:
+def _usual_lengths(network: Network3d, graph: fx.Graph) -> dict[fx.Node, int]:
     """T at each node for a clip of 16 frames, or the next length that the recipe allows."""
     for frames in (*range(FRAMES, 4 * FRAMES), network.inflation.minimum_frames):
         with suppress(FramesError):
-            return counted(network.graph, frames)
+            return counted(graph, frames)
     raise FramesError("no clip length goes through the recipe")
 
 
-def _norms_behind_convolutions(network: Network3d) -> dict[fx.Node, fx.Node]:
+def _norms_behind_convolutions(network: Network3d, graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Each convolution whose value goes to a BatchNorm alone, with that BatchNorm."""
-    calls = Counter(str(node.target) for node in network.graph.nodes if node.op == "call_module")
+    calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
     found = {}
-    for node in network.graph.nodes:
+    for node in graph.nodes:
         user = next(iter(node.users), None)
         if node.op != "call_module" or user is None or len(node.users) > 1 or user.op != "call_module":
             continue

@@ -31,7 +31,8 @@ from i3dconvert.export.runtime import AXES, CLASSES, CLIP, FRAMES, PRECISION, TO
 from i3dconvert.export.seal import seal
 from i3dconvert.files import check_output, replacing, workshop
 from i3dconvert.lift.lengths import left, lengths
-from i3dconvert.lift.network import Network3d, cast
+from i3dconvert.lift.network import Network3d, cast, origin_in
+from i3dconvert.lift.tree.flat import flat
 from i3dconvert.media import read_clips
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.progress import Progress, silent
@@ -161,7 +162,7 @@ def export_onnx(
             raise ExportError(f"the exported network does not agree with torch at {checked_on}: {check.detail}")
         if clips is not None:
             progress("quantising")
-            origin: Origin | None = network.meta.get("origin")
+            origin: Origin | None = origin_in(network)
             compare = likeness if origin is not None and origin.changes.head in HEADLESS else agreement
             share = _quantised(written, clips, preprocessing, compare)
         seal(written)
@@ -187,7 +188,7 @@ def _in_dtype(network: Network3d, dtype: torch.dtype) -> Network3d:
 
 
 def _preprocessing(network: Network3d, needed: bool) -> Preprocessing:
-    origin: Origin | None = network.meta.get("origin")
+    origin: Origin | None = origin_in(network)
     if origin is None and needed:
         raise ExportError("a network made from a module in memory has no preprocessing to put pictures through")
     return origin.preprocessing if origin is not None else Preprocessing()
@@ -232,13 +233,14 @@ def _shapes(network: Network3d, static: bool, form: nn.Module) -> tuple[tuple[in
     attend to one another: the exporter would take that for a constant.
     """
     channels, height, width = network.inflation.input
-    legal = [n for n in range(1, LONGEST + 1) if left(network.graph, n) >= 1 and (static or _in_groups(network, n))]
+    graph = flat(network)
+    legal = [n for n in range(1, LONGEST + 1) if left(graph, n) >= 1 and (static or _in_groups(graph, n))]
     if not legal or (legal[-1] == 1 and not static):
         raise ExportError(f"no clip of 2 to {LONGEST} frames has several groups of frames at every attention; --static")
     tile = max((module.m for module in form.modules() if isinstance(module, MinimalConv)), default=1)
     halved = any(isinstance(module, StackedConv) and module.halved for module in form.modules())
     fewest = FRAMES_OF_FORM if halved else 2  # each half of two frames or more
-    long = (n for least in (tile, 1) for n in legal if n >= fewest and left(network.graph, n) > least)
+    long = (n for least in (tile, 1) for n in legal if n >= fewest and left(graph, n) > least)
     traced = next(long, legal[-1]) if not static else next((frames for frames in legal if frames >= 16), legal[-1])
     if static:
         shape = (1, channels, traced, height, width)
@@ -249,9 +251,9 @@ def _shapes(network: Network3d, static: bool, form: nn.Module) -> tuple[tuple[in
     return (2, channels, traced, height, width), (3, channels, other, *larger), sizes_too
 
 
-def _in_groups(network: Network3d, frames: int) -> bool:
+def _in_groups(graph: torch.fx.Graph, frames: int) -> bool:
     """Whether each attention has more frames than a group; one group has its own length in the graph as a constant."""
-    count = lengths(network.graph, frames)
+    count = lengths(graph, frames)
     return all(
         count[node] > temporal.group
         for node in count
@@ -302,7 +304,7 @@ def _trace(
 
 def _output_names(network: Network3d) -> list[str] | None:
     """`logits` for a classifier; a dense or multi-output network keeps the exporter's names."""
-    (output,) = (node for node in network.graph.nodes if node.op == "output")
+    output = flat(network).output_node()
     return ["logits"] if isinstance(output.args[0], torch.fx.Node) else None
 
 
@@ -344,7 +346,7 @@ def _store_as_bfloat16(model: Any) -> None:
 
 def _describe(model: Any, network: Network3d, sha256: str, precision: str, finetuned: bool, beside: Path) -> None:
     """Put the document and the class names in; take the exporter's notes, stack traces among them, out."""
-    origin: Origin | None = network.meta.get("origin")
+    origin: Origin | None = origin_in(network)
     document = Document(network.inflation, origin, sha256, finetuned)
     values = (
         *model.graph.inputs,

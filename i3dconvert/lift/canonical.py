@@ -126,7 +126,8 @@ def _use_matmul(node: fx.Node) -> None:
     if (row, column, inner) == (i, j, k) and i != j:
         with node.graph.inserting_before(node):
             turned = node.graph.call_method("transpose", (right, -2, -1))
-        turned.meta = {**right.meta, "value": right.meta["value"].transpose(-2, -1), "scope": node.meta["scope"]}
+        here = {key: node.meta[key] for key in ("scope", "call")}
+        turned.meta = {**right.meta, **here, "value": right.meta["value"].transpose(-2, -1)}
         right = turned
     elif (row, column, inner) != (i, k, j):
         return

@@ -18,6 +18,7 @@ from i3dconvert.lift.lengths import lengths
 from i3dconvert.lift.modules import PaddedPool3d, in_space
 from i3dconvert.lift.network import Network3d
 from i3dconvert.lift.rewriting import Layer
+from i3dconvert.lift.tree.flat import flat
 from i3dconvert.recipes import Attending, Temporal
 
 _AT_ONCE = 2**14
@@ -43,7 +44,8 @@ class LayerRow:
 
 def describe(network: Network3d) -> list[LayerRow]:
     """The layers that a recipe has a say in, in the order of computation; weights are not needed."""
-    fields, nodes = receptive_fields(network.graph), _nodes(network)
+    graph = flat(network)
+    fields, nodes = receptive_fields(graph), _nodes(graph)
     fillings = network.inflation.fillings
     rows = []
     for layer in layers_of(network):
@@ -72,15 +74,16 @@ def describe(network: Network3d) -> list[LayerRow]:
     return rows
 
 
-def _nodes(network: Network3d) -> dict[str, fx.Node]:
+def _nodes(graph: fx.Graph) -> dict[str, fx.Node]:
     """The graph's nodes by their names, and by those of the modules that they call."""
-    nodes = {str(node.target) if node.op == "call_module" else node.name: node for node in network.graph.nodes}
-    return nodes | {node.name: node for node in network.graph.nodes}
+    nodes = {str(node.target) if node.op == "call_module" else node.name: node for node in graph.nodes}
+    return nodes | {node.name: node for node in graph.nodes}
 
 
 def frames_left(network: Network3d, frames: int) -> dict[str, int]:
     """By layer, how many of a clip's frames there are at its output; raises `FramesError`."""
-    counts, nodes = lengths(network.graph, frames), _nodes(network)
+    graph = flat(network)
+    counts, nodes = lengths(graph, frames), _nodes(graph)
     names = {
         layer.name: layer.node if layer.geometry.kind == "attention" else layer.name for layer in layers_of(network)
     }

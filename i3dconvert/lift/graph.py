@@ -19,13 +19,14 @@ from i3dconvert.kernels import Style
 from i3dconvert.lift import layout
 from i3dconvert.lift.attention.found import attentions
 from i3dconvert.lift.attention.joint import AttentionOverTime
+from i3dconvert.lift.calls import Calls
 from i3dconvert.lift.canonical import canonical, function_name, leaves
 from i3dconvert.lift.counterparts import ANY_RANK, UPSAMPLES, Counterpart, counterpart, full_name
 from i3dconvert.lift.inflation import Inflation
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.lengths import minimum_frames
 from i3dconvert.lift.modules import SpatialPad
-from i3dconvert.lift.reading import Multiples, Reading, is_image, place, reason, rows, rows_in, varies
+from i3dconvert.lift.reading import CallOf, Multiples, Reading, is_image, place, reason, rows, rows_in, varies
 from i3dconvert.lift.rewriting import Layer, New, Rewriting
 from i3dconvert.recipes import Geometry, InsertedPool, Recipe, Temporal
 
@@ -44,6 +45,8 @@ class Lifted:
     graph: fx.Graph
     modules: dict[str, nn.Module]
     inflation: Inflation
+    calls: tuple[CallOf, ...]
+    """The calls of modules, with nodes of this graph; each node has its call's number in `meta["call"]`."""
 
 
 class Lift(Rewriting):
@@ -55,23 +58,32 @@ class Lift(Rewriting):
         calls = [node for node in traced.graph.nodes if node.op == "call_module"]
         self.flat = {str(node.target) for node in calls if not _takes_an_image_alone(node)}
         self.attention = AttentionOverTime(self, traced)
+        self.calls = Calls(self, traced.calls)
         self.pools = {_last_node(traced.graph, pool.after): pool for pool in recipe.pools}
 
     def run(self) -> Lifted:
         for node in self.old.nodes:
+            mark = next(reversed(self.graph.nodes), None)
+            self.calls.enter(node)
             self.attention.before(node)
             try:
                 result = self.attention.attended(node) or getattr(self, node.op)(node)
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise LiftError(f"{place(node)} can't be lifted: {reason(error)}") from error
             if result is None:
+                self.calls.own(mark, node.meta["call"])
                 continue
             self.env[node] = result
             self.attention.behind(node)
+            self.calls.own(mark, node.meta["call"])
+            self.calls.leave(node)
             if node in self.pools:
+                mark = next(reversed(self.graph.nodes), None)
                 self.env[node] = self.insert_pool(node, self.pools[node])
+                self.calls.own(mark, self.calls.around(self.pools[node].after, node))
             if node.op in ("call_module", "call_function", "call_method") and layout.mutates(node, self.root):
                 self.alias(node)
+            self.calls.own(mark, node.meta["call"])
         self.tie()
         self.read_in_2d()
         _drop_unused_sizes(self.graph)
@@ -92,7 +104,7 @@ class Lift(Rewriting):
             folds=sum(node.target is layout.fold for node in self.graph.nodes),
             ties=self.ties,
         )
-        return Lifted(self.graph, self.modules, inflation)
+        return Lifted(self.graph, self.modules, inflation, self.calls.all())
 
     def any_size(self) -> bool:
         """Whether all values are images or vectors, all operations torch's own and no padding follows from the size."""
@@ -120,7 +132,7 @@ class Lift(Rewriting):
             if users:
                 with self.graph.inserting_after(node):
                     kernel = self.graph.call_function(layout.sum_of_taps, (node, filling.copies))
-                kernel.meta["plain"] = True
+                kernel.meta |= {"plain": True, "call": node.meta["call"]}
                 for user in users:
                     user.replace_input_with(node, kernel)
 
@@ -140,6 +152,7 @@ class Lift(Rewriting):
         clip = self.graph.placeholder("clip")
         channels = node.meta["value"].shape[1]
         checked = self.call(layout.check_clip, clip, channels, 1, name="checked_clip")
+        clip.meta["form"] = "clip"
         self.clips = self.graph.create_node("call_method", "size", (checked, 0), name="clips")
         return checked, Layout.CLIP
 

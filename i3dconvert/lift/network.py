@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,23 +22,45 @@ from i3dconvert.lift.graph import Lifted, lift
 from i3dconvert.lift.inflation import Inflation
 from i3dconvert.lift.lengths import lengths
 from i3dconvert.lift.reading import Reading, read
+from i3dconvert.lift.tree.blocks import Block, Chain
+from i3dconvert.lift.tree.code import Code
+from i3dconvert.lift.tree.cutting import Cut, cut
+from i3dconvert.lift.tree.flat import flat
 from i3dconvert.recipes import Recipe
 
 
-class Network3d(fx.GraphModule):
-    """An inflated network: an ordinary module on clips `(N, C, T, H, W)` under the 2D network's own key names."""
+class Network3d(Block):
+    """An inflated network: an ordinary module on clips `(N, C, T, H, W)` under the 2D network's own key names.
 
-    @property
-    def inflation(self) -> Inflation:
+    A child of the 2D network's goes before an attribute of the same name; `inflation_of(network)` and the like give
+    what is asked for in any case.
+    """
+
+    if TYPE_CHECKING:
+        inflation: Inflation
         """What this network was made by."""
-        inflation: Inflation = self.meta["i3dconvert"]
-        return inflation
+        meta: dict[str, Any]
+        """What is known of it beside: `origin`, where the 2D network came from."""
+        gives_scores: bool
+        """Whether it gives a row of scores (or features) for a clip, and no maps."""
+        graph: fx.Graph
+        """The flat graph of its layers and operations as they are now."""
+        frames_left: Callable[[int], int]
+        """T' for a clip of so many frames; raises `FramesError` when the recipe's strides do not allow that many."""
 
-    def __deepcopy__(self, memo: Any) -> Network3d:
-        copied = super().__deepcopy__(memo)
-        assert isinstance(copied, Network3d)
-        _keep_out_of_state(copied, set(self.state_dict()))
-        return copied
+    promised: ClassVar[dict[str, Callable[[Any], Any]]] = {
+        **Block.promised,
+        "inflation": lambda network: inflation_of(network),
+        "meta": lambda network: network.__dict__["_i3d_meta"],
+        "gives_scores": lambda network: gives_scores(network),
+        "graph": lambda network: flat(network),
+        "frames_left": lambda network: partial(frames_left, network),
+    }
+
+    def __init__(self, name: str, code: Code, inflation: Inflation) -> None:
+        super().__init__(name, code)
+        self._i3d_inflation = inflation
+        self._i3d_meta: dict[str, Any] = {"origin": None}
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> Network3d:
@@ -57,15 +80,37 @@ class Network3d(fx.GraphModule):
         address: str = _pretrained().Pretrained(self, finetuned).push_to_hub(name, **options)
         return address
 
-    @property
-    def gives_scores(self) -> bool:
-        """Whether it gives a row of scores (or features) for a clip, and no maps."""
-        output = next(node for node in self.graph.nodes if node.op == "output").args[0]
-        return getattr(output, "target", None) in (layout.mean_over_time, layout.over_time)
 
-    def frames_left(self, frames: int) -> int:
-        """T' for a clip of `frames`; raises `FramesError` when the recipe's strides do not allow that many."""
-        return min(lengths(self.graph, frames).values())
+def inflation_of(network: nn.Module) -> Inflation:
+    """What a network was made by."""
+    inflation: Inflation = network.__dict__["_i3d_inflation"]
+    return inflation
+
+
+def origin_in(network: nn.Module) -> Any:
+    """Where its 2D network came from; None for one in memory."""
+    return network.__dict__["_i3d_meta"]["origin"]
+
+
+def set_origin(network: Network3d, origin: Any) -> None:
+    """Note where its 2D network came from."""
+    network._i3d_meta["origin"] = origin
+
+
+def gives_scores(network: Network3d) -> bool:
+    """Whether it gives a row of scores (or features) for a clip, and no maps."""
+    output = flat(network).output_node().args[0]
+    return getattr(output, "target", None) in (layout.mean_over_time, layout.over_time)
+
+
+def frames_left(network: Network3d, frames: int) -> int:
+    """T' for a clip of `frames`; raises `FramesError` when the recipe's strides do not allow that many."""
+    return min(lengths(flat(network), frames).values())
+
+
+def flattened(network: Network3d) -> fx.GraphModule:
+    """The network as it is now, as one flat module with the same layers."""
+    return fx.GraphModule(network, flat(network), class_name=type(network).__name__)
 
 
 def _pretrained() -> Any:
@@ -89,6 +134,11 @@ class Plan:
     def inflation(self) -> Inflation:
         """What is done to the 2D network."""
         return self.lifted.inflation
+
+    @cached_property
+    def cut(self) -> Cut:
+        """The lifted graph, cut into the code of each module."""
+        return cut(self.lifted.graph, self.lifted.calls, self.reading.root, self.lifted.modules)
 
     def network(self, model: nn.Module) -> Network3d:
         """The 3D network of `model`, its inflated tensors on the meta device until `fill` brings them."""
@@ -124,30 +174,7 @@ def _ties(model: nn.Module) -> tuple[tuple[str, ...], ...]:
 
 
 def _assemble(plan: Plan, model: nn.Module) -> Network3d:
-    lifted, inflation, skeleton = plan.lifted, plan.inflation, plan.reading.root
-    objects: dict[str, Any] = dict(lifted.modules)
-    graph = copy.deepcopy(lifted.graph)
-
-    def tensor(name: str) -> Any:
-        owner, _, last = name.rpartition(".")
-        if owner in lifted.modules:
-            return getattr(lifted.modules[owner], last)
-        found = operator.attrgetter(name)(skeleton)
-        return nn.Parameter(found.new_empty(inflation.shape(name, found))) if name in inflation.fillings else found
-
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            objects[str(node.target)] = tensor(str(node.target))
-    reached = {*objects, *(f"{name}.{key}" for name, module in lifted.modules.items() for key in module.state_dict())}
-    with graph.inserting_before(next(iter(graph.nodes))):
-        for key in model.state_dict():
-            # Tensors that the forward pass never reaches stay in the network, under their names.
-            if key not in reached and not key.endswith("_extra_state"):
-                graph.get_attr(key)
-                objects[key] = tensor(key)
-    network = Network3d(objects, graph, class_name=type(model).__name__)
-    _bring_buffers(network, model)
-    _keep_out_of_state(network, set(model.state_dict()))
+    network = Growing(plan.cut, plan.lifted, plan.reading.root, model).network()
     parameters = dict(network.named_parameters(remove_duplicate=False))
     for name, parameter in model.named_parameters(remove_duplicate=False):
         parameters[name].requires_grad_(parameter.requires_grad)
@@ -156,25 +183,79 @@ def _assemble(plan: Plan, model: nn.Module) -> Network3d:
     for name, module in network.named_modules():
         if name in modules:
             module.training = modules[name].training
-    network.meta["i3dconvert"] = inflation
     return network
 
 
-def _bring_buffers(network: nn.Module, model: nn.Module) -> None:
-    """Copy the model's buffers; those outside the state dict come from nowhere else."""
-    for module_name, module in network.named_modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_meta:
-                original = operator.attrgetter(f"{module_name}.{name}".lstrip("."))(model)
-                module._buffers[name] = original.detach().clone()
+class Growing:
+    """Makes the modules of the tree, in the order that the 2D network has them."""
 
+    def __init__(self, cut: Cut, lifted: Lifted, root: nn.Module, model: nn.Module) -> None:
+        self.cut, self.lifted, self.root, self.model = cut, lifted, root, model
+        self.kept = set(model.state_dict())
+        self.made: dict[int, nn.Module] = {}
 
-def _keep_out_of_state(network: nn.Module, keys: set[str]) -> None:
-    """Constants and non-persistent buffers are no part of the 2D state dict, nor of the 3D one."""
-    for module_name, module in network.named_modules():
-        for name in module._buffers:
-            if f"{module_name}.{name}".lstrip(".") not in keys:
-                module._non_persistent_buffers_set.add(name)
+    def network(self) -> Network3d:
+        """The whole."""
+        network = Network3d(type(self.model).__name__, self.cut.codes[""], self.lifted.inflation)
+        self.fill(network, self.root, "")
+        for name, layer in self.lifted.modules.items():
+            owner, _, last = name.rpartition(".")
+            parent = network.get_submodule(owner)
+            if last not in parent._modules:
+                parent.add_module(last, layer)  # what is new, behind what the 2D network has
+        self.bring_buffers(network)
+        return network
+
+    def module(self, old: nn.Module, name: str) -> nn.Module:
+        """What the 2D module called `name` has become."""
+        if id(old) not in self.made:
+            self.made[id(old)] = self.lifted.modules[name] if name in self.lifted.modules else self.new(old, name)
+        return self.made[id(old)]
+
+    def new(self, old: nn.Module, name: str) -> nn.Module:
+        cls = type(old).__name__
+        new: nn.Module
+        if (chain := self.cut.chains.get(name)) is not None:
+            new = Chain(name=cls)
+            new._i3d_takes, new._i3d_gives, new._i3d_facts = chain.takes, chain.gives, chain.facts
+        elif name in self.cut.codes:
+            new = Block(cls, self.cut.codes[name])
+        elif isinstance(old, nn.ModuleList | nn.ModuleDict | nn.Sequential):
+            new = nn.ModuleList() if isinstance(old, nn.ModuleList) else nn.ModuleDict()
+            new = Chain(name=cls) if isinstance(old, nn.Sequential) else new
+        elif type(old) is not nn.Module and type(old).__module__.startswith("torch.nn."):
+            return old  # the forward pass does not reach it
+        else:
+            new = Block(cls, None)
+        self.fill(new, old, name)
+        return new
+
+    def fill(self, new: nn.Module, old: nn.Module, name: str) -> None:
+        """Give `new` the tensors and children that `old` has, those over clips in their new shapes."""
+        for key, parameter in old._parameters.items():
+            if parameter is not None:
+                full, inflation = f"{name}.{key}".lstrip("."), self.lifted.inflation
+                empty = parameter.new_empty(inflation.shape(full, parameter))
+                new.register_parameter(key, nn.Parameter(empty, parameter.requires_grad))
+        constants = self.cut.constants.get(name, ())
+        for key in constants:
+            new.register_buffer(key, getattr(self.root, key).detach().clone(), persistent=False)
+        for key, buffer in old._buffers.items():
+            if buffer is not None and not (key in self.root._buffers and key.startswith("_tensor_constant")):
+                new.register_buffer(key, buffer, persistent=f"{name}.{key}".lstrip(".") in self.kept)
+        for key, child in old._modules.items():
+            if child is not None:
+                new.add_module(key, self.module(child, f"{name}.{key}".lstrip(".")))
+
+    def bring_buffers(self, network: nn.Module) -> None:
+        """Copy the model's buffers; those outside the state dict come from nowhere else."""
+        for module_name, module in network.named_modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_meta:
+                    original = operator.attrgetter(f"{module_name}.{name}".lstrip("."))(self.model)
+                    module.register_buffer(
+                        name, original.detach().clone(), persistent=f"{module_name}.{name}".lstrip(".") in self.kept
+                    )
 
 
 def cloned(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import fx, nn
 from i3dconvert.fillings import Filling
 from i3dconvert.kernels import Style
 from i3dconvert.lift import layout
+from i3dconvert.lift.forms import FRAMES
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.reading import Reading
 from i3dconvert.lift.sizes import BatchSizes
@@ -70,10 +71,15 @@ class Rewriting:
             items = [
                 self.convert_value(self.call(operator.getitem, new, i), item, wanted) for i, item in enumerate(value)
             ]
-            return self.call(layout.together, *items)
+            together = self.call(layout.together, *items)
+            together.meta["form"] = [item.meta.get("form") for item in items]
+            return together
         if wanted is Layout.FRAMES:
-            return self.call(layout.fold, new, name=f"{new.name}_frames")
-        return self.call(layout.unfold, new, self.clips, name=f"{new.name}_clip")
+            converted = self.call(layout.fold, new, name=f"{new.name}_frames")
+        else:
+            converted = self.call(layout.unfold, new, self.clips, name=f"{new.name}_clip")
+        converted.meta["form"] = FRAMES if wanted is Layout.FRAMES else "clip"
+        return converted
 
     def call(self, function: Any, *args: Any, name: str | None = None) -> fx.Node:
         return self.graph.create_node("call_function", function, args, {}, name)

@@ -16,6 +16,7 @@ from i3dconvert.comparison.report import Report
 from i3dconvert.errors import FramesError, VerificationError
 from i3dconvert.lift.lengths import left, lengths
 from i3dconvert.lift.network import Network3d
+from i3dconvert.lift.tree.flat import flat
 from i3dconvert.memory import check_room, has_room
 from i3dconvert.progress import Progress
 from i3dconvert.verification.running import run
@@ -41,8 +42,8 @@ def cost(dtypes: Sequence[torch.dtype], images: int) -> float:
 
 def legal_lengths(network: Network3d, usual: int) -> list[int]:
     """Clip lengths that the network takes, from the usual one down to two frames, or as few as its recipe allows."""
-    fewest = max(min(2, usual), network.inflation.minimum_frames)
-    return [frames for frames in range(usual, fewest - 1, -1) if frames == usual or left(network.graph, frames)]
+    fewest, graph = max(min(2, usual), network.inflation.minimum_frames), flat(network)
+    return [frames for frames in range(usual, fewest - 1, -1) if frames == usual or left(graph, frames)]
 
 
 def within(
@@ -81,7 +82,7 @@ def bounded(network: Network3d, settings: Settings, report: Report, progress: Pr
     least = network.inflation.minimum_frames
     usual = settings.frames or max(FRAMES, least)
     try:
-        lengths(network.graph, usual)
+        lengths(flat(network), usual)
     except FramesError as error:
         raise FramesError(f"{error}; --frames {least}" if usual < least else str(error)) from None
     widest = max(settings.dtypes, key=lambda dtype: dtype.itemsize)

@@ -59,7 +59,9 @@ def verify_file(
         return Report([integrity, *_check_made(layout, document, state, model2d, settings, progress)])
     network = checkpoint.rebuild(document, model2d)
     if {k: v.shape for k, v in network.state_dict().items()} != {k: v.shape for k, v in state.items()}:
-        return Report([integrity, check_weights(network.inflation, model2d.state_dict(), state)])
+        weights = check_weights(network.inflation, model2d.state_dict(), state)
+        others = Check("network", False, "the network of the file's recipe has tensors of other shapes")
+        return Report([integrity, weights, *([others] if weights.passed else [])])
     assert document.origin is not None
     inputs = check_inputs(document.origin, reference) if document.origin.changes.channels else []
     report = verify(model2d, checkpoint.filled(network, state, path), settings, progress=progress)

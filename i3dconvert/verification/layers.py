@@ -12,7 +12,7 @@ from i3dconvert.comparison.forward import evaluating, relative_error, replicated
 from i3dconvert.comparison.report import LayerError
 from i3dconvert.lift.canonical import canonical
 from i3dconvert.lift.counterparts import is_layer
-from i3dconvert.lift.network import Network3d
+from i3dconvert.lift.network import Network3d, flattened
 from i3dconvert.lift.reading import Reading, read, rows
 
 
@@ -34,7 +34,7 @@ def compare_layers(
     found: list[LayerError] = []
     images = images.to(device, dtype)
     with evaluating(model, dtype, network.state_dict(), device), evaluating(network, dtype, device=device):
-        steps3d = _steps(fx.Interpreter(network), replicated(images, frames))
+        steps3d = _steps(fx.Interpreter(flattened(network)), replicated(images, frames))
         seen: set[str] = set()
         for node, value2d in _steps(_Interpreter2d(model, traced), images):
             if node.op != "call_module":

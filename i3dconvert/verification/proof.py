@@ -11,7 +11,7 @@ from i3dconvert.backbones import Origin
 from i3dconvert.backbones.changes import beheaded, head_of
 from i3dconvert.comparison.forward import Narrowing, OwnRounding, check_outputs
 from i3dconvert.comparison.report import Report
-from i3dconvert.lift.network import Network3d
+from i3dconvert.lift.network import Network3d, origin_in
 from i3dconvert.progress import Progress, silent
 from i3dconvert.verification.effort import Meter, bounded, cost
 from i3dconvert.verification.layers import compare_layers
@@ -37,7 +37,7 @@ def verify(
     settings, report = settings or Settings(), Report()
     progress("weight identity")
     report.checks.append(check_weights(model3d.inflation, model2d.state_dict(), model3d.state_dict()))
-    origin: Origin | None = model3d.meta.get("origin")
+    origin: Origin | None = origin_in(model3d)
     with ExitStack() as stack:
         if origin is not None and origin.changes.head == "fresh":
             # A head drawn at random may hide a difference in the features that go into it.
@@ -63,7 +63,7 @@ def _check_forward(
     frames, given = settings.frames, noise(network.inflation.input, settings)
     assert frames is not None
     exact: dict[str, list[Tensor]] = {}
-    origin: Origin | None = network.meta.get("origin")
+    origin: Origin | None = origin_in(network)
     pictures = read_pictures(settings.images, origin)
     of_features = " of features" if origin is not None and origin.changes.head else ""
     meter = Meter(progress, network, cost(settings.dtypes, settings.clips + len(settings.images)))

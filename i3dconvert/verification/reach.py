@@ -11,7 +11,7 @@ from i3dconvert.comparison.forward import evaluating, outputs, relative_error
 from i3dconvert.comparison.report import Check
 from i3dconvert.lift import layout
 from i3dconvert.lift.attention.divided import TimeAttention
-from i3dconvert.lift.network import Network3d
+from i3dconvert.lift.network import Network3d, flattened
 from i3dconvert.recipes import Attending
 from i3dconvert.verification.effort import legal_lengths
 
@@ -63,7 +63,7 @@ def _first_frame(network: Network3d, clip: Tensor) -> list[Tensor]:
                 self.kept.append(self.env[n.all_input_nodes[0]][:1])
             return super().run_node(n)
 
-    keeping = Keeping(network)
+    keeping = Keeping(flattened(network))
     keeping.kept = []
     found = outputs(keeping.run(clip))
     if keeping.kept:

@@ -13,7 +13,7 @@ from i3dconvert.backbones import Source
 from i3dconvert.comparison.forward import outputs, relative_error
 from i3dconvert.errors import FramesError
 from i3dconvert.export.frames import frames_form
-from i3dconvert.export.framewise import MinimalConv, StackedConv, SummedConv
+from i3dconvert.export.framewise import MinimalConv, StackedConv, StemInHalves, SummedConv
 from i3dconvert.export.runtime import Runtime
 from i3dconvert.inflation import Manner, inflate_loaded
 from i3dconvert.kernels import Style
@@ -128,6 +128,24 @@ def test_groups_norms_over_time_see_all_of_it() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.InstanceNorm2d(8))
     network = use_all_taps(inflate(net, size=16).double())
     assert difference(network, frames_form(network), torch.randn(2, 3, 6, 16, 16).double()) < 1e-13
+
+
+@pytest.mark.parametrize("ceil", [False, True])
+@pytest.mark.parametrize("pool", [nn.AvgPool2d, nn.MaxPool2d])
+def test_pools_over_time(pool: type[nn.Module], ceil: bool) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), pool(3, 2, 1, ceil_mode=ceil))
+    network = inflate(net, Recipe("r", (Rule("1", kernel=3, stride=2, padding="spatial"),)), size=16).double()
+    for frames in (4, 5, 7):
+        clip = torch.randn(2, 3, frames, 16, 16).double()
+        assert difference(network, frames_form(network), clip) < 1e-13
+
+
+def test_nothing_is_computed_for_nobody() -> None:
+    """What a rewriting replaces is gone: a stem in halves, a head behind the mean over time."""
+    model, origin = Source("resnet18", "random", size=64).load()
+    form = frames_form(use_all_taps(inflate_loaded(model, origin, Manner("resnet")).eval()))
+    assert any(isinstance(module, StemInHalves) for module in form.modules())
+    assert not [node for node in form.graph.nodes if not node.users and node.op != "output"]
 
 
 def test_a_wrong_tap_is_seen() -> None:

@@ -81,6 +81,20 @@ def test_inception_as_in_i3d() -> None:
     assert found["inception3a.branch4.0"] == ((3, 3, 3), (1, 1, 1))
 
 
+def test_uniform_is_three_frames_of_every_spatial_convolution() -> None:
+    found = layers(lifted("resnet18", "uniform"))
+    assert found["conv1"] == ((3, 7, 7), (1, 2, 2))
+    assert found["layer2.0.conv1"] == ((3, 3, 3), (1, 2, 2))
+    assert found["layer2.0.downsample.0"] == ((1, 1, 1), (1, 2, 2))
+
+
+def test_the_slow_pathway_sees_time_late() -> None:
+    found = layers(lifted("resnet50", "slow"))
+    in_time = {name for name, (kernel, _) in found.items() if kernel[0] > 1}
+    assert in_time == {f"layer{stage}.{block}.conv1" for stage, blocks in ((3, 6), (4, 3)) for block in range(blocks)}
+    assert found["layer3.0.conv1"] == ((3, 1, 1), (1, 1, 1))
+
+
 def test_non_local_inflates_every_second_block_and_pools() -> None:
     found = layers(lifted("resnet101", "i3d-resnet"))
     inflated = [name for name, (kernel, _) in found.items() if name.startswith("layer3") and kernel[0] == 3]

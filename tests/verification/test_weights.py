@@ -53,6 +53,14 @@ def test_rounding_is_in_epsilons_of_the_largest(made: tuple[Small, Network3d, st
     assert not checked(model, network, weight=off).passed
 
 
+def test_a_key_too_many_or_too_few_is_seen(made: tuple[Small, Network3d, str]) -> None:
+    model, network, _ = made
+    more = checked(model, network, more=torch.zeros(1))
+    assert not more.passed
+    assert more.detail == "1 keys are in only one of the networks, such as conv.more"
+    assert not check_weights(network.inflation, model.state_dict(), {}).passed
+
+
 def test_what_differs_is_said(made: tuple[Small, Network3d, str]) -> None:
     model, network, init = made
     kernel = network.state_dict()["conv.weight"]

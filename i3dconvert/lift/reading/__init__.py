@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ from torch import Tensor, fx, nn
 
 from i3dconvert.errors import LiftError, first_line
 from i3dconvert.lift.reading.batch import Multiples, holds_batch, is_image, rows, rows_in, varies
-from i3dconvert.lift.reading.graph import GraphOf
+from i3dconvert.lift.reading.graph import CallOf, GraphOf
 from i3dconvert.lift.reading.merging import Differ, Runs, common
-from i3dconvert.lift.reading.recording import CONTAINERS, Recorder, mapped
+from i3dconvert.lift.reading.recording import CONTAINERS, Recorder, as_plain, mapped
 
 BATCHES = (2, 5, 3)
 """Images in each run; the values at the nodes are those of the first."""
@@ -34,6 +34,8 @@ class Reading:
 
     graph: fx.Graph
     root: nn.Module
+    calls: tuple[CallOf, ...] = ()
+    """The calls of modules; the first is the network's own, and each node has its call's number."""
     fixed: str = ""
     """Why height and width are those that it was read at; empty where they are free."""
 
@@ -136,8 +138,8 @@ class _Reader:
         for module in root.modules():  # hooks that ran are part of the graph
             module._forward_hooks.clear()
             module._forward_pre_hooks.clear()
-        graph = GraphOf(rows, [recorder.rows for recorder in recorders], root).build(decisions, output)
-        return Reading(graph, root, fixed)
+        graph = GraphOf(rows, [recorder.rows for recorder in recorders], root, recorders[0].calls)
+        return Reading(graph.build(decisions, output), root, graph.calls(), fixed)
 
     def is_whole(self, module: nn.Module, name: str) -> bool:
         if self.is_layer(module):
@@ -174,21 +176,6 @@ def _meta(tensor: Tensor) -> Tensor:
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
-def as_plain(value: Any) -> Any:
-    """Outputs of libraries as dicts of what they hold; an output of a class that is not known is refused."""
-    if isinstance(value, Mapping):
-        return {key: as_plain(item) for key, item in value.items() if item is not None}
-    if is_dataclass(value) and not isinstance(value, type):
-        return {one.name: as_plain(getattr(value, one.name)) for one in fields(value)}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(as_plain, value))
-    if isinstance(value, tuple | list):
-        return (list if isinstance(value, list) else tuple)(map(as_plain, value))
-    if value is None or isinstance(value, Tensor | int | float | str):
-        return value
-    raise LiftError(f"the network gives a {type(value).__name__}, which is no tensor and holds none that can be found")
-
-
 def reason(error: Exception) -> str:
     """Why something failed, in one line; in our own words where the data says how many elements a result has."""
     if any(words in str(error) for words in ("register_meta", "meta tensor", "data-dependent", "Meta backend")):
@@ -204,6 +191,7 @@ def place(node: fx.Node) -> str:
 
 __all__ = [
     "BATCH",
+    "CallOf",
     "Multiples",
     "Reading",
     "holds_batch",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, fx, nn
 from i3dconvert.errors import LiftError
 from i3dconvert.lift.reading.merging import ByMode, Cast, OfDtype, OfImage
 from i3dconvert.lift.reading.numbers import ARITHMETIC, COMPARISONS
-from i3dconvert.lift.reading.recording import Decision, Ref, Row, mapped
+from i3dconvert.lift.reading.recording import Call, Decision, Ref, Row, leaves, mapped
 
 _OPERATORS = {f"__{name.rstrip('_')}__": getattr(operator, name) for name in """
     add sub mul truediv floordiv mod pow matmul and_ or_ xor neg pos invert eq ne lt le gt ge getitem lshift rshift
@@ -48,40 +49,112 @@ def decided(result: bool, operation: str, operands: tuple[Any, ...], line: str) 
 _SIGNS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "bool": "!="}
 
 
+@dataclass(frozen=True)
+class CallOf:
+    """A call of the module `name`, inside the call number `parent`; its nodes have its number in `meta["call"]`."""
+
+    name: str
+    parent: int
+    inputs: tuple[tuple[str, Any], ...] = ()
+    """What it was given: nodes, alone or nested, by the names of its forward's parameters; None for anything else."""
+    output: Any = None
+    last: fx.Node | None = None
+    """Its last node."""
+
+
 class GraphOf:
     """Builds the graph; `columns` are the rows of each run.
 
     Which axes follow the batch is told by the runs of the first one's height and width, since windows grow with both.
     """
 
-    def __init__(self, rows: list[Row], columns: Sequence[list[Row]], root: nn.Module) -> None:
-        self.rows, self.columns, self.root = rows, columns, root
+    def __init__(self, rows: list[Row], columns: Sequence[list[Row]], root: nn.Module, calls: list[Call]) -> None:
+        self.rows, self.columns, self.root, self._calls = rows, columns, root, calls
         images = [column[0].value for column in columns]
         self.batches = {i: len(image) for i, image in enumerate(images) if image.shape[2:] == images[0].shape[2:]}
         self.graph = fx.Graph()
         self.nodes: dict[int, fx.Node] = {}
         self.parts: dict[Any, fx.Node] = {}
-        self.row = 0
+        self.row = self.inside = 0
 
     def build(self, decisions: list[Decision], output: Any) -> fx.Graph:
         """The graph of all rows, the decisions at their places."""
         waiting = list(decisions)
+        borders = self.borders()
         for index, row in enumerate(self.rows):
+            self.row = index
+            for self.inside, value in borders.get(index, ()):
+                self.cross(value)
             while waiting and waiting[0].row <= index:
                 self.decide(waiting.pop(0))
-            self.row = index
+            self.row, self.inside = index, row.call
             node = self.node(row, index)
             if node is not None:
                 self.nodes[index] = node
         for decision in waiting:
             self.decide(decision)
-        self.row = len(self.rows)
+        self.row, self.inside = len(self.rows), 0
         self.finish(self.graph.output(mapped(output, self.value)), "")
         _drop_unused(self.graph)
         return self.graph
 
+    def borders(self) -> dict[int, list[tuple[int, Any]]]:
+        """In front of which row a call ends or begins, and what crosses the border then, inside of which call."""
+        found: dict[int, list[tuple[int, Any]]] = {}
+        for number, call in reversed(list(enumerate(self._calls))):
+            found.setdefault(call.end, []).append((number, call.output))
+        for call in self._calls:
+            found.setdefault(call.start, []).extend((call.parent, value) for _, value in call.inputs)
+        return found
+
+    def cross(self, value: Any) -> None:
+        """Read sizes and parts of tuples where they cross a border, and not where they are first used behind it."""
+        for ref in leaves(value):
+            row = self.rows[ref.row] if isinstance(ref, Ref) else None
+            size = row is not None and row.kind == "call" and getattr(row.target, "__name__", "") in _SIZES
+            if size or (row is not None and ref.path):
+                self.reference(ref)
+
+    def calls(self) -> tuple[CallOf, ...]:
+        """The calls of modules, with the nodes that are left in the graph."""
+        kept = set(self.graph.nodes)
+        last: dict[int, fx.Node] = {}
+        for node in self.graph.nodes:
+            number = node.meta["call"]
+            while number >= 0:
+                last[number] = node
+                number = self._calls[number].parent
+
+        def found(value: Any) -> Any:
+            node = self.found(value) if isinstance(value, Ref) else None
+            return node if node in kept else None
+
+        return tuple(
+            CallOf(
+                call.name,
+                call.parent,
+                tuple((name, mapped(value, found)) for name, value in call.inputs),
+                mapped(call.output, found),
+                last.get(number),
+            )
+            for number, call in enumerate(self._calls)
+        )
+
+    def found(self, ref: Ref) -> fx.Node | None:
+        """The node of a value, if there is one."""
+        row = self.rows[ref.row]
+        if row.kind == "call" and getattr(row.target, "__name__", "") in _SIZES:
+            source = self.found(row.args[0])
+            name, rest = _query(ref, row)
+            return self.parts.get((name, source, rest))
+        node = self.nodes.get(ref.row)
+        if node is None or not ref.path:
+            return self.parts.get(("detached", ref), node)
+        return self.parts.get((ref.row, ref.path))
+
     def decide(self, decision: Decision) -> None:
         """A node that checks a decision; none for one that compares numbers of images, which agree at any batch."""
+        self.inside = decision.call
         operands = mapped(decision.operands, self.value)
         nodes = [operand for operand in operands if isinstance(operand, fx.Node)]
         if not nodes or (all(node.meta.get("batch") for node in nodes) and decision.operation in ("eq", "ne")):
@@ -150,15 +223,8 @@ class GraphOf:
     def size(self, ref: Ref, row: Row) -> fx.Node:
         """One size of a tensor, read off it where it is first used."""
         source = self.value(row.args[0])
-        name, axis = row.target.__name__, ref.path[0] if ref.path else None
         values = [_at(column[ref.row].value, ref.path) for column in self.columns]
-        rest: tuple[Any, ...] = row.args[1:] if axis is None else (axis,)
-        if name == "__len__":
-            name, rest = "size", (0,)
-        elif name == "nelement":
-            name = "numel"
-        elif axis is None and row.kwargs:
-            rest = tuple(row.kwargs.values())
+        name, rest = _query(ref, row)
 
         def read() -> fx.Node:
             node = self.finish(self.graph.call_method(name, (source, *rest)), row.scope, values[0])
@@ -221,7 +287,8 @@ class GraphOf:
         return new
 
     def finish(self, node: fx.Node, scope: str, value: Any = None) -> fx.Node:
-        node.meta |= {"value": value, "scope": scope, "batch": 0}
+        call = self._calls[self.inside].parent if node.op == "call_module" else self.inside
+        node.meta |= {"value": value, "scope": scope, "batch": 0, "call": call}
         return node
 
     # The batch.
@@ -242,6 +309,16 @@ class GraphOf:
         return times if all(times * batch == sizes[run] for run, batch in self.batches.items()) else 0
 
 
+def _query(ref: Ref, row: Row) -> tuple[str, tuple[Any, ...]]:
+    """The method, and its arguments, that read one size of a tensor."""
+    name, axis = row.target.__name__, ref.path[0] if ref.path else None
+    if name == "__len__":
+        return "size", (0,)
+    if axis is not None:
+        return name, (axis,)
+    return name.replace("nelement", "numel"), tuple(row.kwargs.values()) if row.kwargs else row.args[1:]
+
+
 def _at(value: Any, path: tuple[Any, ...]) -> Any:
     for part in path:
         value = value[part]
@@ -255,8 +332,8 @@ def _drop_unused(graph: fx.Graph) -> None:
     """Take out sizes, and arithmetic with them, that nothing uses."""
     for node in reversed(graph.nodes):
         pure = node.op == "get_attr" or (node.op == "call_method" and node.target in _PURE)
-        pure = pure or (
-            node.op == "call_function" and not isinstance(node.meta["value"], Tensor) and node.target is not decided
-        )
+        if node.op == "call_function":
+            pure = node.target is operator.getitem or not isinstance(node.meta["value"], Tensor)
+            pure = pure and node.target is not decided
         if not node.users and pure and not isinstance(node.meta["value"], tuple | list | dict):
             graph.erase_node(node)

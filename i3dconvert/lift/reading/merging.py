@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -95,7 +95,7 @@ class _Common:
         where = f"{_spoken(first)} in {first.scope or 'the network itself'}"
         args = self.merge([row.args for row in rows], index, first.scope, where)
         kwargs = self.merge([row.kwargs for row in rows], index, first.scope, where)
-        return Row(first.kind, first.target, args, kwargs, first.scope, first.value, first.graded)
+        return replace(first, args=args, kwargs=kwargs)
 
     def decisions(self) -> list[Decision]:
         found = []
@@ -111,9 +111,7 @@ class _Common:
                 )
                 for i in range(len(first.operands))
             )
-            found.append(
-                Decision(first.operation, operands, first.result, first.row, first.scope, first.line, first.values)
-            )
+            found.append(replace(first, operands=operands))
         if len({len(recorder.decisions) for recorder in self.runs.recorders}) > 1:
             raise Differ("the number of decisions on sizes")
         return found

@@ -8,8 +8,10 @@ the code comes by them.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -60,6 +62,23 @@ class Row:
     """What it gave: tensors on the meta device, or a number."""
     graded: bool = True
     """Whether it is outside of the network's own `no_grad` regions."""
+    call: int = 0
+    """The call of a module that it is part of."""
+
+
+@dataclasses.dataclass
+class Call:
+    """A call of the module `name`, inside the call number `parent`."""
+
+    name: str
+    parent: int
+    start: int
+    """The first row that it could have."""
+    inputs: tuple[tuple[str, Any], ...] = ()
+    """What it was given, by the names of its forward's parameters."""
+    output: Any = None
+    end: int = 0
+    """The first row behind it."""
 
 
 @dataclasses.dataclass
@@ -73,6 +92,7 @@ class Decision:
     scope: str
     line: str
     values: tuple[Any, ...]
+    call: int = 0
 
 
 _PLAIN = {
@@ -113,6 +133,21 @@ def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     return function(value)
 
 
+def as_plain(value: Any) -> Any:
+    """Outputs of libraries as dicts of what they hold; an output of a class that is not known is refused."""
+    if isinstance(value, Mapping):
+        return {key: as_plain(item) for key, item in value.items() if item is not None}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {one.name: as_plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(as_plain, value))
+    if isinstance(value, tuple | list):
+        return (list if isinstance(value, list) else tuple)(map(as_plain, value))
+    if value is None or isinstance(value, Tensor | int | float | str):
+        return value
+    raise LiftError(f"the network gives a {type(value).__name__}, which is no tensor and holds none that can be found")
+
+
 def leaves(value: Any) -> Iterator[Any]:
     """What nested tuples, lists, dicts and slices hold."""
     if isinstance(value, dict):
@@ -144,16 +179,23 @@ class Recorder(TorchFunctionMode):
         self._versions: dict[int, int] = {}
         self._through_views: list[int] = []
         self._owner: dict[Ref, Tensor] = {}
-        self._scopes: list[str] = [""]
-        self._whole: list[tuple[int, int, Any]] = []
+        self.calls: list[Call] = []
+        self._open: list[int] = []
+        self._whole: list[tuple[int, int, Any, int]] = []
         self._graded = True
 
     # What is written down.
 
     def row(self, kind: str, target: Any, args: Any = (), kwargs: Any = None, value: Any = None) -> Ref:
         """Add a row; returns its place."""
-        self.rows.append(Row(kind, target, args, kwargs or {}, self._scopes[-1], value, self._graded))
+        call = self._open[-1] if self._open else 0
+        self.rows.append(Row(kind, target, args, kwargs or {}, self._scope, value, self._graded, call))
         return Ref(len(self.rows) - 1)
+
+    @property
+    def _scope(self) -> str:
+        """The module whose code is running."""
+        return self.calls[self._open[-1]].name if self._open else ""
 
     def input(self, image: Tensor) -> Tensor:
         """The image that the network is given."""
@@ -167,9 +209,8 @@ class Recorder(TorchFunctionMode):
     def decision(self, result: bool, operation: str, operands: tuple[Any, ...]) -> None:
         """What is decided by sizes."""
         refs, values = tuple(map(self.ref, operands)), tuple(map(plain, operands))
-        self.decisions.append(
-            Decision(operation, refs, result, len(self.rows), self._scopes[-1], _line_of_the_network(), values)
-        )
+        call, line = self._open[-1] if self._open else 0, _line_of_the_network()
+        self.decisions.append(Decision(operation, refs, result, len(self.rows), self._scope, line, values, call))
 
     def ref(self, value: Any) -> Any:
         """A value as it stands in a row: the place it comes from, or itself where it is a constant."""
@@ -218,7 +259,7 @@ class Recorder(TorchFunctionMode):
 
     def place(self) -> str:
         """The module whose code is running, for messages."""
-        return self._scopes[-1] or "the network itself"
+        return self._scope or "the network itself"
 
     # Functions.
 
@@ -340,7 +381,7 @@ class Recorder(TorchFunctionMode):
         """Know at each step which module is being called; returns handles that take the hooks away."""
         handles = []
         for name, module in network.named_modules():
-            handles.append(module.register_forward_pre_hook(self._entering(name), prepend=True))
+            handles.append(module.register_forward_pre_hook(self._entering(name), prepend=True, with_kwargs=True))
             handles.append(module.register_forward_hook(self._leaving, always_call=True))
             if name and self._is_whole(module, name):
                 handles.append(module.register_forward_pre_hook(self._starting, with_kwargs=True))
@@ -348,24 +389,48 @@ class Recorder(TorchFunctionMode):
         return handles
 
     def _entering(self, name: str) -> Callable[..., None]:
-        return lambda module, args: self._scopes.append(name)
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            inputs = () if self._whole else tuple(self._inputs(module, args, kwargs))
+            self.calls.append(Call(name, self._open[-1] if self._open else -1, len(self.rows), inputs))
+            self._open.append(len(self.calls) - 1)
+
+        return enter
+
+    def _inputs(self, module: nn.Module, args: Any, kwargs: Any) -> Iterator[tuple[str, Any]]:
+        """What a module is given, as far as it comes from the rows before."""
+        named = {f"input_{index}": value for index, value in enumerate(args)} | kwargs
+        with suppress(TypeError, ValueError):
+            named = dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+        for name, value in named.items():
+            with suppress(LiftError):
+                yield name, mapped(value, self._given)
+
+    def _given(self, value: Any) -> Any:
+        tensor = isinstance(value, Tensor) and (id(value) in self._refs or id(value) in self._names)
+        known = tensor or isinstance(value, Remembered)
+        return self.ref(value) if known else None
 
     def _leaving(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._scopes.pop()
+        call = self.calls[self._open[-1]]
+        if not self._whole:
+            with suppress(LiftError):
+                call.output = mapped(as_plain(output), self._given)
+        call.end = len(self.rows)
+        self._open.pop()
 
     def _starting(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         refs = mapped((args, kwargs), self.ref)
-        self._whole.append((len(self.rows), len(self.decisions), refs))
+        self._whole.append((len(self.rows), len(self.decisions), refs, len(self.calls)))
 
     def _ending(self, name: str, module: nn.Module) -> Callable[..., None]:
         own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
 
         def end(module: nn.Module, args: Any, output: Any) -> None:
-            start, decided, refs = self._whole.pop()
+            start, decided, refs, calls = self._whole.pop()
             if self._whole or not self._closed(start, refs, own):
                 return
             again = {start + i for i, row in enumerate(self.rows[start:]) if row.kind in ("get", "constant")}
-            del self.rows[start:], self.decisions[decided:]
+            del self.rows[start:], self.decisions[decided:], self.calls[calls:]
             for identity, ref in list(self._refs.items()):
                 if isinstance(ref, Ref) and ref.row >= start:
                     if ref.row in again or identity in self._names:

@@ -1,0 +1,73 @@
+"""Which call of a module each node of a lifted graph is part of, and what each call is given and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import fx
+
+from i3dconvert.lift.forms import form_of
+from i3dconvert.lift.reading import CallOf
+from i3dconvert.lift.rewriting import Rewriting
+
+
+class Calls:
+    """Follows a rewriting node by node: the calls of the 2D graph become those of the lifted one."""
+
+    def __init__(self, to: Rewriting, calls: Sequence[CallOf]) -> None:
+        self._to, self._calls, self._lifted = to, calls, list(calls)
+        self._entered: set[int] = set()
+
+    def enter(self, node: fx.Node) -> None:
+        """Before a 2D node: what the calls are given that begin with it."""
+        for number in self._around(node):
+            if number not in self._entered:
+                self._entered.add(number)
+                inputs = tuple((name, self._now(value)) for name, value in self._calls[number].inputs)
+                self._lifted[number] = replace(self._calls[number], inputs=inputs, output=None)
+
+    def leave(self, node: fx.Node) -> None:
+        """Behind a 2D node: what the calls give that end with it."""
+        new, layout = self._to.env[node]
+        new.meta.setdefault("form", form_of(node.meta["value"], node.meta["batch"], layout))
+        for number in self._around(node):
+            if self._calls[number].last is node:
+                self._lifted[number] = replace(self._lifted[number], output=self._now(self._calls[number].output))
+
+    def own(self, mark: fx.Node | None, number: int) -> None:
+        """The lifted nodes behind `mark` are part of the call number `number`."""
+        for node in reversed(self._to.graph.nodes):
+            if node is mark:
+                break
+            node.meta.setdefault("call", number)
+
+    def around(self, module: str, node: fx.Node) -> int:
+        """The call that a call of `module` ending with the 2D node is part of."""
+        inside = [number for number in self._around(node) if self._calls[number].name == module]
+        return self._calls[inside[-1]].parent if inside else int(node.meta["call"])
+
+    def all(self) -> tuple[CallOf, ...]:
+        """The calls, with lifted nodes; those without any have no output."""
+        return tuple(self._lifted)
+
+    def _around(self, node: fx.Node) -> list[int]:
+        """The numbers of the calls that a 2D node is part of, the innermost first."""
+        numbers, number = [], node.meta["call"]
+        while number >= 0:
+            numbers.append(number)
+            number = self._calls[number].parent
+        return numbers
+
+    def _now(self, value: Any) -> Any:
+        """A nested value of 2D nodes in lifted ones, as they are now."""
+        if isinstance(value, fx.Node):
+            return self._to.env[value][0] if value in self._to.env else None
+        if isinstance(value, tuple | list):
+            return (
+                type(value)(*map(self._now, value)) if hasattr(value, "_fields") else type(value)(map(self._now, value))
+            )
+        if isinstance(value, dict):
+            return {key: self._now(item) for key, item in value.items()}
+        return None

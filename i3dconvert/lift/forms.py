@@ -1,0 +1,111 @@
+"""The forms that a value has inside a module's code, and how it crosses the border between two modules.
+
+Inside, a value has one of three forms:
+
+* `"clip"`: `(N, C, T, H, W)`
+* `(axis, times)`, frames: that axis has N·T·times entries, `times` of them for each frame
+* `"plain"`: it does not vary with the clip
+
+and lists and dicts of values have lists and dicts of forms. Across a border frames are split in place, into
+`(…, N, T, …)`, or `(…, N, T, times, …)` where `times` is not 1, so that each module reads N off what it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from i3dconvert.lift.layout import Layout, fold, unfold
+
+Form = Any
+"""`"clip"`, `"plain"`, `(axis, times)`, a list or dict of forms, or None: unknown, so that it can't cross."""
+
+NESTED = (list, dict)  # a tuple, which torch.compile follows
+
+FRAMES: Form = (0, 1)
+"""`(N·T, …)`."""
+
+
+def form_of(value: Any, multiples: Any, layout: Layout) -> Form:
+    """The form of a value that in 2D has axes that are `multiples` of the batch."""
+    if layout is Layout.PLAIN:
+        return "plain"
+    if isinstance(value, tuple | list):
+        return [form_of(*pair, layout) for pair in zip(value, multiples, strict=True)]
+    if isinstance(value, dict):
+        return {key: form_of(item, multiples[key], layout) for key, item in value.items()}
+    if layout is Layout.CLIP:
+        return "clip"
+    split = [(axis, times) for axis, times in enumerate(multiples or ()) if times] if isinstance(value, Tensor) else []
+    return "plain" if not split else split[0] if len(split) == 1 else None
+
+
+def parts(form: Form) -> Iterator[Form]:
+    """The forms of all values in nested ones."""
+    if isinstance(form, list):
+        for one in form:
+            yield from parts(one)
+    elif isinstance(form, dict):
+        yield from parts(list(form.values()))
+    else:
+        yield form
+
+
+def can_cross(form: Form) -> bool:
+    """Whether a value of this form can cross a border."""
+    return all(one is not None for one in parts(form))
+
+
+def is_frames(form: Form) -> bool:
+    """Whether the form is that of one tensor over frames."""
+    return isinstance(form, tuple)
+
+
+def enter(value: Any, form: Form) -> Any:
+    """What crossed the border, as it is inside: `(…, N, T, times, …)` → `(…, N·T·times, …)`."""
+    if isinstance(form, list):
+        return type(value)([enter(*pair) for pair in zip(value, form, strict=True)])
+    if isinstance(form, dict):
+        return {key: enter(item, form[key]) for key, item in value.items()}
+    if not is_frames(form):
+        return value
+    axis, times = form
+    return value.flatten(axis, axis + 1 + (times > 1))
+
+
+def leave(value: Any, form: Form, clips: int) -> Any:
+    """What is inside, as it crosses the border: `(…, N·T·times, …)` → `(…, N, T, times, …)`, N being `clips`."""
+    if isinstance(form, list):
+        return type(value)([leave(*pair, clips) for pair in zip(value, form, strict=True)])
+    if isinstance(form, dict):
+        return {key: leave(item, form[key], clips) for key, item in value.items()}
+    if not is_frames(form):
+        return value
+    axis, times = form
+    return torch.unflatten(value, axis, (clips, -1, times) if times > 1 else (clips, -1))
+
+
+def clips_in(value: Any, form: Form) -> Any:
+    """N, read off what crossed the border; None where no part of it says it."""
+    if isinstance(form, NESTED):
+        pairs = zip(value, form, strict=True) if isinstance(form, list) else ((value[key], form[key]) for key in form)
+        return next((found for pair in pairs if (found := clips_in(*pair)) is not None), None)
+    if form == "clip":
+        return value.size(0)
+    return value.size(form[0]) if is_frames(form) else None
+
+
+def converted(value: Any, is_in: Form, wanted: Form, clips: Any) -> Any:
+    """A value in one form, in another; plain ones, and forms that no rule connects, stay as they are."""
+    if is_in == wanted or clips is None:
+        return value
+    if isinstance(is_in, list) and isinstance(wanted, list) and len(is_in) == len(wanted):
+        return type(value)([converted(*each, clips) for each in zip(value, is_in, wanted, strict=True)])
+    if is_in == "clip" and is_frames(wanted):
+        return fold(value)
+    if is_frames(is_in) and wanted == "clip":
+        return unfold(value, clips)
+    return value

@@ -1,0 +1,131 @@
+"""The call of a child: whatever module stands there now, it is given what it takes.
+
+A module of the tree takes what crosses a border, a 3D layer clips, and any other module frames folded into the batch,
+as in 2D. So a layer that is replaced acts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from i3dconvert.lift.attention.divided import TimeAttention
+from i3dconvert.lift.counterparts import ANY_RANK, full_name
+from i3dconvert.lift.forms import FRAMES, Form, converted, enter, is_frames, leave, parts
+from i3dconvert.lift.modules import (
+    BlurPool3d,
+    GlobalAvgPool,
+    LayerNorm3d,
+    PaddedPool3d,
+    SinusoidalTime,
+    TimeEmbedding,
+)
+
+OVER_CLIPS = (
+    nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.InstanceNorm3d, nn.Dropout3d,
+    nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d, nn.LPPool3d, nn.FractionalMaxPool3d,
+    nn.ReflectionPad3d, nn.ReplicationPad3d, nn.CircularPad3d, nn.ConstantPad3d,
+    BlurPool3d, GlobalAvgPool, LayerNorm3d, PaddedPool3d, SinusoidalTime, TimeEmbedding,
+)  # fmt: skip
+"""Layers that take clips."""
+
+AS_GIVEN = (TimeAttention,)
+"""Layers that take whatever the code has."""
+
+
+class Tree(nn.Module):
+    """A module of the tree; `takes` and `gives` are the forms in which values cross its border."""
+
+    def borders(self) -> tuple[list[Form] | None, Form]:
+        """What it takes, and what it gives; None where that is not known."""
+        raise NotImplementedError
+
+    def beside(self) -> dict[str, Form]:
+        """The forms of what its code uses beside its inputs, by their names."""
+        return {}
+
+
+def kind(module: nn.Module) -> str:
+    """What a module takes: `tree` (what crosses a border), `clip`, `given` (whatever there is) or `frames`."""
+    if isinstance(module, Tree):
+        return "tree"
+    if isinstance(module, OVER_CLIPS):
+        return "clip"
+    if isinstance(module, AS_GIVEN) or full_name(module) in ANY_RANK:
+        return "given"
+    if next(module.children(), None) is not None:  # somebody's wrapper takes what it wraps
+        for inner in module.modules():
+            if isinstance(inner, Tree):
+                return "tree"
+            if isinstance(inner, OVER_CLIPS):
+                return "clip"
+    return "frames"
+
+
+def tree_in(module: nn.Module) -> Tree:
+    """The module of the tree that a module is or wraps."""
+    return next(inner for inner in module.modules() if isinstance(inner, Tree))
+
+
+def forms(module: nn.Module, takes: Sequence[Form], gives: Form = None) -> tuple[Sequence[Form], Form]:
+    """The forms that `module` takes and gives where it is called with values in the forms `takes`.
+
+    `gives` is that of the module that stood there; a 2D module's result has as many parts.
+    """
+    is_a = kind(module)
+    if is_a == "tree":
+        wanted, given = tree_in(module).borders()
+        return (wanted if wanted is not None else takes), given
+    if is_a == "given":
+        return takes, takes[0] if takes else gives
+    if is_a == "clip":
+        return [_each(form, "clip", is_frames) for form in takes], "clip"
+    first = next((form for form in takes if is_frames(form)), FRAMES)
+    wanted = [_each(form, FRAMES, lambda one: one == "clip") for form in takes]
+    return wanted, first if gives is None else _each(gives, FRAMES, lambda one: one == "clip")
+
+
+def _each(form: Form, to: Form, where: Any) -> Form:
+    if isinstance(form, list):
+        return [_each(one, to, where) for one in form]
+    if isinstance(form, dict):
+        return {key: _each(one, to, where) for key, one in form.items()}
+    return to if where(form) else form
+
+
+def call(
+    module: nn.Module,
+    clips: Any,
+    *args: Any,
+    takes: Sequence[Form] | None = None,
+    gives: Form = "clip",
+    named: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Any] | None = None,
+) -> Any:
+    """What `module` gives for `args`, which are in the forms `takes` (by default clips), in the form `gives`.
+
+    `named` are arguments by their names, `beside` values that a module of the tree uses beside its inputs.
+    """
+    takes = takes if takes is not None else ["clip"] * len(args)
+    wanted, given = forms(module, takes, gives)
+    args = tuple(converted(*each, clips) for each in zip(args, takes, wanted, strict=True))
+    if kind(module) != "tree":
+        return converted(module(*args, **(named or {})), given, gives, clips)
+    args = tuple(leave(value, form, clips) for value, form in zip(args, wanted, strict=True))
+    tree = tree_in(module)
+    options = {key: leave(value, tree.beside().get(key, "plain"), clips) for key, value in (beside or {}).items()}
+    if tree.__dict__.get("_i3d_checkpointed") and module.training and torch.is_grad_enabled():
+        result = checkpoint(module, *args, use_reentrant=False, **options)
+    else:
+        result = module(*args, **options)
+    given = tree.borders()[1] if given is None else given
+    return converted(enter(result, given), given, gives, clips)
+
+
+def varies(form: Form) -> bool:
+    """Whether a value of this form varies with the clip."""
+    return any(one != "plain" for one in parts(form))

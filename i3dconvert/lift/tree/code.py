@@ -1,0 +1,204 @@
+"""What one module of the tree computes: a graph of its own operations and of the calls of its children."""
+
+from __future__ import annotations
+
+import linecache
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from torch import fx, nn
+
+from i3dconvert.lift.forms import Form, enter, is_frames, leave, parts
+from i3dconvert.lift.reading.recording import mapped
+from i3dconvert.lift.tree.calling import call
+
+FACTS = (
+    "temporal",
+    "layer",
+    "like",
+    "of_pairs",
+    "scores",
+    "plain",
+    "beside_clips",
+    "form",
+    "takes",
+    "gives",
+    "block",
+    "kind",
+)
+"""What is kept of a node beside its operation."""
+
+_NUMBERS = count()
+
+
+def clips_of(value: Any) -> Any:
+    """Stands in a module's graph for N, which its code reads off what it is given."""
+    raise NotImplementedError("it has no value of its own")
+
+
+@dataclass(frozen=True)
+class Name:
+    """A node, in the pickled form of a graph."""
+
+    name: str
+
+
+class Code:
+    """A module's graph, over values as they are inside of it, and the forms in which they cross its border.
+
+    Its placeholders are the module's inputs, each with its form in `meta["form"]`; the first `positional` of them are
+    the 2D module's own (`takes`), the others what its code uses beside them (`beside`).
+    """
+
+    def __init__(self, graph: fx.Graph, positional: int, gives: Form) -> None:
+        self.graph, self.positional, self.gives = graph, positional, gives
+        self.inputs = {str(node.target): node.meta["form"] for node in graph.nodes if node.op == "placeholder"}
+        self.takes = list(self.inputs.values())[:positional]
+        self.beside = dict(list(self.inputs.items())[positional:])
+        self._function: Callable[..., Any] | None = None
+
+    @property
+    def text(self) -> str:
+        """As Python."""
+        return str(self._crossing().python_code("self").src)
+
+    def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What `module` gives for values that cross its border."""
+        assert self._function is not None
+        if kwargs:
+            names = list(self.inputs)[len(args) :]
+            if unknown := set(kwargs) - set(names):
+                raise TypeError(f"unexpected keyword arguments {', '.join(sorted(unknown))}; it takes {names}")
+            args = (*args, *(kwargs[name] for name in names if name in kwargs))
+        return self._function(module, *args)
+
+    def compiled(self) -> Code:
+        """Itself, ready to run."""
+        self._function = self._function or self._compiled()
+        return self
+
+    def changed(self) -> Code:
+        """Itself, with what was done to its graph."""
+        self._function = None
+        return self.compiled()
+
+    def _compiled(self) -> Callable[..., Any]:
+        python = self._crossing().python_code("self")
+        file, space = f"<i3dconvert {next(_NUMBERS)}>", dict(python.globals)
+        exec(compile(python.src, file, "exec"), space)
+        linecache.cache[file] = (len(python.src), None, python.src.splitlines(keepends=True), file)
+        function: Callable[..., Any] = space["forward"]
+        return function
+
+    def _crossing(self) -> fx.Graph:
+        """The graph with what is done at the border: inputs are entered, N is read, the result is left."""
+        graph = fx.Graph()
+        env: dict[fx.Node, Any] = {}
+        clips: fx.Node | None = None
+        inputs = [node for node in self.graph.nodes if node.op == "placeholder"]
+        for node in inputs:
+            env[node] = graph.placeholder(str(node.target))
+        for node in inputs:
+            form, given = node.meta["form"], env[node]
+            if clips is None and node.target == "clips":
+                clips = given
+            if clips is None and (place := _says_clips(form)) is not None:
+                path, axis = place
+                value = given
+                for part in path:
+                    value = graph.call_function(operator.getitem, (value, part))
+                clips = graph.create_node("call_method", "size", (value, axis), {}, "clips")
+            if any(map(is_frames, parts(form))):
+                env[node] = graph.call_function(enter, (given, form))
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                continue
+            if node.target is clips_of:
+                env[node] = clips
+                continue
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+            if node.op == "output":
+                crosses = any(map(is_frames, parts(self.gives)))
+                graph.output(graph.call_function(leave, (args[0], self.gives, clips)) if crosses else args[0])
+            elif node.op == "call_module":
+                env[node] = self._call(graph, node, clips, args, kwargs)
+            else:
+                env[node] = graph.create_node(node.op, node.target, args, kwargs, node.name)
+        return graph
+
+    def _call(self, graph: fx.Graph, node: fx.Node, clips: Any, args: Any, kwargs: Any) -> fx.Node:
+        child = graph.get_attr(str(node.target))
+        takes, gives, options = node.meta["takes"], node.meta["gives"], {}
+        if kwargs:
+            options["beside" if node.meta.get("block") else "named"] = kwargs
+        if takes != ["clip"] * len(args):
+            options["takes"] = takes
+        if gives != "clip":
+            options["gives"] = gives
+        return graph.create_node("call_function", call, (child, clips, *args), options, node.name)
+
+    # A graph is pickled as rows, without what torch.fx keeps of it.
+
+    def __getstate__(self) -> dict[str, Any]:
+        rows = [
+            (node.name, node.op, node.target, *mapped((node.args, node.kwargs), _named), facts(node))
+            for node in self.graph.nodes
+        ]
+        return {"rows": rows, "positional": self.positional, "gives": self.gives}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        graph = fx.Graph()
+        nodes: dict[str, fx.Node] = {}
+        for name, op, target, args, kwargs, meta in state["rows"]:
+            given, named = mapped((args, kwargs), lambda one: nodes[one.name] if isinstance(one, Name) else one)
+            nodes[name] = graph.create_node(op, target, given, named, name)
+            nodes[name].meta |= meta
+        self.__init__(graph, state["positional"], state["gives"])  # type: ignore[misc]
+        self.compiled()
+
+    def __deepcopy__(self, memo: Any) -> Code:
+        return self  # nothing changes it
+
+    def same(self, other: Code) -> bool:
+        """Whether it computes the same."""
+        return self._spelt() == other._spelt()
+
+    def _spelt(self) -> str:
+        """The graph as text, whatever its nodes are called."""
+        places = {node: index for index, node in enumerate(self.graph.nodes)}
+
+        def placed(one: Any) -> Any:
+            return f"%{places[one]}" if isinstance(one, fx.Node) else one
+
+        rows = [
+            (
+                node.op,
+                node.op != "placeholder" and str(node.target),
+                mapped((node.args, node.kwargs), placed),
+                facts(node),
+            )
+            for node in self.graph.nodes
+        ]
+        return repr((rows, self.positional, self.gives))
+
+
+def _named(one: Any) -> Any:
+    return Name(one.name) if isinstance(one, fx.Node) else one
+
+
+def facts(node: fx.Node) -> dict[str, Any]:
+    """What is kept of a node's `meta`."""
+    return {key: node.meta[key] for key in FACTS if key in node.meta}
+
+
+def _says_clips(form: Form, path: tuple[Any, ...] = ()) -> tuple[tuple[Any, ...], int] | None:
+    """The part of a value that says N, and at which axis it does."""
+    if isinstance(form, list | dict):
+        items = enumerate(form) if isinstance(form, list) else form.items()
+        return next((found for key, one in items if (found := _says_clips(one, (*path, key)))), None)
+    if form == "clip":
+        return path, 0
+    return (path, form[0]) if is_frames(form) else None

@@ -1,0 +1,162 @@
+"""The flat graph of a tree as it is now: its modules' codes inlined, whatever stands in them."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from i3dconvert.lift import layout
+from i3dconvert.lift.forms import FRAMES, Form, is_frames
+from i3dconvert.lift.tree.blocks import Block, Chain
+from i3dconvert.lift.tree.calling import forms, kind, tree_in
+from i3dconvert.lift.tree.code import clips_of, facts
+from i3dconvert.recipes import Temporal
+
+
+def flat(network: Block) -> fx.Graph:
+    """The graph of a network, over its layers by their full names; parameters are read by theirs."""
+    return _Flat(network).run()
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a child is called: the node's name, and what is known of it."""
+
+    name: str
+    meta: dict[str, Any]
+
+
+class _Flat:
+    def __init__(self, network: Block) -> None:
+        self.network, self.graph = network, fx.Graph()
+        self.clips: Any = None
+        self.converted: dict[tuple[Any, ...], fx.Node] = {}
+
+    def run(self) -> fx.Graph:
+        code = self.network._i3d_code
+        assert code is not None
+        given = next(node for node in code.graph.nodes if node.op == "placeholder")
+        clip = self.graph.placeholder(str(given.target))
+        clip.meta |= facts(given)
+        self.graph.output(self.inline(self.network, "", [clip], {}))
+        return self.graph
+
+    def inline(self, block: Block, prefix: str, args: list[Any], beside: dict[str, Any]) -> Any:
+        """The operations of a block, for values that are inside of it."""
+        code = block._i3d_code
+        if code is None:
+            raise NotImplementedError(f"{prefix} has no code of its own")
+        env: dict[fx.Node, Any] = {}
+        result: Any = None
+        for node in code.graph.nodes:
+            if node.op == "placeholder":
+                env[node] = args.pop(0) if args else beside[str(node.target)]
+            elif node.op == "output":
+                result = fx.node.map_arg(node.args[0], env.__getitem__)
+            elif node.target is clips_of:
+                env[node] = self.clips
+            else:
+                given = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+                env[node] = self.node(node, block, prefix, *given)
+                if node.name == "clips" and self.clips is None:
+                    self.clips = env[node]
+        return result
+
+    def node(self, node: fx.Node, block: Block, prefix: str, args: Any, kwargs: Any) -> Any:
+        if node.op == "call_module":
+            name = f"{prefix}{node.target}"
+            module = block.get_submodule(str(node.target))
+            return self.call(Site(node.name, facts(node)), module, name, list(args), kwargs)
+        if node.target is operator.getitem and isinstance(args[0], tuple | list | dict):
+            return args[0][args[1]]
+        target = f"{prefix}{node.target}" if node.op == "get_attr" else node.target
+        key = (node.op, target, *args) if node.op == "get_attr" or target in (layout.fold, layout.unfold) else None
+        if key is not None and key in self.converted:
+            return self.converted[key]
+        new = self.graph.create_node(node.op, target, args, kwargs, node.name)
+        new.meta |= facts(node)
+        if key is not None:
+            self.converted[key] = new
+        return new
+
+    def call(self, node: Site, module: nn.Module, name: str, args: list[Any], kwargs: Any) -> Any:
+        """A call of a child, as `calling.call` does it."""
+        takes, gives = node.meta["takes"], node.meta["gives"]
+        wanted, given = forms(module, takes, gives)
+        args = [self.as_form(*each) for each in zip(args, takes, wanted, strict=True)]
+        if kind(module) == "tree":
+            tree = tree_in(module)
+            path = next(path for path, inner in module.named_modules() if inner is tree)
+            name = f"{name}.{path}".rstrip(".")
+            if isinstance(tree, Chain):
+                result, given = self.chain(tree, name, args[0], wanted[0])
+            else:
+                assert isinstance(tree, Block)
+                result = self.inline(tree, f"{name}.", args, dict(kwargs))
+        else:
+            result = self.layer(node, module, name, args, kwargs, given)
+        return self.as_form(result, given, gives)
+
+    def chain(self, chain: Chain, name: str, value: Any, form: Form) -> tuple[Any, Form]:
+        for key, child in chain.named_children():
+            _, given = forms(child, [form])
+            known = chain._i3d_facts.get(key, {}) | {"takes": [form], "gives": given}
+            value, form = self.call(Site(f"{name}.{key}", known), child, f"{name}.{key}", [value], {}), given
+        wanted = form if chain._i3d_gives is None else chain._i3d_gives
+        return self.as_form(value, form, wanted), wanted
+
+    def layer(self, node: Site, module: nn.Module, name: str, args: Any, kwargs: Any, gives: Form) -> fx.Node:
+        new = self.graph.create_node("call_module", name, tuple(args), kwargs, node.name)
+        new.meta |= _facts_now(module, node.meta) | {"form": gives}
+        return new
+
+    def as_form(self, value: Any, is_in: Form, wanted: Form) -> Any:
+        """`forms.converted` of a node, or of several."""
+        if is_in == wanted:
+            return value
+        if isinstance(is_in, list) and isinstance(wanted, list) and len(is_in) == len(wanted):
+            items = value if isinstance(value, tuple | list) else [self.item(value, i) for i in range(len(is_in))]
+            return [self.as_form(*each) for each in zip(items, is_in, wanted, strict=True)]
+        if is_in == "clip" and is_frames(wanted):
+            return self.convert(layout.fold, value, FRAMES)
+        if is_frames(is_in) and wanted == "clip":
+            return self.convert(layout.unfold, value, "clip")
+        return value
+
+    def item(self, value: fx.Node, index: int) -> fx.Node:
+        return self.graph.call_function(operator.getitem, (value, index))
+
+    def convert(self, function: Any, value: fx.Node, form: Form) -> fx.Node:
+        args = (value,) if function is layout.fold else (value, self.clips)
+        key = ("call_function", function, *args)
+        if key not in self.converted:
+            self.converted[key] = self.graph.call_function(function, args)
+            self.converted[key].meta["form"] = form
+        return self.converted[key]
+
+
+def _facts_now(module: nn.Module, known: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a call; of a layer that was replaced, what the new one does along time."""
+    modules = list(module.modules())
+    if any(cls.__qualname__ == known.get("kind") for inner in modules for cls in type(inner).__mro__):
+        return known
+    known = {key: value for key, value in known.items() if key not in ("temporal", "layer", "scores", "like")}
+    layer: Any = next((inner for inner in modules if isinstance(inner, _OVER_TIME)), None)
+    if layer is None:
+        return known
+    kernel, stride, padding, dilation = (
+        _first(getattr(layer, name, 1)) for name in ("kernel_size", "stride", "padding", "dilation")
+    )
+    transposed = isinstance(layer, nn.ConvTranspose3d)
+    after = _first(layer.output_padding) if transposed else padding
+    return known | {"temporal": Temporal(kernel, stride, padding, after, dilation, transposed=transposed)}
+
+
+_OVER_TIME = (nn.Conv3d, nn.ConvTranspose3d, nn.MaxPool3d, nn.AvgPool3d)
+
+
+def _first(size: Any) -> int:
+    return int(size if isinstance(size, int) else size[0])
