@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from i3dconvert.export import export_onnx
     from i3dconvert.export.frames import optimize
     from i3dconvert.inflation import inflate
-    from i3dconvert.lift.network import Network3d
+    from i3dconvert.lift.network import Network3d, frames_left, gives_scores, inflation_of, origin_of
+    from i3dconvert.lift.tree.blocks import code_of
+    from i3dconvert.lift.tree.flat import graph_of
     from i3dconvert.recipes import Recipe
     from i3dconvert.verification import Report, verify
 
@@ -20,15 +22,22 @@ _HOMES = {
     "Network3d": "lift.network",
     "Recipe": "recipes",
     "Report": "verification",
+    "code_of": "lift.tree.blocks",
     "export_onnx": "export",
+    "frames_left": "lift.network",
+    "gives_scores": "lift.network",
+    "graph_of": "lift.tree.flat",
     "inflate": "inflation",
+    "inflation_of": "lift.network",
     "load": "checkpoint",
     "optimize": "export.frames",
+    "origin_of": "lift.network",
     "save": "checkpoint",
     "verify": "verification",
 }
 __all__ = ["I3DError", "Network3d", "Recipe", "Report", "__version__"]
 __all__ += ["export_onnx", "inflate", "load", "optimize", "save", "verify"]
+__all__ += ["code_of", "frames_left", "gives_scores", "graph_of", "inflation_of", "origin_of"]
 
 
 def __getattr__(name: str) -> Any:

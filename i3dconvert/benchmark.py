@@ -23,7 +23,7 @@ from i3dconvert.export import export_onnx
 from i3dconvert.export.frames import optimize
 from i3dconvert.export.runtime import Runtime, as_input, read_document
 from i3dconvert.inflation import inflate
-from i3dconvert.lift.network import Network3d
+from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.memory import check_room, told_by_linux
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.progress import Progress, silent
@@ -142,7 +142,7 @@ def _prepare(case: Case, folder: Path) -> _Prepared:
     if path is not None and case.runtime not in _FORMS:
         raise BenchmarkError(f"an ONNX file runs in {', '.join(_FORMS)}")
     network = _network(case)
-    channels, *size = network.inflation.input
+    channels, *size = inflation_of(network).input
     shape = (case.batch, channels, case.frames, *((case.size, case.size) if case.size else size))
     check_room(network, case.frames, case.batch, case.size, getattr(torch, case.dtype), case.device)
     if path is None and case.runtime in _FORMS:

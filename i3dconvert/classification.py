@@ -17,7 +17,7 @@ from i3dconvert.checkpoint import PICKLED
 from i3dconvert.errors import BackboneError, CheckpointError, FramesError, MediaError, first_line
 from i3dconvert.export.runtime import CLASSES, Runtime, as_input, read_document, read_metadata
 from i3dconvert.inflation import inflate
-from i3dconvert.lift.network import origin_in
+from i3dconvert.lift.network import inflation_of, origin_of
 from i3dconvert.media import Frame, duration, is_picture, stream
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.progress import Progress, silent
@@ -63,7 +63,7 @@ def load_classifier(network: str, weights: str = "default") -> Classifier:
         model = checkpoint.load(path)
     else:
         model = inflate(network, weights=weights)
-    origin = origin_in(model)
+    origin = origin_of(model)
     if not origin.classes or origin.changes.head in ("none", "maps"):
         raise CheckpointError(f"{network} gives features, and no class scores to tell classes by")
     model.eval().float()
@@ -76,7 +76,7 @@ def load_classifier(network: str, weights: str = "default") -> Classifier:
         best = scores.softmax(-1).sort(descending=True)
         return best.values[0], best.indices[0]
 
-    least = model.inflation.minimum_frames
+    least = inflation_of(model).minimum_frames
     return Classifier(probabilities, origin.preprocessing, tuple(origin.class_names()), max(FRAMES, least))
 
 

@@ -16,7 +16,7 @@ from i3dconvert.checkpoint import Document
 from i3dconvert.errors import ExportError, VerificationError, WeightsError
 from i3dconvert.export import Exported, export_onnx
 from i3dconvert.files import WEIGHTS, replacing_in
-from i3dconvert.lift.network import Network3d, origin_in
+from i3dconvert.lift.network import Network3d, gives_scores, inflation_of, origin_of
 from i3dconvert.names import HF, USER
 from i3dconvert.progress import Progress, silent
 from i3dconvert.templates import render
@@ -53,22 +53,24 @@ def write_folder(
     at `path` then. One that can't be verified (fine-tuned, or its 2D weights are gone) is written, and its card says
     so.
     """
-    path, origin = Path(path), origin_of(network)
+    path, origin = Path(path), named_origin(network)
     with replacing_in(path, force) as work:
         report, unproved = _proof(network, finetuned, progress)
         if report is not None and not report.passed:
             raise ExportError(f"the network is not equal to its 2D network, and was not written: {report.reason}")
         exported = export_onnx(network, work / GRAPH, finetuned=finetuned, progress=progress, **options)
         sha256 = checkpoint.save(network, work / WEIGHTS, finetuned=finetuned)
-        describe_in(work, network, Document(network.inflation, origin, sha256, finetuned), report, unproved, exported)
+        describe_in(
+            work, network, Document(inflation_of(network), origin, sha256, finetuned), report, unproved, exported
+        )
         files = tuple(path / file.name for file in sorted(work.iterdir()))
     parts = tuple(path / file.name for file in exported.files)
     return Folder(path, files, report, unproved, replace(exported, path=path / GRAPH, files=parts))
 
 
-def origin_of(network: Network3d) -> Origin:
+def named_origin(network: Network3d) -> Origin:
     """Where a network comes from; raises `ExportError` for one that nobody else can build."""
-    origin: Origin | None = origin_in(network)
+    origin: Origin | None = origin_of(network)
     if origin is None:
         raise ExportError("a network made from a module in memory can't be built anew by others; save its state dict")
     return origin
@@ -79,7 +81,7 @@ def _proof(network: Network3d, finetuned: bool, progress: Progress) -> tuple[Rep
         return None, "its weights were fine-tuned, so that there is no 2D network that it should be equal to"
     progress("reading the 2D network")
     try:
-        return verify(origin_of(network).load(), network, progress=progress), ""
+        return verify(named_origin(network).load(), network, progress=progress), ""
     except (WeightsError, VerificationError) as error:
         return None, str(error)
 
@@ -99,7 +101,7 @@ def describe_in(
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     processor = origin.preprocessing.to_processor()
     (folder / PREPROCESSOR).write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
-    tag = {"pipeline_tag": "video-classification"} if origin.classes and network.gives_scores else {}
+    tag = {"pipeline_tag": "video-classification"} if origin.classes and gives_scores(network) else {}
     card = _card(document, origin, config, tag, report, unproved, exported)
     (folder / CARD).write_text(card, encoding="utf-8")
 

@@ -16,8 +16,8 @@ import torch
 
 from i3dconvert.errors import FramesError
 from i3dconvert.lift.lengths import lengths
-from i3dconvert.lift.network import Network3d
-from i3dconvert.lift.tree.flat import flat
+from i3dconvert.lift.network import Network3d, inflation_of
+from i3dconvert.lift.tree.flat import graph_of
 from i3dconvert.recipes import Attending
 
 COPIES = 3
@@ -57,7 +57,7 @@ def check_room(
     """
     room = available(device) if room is None else room
     for layer, count in _scores(network, frames):
-        scale = (size / network.inflation.input[-1]) ** 4 if size else 1
+        scale = (size / inflation_of(network).input[-1]) ** 4 if size else 1
         wanted = COPIES * clips * count * scale * dtype.itemsize
         if wanted > room:
             raise FramesError(
@@ -76,7 +76,7 @@ def has_room(network: Network3d, frames: int, *rest: Any) -> bool:
 
 def _scores(network: Network3d, frames: int) -> Iterator[tuple[str, int]]:
     """The scores of one clip that each attention over time holds, where it holds them all at once."""
-    length = lengths(flat(network), frames)
+    length = lengths(graph_of(network), frames)
     for node, count in length.items():
         temporal = node.meta.get("temporal")
         if isinstance(temporal, Attending) and node.meta.get("scores"):

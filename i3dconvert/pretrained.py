@@ -11,8 +11,8 @@ from i3dconvert import checkpoint
 from i3dconvert.checkpoint import Document
 from i3dconvert.errors import CheckpointError, I3DError, first_line
 from i3dconvert.files import WEIGHTS
-from i3dconvert.hub import CONFIG, describe_in, origin_of
-from i3dconvert.lift.network import Network3d
+from i3dconvert.hub import CONFIG, describe_in, named_origin
+from i3dconvert.lift.network import Network3d, inflation_of
 
 _OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only")
 
@@ -24,9 +24,9 @@ class Pretrained(ModelHubMixin):
         self.network, self.finetuned = network, finetuned
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        origin = origin_of(self.network)
+        origin = named_origin(self.network)
         sha256 = checkpoint.save(self.network, save_directory / WEIGHTS, force=True, finetuned=self.finetuned)
-        document = Document(self.network.inflation, origin, sha256, self.finetuned)
+        document = Document(inflation_of(self.network), origin, sha256, self.finetuned)
         unproved = "it was saved from memory; `i3dconvert verify` checks it"
         describe_in(save_directory, self.network, document, None, unproved, None)
 

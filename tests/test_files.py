@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from i3dconvert import load
+from i3dconvert import inflate, load
 from i3dconvert.checkpoint import SCHEMA, filled, read
 from i3dconvert.verification import Settings, verify
 from tests.conftest import Run
@@ -29,12 +29,22 @@ class Tokens(nn.Module):
         return scores
 
 
+def normed() -> nn.Module:
+    """With a norm over space."""
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(2, 4)
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    return nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), *head).eval()
+
+
 def model(schema: int) -> nn.Module:
     """The 2D network of the kept files: what each of them holds is this, inflated with `mean`.
 
-    In 2 with attention over all frames and a time embedding.
+    In 2 with attention over all frames and a time embedding, in 3 with a norm within each frame.
     """
     torch.manual_seed(0)
+    if schema == 3:
+        return normed()
     if schema == 2:
         return Tokens().eval()
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
@@ -50,6 +60,19 @@ def test_a_file_of_every_schema_still_loads(schema: int) -> None:
     assert verify(model(schema), network, Settings(frames=4)).passed
     state[min(state)] += 1
     assert not verify(model(schema), filled(network, state, path), Settings(frames=4)).passed
+
+
+def test_a_file_from_before_norms_within_frames_keeps_its_meaning() -> None:
+    """Which `c2d` with a GroupNorm had over all frames of a clip; by now the recipe in the file says otherwise."""
+    clip = torch.randn(1, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    document, _ = read(DATA / "c2d_of_schema1.safetensors")
+    assert document.schema == 1
+    with torch.no_grad():
+        found = load(DATA / "c2d_of_schema1.safetensors", normed())(clip)
+        along_time = inflate(normed(), "uniform", size=16)(clip)  # whose taps beside the middle are zeros
+        within = inflate(normed(), "c2d", size=16)(clip)
+        assert torch.allclose(found, along_time, atol=1e-6)
+        assert not torch.allclose(found, within, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from i3dconvert.recipes import Recipe
 from i3dconvert.version import VERSION
 from i3dconvert.weights import State
 
-SCHEMA = 2
+SCHEMA = 3
 KEY = "i3dconvert"
 """The key of the document in a file's metadata."""
 
@@ -56,8 +56,10 @@ class Document:
 
     @property
     def schema(self) -> int:
-        """The oldest that says all of it: attention over time is new in 2."""
+        """The oldest that says all of it: attention over time is new in 2, norms within a frame in 3."""
         rules, style = self.inflation.recipe.rules, self.inflation.style
+        if any(rule.kind == "norm" for rule in rules):
+            return 3
         return 2 if style.time_embedding != "none" or any(rule.kind == "attention" for rule in rules) else 1
 
     @property

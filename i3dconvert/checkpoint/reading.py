@@ -13,7 +13,7 @@ from i3dconvert.checkpoint.document import KEY, Document
 from i3dconvert.errors import CheckpointError, LayoutError, WeightsError
 from i3dconvert.files import check_input, in_folder
 from i3dconvert.frameworks import framework_of
-from i3dconvert.lift.network import Network3d, fill, plan, set_origin
+from i3dconvert.lift.network import Network3d, fill, inflation_of, plan, set_origin
 from i3dconvert.weights import State, classes_in, fit, nested, read_pickle, read_safetensors, read_state
 
 PICKLED = (".pth", ".pt", ".pyth")
@@ -73,7 +73,17 @@ def load(path: str | Path, model: nn.Module | None = None) -> Network3d:
     """
     path = Path(path)
     document, state = read(path)
-    return filled(rebuild(document, model, path), state, path)
+    aligned = {key: _aligned(tensor) for key, tensor in state.items()}
+    return filled(rebuild(document, model, path), aligned, path)
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """A tensor where torch would have put it: matrix products can differ in their last bit where it lies elsewhere."""
+    return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
+
+
+_ALIGNMENT = 64
+"""Bytes, of memory that torch allocates on a CPU."""
 
 
 def filled(network: Network3d, state: Mapping[str, Tensor], path: Path) -> Network3d:
@@ -98,7 +108,7 @@ def finetuned(document: Document, weights: Path) -> Network3d:
     try:
         fit(network, state, str(weights))
     except WeightsError as error:
-        flat = any(state[key].dim() == 4 for key in network.inflation.fillings if key in state)
+        flat = any(state[key].dim() == 4 for key in inflation_of(network).fillings if key in state)
         name = document.origin.backbone.qualified
         hint = f"; these are 2D weights: i3dconvert inflate {name} -w {weights}" if flat else ""
         raise WeightsError(f"{error}{hint}") from None

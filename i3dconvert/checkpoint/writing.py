@@ -19,7 +19,7 @@ from i3dconvert.errors import LayoutError
 from i3dconvert.files import WEIGHTS, replacing, replacing_in
 from i3dconvert.frameworks import framework_of
 from i3dconvert.frameworks.framework import Place
-from i3dconvert.lift.network import Network3d, origin_in
+from i3dconvert.lift.network import Network3d, inflation_of, origin_of
 from i3dconvert.weights import Digest, State, Stream, raw
 
 _DTYPES = {
@@ -92,7 +92,7 @@ def save(network: Network3d, path: str | Path, force: bool = False, finetuned: b
     whose names the tensors get, `NAME` or `NAME:NETWORK`. Raises `OutputError`, `LayoutError`.
     """
     state = network.state_dict()
-    document = Document.for_layout(network.inflation, origin_in(network), layout, finetuned=finetuned)
+    document = Document.for_layout(inflation_of(network), origin_of(network), layout, finetuned=finetuned)
     check_is_ours(document, layout)
     return write(Path(path), document, entries_in(state), lambda entry: [state[entry.key].cpu()], force)
 

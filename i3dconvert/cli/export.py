@@ -126,11 +126,11 @@ def _to_onnx(
     from i3dconvert.backbones.changes import HEADLESS
     from i3dconvert.export import export_onnx
     from i3dconvert.hub import write_folder
-    from i3dconvert.lift.network import origin_in
+    from i3dconvert.lift.network import origin_of
 
     folder = write_folder(network, target, **options) if as_folder else None
     done = folder.exported if folder is not None else export_onnx(network, target, **options)
-    features = origin_in(network).changes.head in HEADLESS
+    features = origin_of(network).changes.head in HEADLESS
     printed = {
         "path": str(target),
         "files": [str(part) for part in done.files],

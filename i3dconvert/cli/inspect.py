@@ -28,6 +28,7 @@ def command(
         step("importing torch")
         from i3dconvert import checkpoint
         from i3dconvert.lift.describe import beside_middle, describe, from_inflated, order_seen, with_training
+        from i3dconvert.lift.network import inflation_of
         from i3dconvert.recipes import toml as recipes
 
         if path.suffix == ".onnx" and not from_layout:
@@ -42,7 +43,7 @@ def command(
             layers = describe(network)
             if state:
                 layers = with_training(
-                    layers, (beside_middle if from_layout else from_inflated)(network.inflation, state)
+                    layers, (beside_middle if from_layout else from_inflated)(inflation_of(network), state)
                 )
     recipe = document.inflation.recipe
     metadata: dict[str, Any] = jsonlib.loads(document.dumps(path.parent))

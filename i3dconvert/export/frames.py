@@ -8,7 +8,6 @@ form is for inference: its weights are constants.
 from __future__ import annotations
 
 import copy
-import operator
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,8 +32,9 @@ from i3dconvert.lift import layout
 from i3dconvert.lift.counterparts import ANY_RANK, full_name
 from i3dconvert.lift.lengths import lengths as counted
 from i3dconvert.lift.modules import BatchNormAct3d, GlobalAvgPool, LayerNorm3d, PaddedConv3d, PaddedPool3d, in_space
-from i3dconvert.lift.network import Network3d
-from i3dconvert.lift.tree.flat import flat
+from i3dconvert.lift.network import Network3d, inflation_of
+from i3dconvert.lift.tree.flat import graph_of
+from i3dconvert.lift.tree.straight import Straight
 from i3dconvert.recipes import Temporal
 
 FRAMES = 16
@@ -43,7 +43,7 @@ FRAMES = 16
 _LOOKS_ALONG_TIME = frozenset(("group_norm", "instance_norm", "resize_time"))
 
 
-def frames_form(network: Network3d, minimal: bool = True) -> fx.GraphModule:
+def frames_form(network: Network3d, minimal: bool = True) -> Straight:
     """The same function of clips `(N, C, T, H, W)` as `network` in eval mode, computed over frames `(N·T, C, H, W)`.
 
     Without `minimal`, no convolution is one by minimal filtering, whose transformed kernels take more precision.
@@ -51,7 +51,7 @@ def frames_form(network: Network3d, minimal: bool = True) -> fx.GraphModule:
     return _Frames(network, minimal).run()
 
 
-def optimize(network: Network3d) -> fx.GraphModule:
+def optimize(network: Network3d) -> Straight:
     """`frames_form` with channels-last kernels: in torch on a CPU 1.1 to 4 times faster (docs/performance.md).
 
     For inference: its weights are constants, apart from the network's own where a layer is rewritten.
@@ -73,7 +73,7 @@ class _Frames:
 
     def __init__(self, network: Network3d, minimal: bool) -> None:
         self.network, self.minimal, self.graph = network, minimal, fx.Graph()
-        self.source = flat(network)
+        self.source = graph_of(network)
         self.modules: dict[str, nn.Module] = {}
         self.env: dict[fx.Node, fx.Node] = {}
         self.lengths: dict[fx.Node, fx.Node] = {}
@@ -84,17 +84,18 @@ class _Frames:
         self.usual = _usual_lengths(network, self.source)
         self.clips: fx.Node
 
-    def run(self) -> fx.GraphModule:
+    def run(self) -> Straight:
         for node in self.source.nodes:
             self.env[node] = self.visit(node)
         _average_before_the_head(self.graph, self.modules)
         _halve_the_stem(self.graph, self.modules)
         self.graph.lint()
-        root: dict[str, Any] = dict(self.modules)
+        parts: dict[str, Any] = dict(self.modules)
         for node in self.graph.nodes:
-            if node.op == "get_attr":
-                root[str(node.target)] = operator.attrgetter(str(node.target))(self.network)
-        return fx.GraphModule(root, self.graph, class_name="Frames").eval()
+            owner, _, last = str(node.target).rpartition(".")
+            if node.op == "get_attr" and owner not in parts:
+                parts[str(node.target)] = getattr(self.network.get_submodule(owner), last)
+        return Straight("Frames", self.graph, parts).eval()
 
     def visit(self, node: fx.Node) -> fx.Node:
         """The node's value over frames; what does not vary with the clip stays as it is."""
@@ -108,7 +109,7 @@ class _Frames:
         source = next((n for n in node.all_input_nodes if n in self.lengths), None)
         if source is None or node.meta.get("plain"):
             return self.copy(node)
-        if node.target == "size" and source in self.on_clips:
+        if layout.is_size(node) and source in self.on_clips:
             return self.clips if node.args[1] == 0 else self.lengths[source]
         self.lengths[node] = self.lengths[source]
         if node.target is layout.fold:
@@ -143,7 +144,9 @@ class _Frames:
         if node.op == "call_module":
             self.modules[str(node.target)] = self.network.get_submodule(str(node.target))
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value or self.env.__getitem__)
-        return self.graph.create_node(node.op, node.target, args, kwargs, node.name)
+        viewed = node.op == "call_method" and node.target == "view" and not isinstance(args[1], torch.dtype)
+        # What is a view in the 2D network's memory need not be one in channels-last memory.
+        return self.graph.create_node(node.op, "reshape" if viewed else node.target, args, kwargs, node.name)
 
     def unfolded(self, node: fx.Node) -> fx.Node:
         """What looks along time in a way of its own, on clips."""
@@ -201,7 +204,7 @@ class _Frames:
 
 def _usual_lengths(network: Network3d, graph: fx.Graph) -> dict[fx.Node, int]:
     """T at each node for a clip of 16 frames, or the next length that the recipe allows."""
-    for frames in (*range(FRAMES, 4 * FRAMES), network.inflation.minimum_frames):
+    for frames in (*range(FRAMES, 4 * FRAMES), inflation_of(network).minimum_frames):
         with suppress(FramesError):
             return counted(graph, frames)
     raise FramesError("no clip length goes through the recipe")

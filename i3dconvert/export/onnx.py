@@ -31,8 +31,8 @@ from i3dconvert.export.runtime import AXES, CLASSES, CLIP, FRAMES, PRECISION, TO
 from i3dconvert.export.seal import seal
 from i3dconvert.files import check_output, replacing, workshop
 from i3dconvert.lift.lengths import left, lengths
-from i3dconvert.lift.network import Network3d, cast, origin_in
-from i3dconvert.lift.tree.flat import flat
+from i3dconvert.lift.network import Network3d, cast, inflation_of, origin_of
+from i3dconvert.lift.tree.flat import graph_of
 from i3dconvert.media import read_clips
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.progress import Progress, silent
@@ -162,7 +162,7 @@ def export_onnx(
             raise ExportError(f"the exported network does not agree with torch at {checked_on}: {check.detail}")
         if clips is not None:
             progress("quantising")
-            origin: Origin | None = origin_in(network)
+            origin: Origin | None = origin_of(network)
             compare = likeness if origin is not None and origin.changes.head in HEADLESS else agreement
             share = _quantised(written, clips, preprocessing, compare)
         seal(written)
@@ -188,15 +188,15 @@ def _in_dtype(network: Network3d, dtype: torch.dtype) -> Network3d:
 
 
 def _preprocessing(network: Network3d, needed: bool) -> Preprocessing:
-    origin: Origin | None = origin_in(network)
+    origin: Origin | None = origin_of(network)
     if origin is None and needed:
         raise ExportError("a network made from a module in memory has no preprocessing to put pictures through")
     return origin.preprocessing if origin is not None else Preprocessing()
 
 
 def _classes(network: Network3d, top_k: int) -> int:
-    channels, height, width = network.inflation.input
-    clip = torch.zeros(1, channels, network.inflation.minimum_frames, height, width)
+    channels, height, width = inflation_of(network).input
+    clip = torch.zeros(1, channels, inflation_of(network).minimum_frames, height, width)
     with evaluating(network, torch.float32):
         found = outputs(network(clip))
     if len(found) != 1 or found[0].dim() != 2:
@@ -232,8 +232,8 @@ def _shapes(network: Network3d, static: bool, form: nn.Module) -> tuple[tuple[in
     No axis of the traced one is ever 1 on the way, nor is the number of tiles of a minimal filtering or of groups that
     attend to one another: the exporter would take that for a constant.
     """
-    channels, height, width = network.inflation.input
-    graph = flat(network)
+    channels, height, width = inflation_of(network).input
+    graph = graph_of(network)
     legal = [n for n in range(1, LONGEST + 1) if left(graph, n) >= 1 and (static or _in_groups(graph, n))]
     if not legal or (legal[-1] == 1 and not static):
         raise ExportError(f"no clip of 2 to {LONGEST} frames has several groups of frames at every attention; --static")
@@ -246,7 +246,7 @@ def _shapes(network: Network3d, static: bool, form: nn.Module) -> tuple[tuple[in
         shape = (1, channels, traced, height, width)
         return shape, shape, False
     other = next((frames for frames in legal if frames > 1 and frames != traced), traced)
-    sizes_too = network.inflation.any_size
+    sizes_too = inflation_of(network).any_size
     larger = (height + 32, width + 32) if sizes_too else (height, width)
     return (2, channels, traced, height, width), (3, channels, other, *larger), sizes_too
 
@@ -304,7 +304,7 @@ def _trace(
 
 def _output_names(network: Network3d) -> list[str] | None:
     """`logits` for a classifier; a dense or multi-output network keeps the exporter's names."""
-    output = flat(network).output_node()
+    output = graph_of(network).output_node()
     return ["logits"] if isinstance(output.args[0], torch.fx.Node) else None
 
 
@@ -346,8 +346,8 @@ def _store_as_bfloat16(model: Any) -> None:
 
 def _describe(model: Any, network: Network3d, sha256: str, precision: str, finetuned: bool, beside: Path) -> None:
     """Put the document and the class names in; take the exporter's notes, stack traces among them, out."""
-    origin: Origin | None = origin_in(network)
-    document = Document(network.inflation, origin, sha256, finetuned)
+    origin: Origin | None = origin_of(network)
+    document = Document(inflation_of(network), origin, sha256, finetuned)
     values = (
         *model.graph.inputs,
         *model.graph.initializers.values(),

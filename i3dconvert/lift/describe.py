@@ -16,9 +16,9 @@ from i3dconvert.lift.attention.divided import TIME
 from i3dconvert.lift.inflation import Inflation
 from i3dconvert.lift.lengths import lengths
 from i3dconvert.lift.modules import PaddedPool3d, in_space
-from i3dconvert.lift.network import Network3d
+from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.lift.rewriting import Layer
-from i3dconvert.lift.tree.flat import flat
+from i3dconvert.lift.tree.flat import graph_of
 from i3dconvert.recipes import Attending, Temporal
 
 _AT_ONCE = 2**14
@@ -44,9 +44,9 @@ class LayerRow:
 
 def describe(network: Network3d) -> list[LayerRow]:
     """The layers that a recipe has a say in, in the order of computation; weights are not needed."""
-    graph = flat(network)
+    graph = graph_of(network)
     fields, nodes = receptive_fields(graph), _nodes(graph)
-    fillings = network.inflation.fillings
+    fillings = inflation_of(network).fillings
     rows = []
     for layer in layers_of(network):
         if layer.geometry.kind == "attention":
@@ -82,7 +82,7 @@ def _nodes(graph: fx.Graph) -> dict[str, fx.Node]:
 
 def frames_left(network: Network3d, frames: int) -> dict[str, int]:
     """By layer, how many of a clip's frames there are at its output; raises `FramesError`."""
-    graph = flat(network)
+    graph = graph_of(network)
     counts, nodes = lengths(graph, frames), _nodes(graph)
     names = {
         layer.name: layer.node if layer.geometry.kind == "attention" else layer.name for layer in layers_of(network)
@@ -92,7 +92,7 @@ def frames_left(network: Network3d, frames: int) -> dict[str, int]:
 
 def layers_of(network: Network3d) -> list[Layer]:
     """Those that a recipe has a say in and that are shown; upsampling follows from what it undoes."""
-    return [layer for layer in network.inflation.layers if layer.geometry.kind != "upsample"]
+    return [layer for layer in inflation_of(network).layers if layer.geometry.kind != "upsample"]
 
 
 def energy_by_tap(inflation: Inflation, state: Mapping[str, Tensor]) -> dict[str, tuple[float, ...]]:

@@ -30,6 +30,7 @@ from i3dconvert.lift.reading import CallOf, Multiples, Reading, is_image, place,
 from i3dconvert.lift.rewriting import Layer, New, Rewriting
 from i3dconvert.recipes import Geometry, InsertedPool, Recipe, Temporal
 
+_NORMS = ("group_norm", "instance_norm")
 _POOLS = {"max_pool": nn.MaxPool3d, "avg_pool": nn.AvgPool3d}
 
 Ties = tuple[tuple[str, ...], ...]
@@ -164,13 +165,15 @@ class Lift(Rewriting):
         entry = counterpart(module)
         image = _image(node)
         liftable = node.target not in self.flat and self.layout_of(image) is not Layout.PLAIN
-        if entry is not None and liftable:
+        if entry is not None and liftable and not self.normalises_frames(node, str(node.target)):
             assert isinstance(image, fx.Node)
             return self.lift_module(node, module, entry, image)
         if entry is not None and entry.geometry is not None:
             name = str(node.target)
             self.layers[name] = Layer(name, node.name, entry.geometry(module), Temporal(), lifted=False)
         self.modules.setdefault(str(node.target), module)
+        if self.normalises_frames(node, str(node.target)):
+            return self.on_frames(node)
         if full_name(module) in ANY_RANK:
             return self.in_either_layout(node)
         if full_name(module) in UPSAMPLES and liftable:
@@ -207,9 +210,21 @@ class Lift(Rewriting):
         if layout.operation(node) == "interpolate" and is_image(node.args[0]):
             mode, corners = layout.argument(node, "mode", 3, "nearest"), layout.argument(node, "align_corners", 4)
             return self.interpolation(node, function_name(node), mode, corners)
+        if self.is_norm(node) and self.normalises_frames(node, function_name(node)):
+            return self.on_frames(node)
         return self.in_either_layout(node) if layout.keeps_clip(node) else self.on_frames(node)
 
     call_method = call_function
+
+    def normalises_frames(self, node: fx.Node, name: str) -> bool:
+        """Whether the recipe has a norm over space, which in 3D is one over time too, stay within each frame."""
+        return self.is_norm(node) and self.recipe.normalises_frames(name)
+
+    def is_norm(self, node: fx.Node) -> bool:
+        """Whether it is a norm with statistics over space: GroupNorm, InstanceNorm."""
+        if node.op == "call_module":
+            return isinstance(self.root.get_submodule(str(node.target)), nn.GroupNorm | nn.InstanceNorm2d)
+        return layout.operation(node) in _NORMS
 
     def interpolation(self, node: fx.Node, name: str, mode: str, corners: bool | None) -> New:
         """An interpolation: of each frame, and then of time where the recipe says so."""
@@ -299,23 +314,36 @@ class Lift(Rewriting):
         (new, is_in), value = self.env[node], node.meta["value"]
         # What is made from the sizes alone (positions of each image) has a row for each frame as well.
         follows = is_in is Layout.FRAMES or (is_in is Layout.PLAIN and rows(node) == 1)
-        return self.result_value(new, value, node.meta["batch"], node.name) if follows else new
+        ranked = _holds_places(node) or (_is_part(node) and _holds_places(node.all_input_nodes[0]))
+        return self.result_value(new, value, node.meta["batch"], node.name, ranked) if follows else new
 
-    def result_value(self, new: fx.Node, value: Any, multiples: Multiples, name: str) -> fx.Node:
-        """Class scores are averaged over what is left of time, unless the style says not to; dense outputs keep it."""
+    def result_value(self, new: fx.Node, value: Any, multiples: Multiples, name: str, ranked: bool) -> fx.Node:
+        """Class scores are averaged over what is left of time, unless the style says not to; dense outputs keep it,
+        and so do places and flags, and what was `ranked` (by topk, sort) with them."""
         if isinstance(value, tuple | list):
             parts = [self.call(operator.getitem, new, i) for i in range(len(value))]
             items = zip(parts, value, multiples, strict=True)
-            return self.call(layout.together, *(self.result_value(*item, name) for item in items))
+            return self.call(layout.together, *(self.result_value(*item, name, ranked) for item in items))
         if not isinstance(value, Tensor):
             return new
         if rows_in(value, multiples) != 1:
             raise LiftError(f"the output {name!r} of shape {tuple(value.shape)} does not have the batch first")
-        if value.dim() == 2 and self.style.temporal_pool == "mean":
+        if value.dim() == 2 and self.style.temporal_pool == "mean" and value.is_floating_point() and not ranked:
             return self.call(layout.mean_over_time, new, self.clips)
         if value.dim() == 4:
             return self.call(layout.unfold, new, self.clips, name=f"{new.name}_clip")
         return self.call(layout.over_time, new, self.clips)
+
+
+def _is_part(node: fx.Node) -> bool:
+    return node.target is operator.getitem and isinstance(node.all_input_nodes[0].meta["value"], tuple | list)
+
+
+def _holds_places(node: fx.Node) -> bool:
+    """Whether an operation gives the places of values, beside them or alone."""
+    value = node.meta["value"]
+    parts = value if isinstance(value, tuple | list) else (value,)
+    return any(isinstance(part, Tensor) and not part.is_floating_point() and not part.is_complex() for part in parts)
 
 
 def _image(node: fx.Node) -> Any:
@@ -407,6 +435,10 @@ def _layers(traced: Reading) -> Iterator[tuple[str, str]]:
                 yield str(node.target), entry.geometry(module).kind
             elif full_name(module) in UPSAMPLES:
                 yield str(node.target), "upsample"
+            elif isinstance(module, nn.GroupNorm | nn.InstanceNorm2d):
+                yield str(node.target), "norm"
         elif layout.operation(node) == "interpolate":
             yield function_name(node), "upsample"
+        elif layout.operation(node) in _NORMS:
+            yield function_name(node), "norm"
     yield from ((attention.name, "attention") for attention in attentions(traced))

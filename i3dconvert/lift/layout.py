@@ -72,6 +72,11 @@ def resize_time(clip: Tensor, frames: int, mode: str, align_corners: bool | None
     return resized.reshape(*resized.shape[:3], *clip.shape[3:])
 
 
+def is_size(node: fx.Node) -> bool:
+    """Whether a node reads a tensor's size (and is no module called `size`)."""
+    return node.op == "call_method" and node.target == "size"
+
+
 def length_source(node: fx.Node) -> fx.Node | None:
     """The value whose number of frames a node has, of several: the clip that a `resize_time` brings time to the length
     of, the value that attention's weights are for."""
@@ -79,7 +84,7 @@ def length_source(node: fx.Node) -> fx.Node | None:
         like = node.args[node.meta["like"]]
         return like if isinstance(like, fx.Node) else None
     frames = node.args[1] if node.target is resize_time else None
-    source = frames.args[0] if isinstance(frames, fx.Node) and frames.target == "size" else None
+    source = frames.args[0] if isinstance(frames, fx.Node) and is_size(frames) else None
     return source if isinstance(source, fx.Node) else None
 
 

@@ -21,7 +21,7 @@ def lengths(graph: fx.Graph, frames: int) -> dict[fx.Node, int]:
         if node.op == "placeholder":
             count[node] = frames
             continue
-        if node.target == "size" or node.op == "output" or node.meta.get("plain"):
+        if layout.is_size(node) or node.op == "output" or node.meta.get("plain"):
             continue
         like = layout.length_source(node)
         inputs = {count[n]: n for n in ([like] if "like" in node.meta else node.all_input_nodes) if n in count}

@@ -25,7 +25,8 @@ from i3dconvert.lift.reading import Reading, read
 from i3dconvert.lift.tree.blocks import Block, Chain
 from i3dconvert.lift.tree.code import Code
 from i3dconvert.lift.tree.cutting import Cut, cut
-from i3dconvert.lift.tree.flat import flat
+from i3dconvert.lift.tree.flat import graph_of
+from i3dconvert.lift.tree.straight import Straight, straightened
 from i3dconvert.recipes import Recipe
 
 
@@ -53,7 +54,7 @@ class Network3d(Block):
         "inflation": lambda network: inflation_of(network),
         "meta": lambda network: network.__dict__["_i3d_meta"],
         "gives_scores": lambda network: gives_scores(network),
-        "graph": lambda network: flat(network),
+        "graph": lambda network: graph_of(network),
         "frames_left": lambda network: partial(frames_left, network),
     }
 
@@ -61,6 +62,10 @@ class Network3d(Block):
         super().__init__(name, code)
         self._i3d_inflation = inflation
         self._i3d_meta: dict[str, Any] = {"origin": None}
+
+    def forward(self, clip: Tensor) -> Any:
+        """Scores or maps of clips `(N, C, T, H, W)`."""
+        return super().forward(clip)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> Network3d:
@@ -87,7 +92,7 @@ def inflation_of(network: nn.Module) -> Inflation:
     return inflation
 
 
-def origin_in(network: nn.Module) -> Any:
+def origin_of(network: nn.Module) -> Any:
     """Where its 2D network came from; None for one in memory."""
     return network.__dict__["_i3d_meta"]["origin"]
 
@@ -99,18 +104,18 @@ def set_origin(network: Network3d, origin: Any) -> None:
 
 def gives_scores(network: Network3d) -> bool:
     """Whether it gives a row of scores (or features) for a clip, and no maps."""
-    output = flat(network).output_node().args[0]
+    output = graph_of(network).output_node().args[0]
     return getattr(output, "target", None) in (layout.mean_over_time, layout.over_time)
 
 
 def frames_left(network: Network3d, frames: int) -> int:
     """T' for a clip of `frames`; raises `FramesError` when the recipe's strides do not allow that many."""
-    return min(lengths(flat(network), frames).values())
+    return min(lengths(graph_of(network), frames).values())
 
 
-def flattened(network: Network3d) -> fx.GraphModule:
+def flattened(network: Network3d) -> Straight:
     """The network as it is now, as one flat module with the same layers."""
-    return fx.GraphModule(network, flat(network), class_name=type(network).__name__)
+    return straightened(network, graph_of(network), network._get_name()).train(network.training)
 
 
 def _pretrained() -> Any:
@@ -157,10 +162,12 @@ def fill(network: Network3d, state: Iterable[tuple[str, Tensor]]) -> Network3d:
     What is one parameter under several names in the 2D network is one here too, where its layers became 3D alike.
     """
     network.load_state_dict(dict(state), strict=True, assign=True)
-    for first, *others in network.inflation.ties:
+    fillings = inflation_of(network).fillings
+    for first, *others in inflation_of(network).ties:
         parameter = network.get_parameter(first)
         for name in others:
-            if network.get_parameter(name).shape == parameter.shape:
+            alike = fillings.get(name) == fillings.get(first)
+            if alike and network.get_parameter(name).shape == parameter.shape:
                 owner, _, last = name.rpartition(".")
                 setattr(network.get_submodule(owner), last, parameter)
     return network
@@ -246,6 +253,8 @@ class Growing:
         for key, child in old._modules.items():
             if child is not None:
                 new.add_module(key, self.module(child, f"{name}.{key}".lstrip(".")))
+        if isinstance(new, Block):
+            new._i3d_ready = True
 
     def bring_buffers(self, network: nn.Module) -> None:
         """Copy the model's buffers; those outside the state dict come from nowhere else."""

@@ -44,7 +44,7 @@ class BatchSizes:
             stages = [self._read[n] for n in node.all_input_nodes if n in self._read]
             if stages:
                 self._read[node] = stages[0]
-        elif isinstance(value, tuple) or node.target == "size":
+        elif isinstance(value, tuple) or layout.is_size(node):
             self._queries.add(node)
             self._read[node] = self._stage(self._frames(varying[0]))
 
@@ -93,7 +93,7 @@ class BatchSizes:
         temporal: Temporal | None = node.meta.get("temporal") if like is None else None
         if node.op == "placeholder":
             return _PROBES
-        if node.target == "size" or node.meta.get("plain"):
+        if layout.is_size(node) or node.meta.get("plain"):
             return ()
         return tuple(map(temporal.length, before)) if temporal else before
 

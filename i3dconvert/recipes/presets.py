@@ -53,7 +53,7 @@ SLOW = Recipe(
     (Rule("layer[34].*.conv1", kind="pointwise", kernel=3),),
     source="Feichtenhofer et al., SlowFast Networks, arXiv:1812.03982, table 1",
 )
-C2D = Recipe("c2d", source="every temporal kernel 1: the frame-wise baseline")
+C2D = Recipe("c2d", (Rule(kind="norm", span=1),), source="every temporal kernel 1: the frame-wise baseline")
 UNIFORM = Recipe("uniform", (Rule(kind="spatial", kernel=3),), source="spatial convolutions 3, temporal stride 1")
 VOLUMETRIC = Recipe(
     "volumetric",

@@ -12,9 +12,10 @@ from i3dconvert.errors import RecipeError
 Size = int | Literal["spatial"]
 Padding = Size | Literal["same"]
 
-KINDS = ("pointwise", "spatial", "transposed", "max_pool", "avg_pool", "upsample", "attention")
+KINDS = ("pointwise", "spatial", "transposed", "max_pool", "avg_pool", "upsample", "attention", "norm")
 """Kinds of layer: 1×1 convolutions, all others, transposed ones, the two poolings with a window, interpolations; and
-attentions, of which a rule speaks only by this kind."""
+attentions and norms over space (GroupNorm, InstanceNorm), of which a rule speaks only by these kinds."""
+SPANNING = ("attention", "norm")
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ class Rule:
     padding: Padding | None = None
     dilation: Size | None = None
     span: int | Literal["all"] | None = None
-    """Of attentions: how many frames a query attends to, in groups of so many consecutive ones; 1 is its own alone."""
+    """Of attentions: how many frames a query attends to, in groups of so many consecutive ones; 1 is its own alone.
+    Of norms: `1` normalises each frame by itself, `all` (where no rule says so) over all frames of the clip."""
     shift: int | None = None
     """Of attentions in groups: by how many frames the groups are shifted, cyclically, as windows are in space; what was
     not side by side before does not attend to one another (Video Swin, arXiv:2106.13230, section 3.2)."""
@@ -123,7 +125,7 @@ class Rule:
 
     def matches(self, name: str, kind: str) -> bool:
         """Whether the rule speaks of the layer called `name`."""
-        of_kind = self.kind == kind if kind == "attention" else fnmatchcase(kind, self.kind)
+        of_kind = self.kind == kind if kind in SPANNING else fnmatchcase(kind, self.kind)
         return of_kind and any(fnmatchcase(name, glob) for glob in self.layer.split("|"))
 
     def __str__(self) -> str:
@@ -215,6 +217,11 @@ class Recipe:
                 f"recipe {self.name!r} does not fit {name}: attention over time at each place is over all frames"
             )
         return Attending(group=group, shift=chosen["shift"], relative=chosen["relative"], divided=chosen["divided"])
+
+    def normalises_frames(self, name: str) -> bool:
+        """Whether the norm called `name` normalises each frame by itself."""
+        spans = [rule.span for rule in self.rules if rule.matches(name, "norm")]
+        return spans[-1:] == [1]
 
     def _enlarging(
         self, geometry: Geometry, kernel: int, stride: int, dilation: int, padding: Padding | None
@@ -309,11 +316,13 @@ def _table(value: Any, where: str, schema: dict[str, type]) -> dict[str, Any]:
             raise RecipeError(f"{where}: {key} must lie between {smallest} and {_LARGEST}, got {item}")
         if key == "kind" and not any(fnmatchcase(kind, str(item)) for kind in KINDS):
             raise RecipeError(f"{where}: unknown kind {item!r} (known: {', '.join(KINDS)})")
+    if value.get("kind") == "norm" and set(value) - {"layer", "kind"} == {"span"} and value["span"] in (1, "all"):
+        return value
     attends = any(field in value for field in _ATTENDING)
     if attends != (value.get("kind") == "attention") or (attends and any(size in value for size in _SIZES)):
         raise RecipeError(
             f"{where}: a rule of kind 'attention' has a span, a shift, relative positions or is divided (and has no "
-            "kernel), and no other rule has one"
+            "kernel), one of kind 'norm' has the span 1 or 'all', and no other rule has one"
         )
     return value
 

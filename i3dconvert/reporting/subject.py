@@ -13,6 +13,7 @@ from i3dconvert import checkpoint
 from i3dconvert.checkpoint import Document
 from i3dconvert.export.runtime import read_document
 from i3dconvert.lift.describe import LayerRow, describe, energy_by_tap, frames_left, from_inflated, with_training
+from i3dconvert.lift.network import inflation_of
 from i3dconvert.verification import FRAMES, Report
 from i3dconvert.weights import State
 
@@ -84,9 +85,9 @@ def subject_of(
     layers, taps = describe(network), {}
     shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
     if shapes == {key: tensor.shape for key, tensor in state.items()}:
-        layers = with_training(layers, from_inflated(network.inflation, state))
-        taps = energy_by_tap(network.inflation, state)
-    frames = max(frames or FRAMES, network.inflation.minimum_frames)
+        layers = with_training(layers, from_inflated(inflation_of(network), state))
+        taps = energy_by_tap(inflation_of(network), state)
+    frames = max(frames or FRAMES, inflation_of(network).minimum_frames)
     return Subject(path, document, report, unproved, layers, frames, frames_left(network, frames), taps)
 
 

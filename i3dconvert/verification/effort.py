@@ -15,8 +15,8 @@ from i3dconvert.comparison.forward import evaluating, replicated
 from i3dconvert.comparison.report import Report
 from i3dconvert.errors import FramesError, VerificationError
 from i3dconvert.lift.lengths import left, lengths
-from i3dconvert.lift.network import Network3d
-from i3dconvert.lift.tree.flat import flat
+from i3dconvert.lift.network import Network3d, inflation_of
+from i3dconvert.lift.tree.flat import graph_of
 from i3dconvert.memory import check_room, has_room
 from i3dconvert.progress import Progress
 from i3dconvert.verification.running import run
@@ -42,7 +42,7 @@ def cost(dtypes: Sequence[torch.dtype], images: int) -> float:
 
 def legal_lengths(network: Network3d, usual: int) -> list[int]:
     """Clip lengths that the network takes, from the usual one down to two frames, or as few as its recipe allows."""
-    fewest, graph = max(min(2, usual), network.inflation.minimum_frames), flat(network)
+    fewest, graph = max(min(2, usual), inflation_of(network).minimum_frames), graph_of(network)
     return [frames for frames in range(usual, fewest - 1, -1) if frames == usual or left(graph, frames)]
 
 
@@ -79,10 +79,10 @@ def bounded(network: Network3d, settings: Settings, report: Report, progress: Pr
 
     How long a pass takes is measured on one clip of the fewest frames. Raises `FramesError`.
     """
-    least = network.inflation.minimum_frames
+    least = inflation_of(network).minimum_frames
     usual = settings.frames or max(FRAMES, least)
     try:
-        lengths(flat(network), usual)
+        lengths(graph_of(network), usual)
     except FramesError as error:
         raise FramesError(f"{error}; --frames {least}" if usual < least else str(error)) from None
     widest = max(settings.dtypes, key=lambda dtype: dtype.itemsize)
@@ -97,11 +97,11 @@ def bounded(network: Network3d, settings: Settings, report: Report, progress: Pr
         report.notes.append(f"{frames[0]} frames: {usual} take more memory than is free")
         usual = frames[0]
     progress("how long it takes")
-    whole = settings.size or network.inflation.input[-1]
+    whole = settings.size or inflation_of(network).input[-1]
 
     def run_once(size: int) -> None:
         one = replace(settings, size=size if size != whole else settings.size)
-        clip = replicated(noise(network.inflation.input, one)[:1], frames[-1]).to(settings.device, dtype)
+        clip = replicated(noise(inflation_of(network).input, one)[:1], frames[-1]).to(settings.device, dtype)
         with evaluating(network, dtype, device=settings.device):
             run("3D", network, clip)
 
@@ -118,7 +118,7 @@ def bounded(network: Network3d, settings: Settings, report: Report, progress: Pr
         """The whole one, and smaller ones that the network takes, of whole strides."""
         yield whole
         for size in (int(whole * share) // STRIDE * STRIDE for share in SHARES):
-            if network.inflation.any_size and settings.size is None and size >= SMALLEST:
+            if inflation_of(network).any_size and settings.size is None and size >= SMALLEST:
                 with suppress(VerificationError):
                     run_once(size)
                     yield size

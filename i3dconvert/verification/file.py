@@ -17,6 +17,7 @@ from i3dconvert.comparison.forward import check_outputs, evaluating, outputs
 from i3dconvert.comparison.report import Check, Report
 from i3dconvert.errors import LayoutError
 from i3dconvert.frameworks import split
+from i3dconvert.lift.network import inflation_of
 from i3dconvert.progress import Progress, silent
 from i3dconvert.verification.frameworks import check_framework
 from i3dconvert.verification.proof import verify
@@ -59,7 +60,7 @@ def verify_file(
         return Report([integrity, *_check_made(layout, document, state, model2d, settings, progress)])
     network = checkpoint.rebuild(document, model2d)
     if {k: v.shape for k, v in network.state_dict().items()} != {k: v.shape for k, v in state.items()}:
-        weights = check_weights(network.inflation, model2d.state_dict(), state)
+        weights = check_weights(inflation_of(network), model2d.state_dict(), state)
         others = Check("network", False, "the network of the file's recipe has tensors of other shapes")
         return Report([integrity, weights, *([others] if weights.passed else [])])
     assert document.origin is not None

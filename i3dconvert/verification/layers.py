@@ -12,8 +12,9 @@ from i3dconvert.comparison.forward import evaluating, relative_error, replicated
 from i3dconvert.comparison.report import LayerError
 from i3dconvert.lift.canonical import canonical
 from i3dconvert.lift.counterparts import is_layer
-from i3dconvert.lift.network import Network3d, flattened
+from i3dconvert.lift.network import Network3d
 from i3dconvert.lift.reading import Reading, read, rows
+from i3dconvert.lift.tree.flat import graph_of
 
 
 def compare_layers(
@@ -34,7 +35,7 @@ def compare_layers(
     found: list[LayerError] = []
     images = images.to(device, dtype)
     with evaluating(model, dtype, network.state_dict(), device), evaluating(network, dtype, device=device):
-        steps3d = _steps(fx.Interpreter(flattened(network)), replicated(images, frames))
+        steps3d = _steps(fx.Interpreter(network, graph=graph_of(network)), replicated(images, frames))
         seen: set[str] = set()
         for node, value2d in _steps(_Interpreter2d(model, traced), images):
             if node.op != "call_module":

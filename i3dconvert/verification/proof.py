@@ -11,7 +11,7 @@ from i3dconvert.backbones import Origin
 from i3dconvert.backbones.changes import beheaded, head_of
 from i3dconvert.comparison.forward import Narrowing, OwnRounding, check_outputs
 from i3dconvert.comparison.report import Report
-from i3dconvert.lift.network import Network3d, origin_in
+from i3dconvert.lift.network import Network3d, inflation_of, origin_of
 from i3dconvert.progress import Progress, silent
 from i3dconvert.verification.effort import Meter, bounded, cost
 from i3dconvert.verification.layers import compare_layers
@@ -36,20 +36,20 @@ def verify(
     """
     settings, report = settings or Settings(), Report()
     progress("weight identity")
-    report.checks.append(check_weights(model3d.inflation, model2d.state_dict(), model3d.state_dict()))
-    origin: Origin | None = origin_in(model3d)
+    report.checks.append(check_weights(inflation_of(model3d), model2d.state_dict(), model3d.state_dict()))
+    origin: Origin | None = origin_of(model3d)
     with ExitStack() as stack:
         if origin is not None and origin.changes.head == "fresh":
             # A head drawn at random may hide a difference in the features that go into it.
             stack.enter_context(beheaded(model2d, model3d, name=head_of(model2d)))
         settings = bounded(model3d, settings, report, progress)
         _check_forward(model2d, model3d, settings, report, progress)
-        image = noise(model3d.inflation.input, settings)[:1]
+        image = noise(inflation_of(model3d).input, settings)[:1]
         reach = check_reach(model3d, image, settings.dtypes[-1], settings.device)
         report.checks += [reach] if reach is not None else []
     if settings.layers or not report.passed:
         progress("layer by layer")
-        images = noise(model3d.inflation.input, settings)
+        images = noise(inflation_of(model3d).input, settings)
         dtype = settings.dtypes[0]
         tolerance = settings.tolerance_for(dtype)
         assert settings.frames is not None
@@ -60,10 +60,10 @@ def verify(
 def _check_forward(
     model2d: nn.Module, network: Network3d, settings: Settings, report: Report, progress: Progress
 ) -> None:
-    frames, given = settings.frames, noise(network.inflation.input, settings)
+    frames, given = settings.frames, noise(inflation_of(network).input, settings)
     assert frames is not None
     exact: dict[str, list[Tensor]] = {}
-    origin: Origin | None = origin_in(network)
+    origin: Origin | None = origin_of(network)
     pictures = read_pictures(settings.images, origin)
     of_features = " of features" if origin is not None and origin.changes.head else ""
     meter = Meter(progress, network, cost(settings.dtypes, settings.clips + len(settings.images)))

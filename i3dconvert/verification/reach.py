@@ -11,7 +11,8 @@ from i3dconvert.comparison.forward import evaluating, outputs, relative_error
 from i3dconvert.comparison.report import Check
 from i3dconvert.lift import layout
 from i3dconvert.lift.attention.divided import TimeAttention
-from i3dconvert.lift.network import Network3d, flattened
+from i3dconvert.lift.network import Network3d, frames_left, inflation_of
+from i3dconvert.lift.tree.flat import graph_of
 from i3dconvert.recipes import Attending
 from i3dconvert.verification.effort import legal_lengths
 
@@ -23,13 +24,13 @@ def check_reach(network: Network3d, image: Tensor, dtype: torch.dtype, device: s
 
     None where no attention sees other frames, or the recipe leaves one frame only.
     """
-    if not any(isinstance(layer.temporal, Attending) for layer in network.inflation.layers):
+    if not any(isinstance(layer.temporal, Attending) for layer in inflation_of(network).layers):
         return None
-    lengths = legal_lengths(network, max(16, network.inflation.minimum_frames))
-    frames = next((frames for frames in reversed(lengths) if network.frames_left(frames) > 1), None)
+    lengths = legal_lengths(network, max(16, inflation_of(network).minimum_frames))
+    frames = next((frames for frames in reversed(lengths) if frames_left(network, frames) > 1), None)
     if frames is None:
         return None
-    stride = frames // network.frames_left(frames)
+    stride = frames // frames_left(network, frames)
     generator = torch.Generator().manual_seed(0)
     clip = torch.randn(1, image.shape[1], frames, *image.shape[2:], generator=generator).to(device, dtype)
     other = clip.clone()
@@ -63,7 +64,7 @@ def _first_frame(network: Network3d, clip: Tensor) -> list[Tensor]:
                 self.kept.append(self.env[n.all_input_nodes[0]][:1])
             return super().run_node(n)
 
-    keeping = Keeping(flattened(network))
+    keeping = Keeping(network, graph=graph_of(network))
     keeping.kept = []
     found = outputs(keeping.run(clip))
     if keeping.kept:

@@ -40,6 +40,7 @@ def test_it_comes_back_as_it_was() -> None:
     [
         (PRESETS["uniform"], "none", 1),
         (PRESETS["joint"], "none", 2),
+        (PRESETS["c2d"], "none", 3),
         (Recipe("r", (Rule(kernel=3), Rule(kind="attention", span=1))), "none", 2),
         (PRESETS["uniform"], "zeros", 2),
         (PRESETS["uniform"], "sinusoidal-learned", 2),
@@ -73,7 +74,7 @@ def test_the_hash_of_the_tensors_has_a_check_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"schema": SCHEMA + 1}, "newer i3dconvert .schema 3"),
+        ({"schema": SCHEMA + 1}, "newer i3dconvert .schema 4"),
         ({"schema": "1"}, "newer i3dconvert"),
         ({"schema": None}, "newer i3dconvert"),
         ({"input": [3, 20]}, "damaged i3dconvert metadata .ValueError"),

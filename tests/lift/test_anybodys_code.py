@@ -123,7 +123,12 @@ def a_constant_of_the_images_dtype(net: Any, x: Tensor) -> Tensor:
     return net.d(net.c(x) * ramp)
 
 
+def norms_over_space(net: Any, x: Tensor) -> Tensor:
+    return F.instance_norm(net.d(F.group_norm(net.c(x), 2)))
+
+
 FORWARDS = (
+    norms_over_space,
     in_place_through_a_view,
     in_place_on_a_permutation,
     in_place_on_a_stride,
@@ -149,6 +154,16 @@ def test_each_frame_is_the_2d_networks(forward: Forward, size: int) -> None:
             before = clip.clone()
             assert relative_error(framewise(model, clip), network(clip)) <= 1e-12
             assert torch.equal(clip, before)
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True)])
+def test_a_frame_is_normalised_by_itself_in_c2d_alone(norm: nn.Module) -> None:
+    model = Net(lambda net, x: net.d(net.norm(net.c(x))), norm=norm)
+    clip = clip_of(2, 3, 16)
+    with torch.no_grad():
+        expected = framewise(model, clip)
+        assert relative_error(expected, inflate(model, "c2d", size=16)(clip)) <= 1e-12
+        assert relative_error(expected, inflate(model, "uniform", size=16)(clip)) > 1e-3
 
 
 def test_hooks_of_the_users_run() -> None:

@@ -181,7 +181,9 @@ class Recorder(TorchFunctionMode):
         self._owner: dict[Ref, Tensor] = {}
         self.calls: list[Call] = []
         self._open: list[int] = []
-        self._whole: list[tuple[int, int, Any, int]] = []
+        self._whole: list[tuple[int, int, Any, int, int]] = []
+        self._order: list[int] = []
+        """The identities of tensors as they became known."""
         self._graded = True
 
     # What is written down.
@@ -242,6 +244,7 @@ class Recorder(TorchFunctionMode):
         """Know tensors again by identity. An operation in place gives back the tensor that it was given."""
         if isinstance(value, Tensor):
             self._alive[id(value)] = value
+            self._order.append(id(value))
             self._versions[id(value)] = value._version
             self._refs[id(value)], self._owner[ref] = ref, value
             self._made_by.setdefault(id(value), ref)
@@ -420,24 +423,26 @@ class Recorder(TorchFunctionMode):
 
     def _starting(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         refs = mapped((args, kwargs), self.ref)
-        self._whole.append((len(self.rows), len(self.decisions), refs, len(self.calls)))
+        self._whole.append((len(self.rows), len(self.decisions), refs, len(self.calls), len(self._order)))
 
     def _ending(self, name: str, module: nn.Module) -> Callable[..., None]:
         own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
 
         def end(module: nn.Module, args: Any, output: Any) -> None:
-            start, decided, refs, calls = self._whole.pop()
+            start, decided, refs, calls, known = self._whole.pop()
             if self._whole or not self._closed(start, refs, own):
                 return
             again = {start + i for i, row in enumerate(self.rows[start:]) if row.kind in ("get", "constant")}
             del self.rows[start:], self.decisions[decided:], self.calls[calls:]
-            for identity, ref in list(self._refs.items()):
+            for identity in dict.fromkeys(self._order[known:]):
+                ref, made_by = self._refs.get(identity), self._made_by.get(identity)
                 if isinstance(ref, Ref) and ref.row >= start:
                     if ref.row in again or identity in self._names:
                         del self._refs[identity]
                     else:
                         self._refs[identity] = Lost(name)
-            self._made_by = {identity: ref for identity, ref in self._made_by.items() if ref.row < start}
+                if made_by is not None and made_by.row >= start:
+                    del self._made_by[identity]
             self._keep(output, self.row("module", name, refs[0], refs[1], output))
 
         return end

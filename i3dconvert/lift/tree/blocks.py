@@ -16,12 +16,14 @@ from i3dconvert.lift.tree.code import Code
 class Block(Tree):
     """What a module of the 2D network has become: its children under their names, and its code over clips."""
 
-    promised: ClassVar[dict[str, Callable[[Any], Any]]] = {"code": lambda block: text_of(block)}
+    promised: ClassVar[dict[str, Callable[[Any], Any]]] = {"code": lambda block: code_of(block)}
     """Attributes that give way to children of the same name."""
 
     def __init__(self, name: str, code: Code | None) -> None:
         super().__init__()
         self._i3d_name, self._i3d_code = name, code.compiled() if code is not None else None
+        self._i3d_ready = False
+        """Whether it has its children, so that what is promised can't take their names."""
 
     def _get_name(self) -> str:
         return self._i3d_name
@@ -30,7 +32,7 @@ class Block(Tree):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name in type(self).promised:
+            if name in type(self).promised and self.__dict__.get("_i3d_ready"):
                 return type(self).promised[name](self)
             raise
 
@@ -115,7 +117,7 @@ class Chain(Tree, nn.Sequential):
         return leave(converted(value, form, wanted, clips), wanted, clips)
 
 
-def text_of(module: nn.Module) -> str:
+def code_of(module: nn.Module) -> str:
     """The Python code of a module of the tree."""
     code = module.__dict__.get("_i3d_code")
     return code.text if code is not None else ""

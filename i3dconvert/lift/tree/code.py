@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import keyword
 import linecache
 import operator
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -63,7 +65,7 @@ class Code:
     @property
     def text(self) -> str:
         """As Python."""
-        return str(self._crossing().python_code("self").src)
+        return _source(self._crossing())[0]
 
     def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What `module` gives for values that cross its border."""
@@ -86,10 +88,10 @@ class Code:
         return self.compiled()
 
     def _compiled(self) -> Callable[..., Any]:
-        python = self._crossing().python_code("self")
-        file, space = f"<i3dconvert {next(_NUMBERS)}>", dict(python.globals)
-        exec(compile(python.src, file, "exec"), space)
-        linecache.cache[file] = (len(python.src), None, python.src.splitlines(keepends=True), file)
+        source, space = _source(self._crossing())
+        file = f"<i3dconvert {next(_NUMBERS)}>"
+        exec(compile(source, file, "exec"), space)
+        linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
         function: Callable[..., Any] = space["forward"]
         return function
 
@@ -126,11 +128,12 @@ class Code:
             elif node.op == "call_module":
                 env[node] = self._call(graph, node, clips, args, kwargs)
             else:
-                env[node] = graph.create_node(node.op, node.target, args, kwargs, node.name)
+                target = spelt(node.target) if node.op == "get_attr" else node.target
+                env[node] = graph.create_node(node.op, target, args, kwargs, variable(node.name))
         return graph
 
     def _call(self, graph: fx.Graph, node: fx.Node, clips: Any, args: Any, kwargs: Any) -> fx.Node:
-        child = graph.get_attr(str(node.target))
+        child = _child(graph, str(node.target))
         takes, gives, options = node.meta["takes"], node.meta["gives"], {}
         if kwargs:
             options["beside" if node.meta.get("block") else "named"] = kwargs
@@ -138,7 +141,7 @@ class Code:
             options["takes"] = takes
         if gives != "clip":
             options["gives"] = gives
-        return graph.create_node("call_function", call, (child, clips, *args), options, node.name)
+        return graph.create_node("call_function", call, (child, clips, *args), options, variable(node.name))
 
     # A graph is pickled as rows, without what torch.fx keeps of it.
 
@@ -164,9 +167,9 @@ class Code:
 
     def same(self, other: Code) -> bool:
         """Whether it computes the same."""
-        return self._spelt() == other._spelt()
+        return self._spoken() == other._spoken()
 
-    def _spelt(self) -> str:
+    def _spoken(self) -> str:
         """The graph as text, whatever its nodes are called."""
         places = {node: index for index, node in enumerate(self.graph.nodes)}
 
@@ -183,6 +186,32 @@ class Code:
             for node in self.graph.nodes
         ]
         return repr((rows, self.positional, self.gives))
+
+
+def variable(name: str) -> str:
+    return f"{name}_" if name == "self" else name
+
+
+def _child(graph: fx.Graph, target: str) -> fx.Node:
+    name = target.replace(".", "_")
+    return graph.create_node("get_attr", spelt(target), (), {}, variable(name))
+
+
+_WORD = "__is_a_word_of_python"
+
+
+def spelt(target: Any) -> Any:
+    """A dotted name, the words of Python's own in it marked for `_source`."""
+    return ".".join(part + _WORD * keyword.iskeyword(part) for part in target.split("."))
+
+
+def _source(graph: fx.Graph) -> tuple[str, dict[str, Any]]:
+    """A graph as Python, and what its names stand for; `self.class`, which is none, as `getattr(self, "class")`."""
+    python = graph.python_code("self")
+    source, marked = str(python.src), re.compile(rf"= (.+?)\.(\w+?){_WORD}\b")
+    while marked.search(source):
+        source = marked.sub(r'= getattr(\1, "\2")', source)
+    return source, dict(python.globals)
 
 
 def _named(one: Any) -> Any:

@@ -84,9 +84,7 @@ class _Cutting:
         self.items: dict[int, list[fx.Node | int]] = {}
         self.home: dict[fx.Node, int] = {}
         self._sort()
-        self.clips = next(
-            (n for n in graph.nodes if n.target == "size" and n.args[1:] == (0,) and n.name == "clips"), None
-        )
+        self.clips = next((n for n in graph.nodes if layout.is_size(n) and n.name == "clips"), None)
         self.bodies: dict[int, _Body] = {}
 
     def _around(self, number: int) -> list[int]:

@@ -16,7 +16,7 @@ from i3dconvert.lift.tree.code import clips_of, facts
 from i3dconvert.recipes import Temporal
 
 
-def flat(network: Block) -> fx.Graph:
+def graph_of(network: Block) -> fx.Graph:
     """The graph of a network, over its layers by their full names; parameters are read by theirs."""
     return _Flat(network).run()
 

@@ -1,0 +1,67 @@
+"""A graph over layers by their full names, as one module whose code calls them one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, fx, nn
+
+from i3dconvert.lift.tree.blocks import Block
+from i3dconvert.lift.tree.code import Code, spelt, variable
+
+
+class Directly(Code):
+    """Code that calls each layer with what it has."""
+
+    def _call(self, graph: fx.Graph, node: fx.Node, clips: Any, args: Any, kwargs: Any) -> fx.Node:
+        return graph.create_node("call_module", spelt(node.target), args, kwargs, variable(node.name))
+
+
+class Straight(Block):
+    """A module of one graph; its layers and tensors have their full names."""
+
+    promised: ClassVar[dict[str, Callable[[Any], Any]]] = {
+        **Block.promised,
+        "graph": lambda straight: straight.__dict__["_i3d_code"].graph,
+    }
+
+    def __init__(self, name: str, graph: fx.Graph, parts: Mapping[str, Any]) -> None:
+        given = [node for node in graph.nodes if node.op == "placeholder"]
+        for node in given:
+            node.meta["form"] = "plain"
+        super().__init__(name, Directly(graph, len(given), "plain"))
+        for path, part in parts.items():
+            owner: nn.Module = self
+            *above, last = path.split(".")
+            for step in above:
+                if step not in owner._modules:
+                    owner.add_module(step, nn.Module())
+                owner = owner.get_submodule(step)
+            if isinstance(part, nn.Module):
+                owner.add_module(last, part)
+            elif isinstance(part, nn.Parameter):
+                owner.register_parameter(last, part)
+            elif isinstance(part, Tensor):
+                owner.register_buffer(last, part)
+            else:
+                setattr(owner, last, part)
+        self._i3d_ready = True
+
+    def forward(self, clip: Tensor) -> Any:
+        """What the graph computes of clips `(N, C, T, H, W)`."""
+        return super().forward(clip)
+
+
+def straightened(network: nn.Module, graph: fx.Graph, name: str) -> Straight:
+    """`graph` over the layers and tensors of `network` that it names."""
+    parts: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            parts[str(node.target)] = network.get_submodule(str(node.target))
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            owner, _, last = str(node.target).rpartition(".")
+            if owner not in parts:
+                parts[str(node.target)] = getattr(network.get_submodule(owner), last)
+    return Straight(name, graph, parts)
