@@ -57,6 +57,10 @@ class LayoutError(I3DError):
     """No such framework, or its networks are not what a checkpoint holds."""
 
 
+class I3DWarning(UserWarning):
+    """Something that a user should know of a network that was made."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error says first; its type where it says nothing."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -15,10 +15,13 @@ from i3dconvert.backbones import Changes, Origin, Source
 from i3dconvert.backbones.library import channels_of
 from i3dconvert.checkpoint import Document
 from i3dconvert.checkpoint.writing import write_inflated
+from i3dconvert.comparison.alone import mixing
+from i3dconvert.errors import LiftError
 from i3dconvert.frameworks import framework_of, split
 from i3dconvert.kernels import Style
 from i3dconvert.lift.inflation import Inflation
 from i3dconvert.lift.network import Network3d, cloned, fill, plan, set_origin
+from i3dconvert.lift.reading import check_is_python
 from i3dconvert.recipes import Recipe, Rule, default_recipe, resolve
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -95,7 +98,11 @@ def inflate(
         changes = Changes.asked(in_channels, in_init, num_classes, head, seed)
         return inflate_loaded(*Source(model, weights, seed, features, size, allow_nonfinite, changes).load(), manner)
     shape = (channels_of(model), size or 224, size or 224)
-    return _inflated(model, None, replace(manner, recipe=recipe or "uniform"), shape)
+    check_is_python(model)
+    network = _inflated(model, None, replace(manner, recipe=recipe or "uniform"), shape)
+    if reason := mixing(model, torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))):
+        raise LiftError(reason)
+    return network
 
 
 def inflate_loaded(model: nn.Module, origin: Origin, manner: Manner = Manner()) -> Network3d:

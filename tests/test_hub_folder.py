@@ -75,6 +75,7 @@ def test_transformers_reads_the_preprocessing(folder: Path) -> None:
     assert torch.allclose(found.transpose(1, 2), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_not_equal_is_not_written(tmp_path: Path) -> None:
     network = i3dconvert.inflate(NETWORK, weights="random")
     with torch.no_grad():

@@ -11,6 +11,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -18,8 +19,8 @@ import typer
 
 from i3dconvert import __version__
 from i3dconvert.cli import bench, classify, export, inflate, inspect, list, report, trust, verify
-from i3dconvert.cli.render import show_error
-from i3dconvert.errors import I3DError, first_line
+from i3dconvert.cli.render import show_error, show_warning
+from i3dconvert.errors import I3DError, I3DWarning, first_line
 
 app = typer.Typer(
     name="i3dconvert",
@@ -52,6 +53,12 @@ def _root(
     pass
 
 
+def _warned(message: Warning | str, category: type[Warning], *where: Any, **beside: Any) -> None:
+    """Our own warnings are for the user; those of the libraries below are not."""
+    if issubclass(category, I3DWarning):
+        show_warning(str(message))
+
+
 def _terminated(signum: int, frame: Any) -> None:
     raise SystemExit(128 + signum)
 
@@ -62,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # of a locale without the multiplication sign
+    warnings.showwarning = _warned
     # Python looks for cycles in all that is left when it ends; in what torch's import leaves, for most of a second.
     atexit.register(gc.freeze)
     try:

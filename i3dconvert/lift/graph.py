@@ -21,7 +21,7 @@ from i3dconvert.lift.attention.found import attentions
 from i3dconvert.lift.attention.joint import AttentionOverTime
 from i3dconvert.lift.calls import Calls
 from i3dconvert.lift.canonical import canonical, function_name, leaves
-from i3dconvert.lift.counterparts import ANY_RANK, UPSAMPLES, Counterpart, counterpart, full_name
+from i3dconvert.lift.counterparts import ANY_RANK, UPSAMPLES, Counterpart, counterpart, draws_rows, full_name
 from i3dconvert.lift.inflation import Inflation
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.lengths import minimum_frames
@@ -55,7 +55,7 @@ class Lift(Rewriting):
 
     def __init__(self, traced: Reading, recipe: Recipe, style: Style, ties: Ties) -> None:
         super().__init__(traced, recipe, style)
-        self.ties, self.fixed = ties, traced.fixed
+        self.ties, self.fixed, self.eval_only = ties, traced.fixed, traced.eval_only
         calls = [node for node in traced.graph.nodes if node.op == "call_module"]
         self.flat = {str(node.target) for node in calls if not _takes_an_image_alone(node)}
         self.attention = AttentionOverTime(self, traced)
@@ -103,6 +103,7 @@ class Lift(Rewriting):
             input=tuple(shape),
             any_size=self.any_size() and not self.fixed,
             folds=sum(node.target is layout.fold for node in self.graph.nodes),
+            eval_only=self.eval_only,
             ties=self.ties,
         )
         return Lifted(self.graph, self.modules, inflation, self.calls.all())
@@ -174,11 +175,23 @@ class Lift(Rewriting):
         self.modules.setdefault(str(node.target), module)
         if self.normalises_frames(node, str(node.target)):
             return self.on_frames(node)
+        if isinstance(image, fx.Node) and rows(node) == 1 and draws_rows(module):
+            return self.dropped(node, module, image)
         if full_name(module) in ANY_RANK:
             return self.in_either_layout(node)
         if full_name(module) in UPSAMPLES and liftable:
             return self.interpolation(node, str(node.target), module.mode, module.align_corners)
         return self.on_frames(node)
+
+    def dropped(self, node: fx.Node, module: nn.Module, image: fx.Node) -> New:
+        """A module that draws a number for each image, which is one for each clip here."""
+        is_in = self.layout_of(image)
+        given = self.env[image][0]
+        if is_in is Layout.FRAMES:
+            given = self.call(layout.over_time, given, self.clips)
+        new = self.graph.create_node("call_module", str(node.target), (given,), {}, node.name)
+        new.meta["given"] = type(module).__qualname__
+        return (self.call(layout.all_frames, new) if is_in is Layout.FRAMES else new), is_in
 
     def lift_module(self, node: fx.Node, module: nn.Module, entry: Counterpart, image: fx.Node) -> New:
         name, temporal = str(node.target), Temporal()
@@ -302,7 +315,7 @@ class Lift(Rewriting):
         varying = [n for n in node.all_input_nodes if self.layout_of(n) is not Layout.PLAIN]
         new = self.copy(node, lambda n: self.sizes.beside(n, varying))
         if varying and varies(node):
-            return new, Layout.FRAMES
+            return (self.call(layout.once_a_clip, new, self.clips) if _draws_rows(node) else new), Layout.FRAMES
         new.meta["plain"] = True
         self.sizes.note(node, varying)
         return new, Layout.PLAIN
@@ -333,6 +346,16 @@ class Lift(Rewriting):
         if value.dim() == 4:
             return self.call(layout.unfold, new, self.clips, name=f"{new.name}_clip")
         return self.call(layout.over_time, new, self.clips)
+
+
+_RANDOM = frozenset(("bernoulli", "rand", "rand_like", "uniform", "randn", "normal", "randint"))
+
+
+def _draws_rows(node: fx.Node) -> bool:
+    """Whether it draws one number for each image of the batch."""
+    value = node.meta["value"]
+    one_each = isinstance(value, Tensor) and value.dim() > 0 and rows(node) == 1 and value[0].numel() == 1
+    return one_each and layout.operation(node) in _RANDOM
 
 
 def _is_part(node: fx.Node) -> bool:

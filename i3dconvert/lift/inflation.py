@@ -33,6 +33,8 @@ class Inflation:
     """Whether every value is an image or a vector, as in convolutional networks, so that any size goes through."""
     folds: int = 0
     """How many times the network turns a clip into frames."""
+    eval_only: str = ""
+    """What the 2D network does otherwise in training, where the 3D one does what it does in eval mode; else empty."""
     ties: tuple[tuple[str, ...], ...] = ()
     """Keys of one and the same parameter, group by group."""
 

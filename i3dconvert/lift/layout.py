@@ -43,6 +43,11 @@ def over_time(frames: Tensor, clips: int) -> Tensor:
     return torch.unflatten(frames, 0, (clips, -1))
 
 
+def all_frames(value: Tensor) -> Tensor:
+    """`(N, T, …)` → `(N·T, …)`."""
+    return value.flatten(0, 1)
+
+
 def unfold(frames: Tensor, clips: int) -> Tensor:
     """`(N·T, C, …)` → `(N, C, T, …)`, N being `clips`."""
     return over_time(frames, clips).transpose(1, 2)
@@ -51,6 +56,12 @@ def unfold(frames: Tensor, clips: int) -> Tensor:
 def mean_over_time(frames: Tensor, clips: int) -> Tensor:
     """`(N·T, K)` → `(N, K)`: scores averaged over time, as in Carreira & Zisserman, arXiv:1705.07750, section 2.4."""
     return over_time(frames, clips).mean(1)
+
+
+def once_a_clip(draw: Tensor, clips: int) -> Tensor:
+    """`(N·T, 1, …)`, drawn for each frame → that of each clip's first frame for all of its frames."""
+    by_clip = over_time(draw, clips)
+    return by_clip[:, :1].expand_as(by_clip).flatten(0, 1)
 
 
 def together(*values: Any) -> tuple[Any, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import operator
+import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 
-from i3dconvert.errors import CheckpointError
+from i3dconvert.errors import CheckpointError, I3DWarning, LiftError
 from i3dconvert.kernels import Style
 from i3dconvert.lift import layout
 from i3dconvert.lift.counterparts import is_layer
@@ -86,6 +88,29 @@ class Network3d(Block):
         return address
 
 
+class Sequential3d(Network3d, nn.Sequential):
+    """What an `nn.Sequential` has become: its layers have places, and others can be put in them."""
+
+    def __getitem__(self, index: Any) -> Any:
+        children = list(self._modules.items())
+        if not isinstance(index, slice):
+            return children[operator.index(index)][1]
+        part = Chain(OrderedDict(children[index]))
+        part._i3d_takes = "clip" if index.indices(len(children))[0] == 0 else None
+        return part
+
+    def __setitem__(self, index: Any, module: nn.Module) -> None:
+        setattr(self, list(self._modules)[operator.index(index)], module)
+
+    def _longer(self, *_: Any) -> Any:
+        raise LiftError(
+            "the network ends with what it does over time, so that it can't be made longer or shorter: inflate the "
+            "longer Sequential, or put the network into one: nn.Sequential(network, layer)"
+        )
+
+    append = extend = insert = pop = __delitem__ = __iadd__ = _longer  # type: ignore[assignment]
+
+
 def inflation_of(network: nn.Module) -> Inflation:
     """What a network was made by."""
     inflation: Inflation = network.__dict__["_i3d_inflation"]
@@ -153,6 +178,13 @@ class Plan:
 def plan(model: nn.Module, recipe: Recipe, style: Style, shape: tuple[int, int, int]) -> Plan:
     """Trace `model` on an image `(C, H, W)` and lift it; raises `RecipeError`, `LiftError`."""
     reading = read(model, is_layer, shape)
+    if reading.eval_only:
+        warnings.warn(
+            f"in training the 2D network does something else ({reading.eval_only}): the 3D one does in both modes what "
+            "it does in eval mode",
+            I3DWarning,
+            stacklevel=3,
+        )
     return Plan(reading, lift(reading, recipe, style.checked(), _ties(model)))
 
 
@@ -203,7 +235,9 @@ class Growing:
 
     def network(self) -> Network3d:
         """The whole."""
-        network = Network3d(type(self.model).__name__, self.cut.codes[""], self.lifted.inflation)
+        sequential = isinstance(self.model, nn.Sequential) and type(self.model).forward is nn.Sequential.forward
+        cls = Sequential3d if sequential else Network3d
+        network = cls(type(self.model).__name__, self.cut.codes[""], self.lifted.inflation)
         self.fill(network, self.root, "")
         for name, layer in self.lifted.modules.items():
             owner, _, last = name.rpartition(".")

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from i3dconvert.backbones import Origin
 from i3dconvert.backbones.changes import beheaded, head_of
+from i3dconvert.comparison.alone import mixing
 from i3dconvert.comparison.forward import Narrowing, OwnRounding, check_outputs
-from i3dconvert.comparison.report import Report
+from i3dconvert.comparison.report import Check, Report
 from i3dconvert.lift.network import Network3d, inflation_of, origin_of
 from i3dconvert.progress import Progress, silent
 from i3dconvert.verification.effort import Meter, bounded, cost
@@ -37,6 +38,9 @@ def verify(
     settings, report = settings or Settings(), Report()
     progress("weight identity")
     report.checks.append(check_weights(inflation_of(model3d), model2d.state_dict(), model3d.state_dict()))
+    if reason := mixing(model2d, noise(inflation_of(model3d).input, settings)[:2]):
+        report.checks.append(Check("each image by itself", False, reason))
+        return report
     origin: Origin | None = origin_of(model3d)
     with ExitStack() as stack:
         if origin is not None and origin.changes.head == "fresh":

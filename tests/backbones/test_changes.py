@@ -263,6 +263,7 @@ def test_changes_that_nobody_wrote_are_refused(changes: object, resnet18: tuple[
         Document.loads(json.dumps(damaged), Path("net.safetensors"))
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     changes = "--in-channels 1 --num-classes 3 --temporal-pool none"

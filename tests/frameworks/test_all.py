@@ -198,6 +198,7 @@ def test_what_verify_can_not_do_is_said(tmp_path: Path, monkeypatch: pytest.Monk
         verify_file(path, small, layout="pytorchvideo:i3d_r50")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
 

@@ -61,6 +61,7 @@ def test_medicalnet(tmp_path: Path) -> None:
     assert verify_file(path, Settings(16, 64, (torch.float64,)), layout=layout).passed
 
 
+@pytest.mark.slow
 def test_a_grey_checkpoint_without_a_head(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     changes = Changes(1, "sum", "none")

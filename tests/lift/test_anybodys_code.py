@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
-from i3dconvert import inflate
+from i3dconvert import inflate, verify
 from i3dconvert.comparison.forward import relative_error
-from i3dconvert.errors import LiftError
+from i3dconvert.errors import I3DWarning, LiftError
+from i3dconvert.verification import Settings
 
 Forward = Callable[[Any, Tensor], Any]
 
@@ -275,3 +278,140 @@ def test_a_decision_that_falls_otherwise_is_refused_with_its_line() -> None:
     network = inflate(Net(odd_ones_are_padded), "c2d", size=16)
     with torch.no_grad(), pytest.raises(LiftError, match=r"test_anybodys_code\.py:\d+: .* by 1 != 0"):
         network(clip_of(1, 2, 17))
+
+
+class Dropping(nn.Module):
+    """Stochastic depth, as people copy it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x * x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(0.5) / 0.5
+
+
+@pytest.mark.parametrize(
+    "drop", [Dropping(), StochasticDepth(0.5, "row"), DropPath(0.5)], ids=lambda d: type(d).__name__
+)
+@pytest.mark.parametrize("part", ["images", "tokens"])
+def test_a_path_is_dropped_for_whole_clips(drop: nn.Module, part: str) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        y = net.c(x)
+        return net.drop(y).mean((2, 3)) if part == "images" else net.drop(y.flatten(2).transpose(1, 2)).mean(1)
+
+    network = inflate(Net(forward, drop=drop), "c2d", size=8, temporal_pool="none").train()
+    torch.manual_seed(0)
+    dropped = network(clip_of(32, 3, 8)).abs().sum(-1) == 0
+    assert torch.equal(dropped.all(1), dropped.any(1))
+    assert 0 < dropped[:, 0].sum() < 32
+
+
+class Scaled(nn.BatchNorm2d):
+    """With a forward of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 2
+
+
+def test_a_subclass_of_batch_norm_trains() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Scaled(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).double()
+    network, clip = inflate(model, "c2d", size=8).train(), clip_of(2, 3, 8)
+    model.train()
+    for _ in range(2):
+        expected = model(clip.transpose(1, 2).flatten(0, 1)).unflatten(0, (2, 3)).mean(1)
+        assert relative_error(expected, network(clip)) <= 1e-12
+    assert relative_error(model[1].running_var, network[1].running_var) <= 1e-12
+
+
+def test_what_is_otherwise_in_training_is_said() -> None:
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.a, self.b = nn.Conv2d(3, 4, 3), nn.Linear(4, 2), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            y = self.conv(x).mean((2, 3))
+            return (self.a(y), self.b(y)) if self.training else self.a(y)
+
+    with pytest.warns(I3DWarning, match="in training the 2D network does something else"):
+        network = inflate(TwoHeads().eval(), "c2d", size=16)
+    assert network.inflation.eval_only
+    assert isinstance(network.train()(clip_of(1, 2, 16).float()), Tensor)
+
+
+def heads_in_front(net: Any, x: Tensor) -> Tensor:
+    tokens = net.c(x).flatten(2).transpose(1, 2)
+    heads = torch.cat(tokens.split(2, dim=-1), dim=0)
+    attended = F.scaled_dot_product_attention(heads, heads, heads)
+    return net.f(torch.cat(attended.split(len(x), dim=0), dim=-1)).mean(1)
+
+
+def of_keys_of_its_own(net: Any, x: Tensor) -> Tensor:
+    tokens = net.c(x).flatten(2).transpose(1, 2)
+    return net.f(net.own(tokens, tokens, tokens)[0]).mean(1)
+
+
+def of_padded_keys(net: Any, x: Tensor) -> Tensor:
+    tokens = net.c(x).flatten(2).transpose(1, 2)
+    return net.f(net.plain(tokens, tokens, tokens, key_padding_mask=tokens.mean(2) > 0.5)[0]).mean(1)
+
+
+@pytest.mark.parametrize("forward", [heads_in_front, of_keys_of_its_own, of_padded_keys])
+def test_attention_that_can_not_see_other_frames_says_so(forward: Forward) -> None:
+    own = nn.MultiheadAttention(4, 2, batch_first=True, add_bias_kv=True)
+    plain = nn.MultiheadAttention(4, 2, batch_first=True)
+    model = Net(forward, f=nn.Linear(4, 3), own=own, plain=plain)
+    network, clip = inflate(model, "joint", size=8), clip_of(2, 3, 8)[:, :, :1].expand(-1, -1, 3, -1, -1)
+    (attention,) = (layer for layer in network.inflation.layers if layer.geometry.kind == "attention")
+    assert attention.refusal
+    with torch.no_grad():
+        assert relative_error(model(clip[:, :, 0]), network(clip)) <= 1e-12
+        assert relative_error(network(clip[:1]), network(clip)[:1]) <= 1e-12
+
+
+@pytest.mark.parametrize("by", ["inflate", "verify"])
+def test_a_network_that_mixes_the_images_of_a_batch_is_refused(by: str) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        y = net.c(x).mean((2, 3))
+        return y - y.mean(0) if net.mixing else y
+
+    model: Any = Net(forward)
+    model.mixing = by == "inflate"
+    if by == "inflate":
+        with pytest.raises(LiftError, match="mixes the images of a batch"):
+            inflate(model, "c2d", size=16)
+        return
+    network = inflate(model, "c2d", size=16)
+    model.mixing = True
+    report = verify(model, network, Settings(frames=2))
+    assert [check.name for check in report.checks if not check.passed] == ["each image by itself"]
+    assert not report.layers
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (nn.Sequential(nn.LazyConv2d(4, 3)), "lazy layers without weights"),
+        (torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))), "holds a script module"),
+    ],
+)
+def test_what_can_not_be_read_at_all(model: nn.Module, said: str) -> None:
+    with pytest.raises(LiftError, match=said):
+        inflate(model, size=16)
+
+
+def test_places_and_flags_keep_their_time() -> None:
+    def forward(net: Any, x: Tensor) -> Any:
+        scores = net.c(x).mean((2, 3))
+        best = scores.topk(2)
+        return {"values": best.values, "places": best.indices, "flags": scores > 0, "scores": scores}
+
+    model, clip = Net(forward), clip_of(2, 3, 16)
+    network = inflate(model, "c2d", size=16)
+    with torch.no_grad():
+        found, frames = network(clip), [model(frame) for frame in clip.unbind(2)]
+        for name in ("values", "places", "flags"):
+            expected = torch.stack([frame[name] for frame in frames], 1)
+            assert found[name].dtype == expected.dtype
+            assert torch.allclose(found[name].double(), expected.double(), rtol=0, atol=1e-12), name
+        assert found["scores"].shape == (2, 4)

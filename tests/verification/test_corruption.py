@@ -24,7 +24,7 @@ from i3dconvert.weights import digest
 
 NETWORKS = ("resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet50", "densenet121")))
 SIZE = 64
-QUICK = Settings(frames=8, size=SIZE, dtypes=(torch.float64,))
+QUICK = Settings(frames=4, size=SIZE, dtypes=(torch.float64,))
 
 Tensors = dict[str, Tensor]
 Corruption = Callable[[Tensors, Tensors, random.Random], str]

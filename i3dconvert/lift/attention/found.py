@@ -48,8 +48,7 @@ def attentions(traced: Reading) -> list[Attention]:
             causal = layout.argument(node, "is_causal", 5, False) or not rows(node)
             found.append(Attention(_name(node), "fused", node, refusal="it is causal" if causal else ""))
         elif isinstance(module := module_of(traced, node), nn.MultiheadAttention):
-            plain = module.batch_first and not layout.argument(node, "attn_mask", 5)
-            found.append(Attention(str(node.target), "module", node, refusal="" if plain else "it has a mask"))
+            found.append(Attention(str(node.target), "module", node, refusal=_of_module(module, node)))
         elif _is_softmax(traced, node):
             found += _around(traced, node)
     counts: dict[str, int] = {}
@@ -58,6 +57,19 @@ def attentions(traced: Reading) -> list[Attention]:
         if (number := counts[attention.name]) > 1:
             found[index] = replace(attention, name=f"{attention.name}.{number}")
     return found
+
+
+def _of_module(module: nn.MultiheadAttention, node: fx.Node) -> str:
+    """Why a module's attention stays within a frame."""
+    if not module.batch_first:
+        return "its tokens stand in front of the images (batch_first=False)"
+    if layout.argument(node, "attn_mask", 5) or layout.argument(node, "key_padding_mask", 3) is not None:
+        return "it has a mask"
+    return (
+        "it has keys of its own (add_bias_kv, add_zero_attn)"
+        if module.bias_k is not None or module.add_zero_attn
+        else ""
+    )
 
 
 def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:

@@ -27,6 +27,7 @@ from i3dconvert.lift.attention.groups import (
     softmax_of_pairs,
     tokens,
 )
+from i3dconvert.lift.attention.order import Orders
 from i3dconvert.lift.counterparts import counterpart
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.lengths import above_of
@@ -48,7 +49,13 @@ class AttentionOverTime:
 
     def __init__(self, to: Rewriting, traced: Reading) -> None:
         self.to = to
+        orders = Orders(traced.graph)
         self.found = {attention.last: attention for attention in attentions(traced)}
+        for last, attention in self.found.items():
+            attends = not attention.refusal and self.to.recipe.attending(attention.name) is not None
+            if attends and not all(map(orders.image_by_image, _values(attention))):
+                refusal = "its rows do not stand image by image (heads or windows in front of the images)"
+                self.found[last] = replace(attention, refusal=refusal)
         self.wanted = {last: self._wanted(attention) for last, attention in self.found.items()}
         self.parts = self._parts()
         self.blocks = {n: block for block in self._blocks(traced) for n in (block.norm, block.branch, block.sum)}
@@ -296,6 +303,12 @@ class AttentionOverTime:
         joint = to.graph.create_node("call_module", name, args, fx.node.map_arg(rest, to.frames), node.name)
         attended = to.call(operator.getitem, joint, 0)
         return to.call(layout.together, to.call(frames_of, attended, to.frames(query), groups), None)
+
+
+def _values(attention: Attention) -> list[fx.Node]:
+    """What an attention is of."""
+    nodes = attention.last.all_input_nodes + (attention.first.all_input_nodes if attention.first is not None else [])
+    return [node for node in nodes if rows(node)]
 
 
 def _is_floating(value: Any) -> bool:

@@ -6,12 +6,15 @@ A row is a 2D type, by its full name, and what makes its 3D module, its geometry
 
 from __future__ import annotations
 
-from torch import nn
+import copy
+
+import torch
+from torch import Tensor, nn
 
 from i3dconvert.lift.counterparts import conv, norm, pool
 from i3dconvert.lift.counterparts.row import Counterpart, full_name
 
-__all__ = ["ANY_RANK", "COUNTERPARTS", "UPSAMPLES", "Counterpart", "counterpart", "full_name", "is_layer"]
+__all__ = ["ANY_RANK", "COUNTERPARTS", "UPSAMPLES", "Counterpart", "counterpart", "draws_rows", "full_name", "is_layer"]
 
 COUNTERPARTS: dict[str, Counterpart] = {
     "torch.nn.modules.conv.Conv2d": conv.CONV,
@@ -55,6 +58,28 @@ ANY_RANK = {
     "timm.layers.drop.DropPath",
 }
 """Modules that take a clip as they take an image, with the channels at axis 1."""
+
+
+def draws_rows(module: nn.Module) -> bool:
+    """Whether in training a module without weights drops whole images, each by a draw of its own (stochastic depth)."""
+    if type(module).__module__.startswith("torch.nn.") or any(True for _ in module.parameters()):
+        return False
+    if "training" not in getattr(getattr(type(module).forward, "__code__", None), "co_names", ()):
+        return False
+    probe = copy.deepcopy(module).train()
+    for name in ("p", "drop_prob", "drop_rate", "prob", "rate"):
+        if isinstance(getattr(probe, name, None), float):
+            setattr(probe, name, 0.5)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            found = probe(torch.ones(64, 2, 3))
+    except Exception:  # noqa: BLE001 - somebody's module, for something else
+        return False
+    if not isinstance(found, Tensor) or found.shape != (64, 2, 3):
+        return False
+    by_row = found.flatten(1)
+    return bool((by_row == by_row[:, :1]).all()) and bool((by_row != by_row[:1]).any())
+
 
 UPSAMPLES = {
     f"torch.nn.modules.upsampling.{name}" for name in ("Upsample", "UpsamplingNearest2d", "UpsamplingBilinear2d")

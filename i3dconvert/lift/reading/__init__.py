@@ -38,6 +38,8 @@ class Reading:
     """The calls of modules; the first is the network's own, and each node has its call's number."""
     fixed: str = ""
     """Why height and width are those that it was read at; empty where they are free."""
+    eval_only: str = ""
+    """What the network does otherwise in training, so that only what it does in eval mode is known; else empty."""
 
 
 def read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int]) -> Reading:
@@ -47,12 +49,22 @@ def read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int]) -> Re
     training stay whole. Raises `LiftError` naming operation and module, and the part of the network that can be read
     where the whole can't (the backbone of a detector).
     """
+    check_is_python(model)
     try:
         return _read(model, is_layer, shape)
     except LiftError as error:
         part = _readable_part(model, is_layer, shape)
         hint = f"; its part {part!r} can be inflated alone: inflate(model.{part})" if part else ""
         raise LiftError(f"{error}{hint}") from error.__cause__
+
+
+def check_is_python(model: nn.Module) -> None:
+    """Raise `LiftError` for script modules and for lazy layers without weights."""
+    name = type(model).__name__
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise LiftError(f"{name} holds a script module, whose code can't be read; inflate the network before scripting")
+    if any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise LiftError(f"{name} has lazy layers without weights; run it once on an image, and inflate it then")
 
 
 def _readable_part(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int]) -> str | None:
@@ -69,8 +81,8 @@ def _readable_part(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, i
 
 def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int]) -> Reading:
     channels, height, width = shape
-    reader = _Reader(model, is_layer, channels)
-    first = reader.run(0, (height, width))
+    reader, size = _Reader(model, is_layer, channels), (height, width)
+    first = reader.run(0, size)
     fixed = "the 2D network takes no other size"
     for other in _others(height, width):
         try:
@@ -78,19 +90,29 @@ def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int]) -> R
         except LiftError:
             continue
         try:
-            return reader.reading([first, second, reader.run(2, (height, width), training=True)])
+            return reader.reading([first, second, reader.run(2, size, training=True)])
         except (Differ, LiftError) as reason:
             fixed = first_line(reason)
-            break
-    second = reader.run(1, (height, width))
+        if _alike(first, second):  # it is the training mode that they do not share
+            with suppress(Differ):
+                return reader.reading([first, second, reader.run(2, size)], eval_only=fixed)
+        break
+    second = reader.run(1, size)
     try:
-        return reader.reading([first, second, reader.run(2, (height, width), training=True)], fixed)
-    except (Differ, LiftError):
-        pass
+        return reader.reading([first, second, reader.run(2, size, training=True)], fixed)
+    except (Differ, LiftError) as reason:
+        eval_only = first_line(reason)
     try:
-        return reader.reading([first, second, reader.run(2, (height, width))], fixed, training=False)
+        return reader.reading([first, second, reader.run(2, size)], fixed, eval_only)
     except Differ as reason:
         raise LiftError(f"the network does otherwise for other numbers of images: {first_line(reason)}") from None
+
+
+def _alike(*recorders: Recorder) -> bool:
+    with suppress(Differ):
+        common(Runs(recorders))
+        return True
+    return False
 
 
 def _others(height: int, width: int) -> list[tuple[int, int]]:
@@ -131,15 +153,15 @@ class _Reader:
         recorder.training = training
         return recorder
 
-    def reading(self, recorders: list[Recorder], fixed: str = "", training: bool = True) -> Reading:
+    def reading(self, recorders: list[Recorder], fixed: str = "", eval_only: str = "") -> Reading:
         modes = frozenset(i for i, recorder in enumerate(recorders) if recorder.training)
-        rows, decisions, output = common(Runs(recorders, modes if training else frozenset()))
+        rows, decisions, output = common(Runs(recorders, modes))
         root = self.roots[0]
         for module in root.modules():  # hooks that ran are part of the graph
             module._forward_hooks.clear()
             module._forward_pre_hooks.clear()
         graph = GraphOf(rows, [recorder.rows for recorder in recorders], root, recorders[0].calls)
-        return Reading(graph.build(decisions, output), root, graph.calls(), fixed)
+        return Reading(graph.build(decisions, output), root, graph.calls(), fixed, eval_only)
 
     def is_whole(self, module: nn.Module, name: str) -> bool:
         if self.is_layer(module):
@@ -160,7 +182,13 @@ def _names(model: nn.Module) -> dict[int, str]:
 
 def on_meta(model: nn.Module) -> nn.Module:
     """A copy without memory."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise LiftError(
+            f"{type(model).__name__} holds a script module, whose code is not Python: inflate it unscripted"
+        )
     tensors = [*model.parameters(), *model.buffers()]
+    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
+        raise LiftError(f"{type(model).__name__} has lazy layers without weights: run it once on an image first")
     memo: dict[int, Any] = {id(tensor): _meta(tensor) for tensor in tensors}
     try:
         return copy.deepcopy(model, memo)
@@ -194,6 +222,7 @@ __all__ = [
     "CallOf",
     "Multiples",
     "Reading",
+    "check_is_python",
     "holds_batch",
     "is_image",
     "place",

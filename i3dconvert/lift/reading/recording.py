@@ -287,6 +287,8 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if attribute == "data":  # which shares memory, and hides that it does
             func = Tensor.detach
+        if name == "add_" and self._names.get(id(args[0]), "").endswith("num_batches_tracked"):
+            return args[0]  # BatchNorm's count, which its momentum alone would follow
         refs = mapped((args, kwargs), self.ref)
         try:
             value = self._computed(func, args, kwargs)
@@ -301,9 +303,6 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, bool | int | float | complex):
             raise LiftError(f"{self.place()}: the network reads values of a tensor ({name}), and depends on the data")
         changed = [t for t in leaves((args, kwargs)) if isinstance(t, Tensor) and self._is_changed(t)]
-        if changed and self._names.get(id(changed[0]), "").endswith("num_batches_tracked"):
-            self._versions[id(changed[0])] = changed[0]._version
-            return value  # BatchNorm's count, which its momentum alone would follow
         if changed:
             self._write(changed[0], func, name, args, refs, value)
         else:

@@ -20,7 +20,7 @@ class Block(Tree):
     """Attributes that give way to children of the same name."""
 
     def __init__(self, name: str, code: Code | None) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self._i3d_name, self._i3d_code = name, code.compiled() if code is not None else None
         self._i3d_ready = False
         """Whether it has its children, so that what is promised can't take their names."""

@@ -105,11 +105,15 @@ def call(
     gives: Form = "clip",
     named: Mapping[str, Any] | None = None,
     beside: Mapping[str, Any] | None = None,
+    as_it_is: str = "",
 ) -> Any:
     """What `module` gives for `args`, which are in the forms `takes` (by default clips), in the form `gives`.
 
-    `named` are arguments by their names, `beside` values that a module of the tree uses beside its inputs.
+    `named` are arguments by their names, `beside` values that a module of the tree uses beside its inputs; a module of
+    the class `as_it_is` takes what there is.
     """
+    if as_it_is == type(module).__qualname__:
+        return module(*args, **(named or {}))
     takes = takes if takes is not None else ["clip"] * len(args)
     wanted, given = forms(module, takes, gives)
     args = tuple(converted(*each, clips) for each in zip(args, takes, wanted, strict=True))

@@ -18,18 +18,8 @@ from i3dconvert.lift.reading.recording import mapped
 from i3dconvert.lift.tree.calling import call
 
 FACTS = (
-    "temporal",
-    "layer",
-    "like",
-    "of_pairs",
-    "scores",
-    "plain",
-    "beside_clips",
-    "form",
-    "takes",
-    "gives",
-    "block",
-    "kind",
+    *("temporal", "layer", "like", "of_pairs", "scores", "plain", "beside_clips"),
+    *("form", "takes", "gives", "block", "kind", "given"),
 )
 """What is kept of a node beside its operation."""
 
@@ -141,6 +131,8 @@ class Code:
             options["takes"] = takes
         if gives != "clip":
             options["gives"] = gives
+        if "given" in node.meta:
+            options["as_it_is"] = node.meta["given"]
         return graph.create_node("call_function", call, (child, clips, *args), options, variable(node.name))
 
     # A graph is pickled as rows, without what torch.fx keeps of it.

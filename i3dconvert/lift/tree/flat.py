@@ -85,6 +85,8 @@ class _Flat:
     def call(self, node: Site, module: nn.Module, name: str, args: list[Any], kwargs: Any) -> Any:
         """A call of a child, as `calling.call` does it."""
         takes, gives = node.meta["takes"], node.meta["gives"]
+        if node.meta.get("given") == type(module).__qualname__:
+            return self.layer(node, module, name, args, kwargs, gives)
         wanted, given = forms(module, takes, gives)
         args = [self.as_form(*each) for each in zip(args, takes, wanted, strict=True)]
         if kind(module) == "tree":

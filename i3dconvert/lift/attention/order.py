@@ -1,0 +1,108 @@
+"""Of which image each row of a value is: attention over frames is for rows that stand image by image.
+
+In 2D a network may put heads, windows or halves in front of the images, as `torch.cat(x.split(...), dim=0)` does. Then
+the rows of one clip's frames are not side by side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from i3dconvert.lift import layout
+from i3dconvert.lift.reading import BATCH
+
+_MOVING = frozenset(
+    """
+    cat concat stack split chunk tensor_split unbind getitem reshape view view_as flatten unflatten permute transpose
+    movedim moveaxis swapaxes swapdims roll flip expand expand_as repeat repeat_interleave tile contiguous unfold
+    squeeze unsqueeze narrow select index_select t rot90 as_strided hstack vstack dstack split_with_sizes
+    """.split()
+)
+
+
+class Orders:
+    """The images that rows are of, found by carrying the numbers of the images through whatever moves them."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._graph = graph
+        self._known: dict[fx.Node, Any] = {}
+
+    def image_by_image(self, node: fx.Node) -> bool:
+        """Whether all rows of the first image stand before those of the second, as far as can be told."""
+        if not self._known:
+            for one in self._graph.nodes:
+                self._known[one] = self._order(one)
+        order = self._known[node]
+        return not isinstance(order, Tensor) or bool((order.diff() >= 0).all())
+
+    def _order(self, node: fx.Node) -> Any:
+        """The image of each row, or None where it is not known; of several values a list."""
+        value, multiples = node.meta.get("value"), node.meta.get("batch")
+        if node.op == "placeholder":
+            return torch.arange(BATCH, dtype=torch.int8)
+        if not isinstance(value, Tensor | tuple | list) or not multiples:
+            return None
+        given = [n for n in node.all_input_nodes if self._known.get(n) is not None]
+        if not given:
+            return None
+        if layout.operation(node) in _MOVING:
+            return self._moved(node, value, multiples)
+        if not isinstance(value, Tensor):
+            return None
+        axis = _axis(multiples)
+        orders = [self._known[n] for n in given if isinstance(self._known[n], Tensor)]
+        return next((o for o in orders if axis is not None and len(o) == value.shape[axis]), None)
+
+    def _moved(self, node: fx.Node, value: Any, multiples: Any) -> Any:
+        def carried(n: fx.Node) -> Any:
+            return _spread(self._known.get(n), n.meta["value"], n.meta.get("batch"))
+
+        try:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), carried)
+            if node.op == "call_method":
+                found = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            else:
+                assert callable(node.target)
+                found = node.target(*args, **kwargs)
+        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AttributeError):
+            return None
+        return _gathered(found, value, multiples)
+
+
+def _axis(multiples: Any) -> int | None:
+    """The one axis that follows the batch."""
+    axes = [axis for axis, times in enumerate(multiples) if times] if isinstance(multiples, tuple) else []
+    return axes[0] if len(axes) == 1 else None
+
+
+def _spread(order: Any, value: Any, multiples: Any) -> Any:
+    """A tensor as large as `value` that holds each entry's image."""
+    if isinstance(value, tuple | list) and isinstance(order, list):
+        return type(value)([_spread(*each) for each in zip(order, value, multiples, strict=True)])
+    if not isinstance(value, Tensor):
+        return value
+    axis = _axis(multiples)
+    if not isinstance(order, Tensor) or axis is None:
+        return torch.full((), -1, dtype=torch.int8).expand(value.shape)
+    shape = [1] * value.dim()
+    shape[axis] = len(order)
+    return order.reshape(shape).expand(value.shape)
+
+
+def _gathered(found: Any, value: Any, multiples: Any) -> Any:
+    """The image of each row of what holds each entry's image; None where a row has several, or none."""
+    if isinstance(found, tuple | list):
+        if not isinstance(value, tuple | list) or len(found) != len(value):
+            return None
+        return [_gathered(*each) for each in zip(found, value, multiples, strict=True)]
+    axis = _axis(multiples)
+    if not isinstance(found, Tensor) or axis is None or not isinstance(value, Tensor) or found.shape != value.shape:
+        return None
+    rows = found.movedim(axis, 0).flatten(1)
+    if rows.shape[1] == 0:
+        return None
+    least, most = rows.amin(1), rows.amax(1)
+    return least if bool((least == most).all()) and bool((least >= 0).all()) else None
