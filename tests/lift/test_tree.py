@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -237,7 +239,7 @@ def test_a_frozen_block_stays_deterministic() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return nn.functional.dropout(self.conv(x), 0.5, self.training)
 
-    network = inflate(nn.Sequential(Dropping(), Dropping.__new__(Dropping) if False else nn.ReLU()), size=16).train()
+    network = inflate(nn.Sequential(Dropping(), nn.ReLU()), size=16).train()
     clip = clip_of(1, 3, 2, 16, 16)
     assert not torch.equal(network(clip), network(clip))
     network.get_submodule("0").eval()
@@ -383,3 +385,12 @@ def test_words_of_python_as_names() -> None:
         assert relative_error(expected, network(clip)) <= 1e-12
         assert relative_error(expected, optimize(network)(clip)) <= 1e-12
     assert 'getattr(self.parts, "class")' in network.code
+
+
+def test_a_network_that_nobody_needs_is_gone(network: Network3d) -> None:
+    again = pickle.loads(pickle.dumps(network))
+    again.frames_left(4)
+    seen = weakref.ref(again)
+    del again
+    gc.collect()
+    assert seen() is None

@@ -6,17 +6,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from i3dconvert.errors import LiftError, first_line
 from i3dconvert.lift.reading.batch import Multiples, holds_batch, is_image, rows, rows_in, varies
+from i3dconvert.lift.reading.copying import on_meta
 from i3dconvert.lift.reading.graph import CallOf, GraphOf
 from i3dconvert.lift.reading.merging import Differ, Runs, common
 from i3dconvert.lift.reading.recording import CONTAINERS, Recorder, as_plain, mapped
@@ -178,30 +177,6 @@ def _names(model: nn.Module) -> dict[int, str]:
     """The names of a network's tensors by identity; of several the first."""
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return {id(tensor): name for name, tensor in reversed(named)}
-
-
-def on_meta(model: nn.Module) -> nn.Module:
-    """A copy without memory."""
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise LiftError(
-            f"{type(model).__name__} holds a script module, whose code is not Python: inflate it unscripted"
-        )
-    tensors = [*model.parameters(), *model.buffers()]
-    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
-        raise LiftError(f"{type(model).__name__} has lazy layers without weights: run it once on an image first")
-    memo: dict[int, Any] = {id(tensor): _meta(tensor) for tensor in tensors}
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise LiftError(
-            f"{type(model).__name__} can't be copied ({first_line(error)}): copy.deepcopy(model) has to work; "
-            "build it anew, and inflate it before it has run"
-        ) from error
-
-
-def _meta(tensor: Tensor) -> Tensor:
-    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def reason(error: Exception) -> str:

@@ -12,6 +12,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -277,6 +278,8 @@ class Recorder(TorchFunctionMode):
         if name == "__set__":
             raise LiftError(f"{self.place()}: the network assigns to {attribute} of a tensor")
         if func in _VALUES:
+            if self._whole and self._names.get(id(args[0]), "").endswith("num_batches_tracked"):
+                return type(func(torch.zeros(())))(1)  # BatchNorm's own, by which it averages its statistics
             raise LiftError(f"{self.place()}: the network reads values of a tensor ({name}), and depends on the data")
         if name == "_set_grad_enabled":
             self._graded = bool(args[0])
@@ -400,10 +403,9 @@ class Recorder(TorchFunctionMode):
 
     def _inputs(self, module: nn.Module, args: Any, kwargs: Any) -> Iterator[tuple[str, Any]]:
         """What a module is given, as far as it comes from the rows before."""
-        named = {f"input_{index}": value for index, value in enumerate(args)} | kwargs
-        with suppress(TypeError, ValueError):
-            named = dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
-        for name, value in named.items():
+        names = _names_of_inputs(type(module).forward)
+        beyond = (f"input_{index}" for index in range(len(names), len(args)))
+        for name, value in (*zip((*names, *beyond), args, strict=False), *kwargs.items()):
             with suppress(LiftError):
                 yield name, mapped(value, self._given)
 
@@ -459,6 +461,15 @@ class Recorder(TorchFunctionMode):
                     if kept.kind != "get" or id(kept.value) not in own:
                         return False
         return True
+
+
+@cache
+def _names_of_inputs(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of what the forward of a class takes by position."""
+    with suppress(TypeError, ValueError):
+        parameters = list(inspect.signature(forward).parameters.values())[1:]
+        return tuple(one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD))
+    return ()
 
 
 def _to_meta(value: Any) -> Any:

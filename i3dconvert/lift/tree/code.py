@@ -47,10 +47,15 @@ class Code:
 
     def __init__(self, graph: fx.Graph, positional: int, gives: Form) -> None:
         self.graph, self.positional, self.gives = graph, positional, gives
-        self.inputs = {str(node.target): node.meta["form"] for node in graph.nodes if node.op == "placeholder"}
+        self.inputs = {str(node.target): self.form(node) for node in graph.nodes if node.op == "placeholder"}
         self.takes = list(self.inputs.values())[:positional]
         self.beside = dict(list(self.inputs.items())[positional:])
         self._function: Callable[..., Any] | None = None
+
+    @staticmethod
+    def form(node: fx.Node) -> Form:
+        """The form of an input."""
+        return node.meta["form"]
 
     @property
     def text(self) -> str:
@@ -94,7 +99,7 @@ class Code:
         for node in inputs:
             env[node] = graph.placeholder(str(node.target))
         for node in inputs:
-            form, given = node.meta["form"], env[node]
+            form, given = self.form(node), env[node]
             if clips is None and node.target == "clips":
                 clips = given
             if clips is None and (place := _says_clips(form)) is not None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import fx, nn
 
@@ -17,8 +19,17 @@ from i3dconvert.recipes import Temporal
 
 
 def graph_of(network: Block) -> fx.Graph:
-    """The graph of a network, over its layers by their full names; parameters are read by theirs."""
-    return _Flat(network).run()
+    """The graph of a network, over its layers by their full names; parameters are read by theirs. Not to be changed."""
+    modules = list(network.modules())[1:]  # without itself, which would be kept alive
+    known, graph = _KNOWN.get(network, ((), None))
+    if graph is None or len(known) != len(modules) or any(a is not b for a, b in zip(known, modules, strict=True)):
+        graph = _Flat(network).run()
+        _KNOWN[network] = (modules, graph)
+    return graph
+
+
+_KNOWN: WeakKeyDictionary[Block, tuple[Sequence[nn.Module], fx.Graph]] = WeakKeyDictionary()
+"""The graphs of networks, as long as the same modules stand in them."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from i3dconvert.lift.tree.code import Code, spelt, variable
 
 
 class Directly(Code):
-    """Code that calls each layer with what it has."""
+    """Code that calls each layer with what it has, and has no border."""
+
+    form = staticmethod(lambda node: "plain")
 
     def _call(self, graph: fx.Graph, node: fx.Node, clips: Any, args: Any, kwargs: Any) -> fx.Node:
         return graph.create_node("call_module", spelt(node.target), args, kwargs, variable(node.name))
@@ -27,10 +29,7 @@ class Straight(Block):
     }
 
     def __init__(self, name: str, graph: fx.Graph, parts: Mapping[str, Any]) -> None:
-        given = [node for node in graph.nodes if node.op == "placeholder"]
-        for node in given:
-            node.meta["form"] = "plain"
-        super().__init__(name, Directly(graph, len(given), "plain"))
+        super().__init__(name, Directly(graph, 1, "plain"))
         for path, part in parts.items():
             owner: nn.Module = self
             *above, last = path.split(".")

@@ -1,0 +1,50 @@
+"""A copy of a network without memory."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from i3dconvert.errors import LiftError, first_line
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy of `model` whose tensors are on the meta device; raises `LiftError` where it can't be copied."""
+    memo: dict[int, Any] = {id(tensor): _meta(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    modules = [module for module in model.modules() if not _copies_itself(type(module))]
+    try:
+        # deepcopy takes each module apart by itself, which takes longer than to run it without arithmetic.
+        memo |= {id(module): type(module).__new__(type(module)) for module in modules}
+        for module in modules:
+            memo[id(module)].__dict__.update({key: _copied(value, memo) for key, value in vars(module).items()})
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise LiftError(
+            f"{type(model).__name__} can't be copied ({first_line(error)}): copy.deepcopy(model) has to work; "
+            "build it anew, and inflate it before it has run"
+        ) from error
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if type(value) in (dict, OrderedDict) and all(isinstance(key, str) for key in value):
+        return type(value)((key, _copied(item, memo)) for key, item in value.items())
+    return copy.deepcopy(value, memo)
+
+
+def _copies_itself(cls: type[nn.Module]) -> bool:
+    """Whether a class says how it is to be copied."""
+    return any(name in vars(base) for base in cls.__mro__[: cls.__mro__.index(nn.Module)] for name in _COPYING)
+
+
+_COPYING = ("__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__", "__slots__", "__new__")
+
+
+def _meta(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
