@@ -60,7 +60,7 @@ def main() -> None:
     network = TwoStream(rgb, flow).eval()
     frames, movement = seen(read_frames(options.video, FRAMES + 1))
     with torch.no_grad():
-        scores = network(rgb.meta["origin"].preprocessing.encode(frames), movement)
+        scores = network(i3dconvert.origin_of(rgb).preprocessing.encode(frames), movement)
     most = float(movement.abs().max()) * MOST_PIXELS
     print(f"frames {tuple(frames.shape)}, flow {tuple(movement.shape)} of up to {most:.1f} pixels")
     print(f"scores {tuple(scores.shape)}")

@@ -38,9 +38,6 @@ def verify(
     settings, report = settings or Settings(), Report()
     progress("weight identity")
     report.checks.append(check_weights(inflation_of(model3d), model2d.state_dict(), model3d.state_dict()))
-    if reason := mixing(model2d, noise(inflation_of(model3d).input, settings)[:2]):
-        report.checks.append(Check("each image by itself", False, reason))
-        return report
     origin: Origin | None = origin_of(model3d)
     with ExitStack() as stack:
         if origin is not None and origin.changes.head == "fresh":
@@ -51,9 +48,12 @@ def verify(
         image = noise(inflation_of(model3d).input, settings)[:1]
         reach = check_reach(model3d, image, settings.dtypes[-1], settings.device)
         report.checks += [reach] if reach is not None else []
+    images = noise(inflation_of(model3d).input, settings)
+    if not report.passed and (reason := mixing(model2d, images[:2])):
+        report.checks.append(Check("each image by itself", False, reason))
+        return report
     if settings.layers or not report.passed:
         progress("layer by layer")
-        images = noise(inflation_of(model3d).input, settings)
         dtype = settings.dtypes[0]
         tolerance = settings.tolerance_for(dtype)
         assert settings.frames is not None

@@ -60,7 +60,8 @@ def video(path: Path, count: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("optimize", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("optimize", [False, True])
 def test_decoded_frames_in_best_classes_out(
     optimize: bool, network: Network3d, small: tuple[nn.Module, Origin], tmp_path: Path
 ) -> None:

@@ -22,10 +22,10 @@ from i3dconvert.recipes import Recipe, Rule
 
 CASES = (
     ("resnet18", None),
-    ("timm/convnext_atto", None),
     *(
         pytest.param(*case, marks=pytest.mark.slow)
         for case in (
+            ("timm/convnext_atto", None),
             ("densenet121", None),
             ("googlenet", None),
             ("resnext50_32x4d", "volumetric"),
