@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from i3dconvert.errors import LiftError, first_line
 from i3dconvert.lift.reading.batch import Multiples, holds_batch, is_image, rows, rows_in, varies
-from i3dconvert.lift.reading.copying import on_meta
+from i3dconvert.lift.reading.copying import on_meta, without_hooks
 from i3dconvert.lift.reading.graph import CallOf, GraphOf
 from i3dconvert.lift.reading.merging import Differ, Runs, common
 from i3dconvert.lift.reading.recording import CONTAINERS, Recorder, as_plain, mapped
@@ -155,10 +155,7 @@ class _Reader:
     def reading(self, recorders: list[Recorder], fixed: str = "", eval_only: str = "") -> Reading:
         modes = frozenset(i for i, recorder in enumerate(recorders) if recorder.training)
         rows, decisions, output = common(Runs(recorders, modes))
-        root = self.roots[0]
-        for module in root.modules():  # hooks that ran are part of the graph
-            module._forward_hooks.clear()
-            module._forward_pre_hooks.clear()
+        root = without_hooks(self.roots[0])
         graph = GraphOf(rows, [recorder.rows for recorder in recorders], root, recorders[0].calls)
         return Reading(graph.build(decisions, output), root, graph.calls(), fixed, eval_only)
 

@@ -29,6 +29,17 @@ def on_meta(model: nn.Module) -> nn.Module:
         ) from error
 
 
+def without_hooks(model: nn.Module) -> nn.Module:
+    """`model` without its hooks, which are part of the graph where they ran."""
+    registries = [key for key, value in vars(nn.Module()).items() if isinstance(value, dict)]
+    for module in model.modules():
+        for key in registries:  # a bare module holds tensors and modules in dicts, and functions: its hooks
+            held = vars(module)[key]
+            if any(callable(value) and not isinstance(value, nn.Module) for value in held.values()):
+                held.clear()
+    return model
+
+
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value

@@ -249,7 +249,8 @@ class GraphOf:
         if row.kind == "get":
             return self.graph.get_attr(row.target)
         if row.kind == "constant":
-            name = f"_tensor_constant{sum(1 for key in self.root._buffers if key.startswith('_tensor_constant'))}"
+            held = [key for key, _ in self.root.named_buffers(recurse=False) if key.startswith("_tensor_constant")]
+            name = f"_tensor_constant{len(held)}"
             self.root.register_buffer(name, row.args[0], persistent=False)
             return self.graph.get_attr(name)
         if row.kind == "call" and getattr(row.target, "__name__", "") in _SIZES:

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from i3dconvert.errors import LiftError
 from i3dconvert.lift.reading.numbers import Remembered, plain, remember
-from i3dconvert.lift.reading.views import WRITES, name_of, written
+from i3dconvert.lift.reading.views import WRITES, name_of, written, written_to
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -104,7 +104,7 @@ _PLAIN = {
 }  # fmt: skip
 _PLAIN_ATTRIBUTES = frozenset(
     "requires_grad grad_fn is_leaf layout ndim is_cuda is_sparse is_quantized is_meta itemsize names grad is_nested "
-    "is_mkldnn is_cpu is_xpu is_mps _version output_nr device dtype nbytes is_sparse_csr _base retains_grad".split()
+    "is_mkldnn is_cpu is_xpu is_mps output_nr device dtype nbytes is_sparse_csr retains_grad".split()
 )
 _SIZES = {Tensor.size, Tensor.numel, Tensor.nelement, torch.numel, Tensor.__len__, Tensor.stride}
 _VALUES = {
@@ -116,7 +116,7 @@ _NO_STEP = {torch._assert}
 _ACCESS = ("__get__", "__set__")
 _NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm}
 """What gives a value of the shape that it is given; to find that out by running takes longer than all else together."""
-_UNSEEN = {Tensor.__repr__, Tensor.__format__, Tensor.requires_grad_, Tensor.__hash__}
+_UNSEEN = {Tensor.__repr__, Tensor.__format__, Tensor.requires_grad_, Tensor.__hash__, Tensor.untyped_storage}
 
 
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
@@ -177,7 +177,9 @@ class Recorder(TorchFunctionMode):
         self._refs: dict[int, Any] = {}
         self._made_by: dict[int, Ref] = {}
         self._alive: dict[int, Tensor] = {}  # identities hold among what is alive
-        self._versions: dict[int, int] = {}
+        self._sharing: dict[int, dict[int, Tensor]] = {}
+        """By identity of their memory, the tensors that share it."""
+        self._memory: list[Any] = []
         self._through_views: list[int] = []
         self._owner: dict[Ref, Tensor] = {}
         self.calls: list[Call] = []
@@ -246,7 +248,10 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, Tensor):
             self._alive[id(value)] = value
             self._order.append(id(value))
-            self._versions[id(value)] = value._version
+            memory = value.untyped_storage()
+            if id(memory) not in self._sharing:
+                self._memory.append(memory)
+            self._sharing.setdefault(id(memory), {})[id(value)] = value
             self._refs[id(value)], self._owner[ref] = ref, value
             self._made_by.setdefault(id(value), ref)
         elif isinstance(value, tuple | list):
@@ -301,13 +306,13 @@ class Recorder(TorchFunctionMode):
         if func in _SIZES or attribute == "shape":
             if self._is_of_network(args[0]):
                 return value
-            target: Any = Tensor.size if attribute else func
-            return self._sizes(value, self.row("call", target, refs[0], refs[1], value))
+            query: Any = Tensor.size if attribute else func
+            return self._sizes(value, self.row("call", query, refs[0], refs[1], value))
         if isinstance(value, bool | int | float | complex):
             raise LiftError(f"{self.place()}: the network reads values of a tensor ({name}), and depends on the data")
-        changed = [t for t in leaves((args, kwargs)) if isinstance(t, Tensor) and self._is_changed(t)]
-        if changed:
-            self._write(changed[0], func, name, args, refs, value)
+        target = written_to(func, name, args, kwargs)
+        if target is not None:
+            self._write(target, func, name, args, refs, value)
         else:
             self._keep(value, self.row("call", func, refs[0], refs[1], value))
         return value
@@ -323,15 +328,10 @@ class Recorder(TorchFunctionMode):
 
     # Writes in place: later uses of a tensor, and of all that shares its memory, are of what it holds then.
 
-    def _is_changed(self, value: Tensor) -> bool:
-        return value._version != self._versions.get(id(value), value._version)
-
     def _write(self, target: Tensor, func: Any, name: str, args: Any, refs: Any, value: Any) -> None:
         """A step that wrote into `target`, and so into whatever shares its memory."""
-        known = self._versions
-        aliases = [tensor for identity, tensor in self._alive.items() if tensor._version != known[identity]]
+        aliases = list(self._sharing.get(id(target.untyped_storage()), {id(target): target}).values())
         for tensor in aliases:
-            self._versions[id(tensor)] = tensor._version
             if id(tensor) in self._names and not self._whole:
                 raise LiftError(
                     f"{self.place()}: {name} writes into {self._names[id(tensor)]}, a tensor of the network"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,6 +13,35 @@ from torch import Tensor
 
 WRITES = frozenset(("__setitem__",))
 """Functions that write and give nothing."""
+
+_OWN_OPERATORS = frozenset(f"__i{name}__" for name in "add sub mul truediv floordiv mod pow and or xor matmul".split())
+
+
+def written_to(function: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The tensor that a call writes into: by torch's names (`add_`, `x += 1`), by `inplace` and by `out`."""
+    if isinstance(out := kwargs.get("out"), Tensor):
+        return out
+    named = (name.endswith("_") and not name.endswith("__")) or name in WRITES or name in _OWN_OPERATORS
+    given = args[0] if args else kwargs.get("input")
+    if isinstance(given, Tensor) and (named or _is_inplace(function, args, kwargs)):
+        return given
+    return None
+
+
+def _is_inplace(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    place = _place_of_inplace(function)
+    return bool(kwargs.get("inplace") or (place is not None and len(args) > place and args[place]))
+
+
+@cache
+def _place_of_inplace(function: Any) -> int | None:
+    """Where a function takes `inplace` by position."""
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return None
+    return names.index("inplace") if "inplace" in names else None
+
 
 _HOMES: dict[str, Any] = {"tensor": Tensor, "torch": torch, "functional": F}
 
