@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from i3dconvert.export.frames import optimize
     from i3dconvert.inflation import inflate
     from i3dconvert.lift.network import Network3d, frames_left, gives_scores, inflation_of, origin_of
+    from i3dconvert.lift.trainers import head_name, reset_head, set_grad_checkpointing
     from i3dconvert.lift.tree.blocks import code_of
     from i3dconvert.lift.tree.flat import graph_of
     from i3dconvert.recipes import Recipe
@@ -27,17 +28,21 @@ _HOMES = {
     "frames_left": "lift.network",
     "gives_scores": "lift.network",
     "graph_of": "lift.tree.flat",
+    "head_name": "lift.trainers",
     "inflate": "inflation",
     "inflation_of": "lift.network",
     "load": "checkpoint",
     "optimize": "export.frames",
     "origin_of": "lift.network",
+    "reset_head": "lift.trainers",
     "save": "checkpoint",
+    "set_grad_checkpointing": "lift.trainers",
     "verify": "verification",
 }
 __all__ = ["I3DError", "Network3d", "Recipe", "Report", "__version__"]
 __all__ += ["export_onnx", "inflate", "load", "optimize", "save", "verify"]
-__all__ += ["code_of", "frames_left", "gives_scores", "graph_of", "inflation_of", "origin_of"]
+__all__ += ["code_of", "frames_left", "gives_scores", "graph_of", "head_name", "inflation_of", "origin_of"]
+__all__ += ["reset_head", "set_grad_checkpointing"]
 
 
 def __getattr__(name: str) -> Any:

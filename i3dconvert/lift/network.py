@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from i3dconvert.errors import CheckpointError, I3DWarning, LiftError
 from i3dconvert.kernels import Style
-from i3dconvert.lift import layout
+from i3dconvert.lift import layout, trainers
 from i3dconvert.lift.counterparts import is_layer
 from i3dconvert.lift.graph import Lifted, lift
 from i3dconvert.lift.inflation import Inflation
@@ -50,6 +50,12 @@ class Network3d(Block):
         """The flat graph of its layers and operations as they are now."""
         frames_left: Callable[[int], int]
         """T' for a clip of so many frames; raises `FramesError` when the recipe's strides do not allow that many."""
+        head_name: str
+        """The name of the linear layer that gives the scores."""
+        reset_head: Callable[[int], None]
+        """Replaces the head by a new linear layer for so many classes."""
+        set_grad_checkpointing: Callable[..., None]
+        """Computes each block again in the backward pass."""
 
     promised: ClassVar[dict[str, Callable[[Any], Any]]] = {
         **Block.promised,
@@ -58,12 +64,27 @@ class Network3d(Block):
         "gives_scores": lambda network: gives_scores(network),
         "graph": lambda network: graph_of(network),
         "frames_left": lambda network: partial(frames_left, network),
+        "head_name": lambda network: trainers.head_name(network),
+        "reset_head": lambda network: partial(trainers.reset_head, network),
+        "set_grad_checkpointing": lambda network: partial(trainers.set_grad_checkpointing, network),
     }
 
     def __init__(self, name: str, code: Code, inflation: Inflation) -> None:
         super().__init__(name, code)
         self._i3d_inflation = inflation
         self._i3d_meta: dict[str, Any] = {"origin": None}
+        self._i3d_carried: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            carried = self.__dict__.get("_i3d_carried", {})
+            if name in carried:
+                return carried[name]
+            if name in _OF_TIMM and carried:
+                return _OF_TIMM[name](self)
+            raise
 
     def forward(self, clip: Tensor) -> Any:
         """Scores or maps of clips `(N, C, T, H, W)`."""
@@ -86,6 +107,14 @@ class Network3d(Block):
         """Upload what `save_pretrained` writes to the hub's repository `name`; returns its address."""
         address: str = _pretrained().Pretrained(self, finetuned).push_to_hub(name, **options)
         return address
+
+
+_OF_TIMM: dict[str, Callable[[Any], Any]] = {
+    "num_classes": lambda network: getattr(network.get_submodule(trainers.head_name(network)), "out_features", 0),
+    "get_classifier": lambda network: lambda: network.get_submodule(trainers.head_name(network)),
+    "reset_classifier": lambda network: lambda num_classes, *_, **__: trainers.reset_head(network, num_classes),
+}
+"""What timm's networks answer, by the head that is there now."""
 
 
 class Sequential3d(Network3d, nn.Sequential):
@@ -214,6 +243,7 @@ def _ties(model: nn.Module) -> tuple[tuple[str, ...], ...]:
 
 def _assemble(plan: Plan, model: nn.Module) -> Network3d:
     network = Growing(plan.cut, plan.lifted, plan.reading.root, model).network()
+    network._i3d_carried = trainers.carried(model)
     parameters = dict(network.named_parameters(remove_duplicate=False))
     for name, parameter in model.named_parameters(remove_duplicate=False):
         parameters[name].requires_grad_(parameter.requires_grad)

@@ -117,6 +117,11 @@ class Chain(Tree, nn.Sequential):
         return leave(converted(value, form, wanted, clips), wanted, clips)
 
 
+def class_of(module: nn.Module) -> str:
+    """The name of the 2D class that a module of the tree has become of; of others their own."""
+    return str(module.__dict__.get("_i3d_name", type(module).__name__))
+
+
 def code_of(module: nn.Module) -> str:
     """The Python code of a module of the tree."""
     code = module.__dict__.get("_i3d_code")

@@ -1,0 +1,98 @@
+"""What trainers ask of a network is answered as the 2D network answers it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from timm.optim import param_groups_layer_decay
+from torch import Tensor, nn
+from torchvision import models
+
+from i3dconvert import inflate
+from i3dconvert.errors import LiftError
+
+VIT: dict[str, Any] = {"img_size": 32, "patch_size": 16, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
+
+
+def clip_of(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def vit() -> tuple[nn.Module, Any]:
+    torch.manual_seed(0)
+    model = timm.models.VisionTransformer(**VIT).eval()
+    return model, inflate(model, "joint", size=32)
+
+
+def test_layer_decay_has_the_2d_networks_groups(vit: tuple[nn.Module, Any]) -> None:
+    model, network = vit
+    for again in (network, pickle.loads(pickle.dumps(network))):
+        groups = [
+            [
+                (group["lr_scale"], group["weight_decay"], len(group["params"]))
+                for group in param_groups_layer_decay(net)
+            ]
+            for net in (model, again)
+        ]
+        assert groups[0] == groups[1]
+        assert len({scale for scale, _, _ in groups[0]}) > 3
+        assert again.no_weight_decay() == model.no_weight_decay()
+        assert again.group_matcher(coarse=True) == model.group_matcher(coarse=True)
+
+
+def test_what_timm_says_of_a_network(vit: tuple[nn.Module, Any]) -> None:
+    model, network = vit
+    assert (network.num_classes, network.num_features) == (model.num_classes, model.num_features)
+    assert resolve_model_data_config(network) == resolve_model_data_config(model)
+    network = copy.deepcopy(network)
+    assert network.get_classifier() is network.head
+    network.reset_classifier(3)
+    assert network.num_classes == 3
+    assert network(clip_of(1, 3, 2, 32, 32)).shape == (1, 3)
+    with pytest.raises(AttributeError):
+        network.forward_intermediates  # noqa: B018 - which is not carried
+    with pytest.raises(AttributeError):
+        inflate(nn.Sequential(nn.Conv2d(3, 4, 3)), size=16).group_matcher  # noqa: B018
+
+
+@pytest.mark.parametrize(("build", "head"), [(models.resnet18, "fc"), (models.mobilenet_v3_small, "classifier.3")])
+def test_the_head_by_one_name(build: Any, head: str) -> None:
+    network = inflate(build(num_classes=5).eval(), "uniform", size=32)
+    clip = clip_of(1, 3, 2, 32, 32)
+    assert network.head_name == head
+    features = network.get_submodule(head).in_features
+    network.reset_head(7)
+    assert network(clip).shape == (1, 7)
+    network.reset_head(0)
+    assert network(clip).shape == (1, features)
+    maps = inflate(nn.Sequential(nn.Conv2d(3, 4, 3)), size=16)
+    with pytest.raises(LiftError, match="no one linear layer"):
+        maps.reset_head(2)
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_checkpointed_blocks_give_the_same_gradients(name: str, vit: tuple[nn.Module, Any]) -> None:
+    torch.manual_seed(0)
+    network: Any = (
+        copy.deepcopy(vit[1]) if name == "vit" else inflate(models.resnet18(num_classes=5), "uniform", size=32)
+    )
+    network.train()
+    clip, calls = clip_of(2, 3, 4, 32, 32), []
+    part = network.blocks[1].mlp.fc1 if name == "vit" else network.layer2[1].conv1
+    part.register_forward_hook(lambda *_: calls.append(1))
+    found = []
+    for enable in (False, True):
+        network.set_grad_checkpointing(enable)
+        network.zero_grad()
+        calls.clear()
+        network(clip).square().sum().backward()
+        found.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+        assert len(calls) == 1 + enable
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*found, strict=True))
