@@ -20,7 +20,7 @@ from i3dconvert.errors import LiftError
 from i3dconvert.frameworks import framework_of, split
 from i3dconvert.kernels import Style
 from i3dconvert.lift.inflation import Inflation
-from i3dconvert.lift.network import Network3d, cloned, fill, plan, set_origin
+from i3dconvert.lift.network import Network3d, cloned, fill, plan, set_origin, warn_of
 from i3dconvert.lift.reading import check_is_python
 from i3dconvert.recipes import Recipe, Rule, default_recipe, resolve
 
@@ -43,6 +43,8 @@ class Manner:
     """Of the floating-point tensors; None: as they are."""
     layout: str = ""
     """The framework whose names the tensors of a file get, `NAME` or `NAME:NETWORK`."""
+    strict: bool = False
+    """Whether a convolution that stays 2D is an error."""
 
     def recipe_for(self, backbone: str) -> Recipe:
         """The recipe of a backbone; raises `RecipeError`."""
@@ -69,6 +71,7 @@ def inflate(
     head: str = "",
     temporal_pool: str = "mean",
     time_embedding: str = "none",
+    strict: bool = False,
 ) -> Network3d:
     """Inflate a 2D network: images `(N, C, H, W)` become clips `(N, C, T, H, W)`.
 
@@ -87,13 +90,14 @@ def inflate(
         num_classes: for a name, a fresh head of so many classes, drawn with `seed`.
         head: for a name, `none` leaves the head out, giving its features; `maps` the pool before it too, giving
             feature maps `(N, C, T', H', W')`.
+        strict: whether a convolution that stays 2D raises `LiftError`; `network.inflation.convolutions` lists them.
 
     Returns:
         An ordinary module with the 2D network's key names and modes, its tensors apart from the 2D network's.
 
     Raises `BackboneError`, `WeightsError`, `RecipeError`, `LiftError`.
     """
-    manner = Manner(recipe, (), Style(init, padding or "", conv, temporal_pool, time_embedding), dtype)
+    manner = Manner(recipe, (), Style(init, padding or "", conv, temporal_pool, time_embedding), dtype, strict=strict)
     if isinstance(model, str):
         changes = Changes.asked(in_channels, in_init, num_classes, head, seed)
         return inflate_loaded(*Source(model, weights, seed, features, size, allow_nonfinite, changes).load(), manner)
@@ -113,6 +117,7 @@ def inflate_loaded(model: nn.Module, origin: Origin, manner: Manner = Manner()) 
 def _inflated(model: nn.Module, origin: Origin | None, manner: Manner, shape: tuple[int, int, int]) -> Network3d:
     recipe = manner.recipe_for(origin.backbone.qualified if origin is not None else "")
     planned = plan(model, recipe, manner.style, shape)
+    warn_of(planned.inflation, manner.strict)
     network = planned.network(model)
     set_origin(network, origin)
     return fill(network, planned.inflation.state(cloned(model.state_dict(), manner.dtype)))
@@ -144,6 +149,7 @@ def inflate_to_file(
     source, manner = _for_layout(source, manner)
     model, origin = source.load(progress)
     planned = plan(model, manner.recipe_for(origin.backbone.qualified), manner.style, origin.input)
+    warn_of(planned.inflation, manner.strict)
     document = Document.for_layout(planned.inflation, origin, manner.layout)
     sha256, entries = write_inflated(path, document, model.state_dict(), manner.dtype, force)
     buffers = dict(model.named_buffers())

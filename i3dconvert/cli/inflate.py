@@ -108,6 +108,7 @@ def command(
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Take weights with NaN or infinite values.")
     ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail where a convolution stays 2D.")] = False,
     force: Force = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every layer.")] = False,
     json: Json = False,
@@ -137,7 +138,7 @@ def command(
         source = Source(backbone, weights, seed, features, size, allow_nonfinite, changes)
         names = (init, padding, conv, temporal_pool, time_embedding)
         style = Style(*(name.value if name else "" for name in names))
-        manner = Manner(chosen, rules, style, dtype.torch() if dtype else None, layout)
+        manner = Manner(chosen, rules, style, dtype.torch() if dtype else None, layout, strict)
         written = inflate_to_file(source, path, manner, force, progress=not (quiet or json))
         layers = [] if quiet and not json else describe(written.network())
     if json:
@@ -183,6 +184,7 @@ def _document(written: Written, layers: list[LayerRow]) -> dict[str, Any]:
         "recipe": written.inflation.recipe.name,
         **asdict(written.inflation.style),
         "minimum_frames": written.inflation.minimum_frames,
+        "convolutions": asdict(written.inflation.convolutions),
         "parameters2d": written.parameters2d,
         "parameters3d": written.parameters3d,
         "sha256_2d": written.origin.weights.sha256,
@@ -206,6 +208,8 @@ def _show(written: Written, layers: list[LayerRow], verbose: bool) -> None:
     line = f"recipe {inflation.recipe.name}, init {style.init}, temporal padding {style.padding}"
     line += ", (2+1)D convolutions" if style.conv == "2plus1d" else ""
     render.show(f"{written.origin.backbone.qualified}, weights {written.origin.weights}; {line}")
+    for text in inflation.convolutions.lines():
+        render.show(text)
     least = inflation.minimum_frames
     render.show(f"clips of {least} frame{'s' * (least > 1)} or more")
     kept = sum(layer.operation == "Attention (one frame)" for layer in layers)

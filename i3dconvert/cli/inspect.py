@@ -37,10 +37,10 @@ def command(
             document, state = read_document(path), {}
         else:
             document, state = reader(from_layout)(path)
-        layers = []
+        layers, counted = [], None
         if document.origin is not None and document.is_ours and not toml:
             network = checkpoint.rebuild(document)
-            layers = describe(network)
+            layers, counted = describe(network), inflation_of(network).convolutions
             if state:
                 layers = with_training(
                     layers, (beside_middle if from_layout else from_inflated)(inflation_of(network), state)
@@ -50,7 +50,8 @@ def command(
     if toml:
         typer.echo(recipes.dumps(recipe), nl=False)
     elif json:
-        render.show_json({"file": str(path), "metadata": metadata, "layers": [asdict(layer) for layer in layers]})
+        shown = {"file": str(path), "metadata": metadata, "layers": [asdict(layer) for layer in layers]}
+        render.show_json(shown | ({"convolutions": asdict(counted)} if counted is not None else {}))
     elif not quiet:
         rules = metadata.pop("recipe")
         render.show_table(("", ""), _flat(metadata))
@@ -62,6 +63,8 @@ def command(
                 f"temporal {pool.kind.replace('_', '-')} {pool.kernel}, stride {pool.stride}, after {pool.after}"
             )
         show_layers(layers, "beside middle tap#" if from_layout else "from inflated#" if state else "")
+        for text in counted.lines() if counted is not None else ():
+            render.show(text)
         if layers:
             render.show(order_seen(layers, document.inflation.style.time_embedding))
 

@@ -21,6 +21,7 @@ from i3dconvert.lift.attention.found import attentions
 from i3dconvert.lift.attention.joint import AttentionOverTime
 from i3dconvert.lift.calls import Calls
 from i3dconvert.lift.canonical import canonical, function_name, leaves
+from i3dconvert.lift.convolutions import convolutions
 from i3dconvert.lift.counterparts import ANY_RANK, UPSAMPLES, Counterpart, counterpart, draws_rows, full_name
 from i3dconvert.lift.inflation import Inflation
 from i3dconvert.lift.layout import Layout
@@ -58,7 +59,7 @@ class Lift(Rewriting):
         self.ties, self.fixed, self.eval_only = ties, traced.fixed, traced.eval_only
         calls = [node for node in traced.graph.nodes if node.op == "call_module"]
         self.flat = {str(node.target) for node in calls if not _takes_an_image_alone(node)}
-        self.attention = AttentionOverTime(self, traced)
+        self.attention, self.traced = AttentionOverTime(self, traced), traced
         self.calls = Calls(self, traced.calls)
         self.pools = {_last_node(traced.graph, pool.after): pool for pool in recipe.pools}
 
@@ -103,6 +104,7 @@ class Lift(Rewriting):
             input=tuple(shape),
             any_size=self.any_size() and not self.fixed,
             folds=sum(node.target is layout.fold for node in self.graph.nodes),
+            convolutions=convolutions(self.traced, self.modules, self.flat),
             eval_only=self.eval_only,
             ties=self.ties,
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from i3dconvert.fillings import Filling
 from i3dconvert.kernels import Style
+from i3dconvert.lift.convolutions import Convolutions
 from i3dconvert.lift.rewriting import Layer
 from i3dconvert.recipes import Recipe
 
@@ -33,6 +34,8 @@ class Inflation:
     """Whether every value is an image or a vector, as in convolutional networks, so that any size goes through."""
     folds: int = 0
     """How many times the network turns a clip into frames."""
+    convolutions: Convolutions = field(default_factory=Convolutions)
+    """How many of the 2D network's convolutions became 3D, and which did not."""
     eval_only: str = ""
     """What the 2D network does otherwise in training, where the 3D one does what it does in eval mode; else empty."""
     ties: tuple[tuple[str, ...], ...] = ()

@@ -205,16 +205,28 @@ class Plan:
 
 
 def plan(model: nn.Module, recipe: Recipe, style: Style, shape: tuple[int, int, int]) -> Plan:
-    """Trace `model` on an image `(C, H, W)` and lift it; raises `RecipeError`, `LiftError`."""
+    """Read `model` on an image `(C, H, W)` and lift it; raises `RecipeError`, `LiftError`."""
     reading = read(model, is_layer, shape)
-    if reading.eval_only:
+    return Plan(reading, lift(reading, recipe, style.checked(), _ties(model)))
+
+
+def warn_of(inflation: Inflation, strict: bool = False) -> None:
+    """Warn where no convolution became 3D, and of what training does otherwise.
+
+    With `strict`, raises `LiftError` where any convolution stays 2D.
+    """
+    found = inflation.convolutions
+    if strict and found.kept:
+        raise LiftError("; ".join(found.lines()))
+    if found.run and not found.lifted:
+        warnings.warn("; ".join(found.lines()), I3DWarning, stacklevel=3)
+    if inflation.eval_only:
         warnings.warn(
-            f"in training the 2D network does something else ({reading.eval_only}): the 3D one does in both modes what "
-            "it does in eval mode",
+            f"in training the 2D network does something else ({inflation.eval_only}): the 3D one does in both modes "
+            "what it does in eval mode",
             I3DWarning,
             stacklevel=3,
         )
-    return Plan(reading, lift(reading, recipe, style.checked(), _ties(model)))
 
 
 def fill(network: Network3d, state: Iterable[tuple[str, Tensor]]) -> Network3d:

@@ -38,6 +38,7 @@ def verify(
     settings, report = settings or Settings(), Report()
     progress("weight identity")
     report.checks.append(check_weights(inflation_of(model3d), model2d.state_dict(), model3d.state_dict()))
+    report.notes += inflation_of(model3d).convolutions.lines()
     origin: Origin | None = origin_of(model3d)
     with ExitStack() as stack:
         if origin is not None and origin.changes.head == "fresh":

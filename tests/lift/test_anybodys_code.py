@@ -416,3 +416,44 @@ def test_places_and_flags_keep_their_time() -> None:
             assert found[name].dtype == expected.dtype
             assert torch.allclose(found[name].double(), expected.double(), rtol=0, atol=1e-12), name
         assert found["scores"].shape == (2, 4)
+
+
+def a_computed_kernel(net: Any, x: Tensor) -> Tensor:
+    return net.d(F.conv2d(net.c(x), net.e.weight / net.e.weight.norm()))
+
+
+def layers_and_a_subclass(net: Any, x: Tensor) -> Tensor:
+    return net.d(net.e(net.c(x)))
+
+
+@pytest.mark.parametrize(
+    ("forward", "lifted", "kept"),
+    [(layers_and_a_subclass, 3, ""), (a_computed_kernel, 2, "its kernel is computed in the forward pass")],
+)
+def test_convolutions_are_counted_and_those_that_stay_2d_named(forward: Forward, lifted: int, kept: str) -> None:
+    class OfAFunction(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return F.conv2d(input, self.weight, self.bias)
+
+    model = Net(forward, e=OfAFunction(4, 4, 1))
+    counted = inflate(model, "uniform", size=16).inflation.convolutions
+    assert (counted.run, counted.lifted) == (3, lifted)
+    assert [reason for _, reason in counted.kept] == [kept] * bool(kept)
+    if kept:
+        with pytest.raises(LiftError, match=f"2 of 3 convolutions became 3D.*stays 2D: {kept}"):
+            inflate(model, "uniform", size=16, strict=True)
+    assert inflate(Net(layers_and_a_subclass, e=nn.Conv2d(4, 4, 1)), size=16, strict=True)
+
+
+def test_no_convolution_in_3d_is_a_warning() -> None:
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            windows = x.unflatten(2, (2, -1)).transpose(1, 2).flatten(0, 1)
+            return self.head(self.conv(windows).mean((2, 3)).unflatten(0, (-1, 2)).mean(1))
+
+    with pytest.warns(I3DWarning, match="0 of 1 convolution became 3D; NONE"):
+        inflate(Windows().eval(), size=16)

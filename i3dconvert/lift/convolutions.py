@@ -1,0 +1,62 @@
+"""How many of the convolutions that the 2D network runs became 3D, and why others stay 2D."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from i3dconvert.lift import layout
+from i3dconvert.lift.counterparts import full_name
+from i3dconvert.lift.reading import Reading, is_image
+
+FUNCTIONS = ("conv2d", "conv_transpose2d")
+
+
+@dataclass(frozen=True)
+class Convolutions:
+    """Of the 2D kernels that the network convolves images with, each counted once, calls of functions included."""
+
+    run: int = 0
+    lifted: int = 0
+    kept: tuple[tuple[str, str], ...] = ()
+    """Those that stay 2D, by the layer that holds the kernel or calls the function, and why."""
+
+    def __str__(self) -> str:
+        return f"{self.lifted} of {self.run} convolution{'s' * (self.run != 1)} became 3D"
+
+    def lines(self) -> list[str]:
+        """For people: the count, and each that stays 2D."""
+        warning = "; NONE of them sees time" if self.run and not self.lifted else ""
+        return [f"{self}{warning}", *(f"{name} stays 2D: {reason}" for name, reason in self.kept)]
+
+
+def convolutions(traced: Reading, lifted: Mapping[str, nn.Module], flat: Collection[str]) -> Convolutions:
+    """Count those of a network whose `lifted` layers are known; layers in `flat` are called with more than images."""
+    found: dict[str, str] = {}
+    for node in traced.graph.nodes:
+        if node.op == "call_module":
+            name, module = str(node.target), traced.root.get_submodule(str(node.target))
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or full_name(module).endswith(".BlurPool2d"):
+                is_3d = type(lifted.get(name)) is not type(module) and name in lifted
+                given = "something else than one image" if name in flat else "no image"
+                found[name] = "" if is_3d else f"it is called with {given}"
+        elif layout.operation(node) in FUNCTIONS:
+            name, reason = _function(node)
+            found[name] = found.get(name) or reason
+    kept = tuple((name, reason) for name, reason in found.items() if reason)
+    return Convolutions(len(found), len(found) - len(kept), kept)
+
+
+def _function(node: fx.Node) -> tuple[str, str]:
+    """What a function's call is named after, and why it stays 2D."""
+    kernel = layout.argument(node, "weight", 1)
+    scope = str(node.meta["scope"] or node.name)
+    if not isinstance(kernel, fx.Node):
+        return scope, "its kernel is a number"
+    if not is_image(layout.argument(node, "input", 0)):
+        return scope, "it is called with no image"
+    if kernel.op == "get_attr":
+        return str(kernel.target).rpartition(".")[0] or scope, "a function calls it in another way than its layer does"
+    return scope, "its kernel is computed in the forward pass"
