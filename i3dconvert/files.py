@@ -42,6 +42,8 @@ def check_output(path: Path, force: bool, folder: bool = False) -> None:
         raise OutputError(f"{path} is a directory; name a file")
     if path.is_file() and folder:
         raise OutputError(f"{path} is a file; name a folder")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OutputError(f"{path} is a device or a pipe; name a file")
     if path.exists() and not force:
         raise OutputError(f"{path} exists already; --force replaces it, -o names another file")
     if not path.parent.is_dir():

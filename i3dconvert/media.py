@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,12 +26,29 @@ def read_pictures(paths: Sequence[Path], preprocessing: Preprocessing) -> Tensor
         check_input(path, MediaError, "a picture")
         try:
             with Image.open(path) as image:
-                tensors.append(preprocessing(image))
+                tensors.append(preprocessing(as_shown(image)))
         except (UnidentifiedImageError, Image.DecompressionBombError, ValueError, OSError, SyntaxError) as error:
             reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
             raise MediaError(f"can't read the picture {path}: {reason}") from None
     return torch.stack(tensors)
 
+
+def as_shown(image: Any) -> Any:
+    """A PIL image as viewers show it: turned as its EXIF says, of 16 bits the upper eight; raises `ValueError`."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of no known range; save it with 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image
+    pixels = np.asarray(image)
+    if pixels.min(initial=0) < 0 or pixels.max(initial=0) > _SIXTEEN_BITS:
+        raise ValueError("its pixels are numbers of more than 16 bits; save it with 8 or 16 bits")
+    return Image.fromarray((pixels >> 8).astype(np.uint8))
+
+
+_SIXTEEN_BITS = 2**16 - 1
 
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 RATE = 25.0

@@ -89,10 +89,15 @@ def _edge(size: Any) -> int | None:
     return None if size is None else int(size)
 
 
+_MOST_LAYERS, _MOST_CHANNELS = 10_000, 1_000_000
+"""In the configuration of a network that a file asks for."""
+
+
 class Transformers(Library):
     """A folder's or a repository's."""
 
     version = transformers.__version__
+    takes = {"architecture": str, "config": dict, "folder": bool}  # noqa: RUF012
 
     def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
         """The network of a configuration, called with images and giving its logits where it is a classifier."""
@@ -115,6 +120,18 @@ class Transformers(Library):
         if classes is not None:
             config |= {"num_labels": classes, "id2label": None, "label2id": None}
         return {"architecture": config["architectures"][0], "config": config, "folder": Path(name).is_dir()}
+
+    def check(self, name: str, arguments: Mapping[str, Any]) -> None:
+        """Beside that: no configuration of a wrapper around another library's builder, and no network without end."""
+        super().check(name, arguments)
+        config = arguments.get("config", {})
+        if "model_args" in config or str(arguments.get("architecture", "")).startswith("Timm"):
+            raise BackboneError("the configuration is of a wrapper around another library, with arguments of that")
+        for key, value in config.items():
+            layers = any(word in key for word in ("layer", "depth", "block", "stage"))
+            most, numbers = _MOST_LAYERS if layers else _MOST_CHANNELS, value if isinstance(value, list) else [value]
+            if len(numbers) > _MOST_LAYERS or any(type(one) is int and abs(one) > most for one in numbers):
+                raise BackboneError(f"the configuration has {key}={str(value)[:60]}, more than any network has")
 
     def offered(self, name: str) -> list[str]:
         return [PRETRAINED]

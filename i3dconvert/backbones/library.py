@@ -8,8 +8,13 @@ from typing import Any
 
 from torch import nn
 
+from i3dconvert.errors import BackboneError
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.weights import State
+
+_ADDRESSES = ("hf-hub:", "hf_hub:", "local-dir:")
+_MOST = 1_000_000
+"""Of classes, pixels and the like that a file may ask for."""
 
 
 def channels_of(model: nn.Module) -> int:
@@ -21,12 +26,23 @@ class Library(ABC):
     """A library's networks, by name. `weights` is a pretrained set's name, or None."""
 
     version = ""
+    takes: Mapping[str, type] = {"num_classes": int}
+    """The builder's arguments that a file may hold, and their types; none of them is a path or an address."""
     hub = ""
     """Before the name of a repository on the Hugging Face hub, where weights come from one."""
 
     @abstractmethod
     def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
         """The network, uninitialised weights included; raises `BackboneError`."""
+
+    def check(self, name: str, arguments: Mapping[str, Any]) -> None:
+        """Raise `BackboneError` where a name and arguments, maybe a stranger's, are none that a file of ours has."""
+        if name.startswith(_ADDRESSES):
+            raise BackboneError(f"{name} would be fetched; a file of ours names a network of a library")
+        for key, value in arguments.items():
+            kind = self.takes.get(key)
+            if kind is None or type(value) is not kind or (type(value) is int and not 0 <= value <= _MOST):
+                raise BackboneError(f"a network with {key}={repr(value)[:60]} is asked for, which no file of ours has")
 
     def arguments(self, name: str, weights: str | None, classes: int | None) -> dict[str, Any]:
         """The builder's arguments for these weights and this number of classes."""

@@ -197,7 +197,11 @@ class Origin:
 
 
 def build(backbone: Backbone) -> nn.Module:
-    """The 2D network of a backbone in eval mode; its parameters hold whatever was in memory."""
+    """The 2D network of a backbone in eval mode; its parameters hold whatever was in memory.
+
+    Raises `BackboneError`, also where its arguments are none that a file of ours has.
+    """
+    backbone.library.check(backbone.name, backbone.arguments)
     with NoInit():
         return backbone.library.build(backbone.name, backbone.arguments).eval()
 

@@ -56,6 +56,7 @@ class Timm(Library):
     """timm's."""
 
     version = timm.__version__
+    takes = {"num_classes": int, "features_only": bool}  # noqa: RUF012
     hub = HUB
 
     def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:

@@ -47,6 +47,11 @@ class Torchvision(Library):
     """torchvision's builders, weights and transforms."""
 
     version = torchvision.__version__
+    takes = {  # noqa: RUF012
+        **dict.fromkeys(("num_classes", "image_size"), int),
+        **dict.fromkeys(("aux_logits", "aux_loss", "init_weights", "transform_input"), bool),
+        "weights_backbone": type(None),
+    }
 
     def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
         network: nn.Module = models.get_model(name, weights=None, **arguments)

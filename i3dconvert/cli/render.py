@@ -18,20 +18,25 @@ def _console(stderr: bool = False) -> Any:
     return Console(stderr=stderr, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False, soft_wrap=True)
 
 
+def visible(text: str) -> str:
+    """`text` with what a terminal would obey, as names from a file may hold it, spelt out: an escape as `\\x1b`."""
+    return "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)
+
+
 def show(text: str) -> None:
     """One line of text."""
-    _console().print(text, markup=False)
+    _console().print(visible(text), markup=False)
 
 
 def show_error(message: str) -> None:
     """One red line on standard error."""
-    line = " ".join(message.split())
+    line = visible(" ".join(message.split()))
     _console(stderr=True).print(f"error: {line}", style="bold red", markup=False)
 
 
 def show_warning(message: str) -> None:
     """One yellow line on standard error."""
-    _console(stderr=True).print(f"warning: {message}", style="yellow", markup=False)
+    _console(stderr=True).print(f"warning: {visible(message)}", style="yellow", markup=False)
 
 
 def show_json(document: Any) -> None:
@@ -46,13 +51,13 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str
     console = _console()
     edge, gap = ("  ", "   ") if console.is_terminal else (" ", "  ")
     room = console.width - 2 * len(edge) - len(gap) * (len(columns) - 1)
-    table = [[column.rstrip("#") for column in columns], *([number(cell) for cell in row] for row in rows)]
+    table = [[column.rstrip("#") for column in columns], *([visible(number(cell)) for cell in row] for row in rows)]
     head, *body = (
         "\n".join(f"{edge}{gap.join(line)}{edge}" for line in lines)
         for lines in _laid_out(console, table, [column.endswith("#") for column in columns], room)
     )
     if title is not None:
-        console.out(title, style="italic")
+        console.out(visible(title), style="italic")
     if console.is_terminal:
         rule = ("-" if console.options.ascii_only else "─") * (cell_len(head.partition("\n")[0]) - 2)
         console.out(f"\n{head}", style="bold")

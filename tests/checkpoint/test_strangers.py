@@ -1,0 +1,115 @@
+"""Files and pictures from strangers: what they ask for is looked at before it is done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from i3dconvert import I3DError, load
+from i3dconvert.checkpoint import KEY
+from i3dconvert.checkpoint.document import _seal
+from i3dconvert.media import read_pictures
+from i3dconvert.preprocessing import Preprocessing
+from tests.conftest import Run
+
+
+def forged(checkpoint: Path, to: Path, **backbone: Any) -> Path:
+    """A copy of a checkpoint whose document names another network, with a seal that fits."""
+    with safe_open(checkpoint, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
+        document = json.loads(file.metadata()[KEY])
+    document["origin"]["backbone"] |= backbone
+    document["seal"] = _seal(document)
+    save_file(tensors, to, {KEY: json.dumps(document)})
+    return to
+
+
+class Boom:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "said"),
+    [
+        ({"source": "timm", "name": "resnet18", "arguments": {"checkpoint_path": "evil.pth"}}, "checkpoint_path"),
+        ({"source": "timm", "name": "resnet18", "arguments": {"pretrained": True}}, "pretrained=True"),
+        ({"source": "timm", "name": "resnet18", "arguments": {"num_classes": "evil.pth"}}, "num_classes='evil.pth'"),
+        ({"source": "timm", "name": "resnet18", "arguments": {"num_classes": 10**9}}, "num_classes=1000000000"),
+        ({"source": "timm", "name": "hf-hub:somebody/net"}, "would be fetched"),
+        ({"arguments": {"weights_backbone": "DEFAULT"}}, "weights_backbone"),
+        (
+            {"source": "hf", "name": "x", "arguments": {
+                "architecture": "TimmWrapperForImageClassification", "config": {"model_args": {}}, "folder": False}},
+            "a wrapper around another library",
+        ),
+        (
+            {"source": "hf", "name": "x", "arguments": {
+                "architecture": "ResNetForImageClassification", "config": {"depths": [1000000] * 4}, "folder": False}},
+            "depths",
+        ),
+    ],
+)  # fmt: skip
+def test_no_argument_of_a_file_runs_fetches_or_fills_memory(
+    backbone: dict[str, Any], said: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Boom(tmp_path / "ran")}, "evil.pth")
+    with pytest.raises(I3DError, match=said):
+        load(forged(checkpoint, tmp_path / "net.safetensors", **backbone))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_names_from_a_file_do_not_reach_the_terminal(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    path = forged(checkpoint, tmp_path / "net.safetensors", version="\x1b]0;owned\x07\x1b[2J")
+    for words in (("inspect", path), ("verify", path), ("inspect", tmp_path / "\x1b[31mnone.safetensors")):
+        result = run(*words)
+        assert "\x1b" not in result.out + result.err
+        assert "\x07" not in result.out + result.err
+    assert "\\x1b]0;owned" in run("inspect", path).out
+
+
+def test_force_replaces_files_alone(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copy(checkpoint, tmp_path / "net.safetensors")
+    result = run("inflate", "resnet18", "-w", "random", "-s", 32, "-o", "/dev/null", "--force")
+    assert (result.code, "is a device or a pipe" in result.err) == (1, True)
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff"])
+def test_pictures_of_16_bits_are_those_of_8(ending: str, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 64 * 64).astype(np.uint8).reshape(64, 64)
+    Image.fromarray(ramp).save(tmp_path / "8.png")
+    Image.fromarray(ramp.astype(np.uint16) << 8).save(tmp_path / f"16.{ending}")
+    look = Preprocessing.from_dict(
+        {"resize": 64, "size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
+    )
+    eight, sixteen = read_pictures([tmp_path / "8.png", tmp_path / f"16.{ending}"], look)
+    assert torch.equal(eight, sixteen)
+
+
+def test_pictures_are_turned_as_their_camera_says(tmp_path: Path) -> None:
+    image = Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3))
+    image.save(tmp_path / "plain.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    look = Preprocessing.from_dict(
+        {"resize": 64, "size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
+    )
+    plain, turned = read_pictures([tmp_path / "plain.png", tmp_path / "turned.png"], look)
+    assert torch.equal(plain, turned)
