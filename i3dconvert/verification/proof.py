@@ -38,7 +38,6 @@ def verify(
     settings, report = settings or Settings(), Report()
     progress("weight identity")
     report.checks.append(check_weights(inflation_of(model3d), model2d.state_dict(), model3d.state_dict()))
-    report.notes += inflation_of(model3d).convolutions.lines()
     origin: Origin | None = origin_of(model3d)
     with ExitStack() as stack:
         if origin is not None and origin.changes.head == "fresh":
@@ -49,6 +48,7 @@ def verify(
         image = noise(inflation_of(model3d).input, settings)[:1]
         reach = check_reach(model3d, image, settings.dtypes[-1], settings.device)
         report.checks += [reach] if reach is not None else []
+    report.notes += inflation_of(model3d).convolutions.lines()
     images = noise(inflation_of(model3d).input, settings)
     if not report.passed and (reason := mixing(model2d, images[:2])):
         report.checks.append(Check("each image by itself", False, reason))

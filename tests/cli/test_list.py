@@ -187,7 +187,7 @@ def test_a_table_looks_as_rich_draws_it(terminal: bool, width: int, monkeypatch:
     for column in columns:
         table.add_column(column.rstrip("#"), justify="right" if column.endswith("#") else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(render.number(cell)) for cell in row))
+        table.add_row(*(Text(render.visible(render.number(cell))) for cell in row))
     console(file=theirs).print(table)
     monkeypatch.setattr(render, "_console", lambda: console(file=ours))
     render.show_table(columns, rows, "backbones")

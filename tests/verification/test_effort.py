@@ -33,11 +33,16 @@ def test_lengths_are_those_of_the_recipe() -> None:
     assert legal_lengths(small()[1], 3) == [3, 2]
 
 
+COUNTED = "2 of 2 convolutions became 3D"
+"""The note that stands in every report."""
+
+
 def test_without_time_the_least_is_verified_and_said() -> None:
     report = verify(*small(256), Settings(seconds=0.0))
     assert report.passed
     assert "2×64×64" in report.checks[1].name
     assert "2 frames of 64×64: --frames 16 --size 256 would take about" in report.notes[0]
+    assert report.notes[1:] == [COUNTED]
 
 
 @pytest.mark.parametrize("settings", [Settings(frames=5, seconds=0.0), Settings(frames=5, size=32, seconds=0.0)])
@@ -45,13 +50,13 @@ def test_what_was_told_is_done(settings: Settings) -> None:
     report = verify(*small(), settings)
     size = settings.size or 96
     assert f"5×{size}×{size}" in report.checks[1].name
-    assert not report.notes
+    assert report.notes == [COUNTED]
 
 
 def test_with_time_enough_nothing_is_left_out() -> None:
     report = verify(*small(), Settings(seconds=1e6))
     assert "16×96×96" in report.checks[1].name
-    assert not report.notes
+    assert report.notes == [COUNTED]
 
 
 def test_the_share_of_the_work_grows_to_the_whole() -> None:
