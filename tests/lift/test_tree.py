@@ -337,6 +337,9 @@ def test_values_cross_in_lists_and_beside_inputs() -> None:
         assert torch.equal(pickle.loads(pickle.dumps(network))(clip), network(clip))
     assert isinstance(network.inner, Block)
     assert network.inner._i3d_code is not None
+    *_, last = network.inner._i3d_code.inputs
+    with pytest.raises(TypeError, match="missing maps"):
+        network.inner(**{last: network.table})  # which must not be taken for what stands before it
 
 
 def test_a_module_without_code_says_so() -> None:

@@ -69,7 +69,9 @@ class Code:
             names = list(self.inputs)[len(args) :]
             if unknown := set(kwargs) - set(names):
                 raise TypeError(f"unexpected keyword arguments {', '.join(sorted(unknown))}; it takes {names}")
-            args = (*args, *(kwargs[name] for name in names if name in kwargs))
+            if missing := [name for name in names if name not in kwargs]:
+                raise TypeError(f"missing {', '.join(missing)}; it takes {list(self.inputs)}")
+            args = (*args, *(kwargs[name] for name in names))
         return self._function(module, *args)
 
     def compiled(self) -> Code:

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from torch import fx, nn
 
+from i3dconvert.errors import LiftError
 from i3dconvert.lift import layout
 from i3dconvert.lift.forms import FRAMES, Form, is_frames
 from i3dconvert.lift.tree.blocks import Block, Chain
@@ -59,7 +60,7 @@ class _Flat:
         """The operations of a block, for values that are inside of it."""
         code = block._i3d_code
         if code is None:
-            raise NotImplementedError(f"{prefix} has no code of its own")
+            raise LiftError(f"{prefix.rstrip('.')} stands where a module is called, and has no code of its own")
         env: dict[fx.Node, Any] = {}
         result: Any = None
         for node in code.graph.nodes:
