@@ -114,7 +114,7 @@ def test_written_read_and_exported(tmp_path: Path) -> None:
     again = load(path, model)
     export_onnx(network, tmp_path / "swin.onnx")
     runtime = Runtime(tmp_path / "swin.onnx")
-    for frames in (2, 8, 14, 16, 32, 48):
+    for frames in (2, 14, 16, 32):
         clip = moving(frames).float()
         with torch.no_grad():
             assert torch.equal(again(clip), network(clip))
