@@ -13,6 +13,7 @@ from torch import nn
 
 from i3dconvert.backbones import Changes, Origin, Source
 from i3dconvert.backbones.library import channels_of
+from i3dconvert.backbones.origin import of_a_user
 from i3dconvert.checkpoint import Document
 from i3dconvert.checkpoint.writing import write_inflated
 from i3dconvert.comparison.alone import mixing
@@ -103,10 +104,7 @@ def inflate(
         return inflate_loaded(*Source(model, weights, seed, features, size, allow_nonfinite, changes).load(), manner)
     shape = (channels_of(model), size or 224, size or 224)
     check_is_python(model)
-    network = _inflated(model, None, replace(manner, recipe=recipe or "uniform"), shape)
-    if reason := mixing(model, torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))):
-        raise LiftError(reason)
-    return network
+    return _inflated(model, None, replace(manner, recipe=recipe or "uniform"), shape)
 
 
 def inflate_loaded(model: nn.Module, origin: Origin, manner: Manner = Manner()) -> Network3d:
@@ -116,11 +114,19 @@ def inflate_loaded(model: nn.Module, origin: Origin, manner: Manner = Manner()) 
 
 def _inflated(model: nn.Module, origin: Origin | None, manner: Manner, shape: tuple[int, int, int]) -> Network3d:
     recipe = manner.recipe_for(origin.backbone.qualified if origin is not None else "")
-    planned = plan(model, recipe, manner.style, shape)
+    planned = plan(model, recipe, manner.style, shape, trial=of_a_user(origin))
+    check_by_itself(model, origin, shape)
     warn_of(planned.inflation, manner.strict)
     network = planned.network(model)
     set_origin(network, origin)
     return fill(network, planned.inflation.state(cloned(model.state_dict(), manner.dtype)))
+
+
+def check_by_itself(model: nn.Module, origin: Origin | None, shape: tuple[int, int, int]) -> None:
+    """Raise `LiftError` where a user's network mixes the images of a batch; a library's are tried by name."""
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    if of_a_user(origin) and (reason := mixing(model, images)):
+        raise LiftError(reason)
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,9 @@ def inflate_to_file(
     """
     source, manner = _for_layout(source, manner)
     model, origin = source.load(progress)
-    planned = plan(model, manner.recipe_for(origin.backbone.qualified), manner.style, origin.input)
+    recipe = manner.recipe_for(origin.backbone.qualified)
+    planned = plan(model, recipe, manner.style, origin.input, trial=of_a_user(origin))
+    check_by_itself(model, origin, origin.input)
     warn_of(planned.inflation, manner.strict)
     document = Document.for_layout(planned.inflation, origin, manner.layout)
     sha256, entries = write_inflated(path, document, model.state_dict(), manner.dtype, force)

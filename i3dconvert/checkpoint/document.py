@@ -13,7 +13,7 @@ from i3dconvert.backbones import Origin
 from i3dconvert.errors import CheckpointError, I3DError, LayoutError
 from i3dconvert.frameworks import Target, check_fits, framework_of, split
 from i3dconvert.kernels import Style
-from i3dconvert.lift.inflation import Inflation
+from i3dconvert.lift.inflation import Inflation, Sizes
 from i3dconvert.recipes import Recipe
 from i3dconvert.version import VERSION
 from i3dconvert.weights import State
@@ -94,6 +94,8 @@ class Document:
             "sha256": self.sha256,
             "finetuned": self.finetuned,
         }
+        if self.inflation.tried is not None:
+            document["tried"] = [list(axis) for axis in self.inflation.tried]
         if self.layout:
             document["layout"] = self.layout
         if self.origin is not None:
@@ -113,7 +115,8 @@ class Document:
             origin = Origin.from_dict(document["origin"], where.parent) if "origin" in document else None
             frames = int(document["minimum_frames"])
             channels, height, width = map(int, document["input"])
-            inflation = Inflation(recipe, style, minimum_frames=frames, input=(channels, height, width))
+            tried = _tried(document["tried"]) if "tried" in document else None
+            inflation = Inflation(recipe, style, minimum_frames=frames, input=(channels, height, width), tried=tried)
             intact = document["seal"] == _seal(document)
             layout = str(document.get("layout", ""))
             return cls(inflation, origin, str(document["sha256"]), bool(document["finetuned"]), layout, intact)
@@ -123,6 +126,11 @@ class Document:
             raise CheckpointError(
                 f"{where} has damaged i3dconvert metadata ({type(error).__name__}: {error})"
             ) from None
+
+
+def _tried(axes: Any) -> Sizes:
+    (low, high), (narrow, wide) = axes
+    return (int(low), int(high)), (int(narrow), int(wide))
 
 
 def _seal(document: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from i3dconvert.backbones.origin import of_a_user
 from i3dconvert.checkpoint.document import KEY, Document
 from i3dconvert.errors import CheckpointError, LayoutError, WeightsError
 from i3dconvert.files import check_input, in_folder
@@ -61,7 +62,8 @@ def rebuild(document: Document, model: nn.Module | None = None, where: str | Pat
             )
         model = document.origin.build()
     inflation = document.inflation
-    network = plan(model, inflation.recipe, inflation.style, inflation.input).network(model)
+    planned = plan(model, inflation.recipe, inflation.style, inflation.input, trial=of_a_user(document.origin))
+    network = planned.network(model)
     set_origin(network, document.origin)
     return network
 

@@ -185,6 +185,8 @@ def _document(written: Written, layers: list[LayerRow]) -> dict[str, Any]:
         **asdict(written.inflation.style),
         "minimum_frames": written.inflation.minimum_frames,
         "convolutions": asdict(written.inflation.convolutions),
+        "fixed": written.inflation.fixed,
+        "tried": written.inflation.tried,
         "parameters2d": written.parameters2d,
         "parameters3d": written.parameters3d,
         "sha256_2d": written.origin.weights.sha256,
@@ -210,6 +212,8 @@ def _show(written: Written, layers: list[LayerRow], verbose: bool) -> None:
     render.show(f"{written.origin.backbone.qualified}, weights {written.origin.weights}; {line}")
     for text in inflation.convolutions.lines():
         render.show(text)
+    if sizes := inflation.sizes():
+        render.show(sizes)
     least = inflation.minimum_frames
     render.show(f"clips of {least} frame{'s' * (least > 1)} or more")
     kept = sum(layer.operation == "Attention (one frame)" for layer in layers)

@@ -93,8 +93,11 @@ class _Frames:
         parts: dict[str, Any] = dict(self.modules)
         for node in self.graph.nodes:
             owner, _, last = str(node.target).rpartition(".")
-            if node.op == "get_attr" and owner not in parts:
-                parts[str(node.target)] = getattr(self.network.get_submodule(owner), last)
+            if node.op == "get_attr" and not hasattr(parts.get(owner), last):
+                tensor = getattr(self.network.get_submodule(owner), last)
+                if owner in parts:  # a layer in another form, whose tensor is read beside it
+                    node.target = f"{owner}_{last}".replace(".", "_")
+                parts[str(node.target)] = tensor
         return Straight("Frames", self.graph, parts).eval()
 
     def visit(self, node: fx.Node) -> fx.Node:

@@ -91,10 +91,10 @@ class Lift(Rewriting):
         _drop_unused_sizes(self.graph)
         self.graph.lint()
         least = minimum_frames(self.graph, self.recipe)
+        _, *shape = next(node for node in self.old.nodes if node.op == "placeholder").meta["value"].shape
         for node in self.graph.nodes:
             if node.target is layout.check_clip:
-                node.args = (*node.args[:2], least)
-        _, *shape = next(node for node in self.old.nodes if node.op == "placeholder").meta["value"].shape
+                node.args = (*node.args[:2], least, *([tuple(shape[1:])] if self.fixed else []))
         inflation = Inflation(
             recipe=self.recipe,
             style=self.style,
@@ -106,6 +106,8 @@ class Lift(Rewriting):
             folds=sum(node.target is layout.fold for node in self.graph.nodes),
             convolutions=convolutions(self.traced, self.modules, self.flat),
             eval_only=self.eval_only,
+            fixed=self.fixed,
+            tried=self.traced.tried,
             ties=self.ties,
         )
         return Lifted(self.graph, self.modules, inflation, self.calls.all())

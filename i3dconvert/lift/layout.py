@@ -24,12 +24,21 @@ class Layout(enum.Enum):
     PLAIN = "plain"
 
 
-def check_clip(clip: Tensor, channels: int, frames: int) -> Tensor:
-    """Return `clip` if it is `(N, channels, T, H, W)` with T ≥ `frames`, else raise `FramesError`."""
+def check_clip(clip: Tensor, channels: int, frames: int, size: tuple[int, int] | None = None) -> Tensor:
+    """Return `clip` if it is `(N, channels, T, H, W)` with T ≥ `frames`, else raise `FramesError`.
+
+    `size` are the height and width, where they are fixed.
+    """
     if clip.dim() != 5 or clip.shape[1] != channels:
         raise FramesError(f"expected a clip (N, {channels}, T, H, W), got {tuple(clip.shape)}")
     if clip.shape[2] < frames:
         raise FramesError(f"the clip has {clip.shape[2]} frames; the recipe's strides need at least {frames}")
+    if size is not None and tuple(clip.shape[3:]) != size:
+        (height, width), (h, w) = clip.shape[3:], size
+        raise FramesError(
+            f"the clip is {height}×{width}; the network was inflated for {h}×{w} alone, and may do something else at "
+            f"other sizes: inflate it at this one (size=)"
+        )
     return clip
 
 

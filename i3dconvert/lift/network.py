@@ -74,6 +74,7 @@ class Network3d(Block):
         self._i3d_inflation = inflation
         self._i3d_meta: dict[str, Any] = {"origin": None}
         self._i3d_carried: dict[str, Any] = {}
+        self._i3d_warned = False
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -88,7 +89,20 @@ class Network3d(Block):
 
     def forward(self, clip: Tensor) -> Any:
         """Scores or maps of clips `(N, C, T, H, W)`."""
+        if not torch.compiler.is_compiling() and not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            self._warn_of_size(clip)
         return super().forward(clip)
+
+    def _warn_of_size(self, clip: Tensor) -> None:
+        """Warn, once, of heights and widths beyond those that were tried."""
+        tried = self._i3d_inflation.tried
+        if tried is None or self._i3d_warned or clip.dim() != 5:
+            return
+        if any(not low <= size <= high for (low, high), size in zip(tried, clip.shape[3:], strict=True)):
+            self._i3d_warned = True
+            height, width = clip.shape[3:]
+            text = f"the clip is {height}×{width}; {self._i3d_inflation.sizes()}: compare it with the 2D network there"
+            warnings.warn(text, I3DWarning, stacklevel=4)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> Network3d:
@@ -204,9 +218,12 @@ class Plan:
         return _assemble(self, model)
 
 
-def plan(model: nn.Module, recipe: Recipe, style: Style, shape: tuple[int, int, int]) -> Plan:
-    """Read `model` on an image `(C, H, W)` and lift it; raises `RecipeError`, `LiftError`."""
-    reading = read(model, is_layer, shape)
+def plan(model: nn.Module, recipe: Recipe, style: Style, shape: tuple[int, int, int], trial: bool = False) -> Plan:
+    """Read `model` on an image `(C, H, W)` and lift it; raises `RecipeError`, `LiftError`.
+
+    `trial`: see `read`; for networks that are not a library's, whose names are tried once and for all.
+    """
+    reading = read(model, is_layer, shape, trial)
     return Plan(reading, lift(reading, recipe, style.checked(), _ties(model)))
 
 

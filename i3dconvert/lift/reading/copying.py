@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
+import gc
+import sys
 from collections import OrderedDict
 from typing import Any
 
@@ -27,6 +30,15 @@ def on_meta(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} can't be copied ({first_line(error)}): copy.deepcopy(model) has to work; "
             "build it anew, and inflate it before it has run"
         ) from error
+
+
+def clear_caches() -> None:
+    """Empty each `functools.lru_cache` of code that is neither Python's nor torch's: a run leaves its sizes there."""
+    cache = type(functools.lru_cache(clear_caches))
+    for found in [one for one in gc.get_objects() if type(one) is cache]:
+        home = str(getattr(found, "__module__", "")).partition(".")[0]
+        if home != "torch" and home not in sys.stdlib_module_names:
+            found.cache_clear()
 
 
 def without_hooks(model: nn.Module) -> nn.Module:

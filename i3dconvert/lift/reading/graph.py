@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from i3dconvert.errors import LiftError
 from i3dconvert.lift.reading.merging import ByMode, Cast, OfDtype, OfImage
 from i3dconvert.lift.reading.numbers import ARITHMETIC, COMPARISONS
-from i3dconvert.lift.reading.recording import Call, Decision, Ref, Row, leaves, mapped
+from i3dconvert.lift.reading.records import Call, Decision, Ref, Row, leaves, mapped
 
 _OPERATORS = {f"__{name.rstrip('_')}__": getattr(operator, name) for name in """
     add sub mul truediv floordiv mod pow matmul and_ or_ xor neg pos invert eq ne lt le gt ge getitem lshift rshift
