@@ -29,6 +29,7 @@ from i3dconvert.export.framewise import (
     minimal_transforms,
 )
 from i3dconvert.lift import layout
+from i3dconvert.lift.computed import OF_ANY_IMAGE, ComputedConv3d
 from i3dconvert.lift.counterparts import ANY_RANK, full_name
 from i3dconvert.lift.lengths import lengths as counted
 from i3dconvert.lift.modules import BatchNormAct3d, GlobalAvgPool, LayerNorm3d, PaddedConv3d, PaddedPool3d, in_space
@@ -82,6 +83,7 @@ class _Frames:
         self.transforms: dict[tuple[fx.Node, int, bool], fx.Node] = {}
         self.norms = _norms_behind_convolutions(network, self.source)
         self.usual = _usual_lengths(network, self.source)
+        self.constants: dict[fx.Node, Any] = {}
         self.clips: fx.Node
 
     def run(self) -> Straight:
@@ -161,6 +163,8 @@ class _Frames:
         """A module on a clip."""
         name, frames, temporal = str(node.target), self.env[source], node.meta.get("temporal", Temporal())
         module = self.network.get_submodule(name)
+        if isinstance(module, ComputedConv3d):
+            module = module.with_kernel(*(self.constant(argument) for argument in node.args[1:]))
         if node in self.norms.values():
             if isinstance(module, BatchNormAct3d):
                 self.modules[f"{name}.act"] = module.act
@@ -181,6 +185,18 @@ class _Frames:
         if framewise is None:
             return self.unfolded(node)
         return self.mixed(name, framewise, frames, node, temporal)
+
+    def constant(self, value: Any) -> Any:
+        """What the 2D network's code makes of its parameters alone."""
+        if not isinstance(value, fx.Node):
+            return value
+        if value.target is getattr and value.args[1] in OF_ANY_IMAGE:
+            return getattr(next(self.network.parameters()), str(value.args[1]))
+        if value not in self.constants:
+            args, kwargs = fx.node.map_arg((value.args, value.kwargs), self.constant)
+            with torch.no_grad():
+                self.constants[value] = _computed(self.network, value, args, kwargs)
+        return self.constants[value]
 
     def mixed(self, name: str, module: nn.Module, frames: fx.Node, node: fx.Node, temporal: Temporal) -> fx.Node:
         """A call of a layer over frames, and the length of time behind it."""
@@ -203,6 +219,18 @@ class _Frames:
         if form not in self.transforms:
             self.transforms[form] = self.graph.call_function(minimal_transforms, (frames, *form))
         return self.graph.call_module(name, (frames, self.clips, before, self.transforms[form]))
+
+
+def _computed(network: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    if node.op == "get_attr":
+        owner, _, last = str(node.target).rpartition(".")
+        return getattr(network.get_submodule(owner), last)
+    if node.op == "call_module":
+        return network.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
 
 
 def _usual_lengths(network: Network3d, graph: fx.Graph) -> dict[fx.Node, int]:

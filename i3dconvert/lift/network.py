@@ -323,12 +323,15 @@ class Growing:
         elif isinstance(old, nn.ModuleList | nn.ModuleDict | nn.Sequential):
             new = nn.ModuleList() if isinstance(old, nn.ModuleList) else nn.ModuleDict()
             new = Chain(name=cls) if isinstance(old, nn.Sequential) else new
-        elif type(old) is not nn.Module and type(old).__module__.startswith("torch.nn."):
+        elif type(old).__module__.startswith("torch.nn.modules.") and not self.gains_time(name, old):
             return old  # the forward pass does not reach it
         else:
             new = Block(cls, None)
         self.fill(new, old, name)
         return new
+
+    def gains_time(self, name: str, old: nn.Module) -> bool:
+        return any(f"{name}.{key}" in self.lifted.inflation.fillings for key, _ in old.named_parameters())
 
     def fill(self, new: nn.Module, old: nn.Module, name: str) -> None:
         """Give `new` the tensors and children that `old` has, those over clips in their new shapes."""

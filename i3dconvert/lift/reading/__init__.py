@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from i3dconvert.errors import LiftError, first_line
 from i3dconvert.lift.reading.batch import Multiples, holds_batch, is_image, rows, rows_in, varies
@@ -227,6 +228,8 @@ class _Reader:
         return Reading(graph.build(decisions, output), root, graph.calls(), fixed, eval_only)
 
     def is_whole(self, module: nn.Module, name: str) -> bool:
+        if is_parametrized(module) or type(module).__module__.startswith("torch.nn.utils."):
+            return False  # what it computes of its parameters is part of the graph
         if self.is_layer(module):
             return True
         if type(module).forward.__module__.startswith("torch.nn") and not isinstance(module, CONTAINERS):

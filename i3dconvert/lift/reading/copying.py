@@ -55,6 +55,8 @@ def without_hooks(model: nn.Module) -> nn.Module:
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, Tensor) and not value.is_leaf:
+        return memo.setdefault(id(value), _meta(value))  # a kernel of weight_norm or pruning, computed in the last call
     if type(value) in (dict, OrderedDict) and all(isinstance(key, str) for key in value):
         return type(value)((key, _copied(item, memo)) for key, item in value.items())
     return copy.deepcopy(value, memo)
