@@ -96,6 +96,8 @@ class Document:
         }
         if self.inflation.tried is not None:
             document["tried"] = [list(axis) for axis in self.inflation.tried]
+        if self.inflation.constants:
+            document["constants"] = dict(self.inflation.constants)
         if self.layout:
             document["layout"] = self.layout
         if self.origin is not None:
@@ -116,7 +118,14 @@ class Document:
             frames = int(document["minimum_frames"])
             channels, height, width = map(int, document["input"])
             tried = _tried(document["tried"]) if "tried" in document else None
-            inflation = Inflation(recipe, style, minimum_frames=frames, input=(channels, height, width), tried=tried)
+            inflation = Inflation(
+                recipe,
+                style,
+                minimum_frames=frames,
+                input=(channels, height, width),
+                constants=dict(document.get("constants", {})),
+                tried=tried,
+            )
             intact = document["seal"] == _seal(document)
             layout = str(document.get("layout", ""))
             return cls(inflation, origin, str(document["sha256"]), bool(document["finetuned"]), layout, intact)

@@ -62,7 +62,8 @@ def rebuild(document: Document, model: nn.Module | None = None, where: str | Pat
             )
         model = document.origin.build()
     inflation = document.inflation
-    planned = plan(model, inflation.recipe, inflation.style, inflation.input, trial=of_a_user(document.origin))
+    trial = of_a_user(document.origin)
+    planned = plan(model, inflation.recipe, inflation.style, inflation.input, trial, inflation.constants)
     network = planned.network(model)
     set_origin(network, document.origin)
     return network

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ class Inflation:
     """How many of the 2D network's convolutions became 3D, and which did not."""
     eval_only: str = ""
     """What the 2D network does otherwise in training, where the 3D one does what it does in eval mode; else empty."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """What the 2D network is called with beside the image, by the names of its forward's parameters."""
     fixed: str = ""
     """Why height and width are those of `input` alone; empty where they are free."""
     tried: Sizes | None = None

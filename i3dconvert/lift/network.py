@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
 
+from i3dconvert.comparison.forward import given
 from i3dconvert.errors import CheckpointError, I3DWarning, LiftError
 from i3dconvert.kernels import Style
 from i3dconvert.lift import layout, trainers
@@ -218,13 +221,39 @@ class Plan:
         return _assemble(self, model)
 
 
-def plan(model: nn.Module, recipe: Recipe, style: Style, shape: tuple[int, int, int], trial: bool = False) -> Plan:
+def plan(
+    model: nn.Module,
+    recipe: Recipe,
+    style: Style,
+    shape: tuple[int, int, int],
+    trial: bool = False,
+    constants: Mapping[str, Any] = MappingProxyType({}),
+) -> Plan:
     """Read `model` on an image `(C, H, W)` and lift it; raises `RecipeError`, `LiftError`.
 
-    `trial`: see `read`; for networks that are not a library's, whose names are tried once and for all.
+    `trial`: see `read`; for networks that are not a library's, whose names are tried once and for all. `constants` are
+    what the network is called with beside the image, by name.
     """
-    reading = read(model, is_layer, shape, trial)
-    return Plan(reading, lift(reading, recipe, style.checked(), _ties(model)))
+    _check_constants(model, constants)
+    with given(model, constants):
+        reading = read(model, is_layer, shape, trial)
+    lifted = lift(reading, recipe, style.checked(), _ties(model))
+    return Plan(reading, replace(lifted, inflation=replace(lifted.inflation, constants=dict(constants))))
+
+
+def _check_constants(model: nn.Module, constants: Mapping[str, Any]) -> None:
+    """Raise `LiftError` for what can't be in a file, and where the network needs more than an image and these."""
+    for name, value in constants.items():
+        if not (value is None or isinstance(value, bool | int | float | str)):
+            raise LiftError(f"constants[{name!r}] is a {type(value).__name__}, and not a number, a string or None")
+    parameters = list(inspect.signature(model.forward).parameters.values())[1:]
+    needed = [one.name for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    if missing := [name for name in needed if name not in constants]:
+        example = ", ".join(f"{name!r}: …" for name in missing)
+        raise LiftError(
+            f"{type(model).__name__} takes {', '.join(missing)} beside the image: give constant values, "
+            f"inflate(model, constants={{{example}}}), or wrap it in a module that takes an image alone"
+        )
 
 
 def warn_of(inflation: Inflation, strict: bool = False) -> None:

@@ -267,6 +267,7 @@ __all__ = [
     "check_is_python",
     "holds_batch",
     "is_image",
+    "on_meta",
     "place",
     "read",
     "reason",
