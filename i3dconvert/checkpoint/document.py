@@ -56,9 +56,9 @@ class Document:
 
     @property
     def schema(self) -> int:
-        """The oldest that says all of it: attention over time is new in 2, norms within a frame in 3."""
+        """The oldest that says all of it: attention over time is new in 2, rules for norms and global pools in 3."""
         rules, style = self.inflation.recipe.rules, self.inflation.style
-        if any(rule.kind == "norm" for rule in rules):
+        if any(rule.kind in ("norm", "global") for rule in rules):
             return 3
         return 2 if style.time_embedding != "none" or any(rule.kind == "attention" for rule in rules) else 1
 

@@ -41,7 +41,7 @@ from i3dconvert.recipes import Temporal
 FRAMES = 16
 """Of the clips that the form is chosen for; it computes any number."""
 
-_LOOKS_ALONG_TIME = frozenset(("group_norm", "instance_norm", "resize_time"))
+_LOOKS_ALONG_TIME = frozenset(("group_norm", "instance_norm", "resize_time", "whole_clip"))
 
 
 def frames_form(network: Network3d, minimal: bool = True) -> Straight:

@@ -32,6 +32,7 @@ from i3dconvert.lift.reading import CallOf, Multiples, Reading, is_image, place,
 from i3dconvert.lift.rewriting import Layer, New, Rewriting
 from i3dconvert.recipes import Geometry, InsertedPool, Recipe, Temporal
 
+_GLOBAL_POOLS: dict[Any, str] = {nn.AdaptiveAvgPool2d: "mean", nn.AdaptiveMaxPool2d: "amax"}
 _NORMS = ("group_norm", "instance_norm")
 _POOLS = {"max_pool": nn.MaxPool3d, "avg_pool": nn.AvgPool3d}
 
@@ -73,6 +74,7 @@ class Lift(Rewriting):
             self.attention.before(node)
             try:
                 result = self.attention.attended(node) or getattr(self, node.op)(node)
+                result = self.pooled(node, result)
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise LiftError(f"{place(node)} can't be lifted: {reason(error)}") from error
             if result is None:
@@ -305,6 +307,30 @@ class Lift(Rewriting):
         return self.in_either_layout(node) if layout.keeps_clip(node) else self.on_frames(node)
 
     call_method = call_function
+
+    def pooled(self, node: fx.Node, result: New | None) -> New | None:
+        """A pool over all of space, which is one over time too where the recipe says so."""
+        how = self.global_pool(node)
+        name = str(node.target) if node.op == "call_module" else function_name(node)
+        if result is None or result[1] is Layout.PLAIN or not how or not self.recipe.pools_all_frames(name):
+            return result
+        new, is_in = result
+        if is_in is Layout.CLIP:
+            return self.call(layout.whole_clip, new, how), is_in
+        return self.call(layout.whole_clip_of_frames, new, self.clips, how), is_in
+
+    def global_pool(self, node: fx.Node) -> str:
+        """How a node pools all of space, `mean` or `amax`; empty where it does not."""
+        if node.op == "call_module":
+            module = self.root.get_submodule(str(node.target))
+            for cls, how in _GLOBAL_POOLS.items():
+                if isinstance(module, cls) and module.output_size in (1, (1, 1)):
+                    return how
+        operation = layout.operation(node)
+        if operation in _GLOBAL_POOLS.values() and node.args and is_image(node.args[0]):
+            dim = layout.argument(node, "dim", 1)
+            return operation if isinstance(dim, list | tuple) and set(dim) == {-2, -1} else ""
+        return ""
 
     def normalises_frames(self, node: fx.Node, name: str) -> bool:
         """Whether the recipe has a norm over space, which in 3D is one over time too, stay within each frame."""

@@ -67,6 +67,19 @@ def mean_over_time(frames: Tensor, clips: int) -> Tensor:
     return over_time(frames, clips).mean(1)
 
 
+def whole_clip(clip: Tensor, how: str) -> Tensor:
+    """`(N, C, T, …)` → the same shape: at each frame the mean (`mean`) or the largest (`amax`) over all frames."""
+    over: Tensor = getattr(clip, how)(2, keepdim=True)
+    return over.expand_as(clip)
+
+
+def whole_clip_of_frames(frames: Tensor, clips: int, how: str) -> Tensor:
+    """`(N·T, …)` → the same shape: `whole_clip` of values without space."""
+    by_clip = over_time(frames, clips)
+    over: Tensor = getattr(by_clip, how)(1, keepdim=True)
+    return over.expand_as(by_clip).flatten(0, 1)
+
+
 def once_a_clip(draw: Tensor, clips: int) -> Tensor:
     """`(N·T, 1, …)`, drawn for each frame → that of each clip's first frame for all of its frames."""
     by_clip = over_time(draw, clips)

@@ -93,7 +93,8 @@ def test_constants_are_in_the_file_and_in_the_proof(tmp_path: Path) -> None:
 
 def test_on_the_command_line(run: Run) -> None:
     Path("nets.py").write_text(
-        "from torch import nn\ndef grey(): return nn.Sequential(nn.Conv2d(2, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+        "from torch import nn\n"
+        "def grey(): return nn.Sequential(nn.Conv2d(2, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
     )
     assert run("inflate", "nets.py:grey", "--input", "2x32x48", "-o", "net.safetensors").code == 0
     assert "2, 32, 48" in run("inspect", "net.safetensors").out
