@@ -156,6 +156,10 @@ def _trials(height: int, width: int, free: bool) -> list[tuple[int, tuple[int, i
 _OTHER_DTYPE = {torch.float32: torch.float64, torch.float64: torch.float32}
 
 
+class _Cached(Exception):
+    """The network has caches, which may have held something of an earlier run."""
+
+
 class _Reader:
     def __init__(self, model: nn.Module, is_layer: IsLayer, channels: int) -> None:
         self.model, self.is_layer, self.channels = model, is_layer, channels
@@ -164,6 +168,7 @@ class _Reader:
         self.dtype = next(iter(dtypes)) if dtypes else torch.get_default_dtype()
         self.other_dtype = _OTHER_DTYPE.get(self.dtype, self.dtype) if len(dtypes) == 1 else self.dtype
         self.roots: list[nn.Module] = []
+        self.cleared = False
 
     def run(self, index: int, size: Sequence[int], training: bool = False) -> Recorder:
         """The run number `index`; that of 1 has another dtype."""
@@ -171,7 +176,16 @@ class _Reader:
         return self.recorded(BATCHES[index], size, dtype, training)
 
     def recorded(self, images: int, size: Sequence[int], dtype: torch.dtype, training: bool = False) -> Recorder:
-        """One run on a copy of its own: networks keep what they computed."""
+        """One run on a copy of its own: networks keep what they computed.
+
+        The first one of a network that has caches is made again with empty ones.
+        """
+        try:
+            return self.once(images, size, dtype, training)
+        except _Cached:
+            return self.once(images, size, dtype, training)
+
+    def once(self, images: int, size: Sequence[int], dtype: torch.dtype, training: bool) -> Recorder:
         network = on_meta(self.model).train(training)
         if dtype != self.dtype:
             network = network.to(dtype)
@@ -191,6 +205,9 @@ class _Reader:
                 handle.remove()
             if recorder.left_keys:
                 clear_caches()
+                if not self.cleared:
+                    self.cleared = True
+                    raise _Cached
         self.roots = self.roots or [network]
         recorder.training = training
         return recorder

@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -77,6 +78,7 @@ class Recorder(TorchFunctionMode):
         self._order: list[int] = []
         """The identities of tensors as they became known."""
         self._graded = True
+        self._aside = False
         self._values: dict[int, Any] = {}
 
     # What is written down.
@@ -118,7 +120,7 @@ class Recorder(TorchFunctionMode):
                 raise LiftError(f"{self.place()} uses a size that was kept from an earlier run, outside of the network")
             return value.ref
         if not isinstance(value, Tensor):
-            return value
+            return value.item() if isinstance(value, np.generic) else value
         found = self._refs.get(id(value))
         if isinstance(found, Again):
             found = self._again(value, found)
@@ -171,6 +173,8 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._aside:
+            return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
         attribute = getattr(getattr(func, "__self__", None), "__name__", None) if name in _ACCESS else None
         if func in _NO_STEP:
@@ -213,6 +217,7 @@ class Recorder(TorchFunctionMode):
         if target is not None:
             self._write(target, func, name, args, refs, value)
         else:
+            value = _apart(value, args)
             self._keep(value, self.row("call", func, refs[0], refs[1], value))
         return value
 
@@ -339,10 +344,10 @@ class Recorder(TorchFunctionMode):
     def _ending(self, name: str, module: nn.Module) -> Callable[..., None]:
         own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
 
-        def end(module: nn.Module, args: Any, output: Any) -> None:
+        def end(module: nn.Module, args: Any, output: Any) -> Any:
             start, decided, refs, calls, known = self._whole.pop()
             if self._whole or not self._closed(start, refs, own):
-                return
+                return None
             again = {start + i for i, row in enumerate(self.rows[start:]) if row.kind in ("get", "constant")}
             del self.rows[start:], self.decisions[decided:], self.calls[calls:]
             for identity in dict.fromkeys(self._order[known:]):
@@ -354,7 +359,11 @@ class Recorder(TorchFunctionMode):
                         self._refs[identity] = Lost(name)
                 if made_by is not None and made_by.row >= start:
                     del self._made_by[identity]
+            self._aside = True
+            output = _apart(output, args)
+            self._aside = False
             self._keep(output, self.row("module", name, refs[0], refs[1], output))
+            return output
 
         return end
 
@@ -371,6 +380,12 @@ class Recorder(TorchFunctionMode):
                     if kept.kind != "get" or id(kept.value) not in own:
                         return False
         return True
+
+
+def _apart(value: Any, args: Any) -> Any:
+    """A tensor that a step gave back as it was given, as one of its own: at other sizes it may be (`contiguous`)."""
+    same = isinstance(value, Tensor) and any(value is given for given in args)
+    return value.view_as(value) if same else value
 
 
 @cache
