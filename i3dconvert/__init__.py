@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from i3dconvert.lift.trainers import head_name, reset_head, set_grad_checkpointing
     from i3dconvert.lift.tree.blocks import code_of
     from i3dconvert.lift.tree.flat import graph_of
+    from i3dconvert.pretrained import from_pretrained, push_to_hub, save_pretrained
     from i3dconvert.recipes import Recipe
     from i3dconvert.verification import Report, verify
 
@@ -26,6 +27,7 @@ _HOMES = {
     "code_of": "lift.tree.blocks",
     "export_onnx": "export",
     "frames_left": "lift.network",
+    "from_pretrained": "pretrained",
     "gives_scores": "lift.network",
     "graph_of": "lift.tree.flat",
     "head_name": "lift.trainers",
@@ -34,15 +36,17 @@ _HOMES = {
     "load": "checkpoint",
     "optimize": "export.frames",
     "origin_of": "lift.network",
+    "push_to_hub": "pretrained",
     "reset_head": "lift.trainers",
     "save": "checkpoint",
+    "save_pretrained": "pretrained",
     "set_grad_checkpointing": "lift.trainers",
     "verify": "verification",
 }
 __all__ = ["I3DError", "Network3d", "Recipe", "Report", "__version__"]
 __all__ += ["export_onnx", "inflate", "load", "optimize", "save", "verify"]
 __all__ += ["code_of", "frames_left", "gives_scores", "graph_of", "head_name", "inflation_of", "origin_of"]
-__all__ += ["reset_head", "set_grad_checkpointing"]
+__all__ += ["from_pretrained", "push_to_hub", "reset_head", "save_pretrained", "set_grad_checkpointing"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from importlib import import_module
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from i3dconvert.comparison.forward import given
-from i3dconvert.errors import CheckpointError, I3DWarning, LiftError
+from i3dconvert.errors import I3DWarning, LiftError
 from i3dconvert.kernels import Style
 from i3dconvert.lift import layout, trainers
 from i3dconvert.lift.counterparts import is_layer
@@ -100,34 +98,16 @@ class Network3d(Block):
             self._warn_of_size(clip)
         return super().forward(clip)
 
-    def _warn_of_size(self, clip: Tensor) -> None:
+    def _warn_of_size(self, clip: Any) -> None:
         """Warn, once, of heights and widths beyond those that were tried."""
         tried = self._i3d_inflation.tried
-        if tried is None or self._i3d_warned or clip.dim() != 5:
+        if tried is None or self._i3d_warned or isinstance(clip, fx.Proxy) or clip.dim() != 5:
             return
         if any(not low <= size <= high for (low, high), size in zip(tried, clip.shape[3:], strict=True)):
             self._i3d_warned = True
             height, width = clip.shape[3:]
             text = f"the clip is {height}×{width}; {self._i3d_inflation.sizes()}: compare it with the 2D network there"
             warnings.warn(text, I3DWarning, stacklevel=4)
-
-    @classmethod
-    def from_pretrained(cls, name: str | Path, **options: Any) -> Network3d:
-        """The network in a folder, or in a repository on the Hugging Face hub (`options` are huggingface_hub's).
-
-        Raises `CheckpointError`; so do the two methods below, `ExportError` too for a network made in memory.
-        """
-        network: Network3d = _pretrained().load(str(name), **options)
-        return network
-
-    def save_pretrained(self, folder: str | Path, finetuned: bool = False) -> None:
-        """Write `model.safetensors`, configuration, preprocessing and a card into `folder`."""
-        _pretrained().Pretrained(self, finetuned).save_pretrained(folder)
-
-    def push_to_hub(self, name: str, finetuned: bool = False, **options: Any) -> str:
-        """Upload what `save_pretrained` writes to the hub's repository `name`; returns its address."""
-        address: str = _pretrained().Pretrained(self, finetuned).push_to_hub(name, **options)
-        return address
 
 
 _OF_TIMM: dict[str, Callable[[Any], Any]] = {
@@ -206,16 +186,6 @@ def frames_left(network: Network3d, frames: int) -> int:
 def flattened(network: Network3d) -> Straight:
     """The network as it is now, as one flat module with the same layers."""
     return straightened(network, graph_of(network), type(network).__name__).train(network.training)
-
-
-def _pretrained() -> Any:
-    """huggingface_hub's mixin around a network: above everything else, hence by its name and not imported."""
-    try:
-        return import_module("i3dconvert.pretrained")
-    except ImportError as error:
-        raise CheckpointError(
-            f"the hub's files are read and written by huggingface_hub ({error}): pip install huggingface_hub"
-        ) from None
 
 
 @dataclass(frozen=True)
