@@ -22,13 +22,14 @@ from typing import Any, cast
 import onnxruntime
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -125,13 +126,13 @@ def save_sharded(network: nn.Module, folder: Path) -> None:
     """Write each process's part."""
     for buffer in network.buffers():
         dist.broadcast(buffer, 0)  # statistics of batches: every process has its own
-    dcp.save({"network": get_model_state_dict(network)}, checkpoint_id=folder)
+    save({"network": get_model_state_dict(network)}, checkpoint_id=folder)
 
 
 def load_sharded(network: i3dconvert.Network3d, folder: Path) -> i3dconvert.Network3d:
     """Bring what all processes wrote into a whole network, in this process alone."""
     state = network.state_dict()
-    dcp.load({"network": state}, checkpoint_id=folder, no_dist=True)
+    load({"network": state}, checkpoint_id=folder, no_dist=True)
     network.load_state_dict(state)
     return network
 

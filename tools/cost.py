@@ -103,26 +103,39 @@ def memory(key):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
+def held():
+    return torch.cuda.memory_allocated() / 2**20 if on_gpu else memory("VmRSS")
+
+def peak():
+    return torch.cuda.max_memory_allocated() / 2**20 if on_gpu else memory("VmHWM")
+
 def step():
     started = time.perf_counter()
     network(clip).sum().backward()
+    if on_gpu:
+        torch.cuda.synchronize()
     return time.perf_counter() - started
 
 name, recipe, frames, size, checkpointed = sys.argv[1:]
-network = i3dconvert.inflate(name, recipe, weights="random", size=int(size)).train()
+on_gpu = torch.cuda.is_available()
+device = "cuda" if on_gpu else "cpu"
+network = i3dconvert.inflate(name, recipe, weights="random", size=int(size)).train().to(device)
 network.set_grad_checkpointing(checkpointed == "True")
-clip = torch.randn(1, 3, int(frames), int(size), int(size))
+clip = torch.randn(4 if on_gpu else 1, 3, int(frames), int(size), int(size), device=device)
 step()  # gradients have their memory from here on
-Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
-before = memory("VmRSS")
+if on_gpu:
+    torch.cuda.reset_peak_memory_stats()
+else:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+before = held()
 seconds = statistics.median(step() for _ in range(5))
-print(seconds, memory("VmHWM") - before)
+print(seconds, peak() - before)
 """
 
 
 def training() -> None:
     """Print what a training step costs, plain and with each block computed again in the backward pass."""
-    print("| network | recipe | clip | step, s | checkpointed, s | times | MiB | checkpointed, MiB | share |")
+    print("| network | recipe | clip | step, ms | checkpointed, ms | times | MiB | checkpointed, MiB | share |")
     for name, recipe, frames, size in TRAINED:
         found = []
         for checkpointed in (False, True):
@@ -131,8 +144,9 @@ def training() -> None:
             done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
             found.append([float(word) for word in done.stdout.split()])
         (plain, most), (again, least) = found
-        figures = f"{plain:.2f} | {again:.2f} | {again / plain:.2f} | {most:.0f} | {least:.0f} | {least / most:.0%}"
-        print(f"| {name} | {recipe} | {frames}×{size}×{size} | {figures} |")
+        seconds = f"{plain * 1000:.0f} | {again * 1000:.0f} | {again / plain:.2f}"
+        memory = f"{most:.0f} | {least:.0f} | {least / most:.0%}"
+        print(f"| {name} | {recipe} | {frames}×{size}×{size} | {seconds} | {memory} |")
 
 
 def main() -> None:
