@@ -34,6 +34,7 @@ from i3dconvert.lift.counterparts import ANY_RANK, full_name
 from i3dconvert.lift.lengths import lengths as counted
 from i3dconvert.lift.modules import BatchNormAct3d, GlobalAvgPool, LayerNorm3d, PaddedConv3d, PaddedPool3d, in_space
 from i3dconvert.lift.network import Network3d, inflation_of
+from i3dconvert.lift.tree.calling import named
 from i3dconvert.lift.tree.flat import graph_of
 from i3dconvert.lift.tree.straight import Straight
 from i3dconvert.recipes import Temporal
@@ -100,7 +101,7 @@ class _Frames:
                 if owner in parts:  # a layer in another form, whose tensor is read beside it
                     node.target = f"{owner}_{last}".replace(".", "_")
                 parts[str(node.target)] = tensor
-        return Straight("Frames", self.graph, parts).eval()
+        return named(Straight, "Frames")(self.graph, parts).eval()
 
     def visit(self, node: fx.Node) -> fx.Node:
         """The node's value over frames; what does not vary with the clip stays as it is."""

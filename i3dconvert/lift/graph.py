@@ -69,7 +69,7 @@ class Lift(Rewriting):
 
     def run(self) -> Lifted:
         for node in self.old.nodes:
-            mark = next(reversed(self.graph.nodes), None)
+            mark = next(iter(reversed(self.graph.nodes)), None)
             self.calls.enter(node)
             self.attention.before(node)
             try:
@@ -85,7 +85,7 @@ class Lift(Rewriting):
             self.calls.own(mark, node.meta["call"])
             self.calls.leave(node)
             if node in self.pools:
-                mark = next(reversed(self.graph.nodes), None)
+                mark = next(iter(reversed(self.graph.nodes)), None)
                 self.env[node] = self.insert_pool(node, self.pools[node])
                 self.calls.own(mark, self.calls.around(self.pools[node].after, node))
             if node.op in ("call_module", "call_function", "call_method") and layout.mutates(node, self.root):

@@ -24,11 +24,13 @@ class Layout(enum.Enum):
     PLAIN = "plain"
 
 
-def check_clip(clip: Tensor, channels: int, frames: int, size: tuple[int, int] | None = None) -> Tensor:
+def check_clip(clip: Any, channels: int, frames: int, size: tuple[int, int] | None = None) -> Any:
     """Return `clip` if it is `(N, channels, T, H, W)` with T ≥ `frames`, else raise `FramesError`.
 
     `size` are the height and width, where they are fixed.
     """
+    if isinstance(clip, fx.Proxy):
+        return clip  # as torch.fx traces: nothing has a size, and nothing can be decided
     if clip.dim() != 5 or clip.shape[1] != channels:
         raise FramesError(f"expected a clip (N, {channels}, T, H, W), got {tuple(clip.shape)}")
     if clip.shape[2] < frames:
