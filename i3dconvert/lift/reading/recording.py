@@ -49,6 +49,8 @@ _NO_STEP = {torch._assert}
 _ACCESS = ("__get__", "__set__")
 _NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm}
 """What gives a value of the shape that it is given; to find that out by running takes longer than all else together."""
+_MAY_GIVE_BACK = frozenset("contiguous to type type_as float double half bfloat16 cpu reshape flatten".split())
+"""What gives a tensor back as it was given where nothing is to be done."""
 _UNSEEN = {Tensor.__repr__, Tensor.__format__, Tensor.requires_grad_, Tensor.__hash__, Tensor.untyped_storage}
 
 
@@ -78,7 +80,6 @@ class Recorder(TorchFunctionMode):
         self._order: list[int] = []
         """The identities of tensors as they became known."""
         self._graded = True
-        self._aside = False
         self._values: dict[int, Any] = {}
 
     # What is written down.
@@ -173,8 +174,6 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._aside:
-            return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
         attribute = getattr(getattr(func, "__self__", None), "__name__", None) if name in _ACCESS else None
         if func in _NO_STEP:
@@ -217,7 +216,8 @@ class Recorder(TorchFunctionMode):
         if target is not None:
             self._write(target, func, name, args, refs, value)
         else:
-            value = _apart(value, args)
+            if name in _MAY_GIVE_BACK and value is args[0]:
+                value = value.view_as(value)  # at other sizes it is a tensor of its own
             self._keep(value, self.row("call", func, refs[0], refs[1], value))
         return value
 
@@ -344,10 +344,10 @@ class Recorder(TorchFunctionMode):
     def _ending(self, name: str, module: nn.Module) -> Callable[..., None]:
         own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
 
-        def end(module: nn.Module, args: Any, output: Any) -> Any:
+        def end(module: nn.Module, args: Any, output: Any) -> None:
             start, decided, refs, calls, known = self._whole.pop()
             if self._whole or not self._closed(start, refs, own):
-                return None
+                return
             again = {start + i for i, row in enumerate(self.rows[start:]) if row.kind in ("get", "constant")}
             del self.rows[start:], self.decisions[decided:], self.calls[calls:]
             for identity in dict.fromkeys(self._order[known:]):
@@ -359,11 +359,7 @@ class Recorder(TorchFunctionMode):
                         self._refs[identity] = Lost(name)
                 if made_by is not None and made_by.row >= start:
                     del self._made_by[identity]
-            self._aside = True
-            output = _apart(output, args)
-            self._aside = False
             self._keep(output, self.row("module", name, refs[0], refs[1], output))
-            return output
 
         return end
 
@@ -380,12 +376,6 @@ class Recorder(TorchFunctionMode):
                     if kept.kind != "get" or id(kept.value) not in own:
                         return False
         return True
-
-
-def _apart(value: Any, args: Any) -> Any:
-    """A tensor that a step gave back as it was given, as one of its own: at other sizes it may be (`contiguous`)."""
-    same = isinstance(value, Tensor) and any(value is given for given in args)
-    return value.view_as(value) if same else value
 
 
 @cache
