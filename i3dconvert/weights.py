@@ -19,13 +19,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from i3dconvert.errors import I3DError, WeightsError, first_line
+from i3dconvert.errors import I3DError, I3DWarning, WeightsError, first_line
 from i3dconvert.files import check_input, release
 
 State = dict[str, Tensor]
 
-_NESTS = ("state_dict", "model", "model_state", "model_state_dict")
-_PREFIXES = ("module.", "_orig_mod.")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pyth", ".json")
+"""Of files with weights, by which a name is one of a file."""
+_NESTS = ("state_dict", "model", "model_state", "model_state_dict", "state_dict_ema", "model_ema", "ema", "teacher")
+"""The first that is there is taken."""
 
 
 def read_state(path: Path) -> State:
@@ -33,13 +35,23 @@ def read_state(path: Path) -> State:
 
     Of a checkpoint in several safetensors files, `path` is the index, `model.safetensors.index.json`.
 
-    A dict nested under `state_dict`, `model` or `model_state` is found, the prefixes `module.` and `_orig_mod.` are
-    stripped. No code in the file is run. Raises `WeightsError`.
+    A dict nested under `state_dict`, `model` or the like is found; an average (EMA) beside it is left, which an
+    `I3DWarning` says. No code in the file is run. Raises `WeightsError`.
     """
     check_input(path, WeightsError, "a .pth, .pt or .safetensors file")
-    state = _find_state(_READERS.get(path.suffix, read_pickle)(path))
+    document = _READERS.get(path.suffix, read_pickle)(path)
+    state = {
+        key: value for key, value in nested(document).items() if isinstance(key, str) and isinstance(value, Tensor)
+    }
     if not state:
         raise WeightsError(f"{path} holds no state dict: expected tensors by name, bare or under {', '.join(_NESTS)}")
+    if beside := _average_beside(document):
+        warnings.warn(
+            f"{path} also holds an average of the weights (EMA) under {beside!r}; the others were taken. To take the "
+            f"average, save it alone: torch.save(torch.load({path.name!r})[{beside!r}], 'ema.pth')",
+            I3DWarning,
+            stacklevel=2,
+        )
     return state
 
 
@@ -130,14 +142,13 @@ def nested(document: Any) -> Mapping[Any, Any]:
     return document if found is None else nested(found)
 
 
-def _find_state(document: Any) -> State:
-    state = {
-        key: value for key, value in nested(document).items() if isinstance(key, str) and isinstance(value, Tensor)
-    }
-    for prefix in _PREFIXES:
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+def _average_beside(document: Any) -> str:
+    """The key of an average of the weights that `nested` leaves, if there is one."""
+    if not isinstance(document, Mapping):
+        return ""
+    taken = next((nest for nest in _NESTS if isinstance(document.get(nest), Mapping)), None)
+    averages = (key for key, value in document.items() if "ema" in str(key).lower() and isinstance(value, Mapping))
+    return next((str(key) for key in averages if taken not in (None, key)), "")
 
 
 class NoInit(TorchFunctionMode):

@@ -16,6 +16,7 @@ from i3dconvert import trust
 from i3dconvert.backbones import user
 from i3dconvert.backbones.changes import RGB, UNCHANGED, Changes
 from i3dconvert.backbones.library import Library
+from i3dconvert.backbones.wrappers import unwrapped
 from i3dconvert.errors import WeightsError
 from i3dconvert.names import HF, USER, qualified
 from i3dconvert.preprocessing import Preprocessing
@@ -52,8 +53,9 @@ class Backbone:
         """Where it is from."""
         return library(self.source)
 
-    def canonical(self, state: State, model: nn.Module) -> State:
-        """The keys of a weight file as `model`, the network built today, has them."""
+    def canonical(self, state: State, model: nn.Module, where: str) -> State:
+        """The keys of a weight file, which `where` names, as `model`, the network built today, has them."""
+        state = unwrapped(state, model.state_dict(), where)
         return self.library.canonical(self.name, self.arguments, state, model)
 
     @property
@@ -185,8 +187,8 @@ class Origin:
         if state is None:
             randomise(model, weights.seed, self.input)
         else:
-            state = self.backbone.canonical(state, model)
-            fit(model, state, weights.path or f"{self.backbone.qualified} {weights}")
+            where = weights.path or f"{self.backbone.qualified} {weights}"
+            fit(model, self.backbone.canonical(state, model, where), where)
         found = digest(model.state_dict())
         if self.weights.sha256 and found != self.weights.sha256:
             raise WeightsError(

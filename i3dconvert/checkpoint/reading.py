@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from i3dconvert.backbones.wrappers import unwrapped
 from i3dconvert.checkpoint.document import KEY, Document
 from i3dconvert.errors import CheckpointError, LayoutError, WeightsError
 from i3dconvert.files import check_input, in_folder
@@ -100,7 +101,8 @@ def finetuned(document: Document, weights: Path) -> Network3d:
 
     Raises `CheckpointError`, `WeightsError`.
     """
-    network, state = rebuild(document), read_state(weights)
+    network = rebuild(document)
+    state = unwrapped(read_state(weights), network.state_dict(), str(weights))
     assert document.origin is not None
     count = classes_in(state, network, document.origin.classes)
     if count is not None:
