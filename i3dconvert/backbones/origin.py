@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,16 @@ from i3dconvert.backbones import user
 from i3dconvert.backbones.changes import RGB, UNCHANGED, Changes
 from i3dconvert.backbones.library import Library
 from i3dconvert.backbones.wrappers import unwrapped
-from i3dconvert.errors import WeightsError
-from i3dconvert.names import HF, USER, qualified
+from i3dconvert.errors import BackboneError, WeightsError
+from i3dconvert.names import HF, SOURCES, USER, qualified
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.weights import NoInit, State, digest, fit, randomise, read_state
 
 
 def library(source: str) -> Library:
     """The library called `source` (`torchvision`, `timm`, `hf`, `user`), imported when it is asked for."""
+    if source not in (*SOURCES, HF, USER):
+        raise BackboneError(f"there is no library of networks called {str(source)[:60]!r}")
     found: Library = importlib.import_module(f"i3dconvert.backbones.{source}").LIBRARY
     return found
 
@@ -123,6 +126,8 @@ class Origin:
     def from_dict(cls, document: Mapping[str, Any], beside: Path | None = None) -> Origin:
         """Read what `to_dict` wrote."""
         weights = Weights(**document["weights"])
+        if weights.kind not in ("pretrained", "random", "file"):
+            raise WeightsError(f"there are no weights of the kind {str(weights.kind)[:60]!r}")
         if weights.path is not None and beside is not None:
             weights = replace(weights, path=str(beside / weights.path))
         backbone = Backbone(**document["backbone"])
@@ -144,14 +149,31 @@ class Origin:
         """The names of the classes, or none when they are not the library's own."""
         if self.changes.head:
             return []
-        names = self.backbone.library.class_names(self.backbone.name, self.weights.name)
+        with self._as_cached():
+            names = self.backbone.library.class_names(self.backbone.name, self.weights.name)
         return names if len(names) == self.classes else []
 
     def licence(self) -> str:
         """Of the 2D weights, by the Hugging Face hub's word for it; empty where it is not known."""
         if self.weights.kind != "pretrained" or self.backbone.source == USER:
             return ""
-        return str(self.backbone.library.licence(self.backbone.name, str(self.weights.name)))
+        with self._as_cached():
+            return str(self.backbone.library.licence(self.backbone.name, str(self.weights.name)))
+
+    @contextmanager
+    def _as_cached(self) -> Iterator[None]:
+        """While active, a repository that a file names is read from the hub's cache, and nothing of it is fetched."""
+        hub = self.backbone.library.hub
+        if self.backbone.source != HF and not (hub and str(self.weights.name).startswith(hub)):
+            yield
+            return
+        from huggingface_hub import constants
+
+        before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+        try:
+            yield
+        finally:
+            constants.HF_HUB_OFFLINE = before
 
     def with_classes(self, classes: int) -> Origin:
         """The same network with a head for so many classes."""
@@ -183,7 +205,8 @@ class Origin:
             return self.changes.apply(self.unchanged().load(reference, progress))
         model = self.build()
         weights = self.weights if reference is None else Weights("file", path=str(reference))
-        state = state_of(self.backbone, weights, progress)
+        with self._as_cached():
+            state = state_of(self.backbone, weights, progress)
         if state is None:
             randomise(model, weights.seed, self.input)
         else:

@@ -48,8 +48,8 @@ class Source:
         changes.check()
         backbone, weights = self._chosen()
         name, library2d = backbone.name, backbone.library
+        model = build(backbone)  # before the weights: it checks what a folder asks for
         state = state_of(backbone, weights, progress)
-        model = build(backbone)
         classes = 0 if self.features else _classes(model) or IMAGENET_CLASSES
         if state is not None:
             where = weights.path or f"{backbone.qualified} {weights}"
