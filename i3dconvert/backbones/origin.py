@@ -6,7 +6,7 @@ import importlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,8 @@ class Origin:
         """The names of the classes, or none when they are not the library's own."""
         if self.changes.head:
             return []
-        with self._as_cached():
+        names: list[str] = []
+        with self._as_cached(), suppress(WeightsError):
             names = self.backbone.library.class_names(self.backbone.name, self.weights.name)
         return names if len(names) == self.classes else []
 
@@ -157,8 +158,9 @@ class Origin:
         """Of the 2D weights, by the Hugging Face hub's word for it; empty where it is not known."""
         if self.weights.kind != "pretrained" or self.backbone.source == USER:
             return ""
-        with self._as_cached():
+        with self._as_cached(), suppress(WeightsError):
             return str(self.backbone.library.licence(self.backbone.name, str(self.weights.name)))
+        return ""
 
     @contextmanager
     def _as_cached(self) -> Iterator[None]:
