@@ -125,7 +125,10 @@ def replacing_in(folder: Path, force: bool = False) -> Iterator[Path]:
         if not folder.exists():
             work.rename(folder)
         else:
-            for file in sorted(work.iterdir()):
+            files = sorted(work.iterdir())
+            for file in files:
+                check_output(folder / file.name, force=True)
+            for file in files:
                 file.replace(folder / file.name)
         _sync_directory(folder)
 

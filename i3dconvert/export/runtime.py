@@ -131,11 +131,12 @@ def _give_back() -> None:
 class Runtime:
     """An ONNX file, loaded by onnxruntime: called with its input, it gives the list of outputs."""
 
-    def __init__(self, path: Path, provider: str = "CPUExecutionProvider") -> None:
+    def __init__(self, path: Path, provider: str = "CPUExecutionProvider", sparing: bool = True) -> None:
+        """Not `sparing` of memory is a session as users make it."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # One block for all activations, and buffers that wait for the next tensor of their size: memory for no speed.
-        options.enable_mem_pattern = options.enable_mem_reuse = False
+        options.enable_mem_pattern = options.enable_mem_reuse = not sparing
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
         except _RUNTIME_ERRORS as error:
