@@ -2,11 +2,12 @@
 
     python examples/finetune.py [FOLDER] [--steps N]
     accelerate launch --num_processes 2 --cpu examples/finetune.py
-    torchrun --nproc_per_node 2 examples/finetune.py
+    torchrun --nproc-per-node 2 examples/finetune.py [--fsdp]
 
 A small 2D network learns scikit-learn's digits as stills. Then two 3D networks learn to tell moving digits, and where
 they move to (a still can't show it), on the same clips in the same order: one inflated from the 2D network, one from
-scratch. Both curves are printed and drawn, and the fine-tuned network goes through ONNX.
+scratch. Both curves are printed and drawn, and the fine-tuned network goes through ONNX. With --fsdp each process holds
+a part of every layer's weights; the sharded checkpoint is read back in one.
 """
 
 from __future__ import annotations
@@ -14,16 +15,22 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import onnxruntime
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
 import i3dconvert
@@ -106,12 +113,37 @@ def from_scratch(network: nn.Module) -> nn.Module:
     return network
 
 
-def finetune(accelerator: Accelerator, network: nn.Module, steps: int) -> Curve:
+def sharded(network: nn.Module) -> nn.Module:
+    """The same network, its weights layer by layer in parts on all processes."""
+    for layer in network.children():
+        if any(True for _ in layer.parameters()):
+            fully_shard(layer)
+    fully_shard(network)
+    return network
+
+
+def save_sharded(network: nn.Module, folder: Path) -> None:
+    """Write each process's part."""
+    for buffer in network.buffers():
+        dist.broadcast(buffer, 0)  # statistics of batches: every process has its own
+    save({"network": get_model_state_dict(network)}, checkpoint_id=folder)
+
+
+def load_sharded(network: i3dconvert.Network3d, folder: Path) -> i3dconvert.Network3d:
+    """Bring what all processes wrote into a whole network, in this process alone."""
+    state = network.state_dict()
+    load({"network": state}, checkpoint_id=folder, no_dist=True)
+    network.load_state_dict(state)
+    return network
+
+
+def finetune(accelerator: Accelerator, network: nn.Module, steps: int, fsdp: bool) -> Curve:
     """Train on moving digits; the clips, their order and the number of steps are the same for every network."""
     data = TensorDataset(*clips_of_digits(steps * BATCH, held_out=False))
     loader = DataLoader(data, BATCH // accelerator.num_processes)
-    optimizer = torch.optim.AdamW(network.parameters())
-    model, optimizer, loader = accelerator.prepare(network.train(), optimizer, loader)
+    model = sharded(network.train()) if fsdp else accelerator.prepare(network.train())
+    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer, loader = accelerator.prepare(optimizer, loader)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     curve = [(0, *score(network))]
     for step, (clips, labels) in enumerate(loader, 1):
@@ -157,10 +189,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("build/finetune"))
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--fsdp", action="store_true", help="shard the weights over the processes (FSDP2)")
     options = parser.parse_args()
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    if options.fsdp and not dist.is_initialized():
+        parser.error("--fsdp is for several processes: torchrun --nproc-per-node 2 examples/finetune.py --fsdp")
 
     weights = folder / "stills.pth"
     if accelerator.is_main_process:
@@ -169,12 +204,14 @@ def main() -> None:
 
     backbone = f"{Path(__file__).resolve()}:still_network"
     classes = DIGITS + len(STEPS)
-    inflated = i3dconvert.inflate(backbone, "uniform", weights=str(weights), num_classes=classes, size=SIZE)
-    scratch = from_scratch(i3dconvert.inflate(backbone, "uniform", weights="random", num_classes=classes, size=SIZE))
+    inflate = partial(i3dconvert.inflate, backbone, "uniform", num_classes=classes, size=SIZE)
+    inflated, scratch = inflate(weights=str(weights)), from_scratch(inflate(weights="random"))
     curves = {
-        name: finetune(accelerator, network, options.steps)
+        name: finetune(accelerator, network, options.steps, options.fsdp)
         for name, network in (("inflated", inflated), ("from scratch", scratch))
     }
+    if options.fsdp:
+        save_sharded(inflated, folder / "sharded")
     if not accelerator.is_main_process:
         return
 
@@ -191,6 +228,8 @@ def main() -> None:
         )
     draw(curves, folder / "curves.svg")
 
+    if options.fsdp:
+        inflated = load_sharded(inflate(weights=str(weights)), folder / "sharded")
     checkpoint = folder / "finetuned.safetensors"
     i3dconvert.save(inflated.cpu().eval(), checkpoint, force=True, finetuned=True)
     command = [sys.executable, "-m", "i3dconvert", "export", str(checkpoint), "--onnx", "--force"]

@@ -1,5 +1,7 @@
 """Inflate a pretrained 2D image backbone into a 3D network, prove that the two agree, and export the result."""
 
+import sys
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from i3dconvert.lift.trainers import head_name, reset_head, set_grad_checkpointing
     from i3dconvert.lift.tree.blocks import code_of
     from i3dconvert.lift.tree.flat import graph_of
+    from i3dconvert.pretrained import from_pretrained, push_to_hub, save_pretrained
     from i3dconvert.recipes import Recipe
     from i3dconvert.verification import Report, verify
 
@@ -26,6 +29,7 @@ _HOMES = {
     "code_of": "lift.tree.blocks",
     "export_onnx": "export",
     "frames_left": "lift.network",
+    "from_pretrained": "pretrained",
     "gives_scores": "lift.network",
     "graph_of": "lift.tree.flat",
     "head_name": "lift.trainers",
@@ -34,19 +38,32 @@ _HOMES = {
     "load": "checkpoint",
     "optimize": "export.frames",
     "origin_of": "lift.network",
+    "push_to_hub": "pretrained",
     "reset_head": "lift.trainers",
     "save": "checkpoint",
+    "save_pretrained": "pretrained",
     "set_grad_checkpointing": "lift.trainers",
     "verify": "verification",
 }
 __all__ = ["I3DError", "Network3d", "Recipe", "Report", "__version__"]
 __all__ += ["export_onnx", "inflate", "load", "optimize", "save", "verify"]
 __all__ += ["code_of", "frames_left", "gives_scores", "graph_of", "head_name", "inflation_of", "origin_of"]
-__all__ += ["reset_head", "set_grad_checkpointing"]
+__all__ += ["from_pretrained", "push_to_hub", "reset_head", "save_pretrained", "set_grad_checkpointing"]
 
 
 def __getattr__(name: str) -> Any:
     """Names are imported when they are used: the command line answers `--help` without torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if network := sys.modules.get(f"{__name__}.lift.network"):
+        network.HUB.update({method: partial(_of_the_hub, method) for method in _OF_THE_HUB})
+    return found
+
+
+_OF_THE_HUB = ("from_pretrained", "push_to_hub", "save_pretrained")
+"""Functions that stand above everything else, and are methods of a network too."""
+
+
+def _of_the_hub(function: str, *args: Any, **options: Any) -> Any:
+    return __getattr__(function)(*args, **options)

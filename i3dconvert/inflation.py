@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
 
 from i3dconvert.backbones import Changes, Origin, Source
-from i3dconvert.backbones.library import channels_of
+from i3dconvert.backbones.images import shape_of
+from i3dconvert.backbones.origin import of_a_user
 from i3dconvert.checkpoint import Document
 from i3dconvert.checkpoint.writing import write_inflated
 from i3dconvert.comparison.alone import mixing
-from i3dconvert.errors import LiftError
+from i3dconvert.comparison.forward import given
+from i3dconvert.errors import BackboneError, LiftError
 from i3dconvert.frameworks import framework_of, split
 from i3dconvert.kernels import Style
 from i3dconvert.lift.inflation import Inflation
@@ -72,6 +76,8 @@ def inflate(
     temporal_pool: str = "mean",
     time_embedding: str = "none",
     strict: bool = False,
+    input: tuple[int, int, int] | None = None,
+    constants: Mapping[str, Any] | None = None,
 ) -> Network3d:
     """Inflate a 2D network: images `(N, C, H, W)` become clips `(N, C, T, H, W)`.
 
@@ -90,6 +96,9 @@ def inflate(
         num_classes: for a name, a fresh head of so many classes, drawn with `seed`.
         head: for a name, `none` leaves the head out, giving its features; `maps` the pool before it too, giving
             feature maps `(N, C, T', H', W')`.
+        input: the image `(C, H, W)` that a module is read at. By default 224 × 224 pixels, or `size`, and as many
+            channels as the network runs with.
+        constants: what a module is called with beside the image: numbers, strings or None, by parameter's name.
         strict: whether a convolution that stays 2D raises `LiftError`; `network.inflation.convolutions` lists them.
 
     Returns:
@@ -100,13 +109,15 @@ def inflate(
     manner = Manner(recipe, (), Style(init, padding or "", conv, temporal_pool, time_embedding), dtype, strict=strict)
     if isinstance(model, str):
         changes = Changes.asked(in_channels, in_init, num_classes, head, seed)
-        return inflate_loaded(*Source(model, weights, seed, features, size, allow_nonfinite, changes).load(), manner)
-    shape = (channels_of(model), size or 224, size or 224)
+        if constants:
+            raise BackboneError("constants are for a module; for a name, let a function of your own build the network")
+        source = Source(model, weights, seed, features, size, allow_nonfinite, changes, input)
+        return inflate_loaded(*source.load(), manner)
     check_is_python(model)
-    network = _inflated(model, None, replace(manner, recipe=recipe or "uniform"), shape)
-    if reason := mixing(model, torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))):
-        raise LiftError(reason)
-    return network
+    if in_channels is not None and input is not None and in_channels != input[0]:
+        raise BackboneError(f"input={input} and in_channels={in_channels} contradict each other")
+    shape = shape_of(model, input, size, constants)
+    return _inflated(model, None, replace(manner, recipe=recipe or "uniform"), shape, constants or {})
 
 
 def inflate_loaded(model: nn.Module, origin: Origin, manner: Manner = Manner()) -> Network3d:
@@ -114,13 +125,28 @@ def inflate_loaded(model: nn.Module, origin: Origin, manner: Manner = Manner()) 
     return _inflated(model, origin, manner, origin.input)
 
 
-def _inflated(model: nn.Module, origin: Origin | None, manner: Manner, shape: tuple[int, int, int]) -> Network3d:
+def _inflated(
+    model: nn.Module,
+    origin: Origin | None,
+    manner: Manner,
+    shape: tuple[int, int, int],
+    constants: Mapping[str, Any] = MappingProxyType({}),
+) -> Network3d:
     recipe = manner.recipe_for(origin.backbone.qualified if origin is not None else "")
-    planned = plan(model, recipe, manner.style, shape)
+    planned = plan(model, recipe, manner.style, shape, of_a_user(origin), constants)
+    with given(model, constants):
+        check_by_itself(model, origin, shape)
     warn_of(planned.inflation, manner.strict)
     network = planned.network(model)
     set_origin(network, origin)
     return fill(network, planned.inflation.state(cloned(model.state_dict(), manner.dtype)))
+
+
+def check_by_itself(model: nn.Module, origin: Origin | None, shape: tuple[int, int, int]) -> None:
+    """Raise `LiftError` where a user's network mixes the images of a batch; a library's are tried by name."""
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    if of_a_user(origin) and (reason := mixing(model, images)):
+        raise LiftError(reason)
 
 
 @dataclass(frozen=True)
@@ -148,7 +174,9 @@ def inflate_to_file(
     """
     source, manner = _for_layout(source, manner)
     model, origin = source.load(progress)
-    planned = plan(model, manner.recipe_for(origin.backbone.qualified), manner.style, origin.input)
+    recipe = manner.recipe_for(origin.backbone.qualified)
+    planned = plan(model, recipe, manner.style, origin.input, trial=of_a_user(origin))
+    check_by_itself(model, origin, origin.input)
     warn_of(planned.inflation, manner.strict)
     document = Document.for_layout(planned.inflation, origin, manner.layout)
     sha256, entries = write_inflated(path, document, model.state_dict(), manner.dtype, force)

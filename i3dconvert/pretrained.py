@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelHubMixin, snapshot_download
-
 from i3dconvert import checkpoint
 from i3dconvert.checkpoint import Document
 from i3dconvert.errors import CheckpointError, I3DError, first_line
@@ -14,11 +12,18 @@ from i3dconvert.files import WEIGHTS
 from i3dconvert.hub import CONFIG, describe_in, named_origin
 from i3dconvert.lift.network import Network3d, inflation_of
 
+try:
+    from huggingface_hub import ModelHubMixin, snapshot_download
+except ImportError as missing:
+    raise CheckpointError(
+        f"the hub's files are read and written by huggingface_hub ({missing}): pip install huggingface_hub"
+    ) from None
+
 _OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only")
 
 
-class Pretrained(ModelHubMixin):
-    """A network as the mixin saves and loads it: the network itself stays what torch.fx makes of it."""
+class _Pretrained(ModelHubMixin):
+    """A network as the mixin saves and loads it."""
 
     def __init__(self, network: Network3d, finetuned: bool = False) -> None:
         self.network, self.finetuned = network, finetuned
@@ -39,13 +44,30 @@ class Pretrained(ModelHubMixin):
         return checkpoint.load(Path(folder) / WEIGHTS)
 
 
-def load(name: str, **options: Any) -> Network3d:
-    """The network in a folder, or in a repository on the hub; raises `CheckpointError`."""
+def from_pretrained(name: str | Path, **options: Any) -> Network3d:
+    """The network in a folder, or in a repository on the hub (`options` are huggingface_hub's).
+
+    Raises `CheckpointError`.
+    """
     try:
-        found: Any = Pretrained.from_pretrained(name, **options)
+        found: Any = _Pretrained.from_pretrained(str(name), **options)
     except I3DError:
         raise
     except Exception as error:  # noqa: BLE001 - the hub client has its own errors for every way to be offline
         raise CheckpointError(f"{name} is no folder, and is not to be had from the hub: {first_line(error)}") from None
     network: Network3d = found
     return network
+
+
+def save_pretrained(network: Network3d, folder: str | Path, finetuned: bool = False) -> None:
+    """Write `model.safetensors`, configuration, preprocessing and a card into `folder`.
+
+    Raises `CheckpointError`, and `ExportError` for a network that was made in memory.
+    """
+    _Pretrained(network, finetuned).save_pretrained(folder)
+
+
+def push_to_hub(network: Network3d, name: str, finetuned: bool = False, **options: Any) -> str:
+    """Upload what `save_pretrained` writes to the hub's repository `name`; returns its address."""
+    address: str = _Pretrained(network, finetuned).push_to_hub(name, **options)
+    return address

@@ -156,7 +156,7 @@ def test_the_source_and_its_licence(name: str, weights: str, repository: str, li
 
 
 def test_from_pretrained_and_save_pretrained(folder: Path, tmp_path: Path) -> None:
-    network = i3dconvert.Network3d.from_pretrained(folder)
+    network = i3dconvert.from_pretrained(folder)
     network.save_pretrained(tmp_path / "copy")
     assert sorted(file.name for file in (tmp_path / "copy").iterdir()) == [
         "README.md",
@@ -169,7 +169,7 @@ def test_from_pretrained_and_save_pretrained(folder: Path, tmp_path: Path) -> No
         torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True)
     )
     with pytest.raises(CheckpointError, match="no folder"):
-        i3dconvert.Network3d.from_pretrained("nobody/nothing", local_files_only=True)
+        i3dconvert.from_pretrained("nobody/nothing", local_files_only=True)
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -206,7 +206,8 @@ def test_push_to_hub_uploads_the_folder(folder: Path, tmp_path: Path) -> None:
     handler = type("Handler", (_Hub,), {"commits": []})
     with ThreadingHTTPServer(("localhost", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        script = "import i3dconvert, sys; print(i3dconvert.load(sys.argv[1]).push_to_hub('ORG/NAME', token='hf_none'))"
+        script = "import sys; from i3dconvert import load, push_to_hub; "
+        script += "print(push_to_hub(load(sys.argv[1]), 'ORG/NAME', token='hf_none'))"
         address = f"http://localhost:{server.server_address[1]}"
         done = subprocess.run(
             [sys.executable, "-c", script, folder],
@@ -227,5 +228,5 @@ def test_push_to_hub_uploads_the_folder(folder: Path, tmp_path: Path) -> None:
 
 def test_a_card_calls_classifiers_alone_so(tmp_path: Path) -> None:
     for name, calls in (("resnet18", True), ("lraspp_mobilenet_v3_large", False)):
-        i3dconvert.inflate(name, weights="random", size=64).save_pretrained(tmp_path / name)
+        i3dconvert.save_pretrained(i3dconvert.inflate(name, weights="random", size=64), tmp_path / name)
         assert ("video-classification" in (tmp_path / name / "README.md").read_text()) is calls

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -92,6 +93,62 @@ def large() -> None:
         print(f"inflate takes {peak - imports:.0f} MiB more than the imports")
 
 
+TRAINED = (("resnet50", "uniform", 16, 112), ("vit_b_16", "joint", 8, 224), ("swin_t", "joint", 8, 224))
+"""Networks, their recipes, and the frames and size of a clip."""
+STEP = """
+import statistics, sys, time, torch, i3dconvert
+from pathlib import Path
+
+def memory(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
+
+def held():
+    return torch.cuda.memory_allocated() / 2**20 if on_gpu else memory("VmRSS")
+
+def peak():
+    return torch.cuda.max_memory_allocated() / 2**20 if on_gpu else memory("VmHWM")
+
+def step():
+    started = time.perf_counter()
+    network(clip).sum().backward()
+    if on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+name, recipe, frames, size, checkpointed = sys.argv[1:]
+on_gpu = torch.cuda.is_available()
+device = "cuda" if on_gpu else "cpu"
+network = i3dconvert.inflate(name, recipe, weights="random", size=int(size)).train().to(device)
+network.set_grad_checkpointing(checkpointed == "True")
+clip = torch.randn(4 if on_gpu else 1, 3, int(frames), int(size), int(size), device=device)
+step()  # gradients have their memory from here on
+if on_gpu:
+    torch.cuda.reset_peak_memory_stats()
+else:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+before = held()
+seconds = statistics.median(step() for _ in range(5))
+print(seconds, peak() - before)
+"""
+
+
+def training() -> None:
+    """Print what a training step costs, plain and with each block computed again in the backward pass."""
+    print("| network | recipe | clip | step, ms | checkpointed, ms | times | MiB | checkpointed, MiB | share |")
+    for name, recipe, frames, size in TRAINED:
+        found = []
+        for checkpointed in (False, True):
+            words = [*PYTHON, STEP, name, recipe, str(frames), str(size), str(checkpointed)]
+            environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576"}  # freed memory is given back
+            done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+            found.append([float(word) for word in done.stdout.split()])
+        (plain, most), (again, least) = found
+        seconds = f"{plain * 1000:.0f} | {again * 1000:.0f} | {again / plain:.2f}"
+        memory = f"{most:.0f} | {least:.0f} | {least / most:.0%}"
+        print(f"| {name} | {recipe} | {frames}×{size}×{size} | {seconds} | {memory} |")
+
+
 def main() -> None:
     """Print the table."""
     with TemporaryDirectory() as folder:
@@ -118,4 +175,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    large() if "--large" in sys.argv else main()
+    ways = {"--large": large, "--training": training}
+    next((way for option, way in ways.items() if option in sys.argv), main)()

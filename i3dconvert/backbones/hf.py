@@ -220,7 +220,7 @@ class Transformers(Library):
             size = size[0]
         return int(size) if size else self.preprocessing(name, weights).size
 
-    def channels(self, name: str, model: nn.Module) -> int:
+    def channels(self, name: str, model: nn.Module, size: int) -> int:
         return int(getattr(model.config, "num_channels", 3))
 
     def class_names(self, name: str, weights: str | None) -> list[str]:

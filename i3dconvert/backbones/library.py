@@ -17,8 +17,8 @@ _MOST = 2**15
 """Of classes, pixels and the like that a file may ask for."""
 
 
-def channels_of(model: nn.Module) -> int:
-    """Of its input, by its first convolution."""
+def first_channels(model: nn.Module) -> int:
+    """The input channels of its first convolution; 3 where there is none."""
     return next((int(m.in_channels) for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
 
 
@@ -76,8 +76,9 @@ class Library(ABC):
         """Height and width that the network is traced at."""
         return 224
 
-    def channels(self, name: str, model: nn.Module) -> int:
-        return channels_of(model)
+    def channels(self, name: str, model: nn.Module, size: int) -> int:
+        """The channels of the image that the network takes, of `size` pixels in height and width."""
+        return first_channels(model)
 
     def licence(self, name: str, weights: str) -> str:
         """Of a pretrained set, by the hub's word for it; empty where it is not known."""

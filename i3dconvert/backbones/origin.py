@@ -24,6 +24,11 @@ from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.weights import NoInit, State, digest, fit, randomise, read_state
 
 
+def of_a_user(origin: Origin | None) -> bool:
+    """Whether a network is a user's own: one in memory, or one that a file of the user's builds."""
+    return origin is None or origin.backbone.source == USER
+
+
 def library(source: str) -> Library:
     """The library called `source` (`torchvision`, `timm`, `hf`, `user`), imported when it is asked for."""
     if source not in (*SOURCES, HF, USER):

@@ -10,6 +10,7 @@ from torch import nn
 from i3dconvert import trust
 from i3dconvert.backbones import user
 from i3dconvert.backbones.changes import HEADLESS, RGB, UNCHANGED, Changes
+from i3dconvert.backbones.images import Shape, shape_of
 from i3dconvert.backbones.library import Library
 from i3dconvert.backbones.likely import likely
 from i3dconvert.backbones.origin import Backbone, Origin, Weights, build, library, state_of
@@ -37,6 +38,8 @@ class Source:
     """Whether to take weights with NaN or infinite values."""
     changes: Changes = UNCHANGED
     """Made to the input and the head once the weights are there."""
+    input: Shape | None = None
+    """The image `(C, H, W)` that a user's own network is traced at, where it is not to be found out."""
 
     def load(self, progress: bool = False) -> tuple[nn.Module, Origin]:
         """The network, and where it came from.
@@ -64,7 +67,7 @@ class Source:
             backbone = replace(backbone, arguments=dict(backbone.arguments) | {"transform_input": False})
             model = build(backbone)
         size = self.size or library2d.image_size(name, weights.name, backbone.arguments)
-        shape = (library2d.channels(name, model), size, size)
+        shape = self.input or (library2d.channels(name, model, size), size, size)
         if state is None:
             randomise(model, self.seed, shape)
             sha256 = digest(model.state_dict())
@@ -72,7 +75,7 @@ class Source:
             _fit(model, state, where, backbone)
             sha256 = inspect(model.state_dict(), where, self.allow_nonfinite, mapped=weights.kind == "file")
         if changes.channels:
-            shape, preprocessing = (changes.channels, size, size), preprocessing.with_channels(changes.channels)
+            shape, preprocessing = (changes.channels, *shape[1:]), preprocessing.with_channels(changes.channels)
         classes = 0 if changes.head in HEADLESS else changes.classes or classes
         weights = replace(weights, sha256=sha256)
         return changes.apply(model), Origin(backbone, weights, preprocessing, shape, classes, changes)
@@ -80,6 +83,10 @@ class Source:
     def _chosen(self) -> tuple[Backbone, Weights]:
         """What the library builds, and the weights."""
         source, name = parse(self.name)
+        if self.input is not None:
+            if source != USER:
+                raise BackboneError(f"{self.name} has an input of its own; --size and --in-channels change it")
+            shape_of(nn.Module(), self.input, self.size)
         library2d, weights = library(source), self.weights
         if self.features and source != "timm":
             raise BackboneError(f"feature maps are given by timm's backbones; {self.name} is none (timm/NAME)")

@@ -107,7 +107,7 @@ class Timm(Library):
     def image_size(self, name: str, weights: str | None, arguments: Mapping[str, Any]) -> int:
         return int(_config(name, weights).input_size[-1])
 
-    def channels(self, name: str, model: nn.Module) -> int:
+    def channels(self, name: str, model: nn.Module, size: int) -> int:
         return int(_config(name, None).input_size[0])
 
     def licence(self, name: str, weights: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from i3dconvert.backbones.images import channels_of
 from i3dconvert.backbones.library import Library
 from i3dconvert.errors import BackboneError, first_line
 from i3dconvert.weights import State
@@ -78,6 +79,10 @@ class User(Library):
         if not isinstance(network, nn.Module):
             raise BackboneError(f"{name} returned {type(network).__name__}, not a torch.nn.Module")
         return network
+
+    def channels(self, name: str, model: nn.Module, size: int) -> int:
+        """Those that it runs with."""
+        return channels_of(model, size, size, {})
 
     def arguments(self, name: str, weights: str | None, classes: int | None) -> dict[str, Any]:
         """The factory is called without arguments, unless it takes `num_classes` and a weight file asks for another."""

@@ -14,7 +14,7 @@ from i3dconvert.errors import CheckpointError, I3DError, LayoutError
 from i3dconvert.files import check_text
 from i3dconvert.frameworks import Target, check_fits, framework_of, split
 from i3dconvert.kernels import Style
-from i3dconvert.lift.inflation import Inflation
+from i3dconvert.lift.inflation import Inflation, Sizes
 from i3dconvert.recipes import Recipe
 from i3dconvert.version import VERSION
 from i3dconvert.weights import State
@@ -59,9 +59,9 @@ class Document:
 
     @property
     def schema(self) -> int:
-        """The oldest that says all of it: attention over time is new in 2, norms within a frame in 3."""
+        """The oldest that says all of it: attention over time is new in 2, rules for norms and global pools in 3."""
         rules, style = self.inflation.recipe.rules, self.inflation.style
-        if any(rule.kind == "norm" for rule in rules):
+        if any(rule.kind in ("norm", "global") for rule in rules):
             return 3
         return 2 if style.time_embedding != "none" or any(rule.kind == "attention" for rule in rules) else 1
 
@@ -97,6 +97,10 @@ class Document:
             "sha256": self.sha256,
             "finetuned": self.finetuned,
         }
+        if self.inflation.tried is not None:
+            document["tried"] = [list(axis) for axis in self.inflation.tried]
+        if self.inflation.constants:
+            document["constants"] = dict(self.inflation.constants)
         if self.layout:
             document["layout"] = self.layout
         if self.origin is not None:
@@ -120,7 +124,15 @@ class Document:
             clip = (channels, frames, height, width, *(origin.input if origin is not None else ()))
             if not all(0 < size <= _MOST for size in clip):
                 raise CheckpointError(f"{where} is for clips of {clip}; no network has a size beyond {_MOST}")
-            inflation = Inflation(recipe, style, minimum_frames=frames, input=(channels, height, width))
+            tried = _tried(document["tried"]) if "tried" in document else None
+            inflation = Inflation(
+                recipe,
+                style,
+                minimum_frames=frames,
+                input=(channels, height, width),
+                constants=dict(document.get("constants", {})),
+                tried=tried,
+            )
             intact = document["seal"] == _seal(document)
             layout = str(document.get("layout", ""))
             return cls(inflation, origin, str(document["sha256"]), bool(document["finetuned"]), layout, intact)
@@ -130,6 +142,11 @@ class Document:
             raise CheckpointError(
                 f"{where} has damaged i3dconvert metadata ({type(error).__name__}: {error})"
             ) from None
+
+
+def _tried(axes: Any) -> Sizes:
+    (low, high), (narrow, wide) = axes
+    return (int(low), int(high)), (int(narrow), int(wide))
 
 
 def _seal(document: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from i3dconvert.backbones.origin import of_a_user
 from i3dconvert.backbones.wrappers import unwrapped
 from i3dconvert.checkpoint.document import KEY, Document
 from i3dconvert.errors import CheckpointError, LayoutError, WeightsError
@@ -61,7 +62,9 @@ def rebuild(document: Document, model: nn.Module | None = None, where: str | Pat
             )
         model = document.origin.build()
     inflation = document.inflation
-    network = plan(model, inflation.recipe, inflation.style, inflation.input).network(model)
+    trial = of_a_user(document.origin)
+    planned = plan(model, inflation.recipe, inflation.style, inflation.input, trial, inflation.constants)
+    network = planned.network(model)
     set_origin(network, document.origin)
     return network
 

@@ -102,6 +102,10 @@ def command(
         int | None,
         typer.Option("--size", "-s", min=1, help="Pixels to trace at.  [default: the backbone's]", show_default=False),
     ] = None,
+    input_: Annotated[
+        str,
+        typer.Option("--input", metavar="CxHxW", help="Image that an own network is traced at.", show_default=False),
+    ] = "",
     dtype: Annotated[
         Dtype | None, typer.Option(help="Of the weights written.  [default: as they are]", show_default=False)
     ] = None,
@@ -120,6 +124,7 @@ def command(
     from i3dconvert.recipes import parse_rule, resolve
 
     parse(backbone)
+    shape = parse_shape(input_) if input_ else None
     rules = tuple(parse_rule(text) for text in temporal or [])
     chosen = None if recipe is None else resolve(recipe)
     ending, is_folder = default_ending(layout)
@@ -135,7 +140,7 @@ def command(
         step(f"inflating {backbone}")
         head = "maps" if no_pool else "none" if no_head else ""
         changes = Changes.asked(in_channels, in_init.value if in_init else None, num_classes, head, seed)
-        source = Source(backbone, weights, seed, features, size, allow_nonfinite, changes)
+        source = Source(backbone, weights, seed, features, size, allow_nonfinite, changes, shape)
         names = (init, padding, conv, temporal_pool, time_embedding)
         style = Style(*(name.value if name else "" for name in names))
         manner = Manner(chosen, rules, style, dtype.torch() if dtype else None, layout, strict)
@@ -145,6 +150,15 @@ def command(
         render.show_json(_document(written, layers))
     elif not quiet:
         _show(written, layers, verbose)
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """`3x224x224` → channels, height and width; raises `typer.BadParameter`."""
+    sizes = text.lower().replace("×", "x").split("x")
+    if len(sizes) != 3 or not all(size.isdecimal() and int(size) for size in sizes):
+        raise typer.BadParameter(f"--input {text}: give channels, height and width, as in 3x224x224")
+    channels, height, width = map(int, sizes)
+    return channels, height, width
 
 
 def default_stem(backbone: str) -> str:
@@ -185,6 +199,8 @@ def _document(written: Written, layers: list[LayerRow]) -> dict[str, Any]:
         **asdict(written.inflation.style),
         "minimum_frames": written.inflation.minimum_frames,
         "convolutions": asdict(written.inflation.convolutions),
+        "fixed": written.inflation.fixed,
+        "tried": written.inflation.tried,
         "parameters2d": written.parameters2d,
         "parameters3d": written.parameters3d,
         "sha256_2d": written.origin.weights.sha256,
@@ -210,6 +226,8 @@ def _show(written: Written, layers: list[LayerRow], verbose: bool) -> None:
     render.show(f"{written.origin.backbone.qualified}, weights {written.origin.weights}; {line}")
     for text in inflation.convolutions.lines():
         render.show(text)
+    if sizes := inflation.sizes():
+        render.show(sizes)
     least = inflation.minimum_frames
     render.show(f"clips of {least} frame{'s' * (least > 1)} or more")
     kept = sum(layer.operation == "Attention (one frame)" for layer in layers)

@@ -37,10 +37,11 @@ def command(
             document, state = read_document(path), {}
         else:
             document, state = reader(from_layout)(path)
-        layers, counted = [], None
+        layers, counted, sizes = [], None, document.inflation.sizes()
         if document.origin is not None and document.is_ours and not toml:
             network = checkpoint.rebuild(document)
             layers, counted = describe(network), inflation_of(network).convolutions
+            sizes = inflation_of(network).sizes()
             if state:
                 layers = with_training(
                     layers, (beside_middle if from_layout else from_inflated)(inflation_of(network), state)
@@ -65,6 +66,8 @@ def command(
         show_layers(layers, "beside middle tap#" if from_layout else "from inflated#" if state else "")
         for text in counted.lines() if counted is not None else ():
             render.show(text)
+        if sizes:
+            render.show(sizes)
         if layers:
             render.show(order_seen(layers, document.inflation.style.time_embedding))
 

@@ -66,6 +66,19 @@ def evaluating(
 
 
 @contextmanager
+def given(model: nn.Module, constants: Mapping[str, Any]) -> Iterator[nn.Module]:
+    """`model`, called with `constants` beside the image."""
+    if not constants:
+        yield model
+        return
+    handle = model.register_forward_pre_hook(lambda _, args, named: (args, {**constants, **named}), with_kwargs=True)
+    try:
+        yield model
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def _full_float32() -> Iterator[None]:
     """GPUs multiply float32 as TF32, with ten bits of mantissa, unless told not to."""
     matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32

@@ -29,10 +29,12 @@ from i3dconvert.export.framewise import (
     minimal_transforms,
 )
 from i3dconvert.lift import layout
+from i3dconvert.lift.computed import OF_ANY_IMAGE, ComputedConv3d
 from i3dconvert.lift.counterparts import ANY_RANK, full_name
 from i3dconvert.lift.lengths import lengths as counted
 from i3dconvert.lift.modules import BatchNormAct3d, GlobalAvgPool, LayerNorm3d, PaddedConv3d, PaddedPool3d, in_space
 from i3dconvert.lift.network import Network3d, inflation_of
+from i3dconvert.lift.tree.calling import named
 from i3dconvert.lift.tree.flat import graph_of
 from i3dconvert.lift.tree.straight import Straight
 from i3dconvert.recipes import Temporal
@@ -40,7 +42,7 @@ from i3dconvert.recipes import Temporal
 FRAMES = 16
 """Of the clips that the form is chosen for; it computes any number."""
 
-_LOOKS_ALONG_TIME = frozenset(("group_norm", "instance_norm", "resize_time"))
+_LOOKS_ALONG_TIME = frozenset(("group_norm", "instance_norm", "resize_time", "whole_clip"))
 
 
 def frames_form(network: Network3d, minimal: bool = True) -> Straight:
@@ -82,6 +84,7 @@ class _Frames:
         self.transforms: dict[tuple[fx.Node, int, bool], fx.Node] = {}
         self.norms = _norms_behind_convolutions(network, self.source)
         self.usual = _usual_lengths(network, self.source)
+        self.constants: dict[fx.Node, Any] = {}
         self.clips: fx.Node
 
     def run(self) -> Straight:
@@ -93,9 +96,12 @@ class _Frames:
         parts: dict[str, Any] = dict(self.modules)
         for node in self.graph.nodes:
             owner, _, last = str(node.target).rpartition(".")
-            if node.op == "get_attr" and owner not in parts:
-                parts[str(node.target)] = getattr(self.network.get_submodule(owner), last)
-        return Straight("Frames", self.graph, parts).eval()
+            if node.op == "get_attr" and not hasattr(parts.get(owner), last):
+                tensor = getattr(self.network.get_submodule(owner), last)
+                if owner in parts:  # a layer in another form, whose tensor is read beside it
+                    node.target = f"{owner}_{last}".replace(".", "_")
+                parts[str(node.target)] = tensor
+        return named(Straight, "Frames")(self.graph, parts).eval()
 
     def visit(self, node: fx.Node) -> fx.Node:
         """The node's value over frames; what does not vary with the clip stays as it is."""
@@ -158,6 +164,8 @@ class _Frames:
         """A module on a clip."""
         name, frames, temporal = str(node.target), self.env[source], node.meta.get("temporal", Temporal())
         module = self.network.get_submodule(name)
+        if isinstance(module, ComputedConv3d):
+            module = module.with_kernel(*(self.constant(argument) for argument in node.args[1:]))
         if node in self.norms.values():
             if isinstance(module, BatchNormAct3d):
                 self.modules[f"{name}.act"] = module.act
@@ -178,6 +186,18 @@ class _Frames:
         if framewise is None:
             return self.unfolded(node)
         return self.mixed(name, framewise, frames, node, temporal)
+
+    def constant(self, value: Any) -> Any:
+        """What the 2D network's code makes of its parameters alone."""
+        if not isinstance(value, fx.Node):
+            return value
+        if value.target is getattr and value.args[1] in OF_ANY_IMAGE:
+            return getattr(next(self.network.parameters()), str(value.args[1]))
+        if value not in self.constants:
+            args, kwargs = fx.node.map_arg((value.args, value.kwargs), self.constant)
+            with torch.no_grad():
+                self.constants[value] = _computed(self.network, value, args, kwargs)
+        return self.constants[value]
 
     def mixed(self, name: str, module: nn.Module, frames: fx.Node, node: fx.Node, temporal: Temporal) -> fx.Node:
         """A call of a layer over frames, and the length of time behind it."""
@@ -200,6 +220,18 @@ class _Frames:
         if form not in self.transforms:
             self.transforms[form] = self.graph.call_function(minimal_transforms, (frames, *form))
         return self.graph.call_module(name, (frames, self.clips, before, self.transforms[form]))
+
+
+def _computed(network: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    if node.op == "get_attr":
+        owner, _, last = str(node.target).rpartition(".")
+        return getattr(network.get_submodule(owner), last)
+    if node.op == "call_module":
+        return network.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
 
 
 def _usual_lengths(network: Network3d, graph: fx.Graph) -> dict[fx.Node, int]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from i3dconvert.lift import layout
+from i3dconvert.lift.computed import CLASSES, called
 from i3dconvert.lift.reading import Reading
 
 _POOLS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
@@ -17,14 +18,11 @@ _POOLS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
         ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
     ),
     "adaptive_avg_pool2d": (nn.AdaptiveAvgPool2d, ("output_size",)),
+    "adaptive_max_pool2d": (nn.AdaptiveMaxPool2d, ("output_size", "return_indices")),
 }
 
 
 _PADS = (nn.ZeroPad2d, nn.ConstantPad2d)
-_CONVOLUTIONS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
-    "conv2d": (nn.Conv2d, ("stride", "padding", "dilation", "groups")),
-    "conv_transpose2d": (nn.ConvTranspose2d, ("stride", "padding", "output_padding", "groups", "dilation")),
-}
 
 
 def canonical(traced: Reading) -> Reading:
@@ -35,7 +33,7 @@ def canonical(traced: Reading) -> Reading:
             _use_matmul(node)
         if node.op == "call_function" and layout.operation(node) in _POOLS:
             _use_module(traced, node)
-        if node.op == "call_function" and layout.operation(node) in _CONVOLUTIONS:
+        if node.op == "call_function" and layout.operation(node) in CLASSES:
             _use_convolution(traced, node)
         if layout.operation(node) in layout.REDUCTIONS:
             _count_axes_as_of_clips(node)
@@ -76,9 +74,10 @@ def _has_module(root: nn.Module, name: str) -> bool:
 
 def _use_convolution(traced: Reading, node: fx.Node) -> None:
     """`F.conv2d(x, self.weight, …)` → the layer that holds the kernel, if it holds no other tensors."""
-    cls, names = _CONVOLUTIONS[layout.operation(node)]
-    given = dict(zip(("input", "weight", "bias", *names), node.args, strict=False)) | dict(node.kwargs)
-    image, kernel, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
+    call = called(node)
+    if call is None:
+        return
+    image, kernel, bias, layer = call.image, call.kernel, call.bias, call.layer
     owner, _, last = str(getattr(kernel, "target", "")).rpartition(".")
     ours = (kernel, bias) if isinstance(bias, fx.Node) else (kernel,)
     if not owner or last != "weight" or any(not isinstance(n, fx.Node) or n.op != "get_attr" for n in ours):
@@ -87,12 +86,10 @@ def _use_convolution(traced: Reading, node: fx.Node) -> None:
         return
     module = traced.root.get_submodule(owner)
     held = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
-    if not held <= {"weight", "bias"} or any(isinstance(value, fx.Node) for value in leaves(given)):
+    if not held <= {"weight", "bias"}:
         return
-    assert isinstance(kernel, fx.Node)
-    layer = _layer(cls, kernel.meta["value"], given, bias is not None)
-    called = any(n.op == "call_module" and n.target == owner for n in node.graph.nodes)
-    if called and repr(module) != repr(layer):
+    elsewhere = any(n.op == "call_module" and n.target == owner for n in node.graph.nodes)
+    if elsewhere and repr(module) != repr(layer):
         return  # it is called in another way too
     for name, parameter in module.named_parameters():
         if name in held & {name for name, _ in layer.named_parameters()}:
@@ -101,13 +98,6 @@ def _use_convolution(traced: Reading, node: fx.Node) -> None:
         return
     traced.root.set_submodule(owner, layer)
     node.op, node.target, node.args, node.kwargs = "call_module", owner, (image,), {}
-
-
-def _layer(cls: type[nn.Module], kernel: Tensor, options: dict[str, Any], bias: bool) -> nn.Module:
-    rows, columns = kernel.shape[:2]
-    groups = options.get("groups", 1)
-    channels = (rows, columns * groups) if cls is nn.ConvTranspose2d else (columns * groups, rows)
-    return cls(*channels, tuple(kernel.shape[2:]), bias=bias, device="meta", dtype=kernel.dtype, **options)
 
 
 def _use_matmul(node: fx.Node) -> None:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from i3dconvert.lift import layout
+from i3dconvert.lift.computed import CLASSES
 from i3dconvert.lift.counterparts import full_name
-from i3dconvert.lift.reading import Reading, is_image
-
-FUNCTIONS = ("conv2d", "conv_transpose2d")
+from i3dconvert.lift.reading import Reading
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,13 @@ class Convolutions:
         return [f"{self}{warning}", *(f"{name} stays 2D: {reason}" for name, reason in self.kept)]
 
 
-def convolutions(traced: Reading, lifted: Mapping[str, nn.Module], flat: Collection[str]) -> Convolutions:
-    """Count those of a network whose `lifted` layers are known; layers in `flat` are called with more than images."""
+def convolutions(
+    traced: Reading, lifted: Mapping[str, nn.Module], flat: Collection[str], functions: Mapping[fx.Node, str]
+) -> Convolutions:
+    """Count those of a network whose `lifted` layers are known; layers in `flat` are called with more than images.
+
+    `functions` says of calls of functions why they stay 2D, and nothing of those that became 3D.
+    """
     found: dict[str, str] = {}
     for node in traced.graph.nodes:
         if node.op == "call_module":
@@ -42,21 +46,8 @@ def convolutions(traced: Reading, lifted: Mapping[str, nn.Module], flat: Collect
                 is_3d = type(lifted.get(name)) is not type(module) and name in lifted
                 given = "something else than one image" if name in flat else "no image"
                 found[name] = "" if is_3d else f"it is called with {given}"
-        elif layout.operation(node) in FUNCTIONS:
-            name, reason = _function(node)
-            found[name] = found.get(name) or reason
+        elif layout.operation(node) in CLASSES:
+            name = str(node.meta["scope"] or node.name)
+            found[name] = found.get(name) or functions[node]
     kept = tuple((name, reason) for name, reason in found.items() if reason)
     return Convolutions(len(found), len(found) - len(kept), kept)
-
-
-def _function(node: fx.Node) -> tuple[str, str]:
-    """What a function's call is named after, and why it stays 2D."""
-    kernel = layout.argument(node, "weight", 1)
-    scope = str(node.meta["scope"] or node.name)
-    if not isinstance(kernel, fx.Node):
-        return scope, "its kernel is a number"
-    if not is_image(layout.argument(node, "input", 0)):
-        return scope, "it is called with no image"
-    if kernel.op == "get_attr":
-        return str(kernel.target).rpartition(".")[0] or scope, "a function calls it in another way than its layer does"
-    return scope, "its kernel is computed in the forward pass"

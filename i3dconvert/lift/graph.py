@@ -21,6 +21,7 @@ from i3dconvert.lift.attention.found import attentions
 from i3dconvert.lift.attention.joint import AttentionOverTime
 from i3dconvert.lift.calls import Calls
 from i3dconvert.lift.canonical import canonical, function_name, leaves
+from i3dconvert.lift.computed import CLASSES, ComputedConv3d, called, parameter_of, why_not
 from i3dconvert.lift.convolutions import convolutions
 from i3dconvert.lift.counterparts import ANY_RANK, UPSAMPLES, Counterpart, counterpart, draws_rows, full_name
 from i3dconvert.lift.inflation import Inflation
@@ -31,6 +32,7 @@ from i3dconvert.lift.reading import CallOf, Multiples, Reading, is_image, place,
 from i3dconvert.lift.rewriting import Layer, New, Rewriting
 from i3dconvert.recipes import Geometry, InsertedPool, Recipe, Temporal
 
+_GLOBAL_POOLS: dict[Any, str] = {nn.AdaptiveAvgPool2d: "mean", nn.AdaptiveMaxPool2d: "amax"}
 _NORMS = ("group_norm", "instance_norm")
 _POOLS = {"max_pool": nn.MaxPool3d, "avg_pool": nn.AvgPool3d}
 
@@ -61,15 +63,18 @@ class Lift(Rewriting):
         self.flat = {str(node.target) for node in calls if not _takes_an_image_alone(node)}
         self.attention, self.traced = AttentionOverTime(self, traced), traced
         self.calls = Calls(self, traced.calls)
+        self.functions: dict[fx.Node, str] = {}
+        """Of each convolution that a function computes, why it stays 2D; empty for those that are 3D."""
         self.pools = {_last_node(traced.graph, pool.after): pool for pool in recipe.pools}
 
     def run(self) -> Lifted:
         for node in self.old.nodes:
-            mark = next(reversed(self.graph.nodes), None)
+            mark = next(iter(reversed(self.graph.nodes)), None)
             self.calls.enter(node)
             self.attention.before(node)
             try:
                 result = self.attention.attended(node) or getattr(self, node.op)(node)
+                result = self.pooled(node, result)
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise LiftError(f"{place(node)} can't be lifted: {reason(error)}") from error
             if result is None:
@@ -80,21 +85,22 @@ class Lift(Rewriting):
             self.calls.own(mark, node.meta["call"])
             self.calls.leave(node)
             if node in self.pools:
-                mark = next(reversed(self.graph.nodes), None)
+                mark = next(iter(reversed(self.graph.nodes)), None)
                 self.env[node] = self.insert_pool(node, self.pools[node])
                 self.calls.own(mark, self.calls.around(self.pools[node].after, node))
             if node.op in ("call_module", "call_function", "call_method") and layout.mutates(node, self.root):
                 self.alias(node)
             self.calls.own(mark, node.meta["call"])
         self.tie()
+        self.inflate_unreached()
         self.read_in_2d()
         _drop_unused_sizes(self.graph)
         self.graph.lint()
         least = minimum_frames(self.graph, self.recipe)
+        _, *shape = next(node for node in self.old.nodes if node.op == "placeholder").meta["value"].shape
         for node in self.graph.nodes:
             if node.target is layout.check_clip:
-                node.args = (*node.args[:2], least)
-        _, *shape = next(node for node in self.old.nodes if node.op == "placeholder").meta["value"].shape
+                node.args = (*node.args[:2], least, *([tuple(shape[1:])] if self.fixed else []))
         inflation = Inflation(
             recipe=self.recipe,
             style=self.style,
@@ -104,8 +110,10 @@ class Lift(Rewriting):
             input=tuple(shape),
             any_size=self.any_size() and not self.fixed,
             folds=sum(node.target is layout.fold for node in self.graph.nodes),
-            convolutions=convolutions(self.traced, self.modules, self.flat),
+            convolutions=convolutions(self.traced, self.modules, self.flat, self.functions),
             eval_only=self.eval_only,
+            fixed=self.fixed,
+            tried=self.traced.tried,
             ties=self.ties,
         )
         return Lifted(self.graph, self.modules, inflation, self.calls.all())
@@ -126,11 +134,29 @@ class Lift(Rewriting):
             if len(shared) == 1:
                 self.fillings |= dict.fromkeys(free, shared.pop())
 
+    def inflate_unreached(self) -> None:
+        """Layers that the forward pass does not reach become 3D as the recipe says, so that a state dict fits them."""
+        reached = {call.name for call in self.traced.calls} | set(self.modules)
+        for name, module in self.root.named_modules():
+            entry = counterpart(module) if name not in reached else None
+            if entry is None:
+                continue
+            try:
+                geometry = entry.geometry(module) if entry.geometry is not None else None
+                temporal = self.recipe.temporal(name, geometry) if geometry is not None else Temporal()
+                layer, fillings = entry.lift(module, temporal, self.style), entry.fillings(module, temporal, self.style)
+            except RecipeError:
+                continue
+            named = {f"{name}.{key}": filling.of(name) for key, filling in fillings.items()}
+            if all(self.fillings.get(key, filling) == filling for key, filling in named.items()):
+                self.modules[name] = layer
+                self.fillings |= named
+
     def read_in_2d(self) -> None:
         """A kernel that the network's code reads itself is a 2D one there, whatever its layer has become."""
         for node in self.graph.nodes:
             filling = self.fillings.get(str(node.target)) if node.op == "get_attr" else None
-            if filling is None or not filling.is_kernel:
+            if node.meta.get("taps") or filling is None or not filling.is_kernel:
                 continue
             users = [user for user in node.users if user.target is not getattr or user.args[1] not in _OF_ANY_RANK]
             if users:
@@ -207,7 +233,12 @@ class Lift(Rewriting):
                 fillings = entry.fillings(module, temporal, self.style)
             except RecipeError as error:
                 raise RecipeError(f"recipe {self.recipe.name!r} does not fit {name}: {error}") from None
-            self.fillings |= {f"{name}.{key}": filling.of(name) for key, filling in fillings.items()}
+            new_fillings = {f"{name}.{key}": filling.of(name) for key, filling in fillings.items()}
+            if any(self.fillings.get(key, filling) != filling for key, filling in new_fillings.items()):
+                raise RecipeError(
+                    f"recipe {self.recipe.name!r} does not fit {name}: its kernel has other taps elsewhere"
+                )
+            self.fillings |= new_fillings
         new = self.graph.create_node("call_module", name, (self.clip(image),), {}, node.name)
         new.meta |= {"temporal": temporal, "layer": name}
         return new, Layout.CLIP
@@ -221,7 +252,53 @@ class Lift(Rewriting):
         new.meta |= {"temporal": temporal, "layer": name}
         return new, Layout.CLIP
 
+    def convolution(self, node: fx.Node) -> New:
+        """A function's convolution with a kernel of the network's own."""
+        self.functions[node] = self.why_flat(node)
+        call = called(node)
+        if self.functions[node] or call is None:
+            return self.on_frames(node)
+        weight = parameter_of(call.kernel)
+        assert weight is not None
+        entry, key = counterpart(call.layer), str(weight.target)
+        assert entry is not None
+        assert entry.geometry is not None
+        scope = str(node.meta["scope"])
+        name = scope if scope and scope not in self.layers else function_name(node)
+        geometry = _padded_before(entry.geometry(call.layer), call.image)
+        temporal, style = self.recipe.temporal(name, geometry), replace(self.style, conv="3d")
+        try:
+            layer = entry.lift(call.layer, temporal, style)
+            filling = entry.fillings(call.layer, temporal, style)["weight"]
+        except RecipeError as error:
+            raise RecipeError(f"recipe {self.recipe.name!r} does not fit {name}: {error}") from None
+        if self.fillings.setdefault(key, filling) != filling:
+            self.functions[node] = f"its kernel {key} is used otherwise over time elsewhere"
+            return self.on_frames(node)
+        self.layers[name] = Layer(name, node.name, geometry, temporal)
+        self.modules[function_name(node)] = ComputedConv3d(layer, filling, self.style.init)
+        taps = self.graph.get_attr(key)
+        taps.meta |= {"plain": True, "taps": True}
+        kernel, bias = (self.env[n][0] if isinstance(n, fx.Node) else n for n in (call.kernel, call.bias))
+        arguments = (self.clip(call.image), taps, None if weight is call.kernel else kernel, bias)
+        new = self.graph.create_node("call_module", function_name(node), arguments, {}, node.name)
+        new.meta |= {"temporal": temporal, "layer": name}
+        return new, Layout.CLIP
+
+    def why_flat(self, node: fx.Node) -> str:
+        """Why a function's convolution stays 2D; empty where it need not."""
+        image = layout.argument(node, "input", 0)
+        if isinstance(image, fx.Node) and self.layout_of(image) is Layout.PLAIN:
+            return "it is called with no image"
+        return why_not(node)
+
     def call_function(self, node: fx.Node) -> New:
+        if layout.operation(node) in CLASSES:
+            return self.convolution(node)
+        if layout.operation(node) in _LIKE and self.layout_of(node.all_input_nodes[0]) is Layout.PLAIN:
+            new = self.copy(node, lambda n: self.env[n][0])
+            new.meta["plain"] = True
+            return new, Layout.PLAIN
         if layout.operation(node) == "interpolate" and is_image(node.args[0]):
             mode, corners = layout.argument(node, "mode", 3, "nearest"), layout.argument(node, "align_corners", 4)
             return self.interpolation(node, function_name(node), mode, corners)
@@ -230,6 +307,30 @@ class Lift(Rewriting):
         return self.in_either_layout(node) if layout.keeps_clip(node) else self.on_frames(node)
 
     call_method = call_function
+
+    def pooled(self, node: fx.Node, result: New | None) -> New | None:
+        """A pool over all of space, which is one over time too where the recipe says so."""
+        how = self.global_pool(node)
+        name = str(node.target) if node.op == "call_module" else function_name(node)
+        if result is None or result[1] is Layout.PLAIN or not how or not self.recipe.pools_all_frames(name):
+            return result
+        new, is_in = result
+        if is_in is Layout.CLIP:
+            return self.call(layout.whole_clip, new, how), is_in
+        return self.call(layout.whole_clip_of_frames, new, self.clips, how), is_in
+
+    def global_pool(self, node: fx.Node) -> str:
+        """How a node pools all of space, `mean` or `amax`; empty where it does not."""
+        if node.op == "call_module":
+            module = self.root.get_submodule(str(node.target))
+            for cls, how in _GLOBAL_POOLS.items():
+                if isinstance(module, cls) and module.output_size in (1, (1, 1)):
+                    return how
+        operation = layout.operation(node)
+        if operation in _GLOBAL_POOLS.values() and node.args and is_image(node.args[0]):
+            dim = layout.argument(node, "dim", 1)
+            return operation if isinstance(dim, list | tuple) and set(dim) == {-2, -1} else ""
+        return ""
 
     def normalises_frames(self, node: fx.Node, name: str) -> bool:
         """Whether the recipe has a norm over space, which in 3D is one over time too, stay within each frame."""
@@ -349,6 +450,9 @@ class Lift(Rewriting):
             return self.call(layout.unfold, new, self.clips, name=f"{new.name}_clip")
         return self.call(layout.over_time, new, self.clips)
 
+
+_LIKE = frozenset(("to", "type_as"))
+"""What takes dtype and device alone from a second tensor."""
 
 _RANDOM = frozenset(("bernoulli", "rand", "rand_like", "uniform", "randn", "normal", "randint"))
 

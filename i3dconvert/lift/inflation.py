@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from i3dconvert.kernels import Style
 from i3dconvert.lift.convolutions import Convolutions
 from i3dconvert.lift.rewriting import Layer
 from i3dconvert.recipes import Recipe
+
+Sizes = tuple[tuple[int, int], tuple[int, int]]
+"""The least and the greatest height, and width."""
 
 PIECE = 2**23
 """Bytes of a tensor that are made at once."""
@@ -38,8 +42,23 @@ class Inflation:
     """How many of the 2D network's convolutions became 3D, and which did not."""
     eval_only: str = ""
     """What the 2D network does otherwise in training, where the 3D one does what it does in eval mode; else empty."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """What the 2D network is called with beside the image, by the names of its forward's parameters."""
+    fixed: str = ""
+    """Why height and width are those of `input` alone; empty where they are free."""
+    tried: Sizes | None = None
+    """The least and the greatest height and width at which the network was seen to do the same; None: not tried."""
     ties: tuple[tuple[str, ...], ...] = ()
     """Keys of one and the same parameter, group by group."""
+
+    def sizes(self) -> str:
+        """Which heights and widths the network was seen to treat alike, in a sentence; empty where nobody tried."""
+        if self.fixed:
+            return f"clips of {self.input[1]}×{self.input[2]} alone: {self.fixed}"
+        if self.tried is None:
+            return ""
+        (low, high), (narrow, wide) = self.tried
+        return f"heights {low} to {high} and widths {narrow} to {wide} were tried"
 
     def keys(self, state2d: Iterable[str]) -> list[str]:
         """The 3D network's keys for the 2D network's: the same, and those of temporal convolutions of their own."""

@@ -24,12 +24,23 @@ class Layout(enum.Enum):
     PLAIN = "plain"
 
 
-def check_clip(clip: Tensor, channels: int, frames: int) -> Tensor:
-    """Return `clip` if it is `(N, channels, T, H, W)` with T ≥ `frames`, else raise `FramesError`."""
+def check_clip(clip: Any, channels: int, frames: int, size: tuple[int, int] | None = None) -> Any:
+    """Return `clip` if it is `(N, channels, T, H, W)` with T ≥ `frames`, else raise `FramesError`.
+
+    `size` are the height and width, where they are fixed.
+    """
+    if isinstance(clip, fx.Proxy):
+        return clip  # as torch.fx traces: nothing has a size, and nothing can be decided
     if clip.dim() != 5 or clip.shape[1] != channels:
         raise FramesError(f"expected a clip (N, {channels}, T, H, W), got {tuple(clip.shape)}")
     if clip.shape[2] < frames:
         raise FramesError(f"the clip has {clip.shape[2]} frames; the recipe's strides need at least {frames}")
+    if size is not None and tuple(clip.shape[3:]) != size:
+        (height, width), (h, w) = clip.shape[3:], size
+        raise FramesError(
+            f"the clip is {height}×{width}; the network was inflated for {h}×{w} alone, and may do something else at "
+            f"other sizes: inflate it at this one (size=)"
+        )
     return clip
 
 
@@ -56,6 +67,19 @@ def unfold(frames: Tensor, clips: int) -> Tensor:
 def mean_over_time(frames: Tensor, clips: int) -> Tensor:
     """`(N·T, K)` → `(N, K)`: scores averaged over time, as in Carreira & Zisserman, arXiv:1705.07750, section 2.4."""
     return over_time(frames, clips).mean(1)
+
+
+def whole_clip(clip: Tensor, how: str) -> Tensor:
+    """`(N, C, T, …)` → the same shape: at each frame the mean (`mean`) or the largest (`amax`) over all frames."""
+    over: Tensor = getattr(clip, how)(2, keepdim=True)
+    return over.expand_as(clip)
+
+
+def whole_clip_of_frames(frames: Tensor, clips: int, how: str) -> Tensor:
+    """`(N·T, …)` → the same shape: `whole_clip` of values without space."""
+    by_clip = over_time(frames, clips)
+    over: Tensor = getattr(by_clip, how)(1, keepdim=True)
+    return over.expand_as(by_clip).flatten(0, 1)
 
 
 def once_a_clip(draw: Tensor, clips: int) -> Tensor:

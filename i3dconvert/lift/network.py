@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
 
-from i3dconvert.errors import CheckpointError, I3DWarning, LiftError
+from i3dconvert.comparison.forward import given
+from i3dconvert.errors import I3DWarning, LiftError
 from i3dconvert.kernels import Style
 from i3dconvert.lift import layout, trainers
 from i3dconvert.lift.counterparts import is_layer
@@ -25,11 +27,15 @@ from i3dconvert.lift.inflation import Inflation
 from i3dconvert.lift.lengths import lengths
 from i3dconvert.lift.reading import Reading, read
 from i3dconvert.lift.tree.blocks import Block, Chain
+from i3dconvert.lift.tree.calling import named
 from i3dconvert.lift.tree.code import Code
 from i3dconvert.lift.tree.cutting import Cut, cut
 from i3dconvert.lift.tree.flat import graph_of
 from i3dconvert.lift.tree.straight import Straight, straightened
 from i3dconvert.recipes import Recipe
+
+HUB: dict[str, Callable[..., Any]] = {}
+"""What reads and writes the hub's files, which the package puts here: it stands above all of this."""
 
 
 class Network3d(Block):
@@ -69,11 +75,13 @@ class Network3d(Block):
         "set_grad_checkpointing": lambda network: partial(trainers.set_grad_checkpointing, network),
     }
 
-    def __init__(self, name: str, code: Code, inflation: Inflation) -> None:
-        super().__init__(name, code)
+    def __init__(self, code: Code, inflation: Inflation) -> None:
+        super().__init__(code)
         self._i3d_inflation = inflation
         self._i3d_meta: dict[str, Any] = {"origin": None}
         self._i3d_carried: dict[str, Any] = {}
+        self._i3d_warned = False
+        self._i3d_parts: dict[str, Code] = {}
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -82,39 +90,66 @@ class Network3d(Block):
             carried = self.__dict__.get("_i3d_carried", {})
             if name in carried:
                 return carried[name]
+            if (part := self.__dict__.get("_i3d_parts", {}).get(name)) is not None:
+                return partial(trainers.run_part, self, part)
             if name in _OF_TIMM and carried:
                 return _OF_TIMM[name](self)
             raise
 
     def forward(self, clip: Tensor) -> Any:
         """Scores or maps of clips `(N, C, T, H, W)`."""
+        if not torch.compiler.is_compiling() and not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            self._warn_of_size(clip)
         return super().forward(clip)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> Network3d:
-        """The network in a folder, or in a repository on the Hugging Face hub (`options` are huggingface_hub's).
-
-        Raises `CheckpointError`; so do the two methods below, `ExportError` too for a network made in memory.
-        """
-        network: Network3d = _pretrained().load(str(name), **options)
+        """`i3dconvert.from_pretrained`: the network in a folder, or in a repository on the Hugging Face hub."""
+        network: Network3d = HUB["from_pretrained"](name, **options)
         return network
 
     def save_pretrained(self, folder: str | Path, finetuned: bool = False) -> None:
-        """Write `model.safetensors`, configuration, preprocessing and a card into `folder`."""
-        _pretrained().Pretrained(self, finetuned).save_pretrained(folder)
+        """`i3dconvert.save_pretrained`: write weights, configuration, preprocessing and a card into `folder`."""
+        HUB["save_pretrained"](self, folder, finetuned)
 
     def push_to_hub(self, name: str, finetuned: bool = False, **options: Any) -> str:
-        """Upload what `save_pretrained` writes to the hub's repository `name`; returns its address."""
-        address: str = _pretrained().Pretrained(self, finetuned).push_to_hub(name, **options)
+        """`i3dconvert.push_to_hub`: upload what `save_pretrained` writes; returns the repository's address."""
+        address: str = HUB["push_to_hub"](self, name, finetuned, **options)
         return address
+
+    def _warn_of_size(self, clip: Any) -> None:
+        """Warn, once, of heights and widths beyond those that were tried."""
+        tried = self._i3d_inflation.tried
+        if tried is None or self._i3d_warned or isinstance(clip, fx.Proxy) or clip.dim() != 5:
+            return
+        if any(not low <= size <= high for (low, high), size in zip(tried, clip.shape[3:], strict=True)):
+            self._i3d_warned = True
+            height, width = clip.shape[3:]
+            text = f"the clip is {height}×{width}; {self._i3d_inflation.sizes()}: compare it with the 2D network there"
+            warnings.warn(text, I3DWarning, stacklevel=4)
 
 
 _OF_TIMM: dict[str, Callable[[Any], Any]] = {
     "num_classes": lambda network: getattr(network.get_submodule(trainers.head_name(network)), "out_features", 0),
     "get_classifier": lambda network: lambda: network.get_submodule(trainers.head_name(network)),
-    "reset_classifier": lambda network: lambda num_classes, *_, **__: trainers.reset_head(network, num_classes),
+    "reset_classifier": lambda network: partial(trainers.reset_classifier, network),
 }
 """What timm's networks answer, by the head that is there now."""
+
+
+class ForImages3d(Network3d):
+    """What a network of transformers has become: it is called as those are."""
+
+    _i3d_problem: str | None = None
+    """The `problem_type` of its configuration."""
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> Any:
+        """What the 2D network gives, over clips `(N, C, T, H, W)`; with `labels`, `loss` and `logits`."""
+        output = super().forward(pixel_values)
+        if labels is None:
+            return output
+        rest = output if isinstance(output, dict) else {"logits": output}
+        return {"loss": trainers.loss(rest.get("logits"), labels, self._i3d_problem), **rest}
 
 
 class Sequential3d(Network3d, nn.Sequential):
@@ -169,17 +204,7 @@ def frames_left(network: Network3d, frames: int) -> int:
 
 def flattened(network: Network3d) -> Straight:
     """The network as it is now, as one flat module with the same layers."""
-    return straightened(network, graph_of(network), network._get_name()).train(network.training)
-
-
-def _pretrained() -> Any:
-    """huggingface_hub's mixin around a network: above everything else, hence by its name and not imported."""
-    try:
-        return import_module("i3dconvert.pretrained")
-    except ImportError as error:
-        raise CheckpointError(
-            f"the hub's files are read and written by huggingface_hub ({error}): pip install huggingface_hub"
-        ) from None
+    return straightened(network, graph_of(network), type(network).__name__).train(network.training)
 
 
 @dataclass(frozen=True)
@@ -204,10 +229,39 @@ class Plan:
         return _assemble(self, model)
 
 
-def plan(model: nn.Module, recipe: Recipe, style: Style, shape: tuple[int, int, int]) -> Plan:
-    """Read `model` on an image `(C, H, W)` and lift it; raises `RecipeError`, `LiftError`."""
-    reading = read(model, is_layer, shape)
-    return Plan(reading, lift(reading, recipe, style.checked(), _ties(model)))
+def plan(
+    model: nn.Module,
+    recipe: Recipe,
+    style: Style,
+    shape: tuple[int, int, int],
+    trial: bool = False,
+    constants: Mapping[str, Any] = MappingProxyType({}),
+) -> Plan:
+    """Read `model` on an image `(C, H, W)` and lift it; raises `RecipeError`, `LiftError`.
+
+    `trial`: see `read`; for networks that are not a library's, whose names are tried once and for all. `constants` are
+    what the network is called with beside the image, by name.
+    """
+    _check_constants(model, constants)
+    with given(model, constants):
+        reading = read(model, is_layer, shape, trial)
+    lifted = lift(reading, recipe, style.checked(), _ties(model))
+    return Plan(reading, replace(lifted, inflation=replace(lifted.inflation, constants=dict(constants))))
+
+
+def _check_constants(model: nn.Module, constants: Mapping[str, Any]) -> None:
+    """Raise `LiftError` for what can't be in a file, and where the network needs more than an image and these."""
+    for name, value in constants.items():
+        if not (value is None or isinstance(value, bool | int | float | str)):
+            raise LiftError(f"constants[{name!r}] is a {type(value).__name__}, and not a number, a string or None")
+    parameters = list(inspect.signature(model.forward).parameters.values())[1:]
+    needed = [one.name for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    if missing := [name for name in needed if name not in constants]:
+        example = ", ".join(f"{name!r}: …" for name in missing)
+        raise LiftError(
+            f"{type(model).__name__} takes {', '.join(missing)} beside the image: give constant values, "
+            f"inflate(model, constants={{{example}}}), or wrap it in a module that takes an image alone"
+        )
 
 
 def warn_of(inflation: Inflation, strict: bool = False) -> None:
@@ -256,6 +310,7 @@ def _ties(model: nn.Module) -> tuple[tuple[str, ...], ...]:
 def _assemble(plan: Plan, model: nn.Module) -> Network3d:
     network = Growing(plan.cut, plan.lifted, plan.reading.root, model).network()
     network._i3d_carried = trainers.carried(model)
+    network._i3d_parts = trainers.parts(model, plan.cut.codes[""], plan.lifted.inflation.input)
     parameters = dict(network.named_parameters(remove_duplicate=False))
     for name, parameter in model.named_parameters(remove_duplicate=False):
         parameters[name].requires_grad_(parameter.requires_grad)
@@ -265,6 +320,10 @@ def _assemble(plan: Plan, model: nn.Module) -> Network3d:
         if name in modules:
             module.training = modules[name].training
     return network
+
+
+_BY_CLASS: tuple[Any, ...] = (nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+"""What trainers ask for by class (weight decay, LoRA): a subclass with code of its own stays one."""
 
 
 class Growing:
@@ -277,9 +336,13 @@ class Growing:
 
     def network(self) -> Network3d:
         """The whole."""
-        sequential = isinstance(self.model, nn.Sequential) and type(self.model).forward is nn.Sequential.forward
-        cls = Sequential3d if sequential else Network3d
-        network = cls(type(self.model).__name__, self.cut.codes[""], self.lifted.inflation)
+        cls = type(self.model)
+        sequential = isinstance(self.model, nn.Sequential) and cls.forward is nn.Sequential.forward
+        for_images = "pixel_values" in inspect.signature(cls.forward).parameters
+        new = Sequential3d if sequential else ForImages3d if for_images else Network3d
+        network = named(new, cls.__name__)(self.cut.codes[""], self.lifted.inflation)
+        if isinstance(network, ForImages3d):
+            network._i3d_problem = getattr(getattr(self.model, "config", None), "problem_type", None)
         self.fill(network, self.root, "")
         for name, layer in self.lifted.modules.items():
             owner, _, last = name.rpartition(".")
@@ -296,30 +359,31 @@ class Growing:
         return self.made[id(old)]
 
     def new(self, old: nn.Module, name: str) -> nn.Module:
-        cls = type(old).__name__
+        cls, layers = type(old).__name__, [layer for layer in _BY_CLASS if isinstance(old, layer)]
         new: nn.Module
         if (chain := self.cut.chains.get(name)) is not None:
-            new = Chain(name=cls)
+            new = named(Chain, cls)()
             new._i3d_takes, new._i3d_gives, new._i3d_facts = chain.takes, chain.gives, chain.facts
         elif name in self.cut.codes:
-            new = Block(cls, self.cut.codes[name])
+            new = named(Block, cls, *layers)(self.cut.codes[name])
+            new.__dict__.update((key, getattr(old, key)) for layer in layers for key in layer.__constants__)
         elif isinstance(old, nn.ModuleList | nn.ModuleDict | nn.Sequential):
             new = nn.ModuleList() if isinstance(old, nn.ModuleList) else nn.ModuleDict()
-            new = Chain(name=cls) if isinstance(old, nn.Sequential) else new
-        elif type(old) is not nn.Module and type(old).__module__.startswith("torch.nn."):
+            new = named(Chain, cls)() if isinstance(old, nn.Sequential) else new
+        elif type(old).__module__.startswith("torch.nn.modules.") and not self.gains_time(name, old):
             return old  # the forward pass does not reach it
         else:
-            new = Block(cls, None)
+            new = named(Block, cls)(None)
         self.fill(new, old, name)
         return new
+
+    def gains_time(self, name: str, old: nn.Module) -> bool:
+        return any(f"{name}.{key}" in self.lifted.inflation.fillings for key, _ in old.named_parameters())
 
     def fill(self, new: nn.Module, old: nn.Module, name: str) -> None:
         """Give `new` the tensors and children that `old` has, those over clips in their new shapes."""
         for key, parameter in old._parameters.items():
-            if parameter is not None:
-                full, inflation = f"{name}.{key}".lstrip("."), self.lifted.inflation
-                empty = parameter.new_empty(inflation.shape(full, parameter))
-                new.register_parameter(key, nn.Parameter(empty, parameter.requires_grad))
+            new.register_parameter(key, None if parameter is None else self.empty(parameter, f"{name}.{key}"))
         constants = self.cut.constants.get(name, ())
         for key in constants:
             new.register_buffer(key, getattr(self.root, key).detach().clone(), persistent=False)
@@ -331,6 +395,11 @@ class Growing:
                 new.add_module(key, self.module(child, f"{name}.{key}".lstrip(".")))
         if isinstance(new, Block):
             new._i3d_ready = True
+
+    def empty(self, parameter: nn.Parameter, name: str) -> nn.Parameter:
+        """One in the shape that `parameter` has over clips."""
+        shape = self.lifted.inflation.shape(name.lstrip("."), parameter)
+        return nn.Parameter(parameter.new_empty(shape), parameter.requires_grad)
 
     def bring_buffers(self, network: nn.Module) -> None:
         """Copy the model's buffers; those outside the state dict come from nowhere else."""

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from i3dconvert.errors import LiftError
 from i3dconvert.lift import layout
-from i3dconvert.lift.tree.blocks import Block, class_of
+from i3dconvert.lift.reading.copying import on_meta
+from i3dconvert.lift.tree.blocks import Block
 from i3dconvert.lift.tree.calling import Tree, kind
+from i3dconvert.lift.tree.code import Code
 from i3dconvert.lift.tree.flat import graph_of
+from i3dconvert.lift.tree.halves import halves
 
 
 def set_grad_checkpointing(network: Block, enable: bool = True) -> None:
@@ -32,9 +37,9 @@ def set_grad_checkpointing(network: Block, enable: bool = True) -> None:
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     children = list(module.children())
-    classes = Counter(class_of(child) for child in children if kind(child) == "tree")
+    classes = Counter(type(child) for child in children if kind(child) == "tree")
     for child in children:
-        if classes[class_of(child)] > 1 and not isinstance(child, nn.Sequential):
+        if classes[type(child)] > 1 and not isinstance(child, nn.Sequential):
             yield child
         else:
             yield from _blocks(child)
@@ -42,16 +47,44 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 def head_name(network: Block) -> str:
     """The name of the linear layer that gives the scores; raises `LiftError` where there is none."""
-    output = graph_of(network).output_node().args[0]
-    node = output.args[0] if isinstance(output, fx.Node) and output.target in _OVER_TIME else output
-    if isinstance(node, fx.Node) and node.op == "call_module":
-        module = network.get_submodule(str(node.target))
-        if isinstance(module, nn.Linear | nn.Identity):
-            return str(node.target)
-    raise LiftError("the network has no one linear layer that gives its scores; replace its head by its name")
+    node, found = _scores(network), ""
+    while isinstance(node, fx.Node) and (name := _called(node)):
+        module = network.get_submodule(name)
+        if not isinstance(module, nn.Linear | nn.Identity):
+            break
+        found, node = name, node.args[0]
+        if isinstance(module, nn.Linear | NoHead):
+            break
+    if not found:
+        raise LiftError("the network has no one linear layer that gives its scores; replace its head by its name")
+    return found
+
+
+def _called(node: fx.Node) -> str:
+    """The layer that a node calls, or whose weight a product is of."""
+    kernel = node.args[1] if layout.operation(node) == "linear" else None
+    if isinstance(kernel, fx.Node) and kernel.op == "get_attr":
+        return str(kernel.target).removesuffix(".weight")
+    return str(node.target) if node.op == "call_module" else ""
+
+
+def _scores(network: Block) -> Any:
+    """What the network gives, before the mean over time; of several values the logits."""
+    output: Any = graph_of(network).output_node().args[0]
+    if isinstance(output, dict):
+        output = output.get("logits", next(iter(output.values())))
+    return output.args[0] if isinstance(output, fx.Node) and output.target in _OVER_TIME else output
 
 
 _OVER_TIME = (layout.mean_over_time, layout.over_time)
+
+
+class NoHead(nn.Identity):
+    """Stands where a head was: what is known of it makes a new one."""
+
+    def __init__(self, in_features: int, bias: bool) -> None:
+        super().__init__()
+        self.in_features, self.bias = in_features, bias
 
 
 def reset_head(network: Block, num_classes: int) -> None:
@@ -62,11 +95,79 @@ def reset_head(network: Block, num_classes: int) -> None:
     name = head_name(network)
     owner, _, last = name.rpartition(".")
     head = network.get_submodule(name)
-    if not isinstance(head, nn.Linear):
+    if not isinstance(head, nn.Linear | NoHead):
         raise LiftError(f"{name} is no linear layer any more, so that its inputs are not known")
-    options = {"device": head.weight.device, "dtype": head.weight.dtype}
-    new = nn.Linear(head.in_features, num_classes, head.bias is not None, **options) if num_classes else nn.Identity()
+    bias = head.bias if isinstance(head, NoHead) else head.bias is not None
+    like = next(network.parameters())
+    options = {"device": like.device, "dtype": like.dtype}
+    new = nn.Linear(head.in_features, num_classes, bias, **options) if num_classes else NoHead(head.in_features, bias)
     setattr(network.get_submodule(owner), last, new)
+
+
+def reset_classifier(network: Block, num_classes: int, global_pool: str | None = None) -> None:
+    """`reset_head` by timm's name; raises `LiftError` for another pooling too, which is part of the network's code."""
+    if global_pool is not None:
+        raise LiftError(f"the pooling is read with the 2D network: make that with global_pool={global_pool!r}")
+    reset_head(network, num_classes)
+
+
+def parts(model: Any, code: Code, shape: tuple[int, int, int]) -> dict[str, Code]:
+    """`forward_features` and `forward_head` of a network whose forward pass is one behind the other, as timm's are."""
+    if not all(callable(getattr(model, name, None)) for name in _PARTS):
+        return {}
+    network: Any = on_meta(model).eval()
+    ran: dict[str, tuple[Any, Any]] = {}
+    gave: list[tuple[str, Any, int]] = []
+    for name in _PARTS:
+        setattr(network, name, partial(_noted, ran, name, getattr(network, name)))
+    for name, child in network.named_modules():
+        child.register_forward_hook(partial(_gave, gave, name))
+    image = next(network.parameters()).new_empty(2, *shape)
+    output = network(image)
+    if ran.keys() != set(_PARTS):
+        return {}
+    (given, features), (across, scores) = (ran[name] for name in _PARTS)
+    if given is not image or across is not features or scores is not output:
+        return {}
+    found = halves(code, {name for name, value, at in gave if value is features and at == features._version})
+    return {name: part.compiled() for name, part in zip(_PARTS, found or (), strict=False)}
+
+
+_PARTS = ("forward_features", "forward_head")
+
+
+def _noted(ran: dict[str, tuple[Any, Any]], name: str, method: Any, value: Any, *args: Any, **named: Any) -> Any:
+    result = method(value, *args, **named)
+    ran[name] = (value, result)
+    return result
+
+
+def _gave(gave: list[tuple[str, Any, int]], name: str, module: nn.Module, args: Any, output: Any) -> None:
+    if isinstance(output, Tensor):
+        gave.append((name, output, output._version))
+
+
+def run_part(network: Block, part: Code, value: Tensor, pre_logits: bool = False) -> Any:
+    """What one half of the network gives; raises `LiftError` for what timm's heads give before their last layer."""
+    if pre_logits:
+        raise LiftError("reset_head(0) makes a network of features; forward_head gives scores")
+    return part.run(network, (value,), {})
+
+
+def loss(logits: Any, labels: Tensor, problem: str | None = None) -> Tensor:
+    """The loss that transformers' image classifiers compute; raises `LiftError` where there are no rows of scores."""
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        raise LiftError("labels= is for classifiers; compute the loss of what the network gives")
+    several = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+    return _LOSSES[problem or ("regression" if logits.shape[1] == 1 else several)](logits, labels)
+
+
+_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "regression": lambda logits, labels: functional.mse_loss(logits.squeeze(), labels.squeeze()),
+    "single_label_classification": functional.cross_entropy,
+    "multi_label_classification": functional.binary_cross_entropy_with_logits,
+}
+"""By the `problem_type` of a configuration."""
 
 
 class Answers:

@@ -57,7 +57,10 @@ C2D = Recipe("c2d", (Rule(kind="norm", span=1),), source="every temporal kernel 
 UNIFORM = Recipe("uniform", (Rule(kind="spatial", kernel=3),), source="spatial convolutions 3, temporal stride 1")
 VOLUMETRIC = Recipe(
     "volumetric",
-    (Rule(kernel="spatial", stride="spatial", padding="spatial", dilation="spatial"),),
+    (
+        Rule(kernel="spatial", stride="spatial", padding="spatial", dilation="spatial"),
+        Rule(kind="global", span="all"),
+    ),
     source="depth treated exactly as height and width",
 )
 

@@ -12,10 +12,11 @@ from i3dconvert.errors import RecipeError
 Size = int | Literal["spatial"]
 Padding = Size | Literal["same"]
 
-KINDS = ("pointwise", "spatial", "transposed", "max_pool", "avg_pool", "upsample", "attention", "norm")
+KINDS = ("pointwise", "spatial", "transposed", "max_pool", "avg_pool", "upsample", "attention", "norm", "global")
 """Kinds of layer: 1×1 convolutions, all others, transposed ones, the two poolings with a window, interpolations; and
-attentions and norms over space (GroupNorm, InstanceNorm), of which a rule speaks only by these kinds."""
-SPANNING = ("attention", "norm")
+attentions, norms over space (GroupNorm, InstanceNorm) and means and maxima over all of space (global pools, squeeze and
+excitation), of which a rule speaks only by these kinds."""
+SPANNING = ("attention", "norm", "global")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class Rule:
     dilation: Size | None = None
     span: int | Literal["all"] | None = None
     """Of attentions: how many frames a query attends to, in groups of so many consecutive ones; 1 is its own alone.
-    Of norms: `1` normalises each frame by itself, `all` (where no rule says so) over all frames of the clip."""
+    Of norms: `1` normalises each frame by itself, `all` (where no rule says so) over all frames of the clip. Of global
+    pools: `1` (where no rule says so) is over each frame's space, `all` over time too."""
     shift: int | None = None
     """Of attentions in groups: by how many frames the groups are shifted, cyclically, as windows are in space; what was
     not side by side before does not attend to one another (Video Swin, arXiv:2106.13230, section 3.2)."""
@@ -220,8 +222,14 @@ class Recipe:
 
     def normalises_frames(self, name: str) -> bool:
         """Whether the norm called `name` normalises each frame by itself."""
-        spans = [rule.span for rule in self.rules if rule.matches(name, "norm")]
-        return spans[-1:] == [1]
+        return self._spans(name, "norm")[-1:] == [1]
+
+    def pools_all_frames(self, name: str) -> bool:
+        """Whether the global pool called `name` is over all frames of the clip."""
+        return self._spans(name, "global")[-1:] == ["all"]
+
+    def _spans(self, name: str, kind: str) -> list[Any]:
+        return [rule.span for rule in self.rules if rule.matches(name, kind)]
 
     def _enlarging(
         self, geometry: Geometry, kernel: int, stride: int, dilation: int, padding: Padding | None
@@ -323,13 +331,17 @@ def _table(value: Any, where: str, schema: dict[str, type]) -> dict[str, Any]:
             raise RecipeError(f"{where}: {key} must lie between {smallest} and {_LARGEST}, got {item}")
         if key == "kind" and not any(fnmatchcase(kind, str(item)) for kind in KINDS):
             raise RecipeError(f"{where}: unknown kind {item!r} (known: {', '.join(KINDS)})")
-    if value.get("kind") == "norm" and set(value) - {"layer", "kind"} == {"span"} and value["span"] in (1, "all"):
+    if (
+        value.get("kind") in ("norm", "global")
+        and set(value) - {"layer", "kind"} == {"span"}
+        and value["span"] in (1, "all")
+    ):
         return value
     attends = any(field in value for field in _ATTENDING)
     if attends != (value.get("kind") == "attention") or (attends and any(size in value for size in _SIZES)):
         raise RecipeError(
             f"{where}: a rule of kind 'attention' has a span, a shift, relative positions or is divided (and has no "
-            "kernel), one of kind 'norm' has the span 1 or 'all', and no other rule has one"
+            "kernel), one of kind 'norm' or 'global' has the span 1 or 'all', and no other rule has one"
         )
     return value
 

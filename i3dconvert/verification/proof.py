@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from i3dconvert.backbones import Origin
 from i3dconvert.backbones.changes import beheaded, head_of
 from i3dconvert.comparison.alone import mixing
-from i3dconvert.comparison.forward import Narrowing, OwnRounding, check_outputs
+from i3dconvert.comparison.forward import Narrowing, OwnRounding, check_outputs, given
 from i3dconvert.comparison.report import Check, Report
 from i3dconvert.lift.network import Network3d, inflation_of, origin_of
 from i3dconvert.progress import Progress, silent
@@ -40,6 +40,7 @@ def verify(
     report.checks.append(check_weights(inflation_of(model3d), model2d.state_dict(), model3d.state_dict()))
     origin: Origin | None = origin_of(model3d)
     with ExitStack() as stack:
+        stack.enter_context(given(model2d, inflation_of(model3d).constants))
         if origin is not None and origin.changes.head == "fresh":
             # A head drawn at random may hide a difference in the features that go into it.
             stack.enter_context(beheaded(model2d, model3d, name=head_of(model2d)))
@@ -50,16 +51,24 @@ def verify(
         report.checks += [reach] if reach is not None else []
     report.notes += inflation_of(model3d).convolutions.lines()
     images = noise(inflation_of(model3d).input, settings)
+    with given(model2d, inflation_of(model3d).constants):
+        _explain(model2d, model3d, settings, report, images, progress)
+    return report
+
+
+def _explain(
+    model2d: nn.Module, model3d: Network3d, settings: Settings, report: Report, images: Tensor, progress: Progress
+) -> None:
+    """Add to the report what tells why a check failed, and the layers where they are asked for."""
     if not report.passed and (reason := mixing(model2d, images[:2])):
         report.checks.append(Check("each image by itself", False, reason))
-        return report
+        return
     if settings.layers or not report.passed:
         progress("layer by layer")
         dtype = settings.dtypes[0]
         tolerance = settings.tolerance_for(dtype)
         assert settings.frames is not None
         report.layers = compare_layers(model2d, model3d, images, settings.frames, dtype, tolerance, settings.device)
-    return report
 
 
 def _check_forward(

@@ -42,11 +42,16 @@ def test_demo(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "processes", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.sweep)]
+    ("processes", "options"),
+    [
+        pytest.param(1, (), marks=pytest.mark.slow),
+        pytest.param(2, (), marks=pytest.mark.sweep),
+        pytest.param(2, ("--fsdp",), marks=pytest.mark.slow),
+    ],
 )
-def test_finetune(processes: int, tmp_path: Path) -> None:
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", str(processes)) if processes > 1 else ()
-    said = run("finetune.py", str(tmp_path), "--steps", "4", launcher=launcher)
+def test_finetune(processes: int, options: tuple[str, ...], tmp_path: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes)) if processes > 1 else ()
+    said = run("finetune.py", str(tmp_path), "--steps", "4", *options, launcher=launcher)
     assert said.count(f"trained by {processes} of {32 // processes} clips at a time") == 1
     start, *_, last = (line.split() for line in said.splitlines() if line.strip()[:1].isdigit())
     assert (start[0], last[0]) == ("0", "4")

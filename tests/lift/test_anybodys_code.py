@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +14,10 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from i3dconvert import inflate, verify
+from i3dconvert import inflate, optimize, save, verify
+from i3dconvert.checkpoint import read
 from i3dconvert.comparison.forward import relative_error
-from i3dconvert.errors import I3DWarning, LiftError
+from i3dconvert.errors import FramesError, I3DWarning, LiftError
 from i3dconvert.verification import Settings
 
 Forward = Callable[[Any, Tensor], Any]
@@ -80,6 +83,39 @@ def a_number_instead_of_a_tensor(net: Any, x: Tensor) -> Tensor:
     return net.d(torch.where(y > 0, y, 0.1)) + torch.isin(y[:, :2].round(), torch.tensor([0.0, 1.0])).double()
 
 
+def in_place_on_chunks(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    first, _ = y.chunk(2, 1)
+    first.mul_(2)
+    y.unbind(1)[3].add_(1)
+    return net.d(y)
+
+
+def in_place_on_a_flat_view(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    flat = y.view(x.shape[0], -1)
+    flat /= flat.norm(dim=1, keepdim=True)
+    return net.d(y)
+
+
+def a_mask_of_ones_that_is_read(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    mask = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool)
+    if torch.any(mask == 0) or not mask.all():
+        y = y * 3
+    return net.d(y) * float(torch.linspace(0, 1, 5).sum())
+
+
+@lru_cache(maxsize=2)
+def positions(height: int, width: int) -> Tensor:
+    return torch.arange(height * width).view(height, width) / (height * width)
+
+
+def positions_from_a_cache(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    return net.d(y * positions(y.shape[2], y.shape[3]).to(y))
+
+
 class Swish(torch.autograd.Function):
     """As efficientnet_pytorch has it."""
 
@@ -135,6 +171,10 @@ FORWARDS = (
     in_place_through_a_view,
     in_place_on_a_permutation,
     in_place_on_a_stride,
+    in_place_on_chunks,
+    in_place_on_a_flat_view,
+    a_mask_of_ones_that_is_read,
+    positions_from_a_cache,
     views_of_a_tensor_written_to,
     a_number_instead_of_a_tensor,
     a_function_of_ones_own,
@@ -418,8 +458,8 @@ def test_places_and_flags_keep_their_time() -> None:
         assert found["scores"].shape == (2, 4)
 
 
-def a_computed_kernel(net: Any, x: Tensor) -> Tensor:
-    return net.d(F.conv2d(net.c(x), net.e.weight / net.e.weight.norm()))
+def a_kernel_without_a_tensor(net: Any, x: Tensor) -> Tensor:
+    return net.d(F.conv2d(net.c(x), net.e.bias.outer(net.e.bias)[:, :, None, None]))
 
 
 def layers_and_a_subclass(net: Any, x: Tensor) -> Tensor:
@@ -428,7 +468,10 @@ def layers_and_a_subclass(net: Any, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("forward", "lifted", "kept"),
-    [(layers_and_a_subclass, 3, ""), (a_computed_kernel, 2, "its kernel is computed in the forward pass")],
+    [
+        (layers_and_a_subclass, 3, ""),
+        (a_kernel_without_a_tensor, 2, "no tensor of the network has the shape of its kernel"),
+    ],
 )
 def test_convolutions_are_counted_and_those_that_stay_2d_named(forward: Forward, lifted: int, kept: str) -> None:
     class OfAFunction(nn.Conv2d):
@@ -438,7 +481,7 @@ def test_convolutions_are_counted_and_those_that_stay_2d_named(forward: Forward,
     model = Net(forward, e=OfAFunction(4, 4, 1))
     counted = inflate(model, "uniform", size=16).inflation.convolutions
     assert (counted.run, counted.lifted) == (3, lifted)
-    assert [reason for _, reason in counted.kept] == [kept] * bool(kept)
+    assert [reason[: len(kept)] for _, reason in counted.kept] == [kept] * bool(kept)
     if kept:
         with pytest.raises(LiftError, match=f"2 of 3 convolutions became 3D.*stays 2D: {kept}"):
             inflate(model, "uniform", size=16, strict=True)
@@ -457,3 +500,67 @@ def test_no_convolution_in_3d_is_a_warning() -> None:
 
     with pytest.warns(I3DWarning, match="0 of 1 convolution became 3D; NONE"):
         inflate(Windows().eval(), size=16)
+
+
+def windows_of_four(net: Any, x: Tensor) -> Tensor:
+    first, *_, last = net.c(x).split(4, 2)
+    return net.d(first + last)
+
+
+def a_threshold_that_forgets(net: Any, x: Tensor) -> Tensor:
+    return net.d(net.c(x) * (2 if int(x.shape[2]) > 20 else 1))
+
+
+def a_loop_that_grows_late(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    for _ in range(x.shape[2] // 60):
+        y = y * 2
+    return net.d(y)
+
+
+@pytest.mark.parametrize("forward", [windows_of_four, a_threshold_that_forgets, a_loop_that_grows_late])
+def test_a_size_that_would_be_wrong_is_refused(forward: Forward) -> None:
+    model = Net(forward)
+    network = inflate(model, "c2d", size=16)
+    assert "clips of 16×16 alone" in network.inflation.sizes()
+    assert relative_error(framewise(model, clip_of(2, 3, 16)), network(clip_of(2, 3, 16))) <= 1e-12
+    with pytest.raises(FramesError, match="the clip is 64×64; the network was inflated for 16×16 alone"):
+        network(clip_of(1, 2, 64))
+    larger = inflate(model, "c2d", size=64)
+    assert relative_error(framewise(model, clip_of(1, 2, 64)), larger(clip_of(1, 2, 64))) <= 1e-12
+
+
+def test_sizes_beyond_those_that_were_tried_are_warned_of_once(
+    recwarn: pytest.WarningsRecorder, tmp_path: Path
+) -> None:
+    network = inflate(Net(layers_and_a_subclass, e=nn.Conv2d(4, 4, 1)), "c2d", size=16)
+    assert network.inflation.sizes() == "heights 8 to 64 and widths 4 to 64 were tried"
+    network(clip_of(1, 1, 64))
+    assert not recwarn.list
+    for _ in range(2):
+        network(clip_of(1, 1, 65))
+    assert [str(found.message) for found in recwarn.list] == [
+        "the clip is 65×65; heights 8 to 64 and widths 4 to 64 were tried: compare it with the 2D network there"
+    ]
+    save(network, tmp_path / "net.safetensors")
+    assert read(tmp_path / "net.safetensors")[0].inflation.tried == ((8, 64), (4, 64))
+
+
+def test_statistics_that_one_image_does_not_have_mix_the_batch() -> None:
+    def deviation(net: Any, x: Tensor) -> Tensor:
+        y = net.d(net.c(x))
+        return torch.cat([y, y.std(0).mean().expand(len(y), 1, *y.shape[2:])], 1)
+
+    with pytest.raises(LiftError, match="mixes the images of a batch"):
+        inflate(Net(deviation), size=16)
+
+
+def test_a_value_of_the_networks_own_tensors_is_not_baked_in() -> None:
+    with pytest.raises(LiftError, match="depends on the value of k, which may be another when weights are loaded"):
+        inflate(Net(lambda net, x: net.c(x) * net.k.item(), k=nn.Parameter(torch.tensor(2.0))), size=16)
+
+
+def test_optimized_a_kernel_that_is_read_elsewhere_is_kept() -> None:
+    model = Net(lambda net, x: net.d(net.c(x)) * net.d.weight.norm() + net.c.bias[:2, None, None])
+    clip = clip_of(1, 3, 16)
+    assert relative_error(framewise(model, clip), optimize(inflate(model, "c2d", size=16))(clip)) <= 1e-12

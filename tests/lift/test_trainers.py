@@ -56,10 +56,72 @@ def test_what_timm_says_of_a_network(vit: tuple[nn.Module, Any]) -> None:
     network.reset_classifier(3)
     assert network.num_classes == 3
     assert network(clip_of(1, 3, 2, 32, 32)).shape == (1, 3)
-    with pytest.raises(AttributeError):
-        network.forward_intermediates  # noqa: B018 - which is not carried
+    network.reset_classifier(0)
+    assert network(clip_of(1, 3, 2, 32, 32)).shape == (1, model.num_features)
+    network.reset_classifier(4)
+    assert network(clip_of(1, 3, 2, 32, 32)).shape == (1, 4)
+    with pytest.raises(LiftError, match="make that with global_pool='avg'"):
+        network.reset_classifier(4, "avg")
     with pytest.raises(AttributeError):
         inflate(nn.Sequential(nn.Conv2d(3, 4, 3)), size=16).group_matcher  # noqa: B018
+
+
+SWIN = {"img_size": 64, "patch_size": 4, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("build", "size", "head"),
+    [
+        (lambda: timm.models.VisionTransformer(**VIT), 32, "head"),
+        (lambda: timm.models.SwinTransformer(**SWIN, num_classes=5), 64, "head.fc"),
+        (lambda: timm.create_model("resnet10t", num_classes=5), 32, "fc"),
+        (lambda: timm.create_model("mobilenetv3_small_050", num_classes=5), 32, "classifier"),
+    ],
+    ids=["vit", "swin", "resnet", "mobilenet"],
+)
+def test_timms_halves_and_head(build: Any, size: int, head: str) -> None:
+    """Per frame as the 2D network's, for `c2d`; and one behind the other they are the whole."""
+    torch.manual_seed(0)
+    model: Any = build().eval()
+    network: Any = pickle.loads(pickle.dumps(inflate(model, "c2d", size=size)))
+    clip = clip_of(2, 3, 3, size, size)
+    with torch.no_grad():
+        features = network.forward_features(clip)
+        axis = 1 if features.shape[1] == 3 else 2
+        for frame, found in zip(clip.unbind(2), features.unbind(axis), strict=True):
+            assert torch.allclose(found, model.forward_features(frame), atol=1e-5)
+        assert torch.equal(network.forward_head(features), network(clip))
+    with pytest.raises(LiftError, match="reset_head"):
+        network.forward_head(features, pre_logits=True)
+    assert network.head_name == head
+    assert network.num_classes == 5
+    network.blocks = nn.Identity()  # what stands there now acts
+    if head == "head":
+        assert not torch.equal(network.forward_features(clip), features)
+    network = inflate(model, "uniform", size=size)
+    for classes in (0, 3):
+        network.reset_classifier(classes)
+        model.reset_classifier(classes)
+        assert network(clip).shape == model(clip[:, :, 0]).shape
+        assert network.num_classes == model.num_classes
+
+
+def test_a_forward_pass_of_another_order_has_no_halves() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+        def forward_features(self, x: Tensor) -> Tensor:
+            return self.conv(x)
+
+        def forward_head(self, x: Tensor) -> Tensor:
+            return self.fc(x.mean((2, 3)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.forward_head(self.forward_features(x).relu())
+
+    assert not hasattr(inflate(Net().eval(), size=16), "forward_features")
 
 
 @pytest.mark.parametrize(("build", "head"), [(models.resnet18, "fc"), (models.mobilenet_v3_small, "classifier.3")])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torchvision import models
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from i3dconvert import Network3d, inflate, inflation_of, load, optimize, save
 from i3dconvert.comparison.forward import relative_error
@@ -54,6 +55,38 @@ def test_names_and_order_are_the_2d_networks(resnet: tuple[nn.Module, Network3d]
     assert isinstance(network.layer4, nn.Sequential)
     assert "BasicBlock" in repr(network.layer4[-1])
     assert "self.conv2" in network.layer4[0].code
+
+
+def test_modules_are_told_apart_by_class_as_in_2d(network: Network3d) -> None:
+    assert [type(m).__name__ for m in network.layer1] == ["BasicBlock"] * 2
+    assert {type(m).__name__ for m in network.modules() if isinstance(m, type(network.layer1[0]))} == {"BasicBlock"}
+    assert isinstance(network, Network3d)
+    again = pickle.loads(pickle.dumps(network, 0))
+    assert type(again.layer1[0]) is type(network.layer1[0])
+    with pytest.raises(pickle.PicklingError):  # FSDP's classes are its own matter
+        pickle.dumps(type("FSDPBasicBlock", (type(network.layer1[0]),), {})(None))
+
+
+def test_a_norm_of_another_class_is_a_norm() -> None:
+    class Norm(nn.LayerNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), Norm(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x).flatten(2).transpose(1, 2)).mean(1)
+
+    network = inflate(Net().eval(), "uniform", size=16)
+    assert isinstance(network.norm, nn.LayerNorm)
+    assert repr(network.norm) == repr(Norm(4))
+    clip = clip_of(1, 3, 2, 16, 16)
+    again = pickle.loads(pickle.dumps(network))
+    assert isinstance(again.norm, nn.LayerNorm)
+    assert torch.equal(again(clip), network(clip))
 
 
 SWIN = {"patch_size": [4, 4], "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": [4, 4]}
@@ -108,6 +141,17 @@ def test_children_stand_by_themselves(network: Network3d) -> None:
     with torch.no_grad():
         scores = network.fc(features(clip).mean((3, 4)).transpose(1, 2)).mean(1)
         assert relative_error(network(clip), scores) <= 1e-5
+
+
+def test_torch_fx_follows_it(network: Network3d) -> None:
+    clip = clip_of(2, 3, 4, SIZE, SIZE)
+    extractor = create_feature_extractor(network, {"layer2": "half", "layer3.0.bn1": "inner", "fc": "scores"})
+    network.layer2.register_forward_hook(lambda module, given, output: seen.append(output))
+    seen: list[Tensor] = []
+    with torch.no_grad():
+        scores, found = network(clip), extractor(clip)
+    assert torch.equal(found["half"], seen[0])
+    assert torch.equal(found["scores"].unflatten(0, (2, 4)).mean(1), scores)
 
 
 def test_gradients_reach_hooks_of_blocks(network: Network3d) -> None:
@@ -258,6 +302,9 @@ RESERVED = (
     "recompile",
     "takes",
     "clips",
+    "borders",
+    "beside",
+    "path",
 )
 
 

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-PACKAGES = ("monai", "segmentation_models_pytorch", "torchxrayvision", "transformers")
+PACKAGES = (
+    *("captum", "lightning", "monai", "peft", "pytorch_grad_cam", "segmentation_models_pytorch", "torchao"),
+    *("torchxrayvision", "transformers"),
+)
 collect_ignore_glob = [] if all(map(find_spec, PACKAGES)) else ["test_*.py"]
 
 

@@ -6,25 +6,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from i3dconvert.errors import LiftError, first_line
 from i3dconvert.lift.reading.batch import Multiples, holds_batch, is_image, rows, rows_in, varies
-from i3dconvert.lift.reading.copying import on_meta, without_hooks
+from i3dconvert.lift.reading.copying import clear_caches, on_meta, without_hooks
 from i3dconvert.lift.reading.graph import CallOf, GraphOf
 from i3dconvert.lift.reading.merging import Differ, Runs, common
-from i3dconvert.lift.reading.recording import CONTAINERS, Recorder, as_plain, mapped
+from i3dconvert.lift.reading.recording import CONTAINERS, Recorder
+from i3dconvert.lift.reading.records import as_plain, mapped
 
 BATCHES = (2, 5, 3)
 """Images in each run; the values at the nodes are those of the first."""
 BATCH = BATCHES[0]
 
 IsLayer = Callable[[nn.Module], bool]
+Sizes = tuple[tuple[int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,15 @@ class Reading:
     """Why height and width are those that it was read at; empty where they are free."""
     eval_only: str = ""
     """What the network does otherwise in training, so that only what it does in eval mode is known; else empty."""
+    tried: Sizes | None = None
+    """The least and the greatest height and width at which network and graph agree; None where that was not tried."""
 
 
-def read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int]) -> Reading:
+def read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], trial: bool = False) -> Reading:
     """Read `model` by running it on images `(C, H, W)`; it is left as it was.
+
+    With `trial`, height and width are free only where the graph also says what the network does for other numbers of
+    images, an odd size, a smaller one, and four times the size.
 
     Modules of `torch.nn`, those for which `is_layer` holds, and those without weights that behave differently in
     training stay whole. Raises `LiftError` naming operation and module, and the part of the network that can be read
@@ -50,7 +58,7 @@ def read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int]) -> Re
     """
     check_is_python(model)
     try:
-        return _read(model, is_layer, shape)
+        return _read(model, is_layer, shape, trial)
     except LiftError as error:
         part = _readable_part(model, is_layer, shape)
         hint = f"; its part {part!r} can be inflated alone: inflate(model.{part})" if part else ""
@@ -73,36 +81,42 @@ def _readable_part(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, i
         part = model.get_submodule(name)
         with suppress(LiftError):
             if not is_layer(part) and any(map(is_layer, part.modules())):
-                _read(part, is_layer, shape)
+                _read(part, is_layer, shape, trial=False)
                 return name
     return None
 
 
-def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int]) -> Reading:
-    channels, height, width = shape
-    reader, size = _Reader(model, is_layer, channels), (height, width)
+def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], trial: bool) -> Reading:
+    channels, *size = shape
+    reader = _Reader(model, is_layer, channels)
     first = reader.run(0, size)
     fixed = "the 2D network takes no other size"
-    for other in _others(height, width):
+    for other in _others(*size):
         try:
             second = reader.run(1, other)
         except LiftError:
             continue
         try:
-            return reader.reading([first, second, reader.run(2, size, training=True)])
+            tried = reader.tried(first, second) if trial else None
+        except Differ as reason:
+            fixed = first_line(reason)
+            break
+        try:
+            return replace(reader.reading([first, second, reader.run(2, size, training=True)]), tried=tried)
         except (Differ, LiftError) as reason:
             fixed = first_line(reason)
         if _alike(first, second):  # it is the training mode that they do not share
             with suppress(Differ):
-                return reader.reading([first, second, reader.run(2, size)], eval_only=fixed)
+                return replace(reader.reading([first, second, reader.run(2, size)], eval_only=fixed), tried=tried)
         break
     second = reader.run(1, size)
     try:
-        return reader.reading([first, second, reader.run(2, size, training=True)], fixed)
-    except (Differ, LiftError) as reason:
-        eval_only = first_line(reason)
-    try:
-        return reader.reading([first, second, reader.run(2, size)], fixed, eval_only)
+        if trial:
+            reader.tried(first, second)
+        try:
+            return reader.reading([first, second, reader.run(2, size, training=True)], fixed)
+        except (Differ, LiftError) as reason:
+            return reader.reading([first, second, reader.run(2, size)], fixed, eval_only=first_line(reason))
     except Differ as reason:
         raise LiftError(f"the network does otherwise for other numbers of images: {first_line(reason)}") from None
 
@@ -114,8 +128,36 @@ def _alike(*recorders: Recorder) -> bool:
     return False
 
 
+def _decide_otherwise(first: Recorder, trial: Recorder) -> bool:
+    """Whether the first thing that a run does otherwise is a decision on a size."""
+    for ours, theirs in zip(first.decisions, trial.decisions, strict=False):
+        if (ours.operation, ours.row) != (theirs.operation, theirs.row):
+            return False
+        if ours.result != theirs.result:
+            return True
+    return False
+
+
 def _others(height: int, width: int) -> list[tuple[int, int]]:
     return [(2 * height, 2 * width + width // 2), (2 * height, 3 * width), (2 * height, 2 * width)]
+
+
+def _trials(height: int, width: int, free: bool) -> list[tuple[int, tuple[int, int]]]:
+    """Numbers of images, and sizes, at which free axes are tried."""
+    numbers = [(1, (height, width)), (16, (height, width))]
+    sizes = [
+        (3, (height + 1 + height % 2, width + 3 + width % 2)),
+        (2, (max(height // 2, 1), max(width // 4, 1))),
+        (2, (4 * height, 4 * width)),
+    ]
+    return numbers + sizes if free else numbers
+
+
+_OTHER_DTYPE = {torch.float32: torch.float64, torch.float64: torch.float32}
+
+
+class _Cached(Exception):
+    """The network has caches, which may have held something of an earlier run."""
 
 
 class _Reader:
@@ -124,16 +166,30 @@ class _Reader:
         self.originals = _names(model)
         dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
         self.dtype = next(iter(dtypes)) if dtypes else torch.get_default_dtype()
-        self.other_dtype = torch.float64 if dtypes == {torch.float32} else self.dtype
+        self.other_dtype = _OTHER_DTYPE.get(self.dtype, self.dtype) if len(dtypes) == 1 else self.dtype
         self.roots: list[nn.Module] = []
+        self.cleared = False
 
-    def run(self, index: int, size: tuple[int, int], training: bool = False) -> Recorder:
-        """One run on a copy of its own: networks keep what they computed."""
+    def run(self, index: int, size: Sequence[int], training: bool = False) -> Recorder:
+        """The run number `index`; that of 1 has another dtype."""
         dtype = self.other_dtype if index == 1 else self.dtype
+        return self.recorded(BATCHES[index], size, dtype, training)
+
+    def recorded(self, images: int, size: Sequence[int], dtype: torch.dtype, training: bool = False) -> Recorder:
+        """One run on a copy of its own: networks keep what they computed.
+
+        The first one of a network that has caches is made again with empty ones.
+        """
+        try:
+            return self.once(images, size, dtype, training)
+        except _Cached:
+            return self.once(images, size, dtype, training)
+
+    def once(self, images: int, size: Sequence[int], dtype: torch.dtype, training: bool) -> Recorder:
         network = on_meta(self.model).train(training)
         if dtype != self.dtype:
             network = network.to(dtype)
-        image = torch.empty(BATCHES[index], self.channels, *size, dtype=dtype, device="meta")
+        image = torch.empty(images, self.channels, *size, dtype=dtype, device="meta")
         recorder = Recorder({**self.originals, **_names(network)}, self.is_whole)
         handles = recorder.hooked(network)
         try:
@@ -147,10 +203,39 @@ class _Reader:
         finally:
             for handle in handles:
                 handle.remove()
-        if index == 0:
-            self.roots.append(network)
+            if recorder.left_keys:
+                clear_caches()
+                if not self.cleared:
+                    self.cleared = True
+                    raise _Cached
+        self.roots = self.roots or [network]
         recorder.training = training
         return recorder
+
+    def tried(self, first: Recorder, second: Recorder) -> Sizes:
+        """The sizes at which the runs say what the network does; raises `Differ` where it does something else.
+
+        Where the network itself takes no such image, and where it decides otherwise on a size, there is nothing to say:
+        the graph checks its decisions.
+        """
+        common(Runs([first, second]))
+        images = [recorder.rows[0].value for recorder in (first, second)]
+        free = images[0].shape[2:] != images[1].shape[2:]
+        height, width = images[0].shape[2:]
+        for number, size in _trials(height, width, free):
+            try:
+                trial = self.recorded(number, size, self.dtype)
+            except LiftError:
+                continue
+            try:
+                common(Runs([first, second, trial]))
+            except Differ as reason:
+                if not _decide_otherwise(first, trial):
+                    raise Differ(f"for {number} of {size[0]}×{size[1]} it does something else: {reason}") from None
+                continue
+            images.append(trial.rows[0].value)
+        heights, widths = ([image.shape[axis] for image in images] for axis in (2, 3))
+        return (min(heights), max(heights)), (min(widths), max(widths))
 
     def reading(self, recorders: list[Recorder], fixed: str = "", eval_only: str = "") -> Reading:
         modes = frozenset(i for i, recorder in enumerate(recorders) if recorder.training)
@@ -160,6 +245,8 @@ class _Reader:
         return Reading(graph.build(decisions, output), root, graph.calls(), fixed, eval_only)
 
     def is_whole(self, module: nn.Module, name: str) -> bool:
+        if is_parametrized(module) or type(module).__module__.startswith("torch.nn.utils."):
+            return False  # what it computes of its parameters is part of the graph
         if self.is_layer(module):
             return True
         if type(module).forward.__module__.startswith("torch.nn") and not isinstance(module, CONTAINERS):
@@ -197,6 +284,7 @@ __all__ = [
     "check_is_python",
     "holds_batch",
     "is_image",
+    "on_meta",
     "place",
     "read",
     "reason",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
+import gc
+import sys
 from collections import OrderedDict
 from typing import Any
 
@@ -29,6 +32,15 @@ def on_meta(model: nn.Module) -> nn.Module:
         ) from error
 
 
+def clear_caches() -> None:
+    """Empty each `functools.lru_cache` of code that is neither Python's nor torch's: a run leaves its sizes there."""
+    cache = type(functools.lru_cache(clear_caches))
+    for found in [one for one in gc.get_objects() if type(one) is cache]:
+        home = str(getattr(found, "__module__", "")).partition(".")[0]
+        if home != "torch" and home not in sys.stdlib_module_names:
+            found.cache_clear()
+
+
 def without_hooks(model: nn.Module) -> nn.Module:
     """`model` without its hooks, which are part of the graph where they ran."""
     registries = [key for key, value in vars(nn.Module()).items() if isinstance(value, dict)]
@@ -43,6 +55,8 @@ def without_hooks(model: nn.Module) -> nn.Module:
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, Tensor) and not value.is_leaf:
+        return memo.setdefault(id(value), _meta(value))  # a kernel of weight_norm or pruning, computed in the last call
     if type(value) in (dict, OrderedDict) and all(isinstance(key, str) for key in value):
         return type(value)((key, _copied(item, memo)) for key, item in value.items())
     return copy.deepcopy(value, memo)

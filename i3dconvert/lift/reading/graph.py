@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from i3dconvert.errors import LiftError
 from i3dconvert.lift.reading.merging import ByMode, Cast, OfDtype, OfImage
 from i3dconvert.lift.reading.numbers import ARITHMETIC, COMPARISONS
-from i3dconvert.lift.reading.recording import Call, Decision, Ref, Row, leaves, mapped
+from i3dconvert.lift.reading.records import Call, Decision, Ref, Row, leaves, mapped
 
 _OPERATORS = {f"__{name.rstrip('_')}__": getattr(operator, name) for name in """
     add sub mul truediv floordiv mod pow matmul and_ or_ xor neg pos invert eq ne lt le gt ge getitem lshift rshift
@@ -264,7 +264,7 @@ class GraphOf:
 
     def function(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         """A call in the form that `torch.fx` has: operators by their functions, methods by name."""
-        name = function.__name__
+        name = _name(function)
         kwargs = {_NUMPYS.get(key, key): value for key, value in kwargs.items()}
         if name == "__get__":
             return self.graph.call_function(getattr, (args[0], function.__self__.__name__))
@@ -308,6 +308,14 @@ class GraphOf:
     def multiple(self, sizes: Sequence[int]) -> int:
         times = sizes[0] // self.batches[0]
         return times if all(times * batch == sizes[run] for run, batch in self.batches.items()) else 0
+
+
+def _name(function: Any) -> str:
+    """A function's name; of an operator its own, where torch gives it that of the method that it wraps (`pow`)."""
+    bare = function.__name__.rstrip("_")
+    operators = (f"__{kind}{bare}__" for kind in ("", "i", "r"))
+    name: str = next((one for one in operators if getattr(Tensor, one, None) is function), function.__name__)
+    return name
 
 
 def _query(ref: Ref, row: Row) -> tuple[str, tuple[Any, ...]]:

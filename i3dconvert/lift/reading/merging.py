@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from i3dconvert.lift.reading.recording import Decision, Recorder, Ref, Row
+from i3dconvert.lift.reading.recording import Recorder
+from i3dconvert.lift.reading.records import Decision, Ref, Row
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,13 @@ class _Common:
 
     def row(self, index: int, *rows: Row) -> Row:
         first = rows[0]
+        where = f"{_spoken(first)} in {first.scope or 'the network itself'}"
         if any(
             (row.kind, row.scope) != (first.kind, first.scope) or not _alike(row.target, first.target) for row in rows
         ):
-            raise Differ(f"{_spoken(first)} in {first.scope or 'the network itself'}")
+            raise Differ(f"the steps differ, first at {where}")
         if first.kind in ("get", "input"):
             return first
-        where = f"{_spoken(first)} in {first.scope or 'the network itself'}"
         args = self.merge([row.args for row in rows], index, first.scope, where)
         kwargs = self.merge([row.kwargs for row in rows], index, first.scope, where)
         return replace(first, args=args, kwargs=kwargs)
@@ -161,7 +162,7 @@ class _Common:
             return limit
         if type(first) in (int, float) and all(type(value) is type(first) for value in values):
             return self.cast(values, at, where)
-        raise Differ(f"{where}: " + " and ".join(str(value)[:40] for value in values))
+        raise Differ(f"{where} is given " + ", ".join(dict.fromkeys(_named(value) for value in values)))
 
     def of_image(self, values: list[Any], where: str) -> Any:
         """A dtype or a device: that of the image where it follows it from run to run."""
@@ -245,5 +246,11 @@ def _alike(a: Any, b: Any) -> bool:
         return False
 
 
+def _named(value: Any) -> str:
+    return f"the result of step {value.row}" if isinstance(value, Ref) else str(value)[:40]
+
+
 def _spoken(row: Row) -> str:
+    if row.kind == "module":
+        return "the layer"
     return str(getattr(row.target, "__name__", row.target))

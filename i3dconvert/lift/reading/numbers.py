@@ -21,6 +21,9 @@ class Notes(Protocol):
     def number(self, value: Plain, operation: str, operands: tuple[Any, ...]) -> Any:
         """The place of a number in the recording."""
 
+    def hashed(self) -> None:
+        """A size became a key."""
+
     def decision(self, result: bool, operation: str, operands: tuple[Any, ...]) -> None:
         """A comparison of sizes, and how it went."""
 
@@ -101,6 +104,7 @@ def _hash(self: Any) -> int:
     """einops keeps shapes as keys of a cache that outlives a run; it does without where a key can't be hashed."""
     if str(sys._getframe(1).f_globals.get("__name__", "")).startswith("einops"):
         raise TypeError("unhashable: a size that is being recorded")
+    self.notes.hashed()
     return hash(plain(self))
 
 

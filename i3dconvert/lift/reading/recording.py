@@ -7,7 +7,6 @@ the code comes by them.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,78 +22,11 @@ from torch.overrides import TorchFunctionMode
 
 from i3dconvert.errors import LiftError
 from i3dconvert.lift.reading.numbers import Remembered, plain, remember
+from i3dconvert.lift.reading.records import Again, Call, Decision, Lost, Ref, Row, as_plain, leaves, mapped, to_meta
+from i3dconvert.lift.reading.values import value_of
 from i3dconvert.lift.reading.views import WRITES, name_of, written, written_to
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Ref:
-    """What row `row` gave; `path` leads into a tuple."""
-
-    row: int
-    path: tuple[Any, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Lost:
-    """A value that was made inside a layer that is kept whole."""
-
-    layer: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Again:
-    """A view of a tensor that was written to since: the step that made it, taken again from what `of` holds now."""
-
-    of: Tensor
-    step: Ref
-
-
-@dataclasses.dataclass
-class Row:
-    """One step; `kind` is `input`, `get` (a tensor by its name), `constant`, `number`, `call` or `module`."""
-
-    kind: str
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    scope: str
-    value: Any = None
-    """What it gave: tensors on the meta device, or a number."""
-    graded: bool = True
-    """Whether it is outside of the network's own `no_grad` regions."""
-    call: int = 0
-    """The call of a module that it is part of."""
-
-
-@dataclasses.dataclass
-class Call:
-    """A call of the module `name`, inside the call number `parent`."""
-
-    name: str
-    parent: int
-    start: int
-    """The first row that it could have."""
-    inputs: tuple[tuple[str, Any], ...] = ()
-    """What it was given, by the names of its forward's parameters."""
-    output: Any = None
-    end: int = 0
-    """The first row behind it."""
-
-
-@dataclasses.dataclass
-class Decision:
-    """A comparison of sizes, where it was made, and how it went."""
-
-    operation: str
-    operands: tuple[Any, ...]
-    result: bool
-    row: int
-    scope: str
-    line: str
-    values: tuple[Any, ...]
-    call: int = 0
 
 
 _PLAIN = {
@@ -109,7 +42,7 @@ _PLAIN_ATTRIBUTES = frozenset(
 _SIZES = {Tensor.size, Tensor.numel, Tensor.nelement, torch.numel, Tensor.__len__, Tensor.stride}
 _VALUES = {
     Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__,
-    Tensor.data_ptr, Tensor.equal, Tensor.allclose, Tensor.__array__, Tensor.__contains__,
+    Tensor.equal, Tensor.allclose, Tensor.__array__, Tensor.__contains__,
     torch.equal, torch.allclose, torch.is_nonzero,
 }  # fmt: skip
 _NO_STEP = {torch._assert}
@@ -117,50 +50,6 @@ _ACCESS = ("__get__", "__set__")
 _NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm}
 """What gives a value of the shape that it is given; to find that out by running takes longer than all else together."""
 _UNSEEN = {Tensor.__repr__, Tensor.__format__, Tensor.requires_grad_, Tensor.__hash__, Tensor.untyped_storage}
-
-
-def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
-    """`value` with `function` at each leaf of its tuples, lists, dicts and slices."""
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(mapped(item, function) for item in value))
-    if isinstance(value, list):
-        return [mapped(item, function) for item in value]
-    if isinstance(value, tuple):
-        return tuple(mapped(item, function) for item in value)
-    if isinstance(value, dict):
-        return {key: mapped(item, function) for key, item in value.items()}
-    if isinstance(value, slice):
-        return slice(*(mapped(part, function) for part in (value.start, value.stop, value.step)))
-    return function(value)
-
-
-def as_plain(value: Any) -> Any:
-    """Outputs of libraries as dicts of what they hold; an output of a class that is not known is refused."""
-    if isinstance(value, Mapping):
-        return {key: as_plain(item) for key, item in value.items() if item is not None}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {one.name: as_plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(as_plain, value))
-    if isinstance(value, tuple | list):
-        return (list if isinstance(value, list) else tuple)(map(as_plain, value))
-    if value is None or isinstance(value, Tensor | int | float | str):
-        return value
-    raise LiftError(f"the network gives a {type(value).__name__}, which is no tensor and holds none that can be found")
-
-
-def leaves(value: Any) -> Iterator[Any]:
-    """What nested tuples, lists, dicts and slices hold."""
-    if isinstance(value, dict):
-        for item in value.values():
-            yield from leaves(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from leaves(item)
-    elif isinstance(value, slice):
-        yield from leaves((value.start, value.stop, value.step))
-    else:
-        yield value
 
 
 class Recorder(TorchFunctionMode):
@@ -172,6 +61,7 @@ class Recorder(TorchFunctionMode):
         self.decisions: list[Decision] = []
         self.output: Any = None
         self.training = False
+        self.left_keys = False
         self.failed_at = ""
         self._names, self._is_whole = names, is_whole
         self._refs: dict[int, Any] = {}
@@ -188,6 +78,8 @@ class Recorder(TorchFunctionMode):
         self._order: list[int] = []
         """The identities of tensors as they became known."""
         self._graded = True
+        self._aside = False
+        self._values: dict[int, Any] = {}
 
     # What is written down.
 
@@ -211,6 +103,10 @@ class Recorder(TorchFunctionMode):
         """What is computed of sizes."""
         return self.row("number", operation, tuple(map(self.ref, operands)), value=value)
 
+    def hashed(self) -> None:
+        """A size became a key, of a cache perhaps, which keeps it and what follows from it."""
+        self.left_keys = True
+
     def decision(self, result: bool, operation: str, operands: tuple[Any, ...]) -> None:
         """What is decided by sizes."""
         refs, values = tuple(map(self.ref, operands)), tuple(map(plain, operands))
@@ -224,7 +120,7 @@ class Recorder(TorchFunctionMode):
                 raise LiftError(f"{self.place()} uses a size that was kept from an earlier run, outside of the network")
             return value.ref
         if not isinstance(value, Tensor):
-            return value
+            return value.item() if isinstance(value, np.generic) else value
         found = self._refs.get(id(value))
         if isinstance(found, Again):
             found = self._again(value, found)
@@ -238,7 +134,10 @@ class Recorder(TorchFunctionMode):
                     "dict of Python's (nn.ModuleList and nn.ModuleDict register theirs)"
                 )
             if name is None and value.is_meta:
-                raise LiftError(f"{self.place()} uses a tensor that no torch function gave it")
+                raise LiftError(
+                    f"{self.place()} uses a tensor that no torch function gave it (torch.func and torch.vmap hide "
+                    "theirs, and globals and caches may hold one of an earlier run)"
+                )
             found = self.row("get", name, value=value) if name else self.row("constant", None, (value,), value=value)
             self._keep(value, found)
         return found
@@ -274,6 +173,8 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._aside:
+            return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
         attribute = getattr(getattr(func, "__self__", None), "__name__", None) if name in _ACCESS else None
         if func in _NO_STEP:
@@ -285,7 +186,7 @@ class Recorder(TorchFunctionMode):
         if func in _VALUES:
             if self._whole and self._names.get(id(args[0]), "").endswith("num_batches_tracked"):
                 return type(func(torch.zeros(())))(1)  # BatchNorm's own, by which it averages its statistics
-            raise LiftError(f"{self.place()}: the network reads values of a tensor ({name}), and depends on the data")
+            return self._value(func, name, args, kwargs)
         if name == "_set_grad_enabled":
             self._graded = bool(args[0])
             return func(*args, **kwargs)
@@ -298,8 +199,11 @@ class Recorder(TorchFunctionMode):
         if name == "add_" and self._names.get(id(args[0]), "").endswith("num_batches_tracked"):
             return args[0]  # BatchNorm's count, which its momentum alone would follow
         refs = mapped((args, kwargs), self.ref)
+        target = written_to(func, name, args, kwargs)
         try:
-            value = self._computed(func, args, kwargs)
+            # With gradients torch refuses to write into one of several views (chunk, unbind).
+            with torch.set_grad_enabled(torch.is_grad_enabled() and target is None):
+                value = self._computed(func, args, kwargs)
         except Exception:
             self.failed_at = self.failed_at or f"{name} in {self.place()}"
             raise
@@ -309,11 +213,11 @@ class Recorder(TorchFunctionMode):
             query: Any = Tensor.size if attribute else func
             return self._sizes(value, self.row("call", query, refs[0], refs[1], value))
         if isinstance(value, bool | int | float | complex):
-            raise LiftError(f"{self.place()}: the network reads values of a tensor ({name}), and depends on the data")
-        target = written_to(func, name, args, kwargs)
+            return self._value(func, name, args, kwargs)
         if target is not None:
             self._write(target, func, name, args, refs, value)
         else:
+            value = _apart(value, args)
             self._keep(value, self.row("call", func, refs[0], refs[1], value))
         return value
 
@@ -321,7 +225,18 @@ class Recorder(TorchFunctionMode):
     def _computed(func: Any, args: Any, kwargs: Any) -> Any:
         if func in _NORMS and args:
             return torch.empty_like(args[0])
-        return _to_meta(func(*_to_meta(args), **_to_meta(kwargs)))
+        return to_meta(func(*to_meta(args), **to_meta(kwargs)))
+
+    def _value(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """What the network reads of tensors, where sizes and constants alone make them."""
+        refs = mapped((args, kwargs), self.ref)
+        try:
+            given, options = mapped(refs, lambda one: value_of(self.rows, one, self._values))
+            return func(*given, **options)
+        except LiftError as error:
+            raise LiftError(
+                f"{self.place()}: the network reads values of a tensor ({name}), and what it does then {error}"
+            ) from None
 
     def _is_of_network(self, value: Any) -> bool:
         return isinstance(value, Tensor) and (id(value) in self._names or id(value) not in self._refs)
@@ -429,10 +344,10 @@ class Recorder(TorchFunctionMode):
     def _ending(self, name: str, module: nn.Module) -> Callable[..., None]:
         own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
 
-        def end(module: nn.Module, args: Any, output: Any) -> None:
+        def end(module: nn.Module, args: Any, output: Any) -> Any:
             start, decided, refs, calls, known = self._whole.pop()
             if self._whole or not self._closed(start, refs, own):
-                return
+                return None
             again = {start + i for i, row in enumerate(self.rows[start:]) if row.kind in ("get", "constant")}
             del self.rows[start:], self.decisions[decided:], self.calls[calls:]
             for identity in dict.fromkeys(self._order[known:]):
@@ -444,7 +359,11 @@ class Recorder(TorchFunctionMode):
                         self._refs[identity] = Lost(name)
                 if made_by is not None and made_by.row >= start:
                     del self._made_by[identity]
+            self._aside = True
+            output = _apart(output, args)
+            self._aside = False
             self._keep(output, self.row("module", name, refs[0], refs[1], output))
+            return output
 
         return end
 
@@ -463,6 +382,12 @@ class Recorder(TorchFunctionMode):
         return True
 
 
+def _apart(value: Any, args: Any) -> Any:
+    """A tensor that a step gave back as it was given, as one of its own: at other sizes it may be (`contiguous`)."""
+    same = isinstance(value, Tensor) and any(value is given for given in args)
+    return value.view_as(value) if same else value
+
+
 @cache
 def _names_of_inputs(forward: Callable[..., Any]) -> tuple[str, ...]:
     """The names of what the forward of a class takes by position."""
@@ -472,20 +397,6 @@ def _names_of_inputs(forward: Callable[..., Any]) -> tuple[str, ...]:
     return ()
 
 
-def _to_meta(value: Any) -> Any:
-    """Tensors with memory without it; devices of tensors that are made likewise."""
-    if isinstance(value, Tensor):
-        return value if value.is_meta else value.to("meta")
-    if isinstance(value, torch.device):
-        return _META
-    if isinstance(value, torch.Size) or type(value).__module__ == "torch.return_types":
-        return value
-    if isinstance(value, tuple | list | dict | slice):
-        return mapped(value, _to_meta)
-    return value
-
-
-_META = torch.device("meta")
 _OURS = __name__.rpartition(".")[0]
 
 

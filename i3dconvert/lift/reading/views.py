@@ -67,7 +67,7 @@ def call(name: str, tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any
 
 def written(base: Tensor, steps: tuple[Step, ...], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """`base` after the function `name` wrote into the view that `steps` lead to; the given tensor is left alone."""
-    base = base.clone()
+    base = base.clone(memory_format=torch.contiguous_format)  # where the steps are views as in the 2D network
     view: Any = base
     for step, given, options, path in steps:
         view = call(step, view, given, options)

@@ -7,13 +7,14 @@ as in 2D. So a layer that is replaced acts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from i3dconvert.lift.attention.divided import TimeAttention
+from i3dconvert.lift.computed import ComputedConv3d
 from i3dconvert.lift.counterparts import ANY_RANK, full_name
 from i3dconvert.lift.forms import FRAMES, Form, converted, enter, is_frames, leave, parts
 from i3dconvert.lift.modules import (
@@ -29,7 +30,7 @@ OVER_CLIPS = (
     nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.InstanceNorm3d, nn.Dropout3d,
     nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d, nn.LPPool3d, nn.FractionalMaxPool3d,
     nn.ReflectionPad3d, nn.ReplicationPad3d, nn.CircularPad3d, nn.ConstantPad3d,
-    BlurPool3d, GlobalAvgPool, LayerNorm3d, PaddedPool3d, SinusoidalTime, TimeEmbedding,
+    BlurPool3d, ComputedConv3d, GlobalAvgPool, LayerNorm3d, PaddedPool3d, SinusoidalTime, TimeEmbedding,
 )  # fmt: skip
 """Layers that take clips."""
 
@@ -38,15 +39,38 @@ AS_GIVEN = (TimeAttention,)
 
 
 class Tree(nn.Module):
-    """A module of the tree; `takes` and `gives` are the forms in which values cross its border."""
+    """A module of the tree."""
 
-    def borders(self) -> tuple[list[Form] | None, Form]:
-        """What it takes, and what it gives; None where that is not known."""
+    def _i3d_borders(self) -> tuple[list[Form] | None, Form]:
+        """The forms of what it takes and of what it gives; None where that is not known."""
         raise NotImplementedError
 
-    def beside(self) -> dict[str, Form]:
+    def _i3d_beside(self) -> dict[str, Form]:
         """The forms of what its code uses beside its inputs, by their names."""
         return {}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Classes of `named` are in no module: they are made anew."""
+        reduced: Any = super().__reduce_ex__(max(protocol, 2))
+        key = vars(type(self)).get("_i3d_class")
+        return (_new, key, *reduced[2:]) if key else reduced
+
+
+T = TypeVar("T", bound=Tree)
+_CLASSES: dict[tuple[type, ...], type] = {}
+
+
+def named(cls: type[T], name: str, *beside: type[nn.Module]) -> type[T]:
+    """`cls` under a 2D class's name: trainers tell modules apart by it. It counts as one of `beside`, too."""
+    key: Any = (cls, name, *beside)
+    if key not in _CLASSES:
+        _CLASSES[key] = type(name, (cls, *beside), {"__module__": cls.__module__, "_i3d_class": key})
+    return _CLASSES[key]
+
+
+def _new(cls: type[T], name: str, *beside: type[nn.Module]) -> T:
+    made = named(cls, name, *beside)
+    return made.__new__(made)
 
 
 def kind(module: nn.Module) -> str:
@@ -78,7 +102,7 @@ def forms(module: nn.Module, takes: Sequence[Form], gives: Form = None) -> tuple
     """
     is_a = kind(module)
     if is_a == "tree":
-        wanted, given = tree_in(module).borders()
+        wanted, given = tree_in(module)._i3d_borders()
         return (wanted if wanted is not None else takes), given
     if is_a == "given":
         return takes, takes[0] if takes else gives
@@ -121,12 +145,12 @@ def call(
         return converted(module(*args, **(named or {})), given, gives, clips)
     args = tuple(leave(value, form, clips) for value, form in zip(args, wanted, strict=True))
     tree = tree_in(module)
-    options = {key: leave(value, tree.beside().get(key, "plain"), clips) for key, value in (beside or {}).items()}
+    options = {key: leave(value, tree._i3d_beside().get(key, "plain"), clips) for key, value in (beside or {}).items()}
     if tree.__dict__.get("_i3d_checkpointed") and module.training and torch.is_grad_enabled():
         result = checkpoint(module, *args, use_reentrant=False, **options)
     else:
         result = module(*args, **options)
-    given = tree.borders()[1] if given is None else given
+    given = tree._i3d_borders()[1] if given is None else given
     return converted(enter(result, given), given, gives, clips)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import fx, nn
 
 from i3dconvert.lift.forms import Form, enter, is_frames, leave, parts
-from i3dconvert.lift.reading.recording import mapped
+from i3dconvert.lift.reading.records import mapped
 from i3dconvert.lift.tree.calling import call
 
 FACTS = (

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, fx, nn
 
 from i3dconvert.lift.tree.blocks import Block
+from i3dconvert.lift.tree.calling import named
 from i3dconvert.lift.tree.code import Code, spelt, variable
 
 
@@ -28,8 +29,8 @@ class Straight(Block):
         "graph": lambda straight: straight.__dict__["_i3d_code"].graph,
     }
 
-    def __init__(self, name: str, graph: fx.Graph, parts: Mapping[str, Any]) -> None:
-        super().__init__(name, Directly(graph, 1, "plain"))
+    def __init__(self, graph: fx.Graph, parts: Mapping[str, Any]) -> None:
+        super().__init__(Directly(graph, 1, "plain"))
         for path, part in parts.items():
             owner: nn.Module = self
             *above, last = path.split(".")
@@ -63,4 +64,4 @@ def straightened(network: nn.Module, graph: fx.Graph, name: str) -> Straight:
             owner, _, last = str(node.target).rpartition(".")
             if owner not in parts:
                 parts[str(node.target)] = getattr(network.get_submodule(owner), last)
-    return Straight(name, graph, parts)
+    return named(Straight, name)(graph, parts)

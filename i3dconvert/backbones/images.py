@@ -1,0 +1,58 @@
+"""What images a user's own network takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import nn
+
+from i3dconvert.backbones.changes import RGB
+from i3dconvert.backbones.library import first_channels
+from i3dconvert.comparison.forward import given
+from i3dconvert.errors import BackboneError
+from i3dconvert.lift.reading import on_meta
+
+SIZE = 224
+"""The height and width where nobody says another."""
+
+Shape = tuple[int, int, int]
+
+
+def shape_of(
+    model: nn.Module,
+    shape: Shape | None = None,
+    size: int | None = None,
+    constants: Mapping[str, Any] | None = None,
+) -> Shape:
+    """The image `(C, H, W)` that a network is read at: `shape` where it is given, else one of `size` that it takes.
+
+    Raises `BackboneError` where the two contradict each other.
+    """
+    if shape is None:
+        height = width = size or SIZE
+        return (channels_of(model, height, width, constants or {}), height, width)
+    if len(shape) != 3 or min(shape) < 1:
+        raise BackboneError(f"input={shape} is no (channels, height, width)")
+    if size is not None and tuple(shape[1:]) != (size, size):
+        raise BackboneError(f"input={shape} and size={size} contradict each other; input has the size in it")
+    return shape
+
+
+def channels_of(model: nn.Module, height: int, width: int, constants: Mapping[str, Any]) -> int:
+    """The first number of channels that the network runs with: its first convolution's, 3, 1, another convolution's.
+
+    It is run on the meta device, without arithmetic. Where it runs with none of them, its first convolution's.
+    """
+    first = first_channels(model)
+    others = [int(m.in_channels) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    for channels in dict.fromkeys([first, RGB, 1, *others]):
+        with suppress(Exception):  # whatever somebody's network raises
+            network = on_meta(model).eval()
+            tensor = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+            with given(network, constants), torch.no_grad():
+                network(torch.empty(2, channels, height, width, dtype=tensor.dtype, device="meta"))
+            return channels
+    return first

@@ -1,0 +1,141 @@
+"""What a recording consists of: rows, calls of modules, decisions; and the walk through nested values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from i3dconvert.errors import LiftError
+
+
+@dataclasses.dataclass(frozen=True)
+class Ref:
+    """What row `row` gave; `path` leads into a tuple."""
+
+    row: int
+    path: tuple[Any, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Lost:
+    """A value that was made inside a layer that is kept whole."""
+
+    layer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Again:
+    """A view of a tensor that was written to since: the step that made it, taken again from what `of` holds now."""
+
+    of: Tensor
+    step: Ref
+
+
+@dataclasses.dataclass
+class Row:
+    """One step; `kind` is `input`, `get` (a tensor by its name), `constant`, `number`, `call` or `module`."""
+
+    kind: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    scope: str
+    value: Any = None
+    """What it gave: tensors on the meta device, or a number."""
+    graded: bool = True
+    """Whether it is outside of the network's own `no_grad` regions."""
+    call: int = 0
+    """The call of a module that it is part of."""
+
+
+@dataclasses.dataclass
+class Call:
+    """A call of the module `name`, inside the call number `parent`."""
+
+    name: str
+    parent: int
+    start: int
+    """The first row that it could have."""
+    inputs: tuple[tuple[str, Any], ...] = ()
+    """What it was given, by the names of its forward's parameters."""
+    output: Any = None
+    end: int = 0
+    """The first row behind it."""
+
+
+@dataclasses.dataclass
+class Decision:
+    """A comparison of sizes, where it was made, and how it went."""
+
+    operation: str
+    operands: tuple[Any, ...]
+    result: bool
+    row: int
+    scope: str
+    line: str
+    values: tuple[Any, ...]
+    call: int = 0
+
+
+def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    """`value` with `function` at each leaf of its tuples, lists, dicts and slices."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(mapped(item, function) for item in value))
+    if isinstance(value, list):
+        return [mapped(item, function) for item in value]
+    if isinstance(value, tuple):
+        return tuple(mapped(item, function) for item in value)
+    if isinstance(value, dict):
+        return {key: mapped(item, function) for key, item in value.items()}
+    if isinstance(value, slice):
+        return slice(*(mapped(part, function) for part in (value.start, value.stop, value.step)))
+    return function(value)
+
+
+def as_plain(value: Any) -> Any:
+    """Outputs of libraries as dicts of what they hold; an output of a class that is not known is refused."""
+    if isinstance(value, Mapping):
+        return {key: as_plain(item) for key, item in value.items() if item is not None}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {one.name: as_plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(as_plain, value))
+    if isinstance(value, tuple | list):
+        return (list if isinstance(value, list) else tuple)(map(as_plain, value))
+    if value is None or isinstance(value, Tensor | int | float | str):
+        return value
+    raise LiftError(f"the network gives a {type(value).__name__}, which is no tensor and holds none that can be found")
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """What nested tuples, lists, dicts and slices hold."""
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from leaves(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from leaves(item)
+    elif isinstance(value, slice):
+        yield from leaves((value.start, value.stop, value.step))
+    else:
+        yield value
+
+
+def to_meta(value: Any) -> Any:
+    """Tensors with memory without it; devices of tensors that are made likewise."""
+    if isinstance(value, Tensor):
+        return value if value.is_meta else value.to("meta")
+    if isinstance(value, torch.device):
+        return _META
+    if isinstance(value, torch.Size) or type(value).__module__ == "torch.return_types":
+        return value
+    if isinstance(value, tuple | list | dict | slice):
+        return mapped(value, to_meta)
+    return value
+
+
+_META = torch.device("meta")

@@ -1,0 +1,62 @@
+"""The values of tensors that follow from sizes and constants alone: masks of ones, tables of positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from i3dconvert.errors import LiftError
+from i3dconvert.lift.reading.records import Ref, Row, mapped
+
+_CPU = torch.device("cpu")
+_OF = {
+    "input": "depends on the data",
+    "get": "depends on the value of {}, which may be another when weights are loaded; keep it as a Python number",
+    "module": "depends on the data",
+}
+
+
+def value_of(rows: Sequence[Row], ref: Any, known: dict[int, Any]) -> Any:
+    """The value of `ref`, computed on the CPU, where it is that of a row; `known` keeps those of rows.
+
+    Raises `LiftError` where it follows from the image, from the network's tensors or from random numbers.
+    """
+    if not isinstance(ref, Ref):
+        return _CPU if isinstance(ref, torch.device) else ref
+    if ref.row not in known:
+        known[ref.row] = _computed(rows, rows[ref.row], known)
+    value = known[ref.row]
+    for part in ref.path:
+        value = value[part]
+    return value
+
+
+def _computed(rows: Sequence[Row], row: Row, known: dict[int, Any]) -> Any:
+    if row.kind == "number" or (row.kind == "call" and not _holds_tensors(row.value)):
+        return row.value
+    if row.kind == "constant":
+        return row.args[0]
+    if row.kind != "call":
+        raise LiftError(_OF[row.kind].format(row.target))
+
+    def real(value: Any) -> Any:
+        found = value_of(rows, value, known)
+        return found.clone() if isinstance(found, Tensor) else found  # a step may write into what it is given
+
+    args, kwargs = mapped(row.args, real), mapped(row.kwargs, real)
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        value = row.target(*args, **kwargs)
+    if not torch.equal(before, torch.get_rng_state()):
+        torch.set_rng_state(before)
+        raise LiftError("depends on random numbers")
+    return value
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(map(_holds_tensors, value))
+    return isinstance(value, Tensor)

@@ -1,0 +1,44 @@
+"""A module's code in two: up to what one of its children gives, and behind that."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from i3dconvert.lift import layout
+from i3dconvert.lift.forms import can_cross
+from i3dconvert.lift.tree.code import Code, clips_of
+
+
+def halves(code: Code, children: set[str]) -> tuple[Code, Code] | None:
+    """`code` up to the last call of one of `children`, and from what that gives; None where more goes across."""
+    nodes = list(code.graph.nodes)
+    calls = [node for node in nodes if node.op == "call_module" and node.target in children]
+    if not calls or not can_cross(calls[-1].meta["gives"]):
+        return None
+    border, place = calls[-1], nodes.index(calls[-1]) + 1
+    first, second = _copied(nodes[:place], None), _copied(nodes[place:], border)
+    if first is None or second is None:
+        return None
+    return Code(first, code.positional, border.meta["gives"]), Code(second, 1, code.gives)
+
+
+def _copied(nodes: list[fx.Node], given: fx.Node | None) -> fx.Graph | None:
+    """A graph of these nodes alone, which are given one value; None where they use more of others."""
+    graph = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    if given is not None:
+        env[given] = graph.placeholder("features")
+        env[given].meta["form"] = given.meta["gives"]
+    for node in nodes:
+        for used in node.all_input_nodes:
+            if used not in env:
+                if used.op == "get_attr":
+                    env[used] = graph.node_copy(used)
+                elif used.target is clips_of or (layout.is_size(used) and used.name == "clips"):
+                    env[used] = graph.call_function(clips_of)
+                else:
+                    return None
+        env[node] = graph.node_copy(node, env.__getitem__)
+    if given is None:
+        graph.output(env[nodes[-1]])
+    return graph
