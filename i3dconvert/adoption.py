@@ -9,6 +9,7 @@ from typing import Any
 
 from i3dconvert.backbones import Backbone, Changes, Origin, Weights, build, parse, qualified_names
 from i3dconvert.backbones.changes import RGB, default_in_init, head_of
+from i3dconvert.backbones.wrappers import bare
 from i3dconvert.checkpoint.document import Document
 from i3dconvert.errors import LayoutError
 from i3dconvert.files import in_folder
@@ -27,7 +28,7 @@ def adopt(path: Path, layout: str) -> tuple[Document, State]:
     `WeightsError`.
     """
     framework, name = framework_of(layout), split(layout)[1]
-    tensors = framework.unwrapped(read_state(in_folder(path)), str(path))
+    tensors = framework.unwrapped(bare(read_state(in_folder(path))), str(path))
     fitting: dict[str, tuple[Document, State]] = {}
     refusals = []
     if name and (own := framework.network(name) if not framework.named_by_backbone else None) and own.package:

@@ -81,7 +81,7 @@ def load_classifier(network: str, weights: str = "default") -> Classifier:
 
 
 def _exported(path: Path) -> Classifier:
-    runtime, document = Runtime(path), read_document(path)
+    document, runtime = read_document(path), Runtime(path)  # which computes what is constant as it loads
     if document.origin is None or not document.origin.classes or document.origin.changes.head in ("none", "maps"):
         raise CheckpointError(f"{path} gives features, and no class scores to tell classes by")
     preprocessing = document.origin.preprocessing
@@ -95,7 +95,10 @@ def _exported(path: Path) -> Classifier:
         best = found[0].float().softmax(-1).sort(descending=True)
         return best.values[0], best.indices[0]
 
-    names = json.loads(read_metadata(path).get(CLASSES, "[]"))
+    try:
+        names = [str(name) for name in json.loads(read_metadata(path).get(CLASSES, "[]"))]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} has damaged names of classes ({first_line(error)})") from None
     frames = runtime.fixed("frames") or max(FRAMES, document.inflation.minimum_frames)
     return Classifier(probabilities, preprocessing, tuple(names), frames)
 

@@ -27,6 +27,25 @@ def check_input(path: Path, error: type[I3DError], wanted: str) -> None:
         raise error(f"no permission to read {path}")
 
 
+MOST_TEXT = 2**23
+"""Bytes of names and settings, which no network comes near: a file of more would fill memory before it is refused."""
+_TIMES = 4
+"""What a file may unpack to, of its own size: weights hardly shrink when they are packed."""
+
+
+def check_text(size: int, what: str, error: type[I3DError], most: int = MOST_TEXT) -> None:
+    """Raise `error` where `what` (names, settings, rules) has more than `most` bytes, 8 MiB by default."""
+    if size > most:
+        raise error(f"{what} has {size / 2**20:.0f} MiB of names and settings; a network has less than {most >> 20}")
+
+
+def check_unpacked(path: Path, size: int, error: type[I3DError]) -> None:
+    """Raise `error` where `path` would unpack to `size` bytes, many times its own."""
+    packed = path.stat().st_size
+    if size > _TIMES * packed + MOST_TEXT:
+        raise error(f"{path} has {packed / 2**20:.1f} MiB and unpacks to {size / 2**20:,.0f} MiB; nothing was unpacked")
+
+
 WEIGHTS = "model.safetensors"
 """In a folder as transformers has them."""
 
@@ -106,7 +125,10 @@ def replacing_in(folder: Path, force: bool = False) -> Iterator[Path]:
         if not folder.exists():
             work.rename(folder)
         else:
-            for file in sorted(work.iterdir()):
+            files = sorted(work.iterdir())
+            for file in files:
+                check_output(folder / file.name, force=True)
+            for file in files:
                 file.replace(folder / file.name)
         _sync_directory(folder)
 

@@ -15,6 +15,7 @@ from i3dconvert.backbones import Origin
 from i3dconvert.checkpoint import Document
 from i3dconvert.errors import ExportError, VerificationError, WeightsError
 from i3dconvert.export import Exported, export_onnx
+from i3dconvert.export.onnx import clear_data
 from i3dconvert.files import WEIGHTS, replacing_in
 from i3dconvert.lift.network import Network3d, gives_scores, inflation_of, origin_of
 from i3dconvert.names import HF, USER
@@ -65,6 +66,7 @@ def write_folder(
         )
         files = tuple(path / file.name for file in sorted(work.iterdir()))
     parts = tuple(path / file.name for file in exported.files)
+    clear_data(path / GRAPH, parts)
     return Folder(path, files, report, unproved, replace(exported, path=path / GRAPH, files=parts))
 
 

@@ -142,6 +142,9 @@ def _opened(path: Path) -> Iterator[Any]:
         raise MediaError("videos are read by PyAV: pip install av; or give a directory of pictures") from None
     try:
         with av.open(str(path)) as container:
+            if not container.streams.video:
+                kinds = " and ".join(sorted({one.type for one in container.streams})) or "nothing"
+                raise MediaError(f"{path} holds {kinds} and no pictures; name a video")
             yield container
     except (av.FFmpegError, IndexError, RuntimeError) as error:
         raise MediaError(f"can't read the video {path}: {first_line(error)}") from None

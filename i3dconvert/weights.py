@@ -8,6 +8,7 @@ import pickle
 import pickletools
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -19,13 +20,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from i3dconvert.errors import I3DError, WeightsError, first_line
-from i3dconvert.files import check_input, release
+from i3dconvert.errors import I3DError, I3DWarning, WeightsError, first_line
+from i3dconvert.files import MOST_TEXT, check_input, check_text, check_unpacked, release
 
 State = dict[str, Tensor]
 
-_NESTS = ("state_dict", "model", "model_state", "model_state_dict")
-_PREFIXES = ("module.", "_orig_mod.")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pyth", ".json")
+"""Of files with weights, by which a name is one of a file."""
+_NESTS = ("state_dict", "model", "model_state", "model_state_dict", "state_dict_ema", "model_ema", "ema", "teacher")
+"""The first that is there is taken."""
 
 
 def read_state(path: Path) -> State:
@@ -33,19 +36,31 @@ def read_state(path: Path) -> State:
 
     Of a checkpoint in several safetensors files, `path` is the index, `model.safetensors.index.json`.
 
-    A dict nested under `state_dict`, `model` or `model_state` is found, the prefixes `module.` and `_orig_mod.` are
-    stripped. No code in the file is run. Raises `WeightsError`.
+    A dict nested under `state_dict`, `model` or the like is found; an average (EMA) beside it is left, which an
+    `I3DWarning` says. No code in the file is run. Raises `WeightsError`.
     """
     check_input(path, WeightsError, "a .pth, .pt or .safetensors file")
-    state = _find_state(_READERS.get(path.suffix, read_pickle)(path))
+    document = _READERS.get(path.suffix, read_pickle)(path)
+    state = tensors_in(document, path)
     if not state:
         raise WeightsError(f"{path} holds no state dict: expected tensors by name, bare or under {', '.join(_NESTS)}")
+    if beside := _average_beside(document):
+        warnings.warn(
+            f"{path} also holds an average of the weights (EMA) under {beside!r}; the others were taken. To take the "
+            f"average, save it alone: torch.save(torch.load({path.name!r})[{beside!r}], 'ema.pth')",
+            I3DWarning,
+            stacklevel=2,
+        )
     return state
 
 
 def read_safetensors(path: Path, error: type[I3DError], what: str) -> tuple[Mapping[str, str], State]:
     """The metadata and the tensors, memory-mapped, of a safetensors file; raises `error` for what is not `what`."""
     try:
+        with path.open("rb") as bare:
+            header = int.from_bytes(bare.read(8), "little")
+        if header <= path.stat().st_size:
+            check_text(header, str(path), error)
         with safe_open(path, framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
             return file.metadata() or {}, state
@@ -59,6 +74,7 @@ def _read_safetensors(path: Path) -> State:
 
 def _read_shards(index: Path) -> Any:
     """The tensors that a Hugging Face index names, from files beside it."""
+    check_text(index.stat().st_size, str(index), WeightsError)
     try:
         shards = json.loads(index.read_bytes())["weight_map"]
         files = sorted({str(file) for file in shards.values()})
@@ -84,6 +100,7 @@ def read_pickle(path: Path) -> Any:
         raise WeightsError(f"{path} is empty")
     if start.startswith(b"<"):
         raise WeightsError(f"{path} is a web page, not weights: what was downloaded is an answer of the server's")
+    check_bounds(path)
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
         with warnings.catch_warnings():
@@ -103,6 +120,55 @@ def read_pickle(path: Path) -> Any:
     except Exception as error:  # noqa: BLE001 - a broken stream makes the unpickler raise whatever it comes upon
         reason = first_line(error)
         raise WeightsError(f"{path} is not a readable PyTorch file: {reason}") from None
+
+
+def check_bounds(path: Path) -> None:
+    """Raise `WeightsError` where the records of a PyTorch file, or the names in it, would fill memory."""
+    with path.open("rb") as file:
+        is_archive = file.read(4) == b"PK\x03\x04"  # as torch tells
+    names = _names_in_archive(path) if is_archive else _names_without_archive(path)
+    if b"bytearray" in names:  # which the unpickler makes as long as the file says
+        raise WeightsError(f"{path} can't be read as weights alone: it wants memory for bytes that it does not hold")
+
+
+def _names_in_archive(path: Path) -> bytes:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            pickles = [record for record in records if record.filename.endswith("data.pkl")]
+            check_unpacked(path, sum(record.file_size for record in records), WeightsError)
+            check_text(sum(record.file_size for record in pickles), str(path), WeightsError)
+            return b"".join(archive.read(record) for record in pickles)
+    except I3DError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a broken archive makes zipfile raise whatever it comes upon
+        raise WeightsError(f"{path} is not a readable PyTorch file: {first_line(error)}") from None
+
+
+def _names_without_archive(path: Path) -> bytes:
+    """The pickles that a file from before torch 1.6, or a bare pickle, starts with; its tensors stand behind them."""
+    with suppress(ValueError, IndexError, EOFError, OverflowError, MemoryError), path.open("rb") as file:
+        for _ in range(_PICKLES):
+            for _, _, place in pickletools.genops(file):
+                check_text(place or 0, str(path), WeightsError)
+    with path.open("rb") as file:
+        return file.read(MOST_TEXT)
+
+
+_PICKLES = 5
+"""Magic number, protocol, system, state dict, keys of its tensors."""
+
+
+def tensors_in(document: Any, path: Path) -> State:
+    """The tensors by name of what was read from `path`; raises `WeightsError` for those that it does not hold."""
+    found = nested(document)
+    state = {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    for key, tensor in state.items():
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise WeightsError(f"{path} holds {key} as a sparse, quantised or empty tensor; save it as a plain one")
+    if path.suffix not in _READERS:  # of which a tensor may be wider than its memory
+        check_unpacked(path, sum(tensor.nbytes for tensor in state.values()), WeightsError)
+    return state
 
 
 def _first_global(path: Path) -> str | None:
@@ -130,14 +196,13 @@ def nested(document: Any) -> Mapping[Any, Any]:
     return document if found is None else nested(found)
 
 
-def _find_state(document: Any) -> State:
-    state = {
-        key: value for key, value in nested(document).items() if isinstance(key, str) and isinstance(value, Tensor)
-    }
-    for prefix in _PREFIXES:
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+def _average_beside(document: Any) -> str:
+    """The key of an average of the weights that `nested` leaves, if there is one."""
+    if not isinstance(document, Mapping):
+        return ""
+    taken = next((nest for nest in _NESTS if isinstance(document.get(nest), Mapping)), None)
+    averages = (key for key, value in document.items() if "ema" in str(key).lower() and isinstance(value, Mapping))
+    return next((str(key) for key in averages if taken not in (None, key)), "")
 
 
 class NoInit(TorchFunctionMode):

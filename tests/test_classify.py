@@ -168,3 +168,14 @@ def test_what_can_not_be_classified_is_said_in_one_line(files: dict[str, Path], 
         assert (result.code, result.out) == (1, "")
         assert result.err.startswith("error: ")
     assert run("classify", "resnet_of_nobody", CLIP).code == 1
+
+
+def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+    with av.open(tmp_path / "sound.mp4", "w") as container:
+        sound = container.add_stream("aac", rate=44100)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 44100
+        for packet in (*sound.encode(silence), *sound.encode(None)):
+            container.mux(packet)
+    with pytest.raises(MediaError, match=r"sound\.mp4 holds audio and no pictures"):
+        next(stream(tmp_path / "sound.mp4", SMALL))

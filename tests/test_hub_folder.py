@@ -2,12 +2,14 @@
 
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
@@ -17,8 +19,12 @@ import yaml
 
 import i3dconvert
 from i3dconvert.backbones import Origin, Weights, parse
-from i3dconvert.errors import CheckpointError, ExportError
+from i3dconvert.comparison.report import Check
+from i3dconvert.errors import CheckpointError, ExportError, OutputError
+from i3dconvert.export import Exported
+from i3dconvert.files import replacing_in
 from i3dconvert.hub import base_model, write_folder
+from i3dconvert.lift.network import Network3d
 from i3dconvert.verification import verify_file
 from tests.conftest import Run
 
@@ -73,6 +79,38 @@ def test_transformers_reads_the_preprocessing(folder: Path) -> None:
     assert processor.crop_size["height"] == given.size
     found = processor([frames], do_resize=False, return_tensors="pt")["pixel_values"]
     assert torch.allclose(found.transpose(1, 2), expected, atol=1e-5)
+
+
+def test_what_an_earlier_folder_has_beside_its_graph_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, data = tmp_path / "net" / "model.onnx", f"model.onnx.{'0' * 12}.data"
+    check = Check("onnxruntime against torch", True)
+
+    def export(network: Network3d, path: Path, **_: Any) -> Exported:
+        path.write_text("graph")
+        path.with_name(f"model.onnx.{'1' * 12}.data").write_text("new")
+        files = (path.with_name(f"model.onnx.{'1' * 12}.data"), path)
+        return Exported(path, files, "clip", (1, 3, 16, 32, 32), 20, (1, 3, 16, 32, 32), check)
+
+    monkeypatch.setattr("i3dconvert.hub.export_onnx", export)
+    graph.parent.mkdir()
+    for name in (data, "mine.data"):
+        (graph.parent / name).write_text("old")
+    network = i3dconvert.inflate("resnet18", weights="random", size=32)
+    write_folder(network, graph.parent, finetuned=True, force=True)
+    assert sorted(file.name for file in graph.parent.glob("*.data")) == ["mine.data", f"model.onnx.{'1' * 12}.data"]
+
+
+def test_a_device_in_a_folder_is_never_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "README.md")
+
+    def write() -> None:
+        with replacing_in(tmp_path, force=True) as work:
+            (work / "README.md").write_text("card")
+            (work / "config.json").write_text("{}")
+
+    with pytest.raises(OutputError, match=r"README\.md is a device or a pipe"):
+        write()
+    assert [file.name for file in tmp_path.iterdir()] == ["README.md"]
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ No code of a folder or of the hub is run: its `config.json` names a class of the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from torch import nn
 
 from i3dconvert.backbones.library import Library
 from i3dconvert.errors import BackboneError, WeightsError
+from i3dconvert.files import check_text
 from i3dconvert.preprocessing import Preprocessing
-from i3dconvert.weights import State
+from i3dconvert.weights import State, check_bounds
 
 PRETRAINED = "pretrained"
 """The one set of weights on offer: the folder's own."""
@@ -75,6 +76,7 @@ def _file(name: str, file: str) -> Path:
 
 def _read(name: str, file: str) -> dict[str, Any]:
     path = _file(name, file)
+    check_text(path.stat().st_size, str(path), BackboneError)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         return {**document}
@@ -89,8 +91,30 @@ def _edge(size: Any) -> int | None:
     return None if size is None else int(size)
 
 
-_MOST_LAYERS, _MOST_CHANNELS = 10_000, 1_000_000
+_MOST_LAYERS, _MOST_CHANNELS, _MOST_IN_ALL = 1_000, 100_000, 10_000
 """In the configuration of a network that a file asks for."""
+
+
+_OF_OTHERS = frozenset(
+    ("model_args", "backbone", "backbone_kwargs", "use_pretrained_backbone", "use_timm_backbone", "pretrained_cfg")
+)
+"""Keys whose values go to another library's builder, which fetches and unpickles what they say."""
+
+
+def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The entries of a configuration at any depth, those of lists under the list's key; but not the labels' names."""
+    waiting: list[tuple[str, Any]] = list(config.items())
+    while waiting:
+        key, value = waiting.pop()
+        yield key, value
+        if isinstance(value, list | tuple):
+            waiting += [(key, part) for part in value]
+        elif isinstance(value, dict) and key not in ("id2label", "label2id"):
+            waiting += [(str(name), part) for name, part in value.items()]
+
+
+def _is_of_others(key: str, value: Any) -> bool:
+    return bool(value) and (key in _OF_OTHERS or (key == "model_type" and str(value).startswith("timm")))
 
 
 class Transformers(Library):
@@ -125,13 +149,17 @@ class Transformers(Library):
         """Beside that: no configuration of a wrapper around another library's builder, and no network without end."""
         super().check(name, arguments)
         config = arguments.get("config", {})
-        if "model_args" in config or str(arguments.get("architecture", "")).startswith("Timm"):
+        others = [key for key, value in _entries(config) if _is_of_others(key, value)]
+        if others or str(arguments.get("architecture", "")).startswith("Timm"):
             raise BackboneError("the configuration is of a wrapper around another library, with arguments of that")
-        for key, value in config.items():
-            layers = any(word in key for word in ("layer", "depth", "block", "stage"))
-            most, numbers = _MOST_LAYERS if layers else _MOST_CHANNELS, value if isinstance(value, list) else [value]
-            if len(numbers) > _MOST_LAYERS or any(type(one) is int and abs(one) > most for one in numbers):
-                raise BackboneError(f"the configuration has {key}={str(value)[:60]}, more than any network has")
+        layers = 0.0
+        for key, value in _entries(config):
+            if isinstance(value, int | float):
+                of_layers = any(word in key for word in ("layer", "depth", "block", "stage"))
+                layers += abs(value) if of_layers else 0
+                most = _MOST_LAYERS if of_layers else _MOST_CHANNELS
+                if not (abs(value) <= most and layers <= _MOST_IN_ALL):
+                    raise BackboneError(f"the configuration has {key}={str(value)[:60]}, more than any network has")
 
     def offered(self, name: str) -> list[str]:
         return [PRETRAINED]
@@ -141,6 +169,8 @@ class Transformers(Library):
 
         Raises `WeightsError` for what can't be read, and for weights that are not all there.
         """
+        for file in Path(name).glob("*.bin"):
+            check_bounds(file)
         utils: Any = transformers.utils
         verbosity = utils.logging.get_verbosity()
         utils.logging.set_verbosity_error()

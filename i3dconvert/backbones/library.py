@@ -13,7 +13,7 @@ from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.weights import State
 
 _ADDRESSES = ("hf-hub:", "hf_hub:", "local-dir:")
-_MOST = 1_000_000
+_MOST = 2**15
 """Of classes, pixels and the like that a file may ask for."""
 
 

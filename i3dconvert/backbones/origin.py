@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from i3dconvert import trust
 from i3dconvert.backbones import user
 from i3dconvert.backbones.changes import RGB, UNCHANGED, Changes
 from i3dconvert.backbones.library import Library
-from i3dconvert.errors import WeightsError
-from i3dconvert.names import HF, USER, qualified
+from i3dconvert.backbones.wrappers import unwrapped
+from i3dconvert.errors import BackboneError, WeightsError
+from i3dconvert.names import HF, SOURCES, USER, qualified
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.weights import NoInit, State, digest, fit, randomise, read_state
 
@@ -29,6 +31,8 @@ def of_a_user(origin: Origin | None) -> bool:
 
 def library(source: str) -> Library:
     """The library called `source` (`torchvision`, `timm`, `hf`, `user`), imported when it is asked for."""
+    if source not in (*SOURCES, HF, USER):
+        raise BackboneError(f"there is no library of networks called {str(source)[:60]!r}")
     found: Library = importlib.import_module(f"i3dconvert.backbones.{source}").LIBRARY
     return found
 
@@ -57,8 +61,9 @@ class Backbone:
         """Where it is from."""
         return library(self.source)
 
-    def canonical(self, state: State, model: nn.Module) -> State:
-        """The keys of a weight file as `model`, the network built today, has them."""
+    def canonical(self, state: State, model: nn.Module, where: str) -> State:
+        """The keys of a weight file, which `where` names, as `model`, the network built today, has them."""
+        state = unwrapped(state, model.state_dict(), where)
         return self.library.canonical(self.name, self.arguments, state, model)
 
     @property
@@ -126,6 +131,8 @@ class Origin:
     def from_dict(cls, document: Mapping[str, Any], beside: Path | None = None) -> Origin:
         """Read what `to_dict` wrote."""
         weights = Weights(**document["weights"])
+        if weights.kind not in ("pretrained", "random", "file"):
+            raise WeightsError(f"there are no weights of the kind {str(weights.kind)[:60]!r}")
         if weights.path is not None and beside is not None:
             weights = replace(weights, path=str(beside / weights.path))
         backbone = Backbone(**document["backbone"])
@@ -147,14 +154,33 @@ class Origin:
         """The names of the classes, or none when they are not the library's own."""
         if self.changes.head:
             return []
-        names = self.backbone.library.class_names(self.backbone.name, self.weights.name)
+        names: list[str] = []
+        with self._as_cached(), suppress(WeightsError):
+            names = self.backbone.library.class_names(self.backbone.name, self.weights.name)
         return names if len(names) == self.classes else []
 
     def licence(self) -> str:
         """Of the 2D weights, by the Hugging Face hub's word for it; empty where it is not known."""
         if self.weights.kind != "pretrained" or self.backbone.source == USER:
             return ""
-        return str(self.backbone.library.licence(self.backbone.name, str(self.weights.name)))
+        with self._as_cached(), suppress(WeightsError):
+            return str(self.backbone.library.licence(self.backbone.name, str(self.weights.name)))
+        return ""
+
+    @contextmanager
+    def _as_cached(self) -> Iterator[None]:
+        """While active, a repository that a file names is read from the hub's cache, and nothing of it is fetched."""
+        hub = self.backbone.library.hub
+        if self.backbone.source != HF and not (hub and str(self.weights.name).startswith(hub)):
+            yield
+            return
+        from huggingface_hub import constants
+
+        before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+        try:
+            yield
+        finally:
+            constants.HF_HUB_OFFLINE = before
 
     def with_classes(self, classes: int) -> Origin:
         """The same network with a head for so many classes."""
@@ -186,12 +212,13 @@ class Origin:
             return self.changes.apply(self.unchanged().load(reference, progress))
         model = self.build()
         weights = self.weights if reference is None else Weights("file", path=str(reference))
-        state = state_of(self.backbone, weights, progress)
+        with self._as_cached():
+            state = state_of(self.backbone, weights, progress)
         if state is None:
             randomise(model, weights.seed, self.input)
         else:
-            state = self.backbone.canonical(state, model)
-            fit(model, state, weights.path or f"{self.backbone.qualified} {weights}")
+            where = weights.path or f"{self.backbone.qualified} {weights}"
+            fit(model, self.backbone.canonical(state, model, where), where)
         found = digest(model.state_dict())
         if self.weights.sha256 and found != self.weights.sha256:
             raise WeightsError(

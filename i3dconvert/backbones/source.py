@@ -16,7 +16,7 @@ from i3dconvert.backbones.likely import likely
 from i3dconvert.backbones.origin import Backbone, Origin, Weights, build, library, state_of
 from i3dconvert.errors import BackboneError, WeightsError
 from i3dconvert.names import USER, parse
-from i3dconvert.weights import State, classes_in, digest, fit, inspect, randomise
+from i3dconvert.weights import SUFFIXES, State, classes_in, digest, fit, inspect, randomise
 
 IMAGENET_CLASSES = 1000
 
@@ -51,11 +51,12 @@ class Source:
         changes.check()
         backbone, weights = self._chosen()
         name, library2d = backbone.name, backbone.library
+        model = build(backbone)  # before the weights: it checks what a folder asks for
         state = state_of(backbone, weights, progress)
-        model = build(backbone)
         classes = 0 if self.features else _classes(model) or IMAGENET_CLASSES
         if state is not None:
-            state = backbone.canonical(state, model)
+            where = weights.path or f"{backbone.qualified} {weights}"
+            state = backbone.canonical(state, model, where)
             if (count := classes_in(state, model, classes)) is not None:
                 backbone = Backbone.of(backbone.source, name, weights.name, count)
                 model, classes = build(backbone), count
@@ -71,7 +72,6 @@ class Source:
             randomise(model, self.seed, shape)
             sha256 = digest(model.state_dict())
         else:
-            where = weights.path or f"{backbone.qualified} {weights}"
             _fit(model, state, where, backbone)
             sha256 = inspect(model.state_dict(), where, self.allow_nonfinite, mapped=weights.kind == "file")
         if changes.channels:
@@ -107,7 +107,7 @@ def _weights(library2d: Library, name: str, weights: str, seed: int) -> Weights:
     path = Path(weights)
     if library2d.hub and weights.startswith(library2d.hub):
         return Weights("pretrained", name=weights)
-    if path.suffix in (".pth", ".pt", ".safetensors", ".bin", ".json") or "/" in weights:
+    if path.suffix in SUFFIXES or "/" in weights:
         return Weights("file", name=library2d.recognise(name, path.name), path=str(path))
     offered = library2d.offered(name)
     if weights == "default" and offered:

@@ -43,6 +43,14 @@ _RENAMED = (("densenet*", r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)", 
 _SIZES = (("inception_v3", 299), ("swin_v2_*", 256))
 
 
+def _entry(name: str, weights: str) -> Any:
+    """A pretrained set; raises `WeightsError` where the library has none of that name."""
+    sets = models.get_model_weights(name)
+    if weights not in sets.__members__:
+        raise WeightsError(f"{name} has no weights {str(weights)[:60]!r}; on offer: {', '.join(sets.__members__)}")
+    return sets[weights]
+
+
 class Torchvision(Library):
     """torchvision's builders, weights and transforms."""
 
@@ -82,7 +90,7 @@ class Torchvision(Library):
         )
 
     def pretrained(self, name: str, weights: str, progress: bool) -> State:
-        entry = models.get_model_weights(name)[weights]
+        entry = _entry(name, weights)
         try:
             state: State = entry.get_state_dict(progress=progress, check_hash=True)
         except (URLError, OSError, RuntimeError) as error:
@@ -105,7 +113,7 @@ class Torchvision(Library):
         sets = models.get_model_weights(name)
         if not len(sets):
             return Preprocessing()
-        preset = (sets[weights] if weights else sets.DEFAULT).transforms()
+        preset = (_entry(name, weights) if weights else sets.DEFAULT).transforms()
         return Preprocessing(
             size=getattr(preset, "crop_size", preset.resize_size)[0],
             resize=preset.resize_size[0],
@@ -121,12 +129,12 @@ class Torchvision(Library):
 
     def licence(self, name: str, weights: str) -> str:
         """Of a pretrained set, by the hub's word for it; the library's own, but for sets that name another."""
-        licence = str(models.get_model_weights(name)[weights].meta.get("license", ""))
+        licence = str(_entry(name, weights).meta.get("license", ""))
         return "cc-by-nc-4.0" if "SWAG" in licence else "other" if licence else "bsd-3-clause"
 
     def class_names(self, name: str, weights: str | None) -> list[str]:
         sets = models.get_model_weights(name)
-        return list((sets[weights] if weights else sets.DEFAULT).meta["categories"]) if len(sets) else []
+        return list((_entry(name, weights) if weights else sets.DEFAULT).meta["categories"]) if len(sets) else []
 
 
 LIBRARY = Torchvision()

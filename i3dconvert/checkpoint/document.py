@@ -11,6 +11,7 @@ from typing import Any
 
 from i3dconvert.backbones import Origin
 from i3dconvert.errors import CheckpointError, I3DError, LayoutError
+from i3dconvert.files import check_text
 from i3dconvert.frameworks import Target, check_fits, framework_of, split
 from i3dconvert.kernels import Style
 from i3dconvert.lift.inflation import Inflation, Sizes
@@ -19,6 +20,8 @@ from i3dconvert.version import VERSION
 from i3dconvert.weights import State
 
 SCHEMA = 3
+_MOST = 4096
+"""Channels, frames and pixels that a file may be for."""
 KEY = "i3dconvert"
 """The key of the document in a file's metadata."""
 
@@ -107,6 +110,7 @@ class Document:
     @classmethod
     def loads(cls, text: str, where: Path) -> Document:
         """Read what `dumps` wrote; raises `CheckpointError` naming the file `where`."""
+        check_text(len(text), str(where), CheckpointError)
         try:
             document = json.loads(text)
             schema = document["schema"]
@@ -117,6 +121,9 @@ class Document:
             origin = Origin.from_dict(document["origin"], where.parent) if "origin" in document else None
             frames = int(document["minimum_frames"])
             channels, height, width = map(int, document["input"])
+            clip = (channels, frames, height, width, *(origin.input if origin is not None else ()))
+            if not all(0 < size <= _MOST for size in clip):
+                raise CheckpointError(f"{where} is for clips of {clip}; no network has a size beyond {_MOST}")
             tried = _tried(document["tried"]) if "tried" in document else None
             inflation = Inflation(
                 recipe,

@@ -10,12 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from i3dconvert.backbones.origin import of_a_user
+from i3dconvert.backbones.wrappers import unwrapped
 from i3dconvert.checkpoint.document import KEY, Document
 from i3dconvert.errors import CheckpointError, LayoutError, WeightsError
 from i3dconvert.files import check_input, in_folder
 from i3dconvert.frameworks import framework_of
 from i3dconvert.lift.network import Network3d, fill, inflation_of, plan, set_origin
-from i3dconvert.weights import State, classes_in, fit, nested, read_pickle, read_safetensors, read_state
+from i3dconvert.weights import State, classes_in, fit, nested, read_pickle, read_safetensors, read_state, tensors_in
 
 PICKLED = (".pth", ".pt", ".pyth")
 """The suffixes of what `torch.load` reads."""
@@ -42,10 +43,9 @@ def read(path: Path) -> tuple[Document, State]:
 
 
 def _read_pickle(path: Path) -> tuple[Mapping[str, Any], State]:
-    found = nested(read_pickle(path))
-    metadata = getattr(found, "_metadata", None)
-    state = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
-    return metadata if isinstance(metadata, Mapping) else {}, state
+    document = read_pickle(path)
+    metadata = getattr(nested(document), "_metadata", None)
+    return metadata if isinstance(metadata, Mapping) else {}, tensors_in(document, path)
 
 
 def rebuild(document: Document, model: nn.Module | None = None, where: str | Path = "the file") -> Network3d:
@@ -103,7 +103,8 @@ def finetuned(document: Document, weights: Path) -> Network3d:
 
     Raises `CheckpointError`, `WeightsError`.
     """
-    network, state = rebuild(document), read_state(weights)
+    network = rebuild(document)
+    state = unwrapped(read_state(weights), network.state_dict(), str(weights))
     assert document.origin is not None
     count = classes_in(state, network, document.origin.classes)
     if count is not None:

@@ -60,6 +60,10 @@ def command(
             help="For --int8: a video, or a directory of frames, like the network's input.", show_default="noise"
         ),
     ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="ONNX: relative error allowed beside torch.", show_default="1e-5 in float32"),
+    ] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX: the operator set.", show_default="torch's")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights written.", show_default="float32 in ONNX")] = None,
     layout: Layout = "",
@@ -73,8 +77,10 @@ def command(
         raise typer.BadParameter("say one of --onnx, --safetensors and --hub DIR")
     if calibrate is not None and not int8:
         raise typer.BadParameter("--calibrate is for --int8")
-    if safetensors and (uint8_input or top_k or int8 or static or opset or external_data):
-        raise typer.BadParameter("--static, --uint8-input, --top-k, --int8, --opset and --external-data are for --onnx")
+    if safetensors and (uint8_input or top_k or int8 or static or opset or external_data or tolerance):
+        raise typer.BadParameter(
+            "--static, --uint8-input, --top-k, --int8, --opset, --external-data and --tolerance are for --onnx"
+        )
     if layout and not safetensors:
         raise typer.BadParameter("--layout is for --safetensors; ONNX has no names to load by")
     if hub is not None and (output is not None or from_layout):
@@ -110,7 +116,8 @@ def command(
             stored_as = dtype.torch() if dtype else torch.float32
             options: dict[str, Any] = {"static": static, "optimize": optimize, "opset": opset, "dtype": stored_as}
             options |= {"int8": int8, "calibrate": calibrate, "uint8_input": uint8_input, "top_k": top_k}
-            options |= {"external_data": external_data, "force": force, "finetuned": finetuned, "progress": step}
+            options |= {"external_data": external_data, "tolerance": tolerance}
+            options |= {"force": force, "finetuned": finetuned, "progress": step}
             printed, lines = _to_onnx(network, target, hub is not None, options)
     if json:
         render.show_json(printed)

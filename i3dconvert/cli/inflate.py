@@ -48,7 +48,7 @@ def command(
         typer.Option(
             "--weights",
             "-w",
-            help="default, a set's name, hf-hub:ORG/NAME, random, or a .pth, .pt, .safetensors or .index.json file.",
+            help="default, a set's name, hf-hub:ORG/NAME, random, or a .pth, .ckpt, .safetensors or .index.json file.",
         ),
     ] = "default",
     seed: Annotated[int, typer.Option(help="For random weights.")] = 0,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import glob
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from i3dconvert.backbones import Origin
 from i3dconvert.backbones.changes import HEADLESS
 from i3dconvert.checkpoint.document import KEY, Document
-from i3dconvert.comparison.forward import OwnRounding, check_outputs, evaluating, outputs
+from i3dconvert.comparison.forward import evaluating, outputs
 from i3dconvert.comparison.report import Check
-from i3dconvert.errors import CheckpointError, ExportError, first_line
-from i3dconvert.export.deployed import BEST, SCORES, BestClasses, FromDecoder, best_beside
+from i3dconvert.errors import ExportError
+from i3dconvert.export.checking import Compared, Shape
+from i3dconvert.export.deployed import BEST, SCORES, BestClasses, FromDecoder
 from i3dconvert.export.frames import FRAMES as FRAMES_OF_FORM
 from i3dconvert.export.frames import frames_form
 from i3dconvert.export.framewise import MinimalConv, StackedConv
@@ -84,15 +86,17 @@ def export_onnx(
     uint8_input: bool = False,
     top_k: int | None = None,
     external_data: bool = False,
+    tolerance: float | None = None,
     force: bool = False,
     finetuned: bool = False,
     progress: Progress = silent,
 ) -> Exported:
     """Write an inflated network as ONNX: input `clip` `(N, C, T, H, W)`, output `logits` (dense networks: their own).
 
-    Batch and frames are dynamic, height and width too in convolutional networks, unless `static`. The file is checked
-    by `onnx.checker`, and by onnxruntime against torch at a shape other than the traced one, before it is put in place;
-    tensors past 2 GB, or with `external_data`, go to `<path>.<hash>.data`.
+    Batch and frames are dynamic, height and width too in convolutional networks, unless `static`; an axis at other
+    sizes of which the graph would not be equal is fixed, which `warning` says. The file is checked by `onnx.checker`,
+    and by onnxruntime against torch at shapes other than the traced one, odd ones among them, before it is put in
+    place; tensors past 2 GB, or with `external_data`, go to `<path>.<hash>.data`.
 
     Args:
         network: its weights may have been fine-tuned (`finetuned`).
@@ -108,6 +112,7 @@ def export_onnx(
         uint8_input: the input is `frames` `(N, T, H, W, C)` in uint8, normalised inside.
         top_k: the outputs are the probabilities and the indices of so many best classes, `scores` and `classes`.
         external_data: the tensors go to a file beside the graph, which runtimes map instead of reading it.
+        tolerance: of the check, relative; by default 1e-5, and in half precision `TOLERANCES`.
 
     Raises `ExportError`, `OutputError`, `MediaError`.
     """
@@ -127,39 +132,51 @@ def export_onnx(
     preprocessing = _preprocessing(network, uint8_input or calibrate is not None)
     clips = _calibration(network, calibrate, preprocessing) if int8 else None
     name = FRAMES if uint8_input else CLIP
-    progress("tracing for ONNX")
     with quietly():
         form: nn.Module = frames_form(network, minimal=not int8) if optimize else network
-        traced_on, checked_on, sizes_too = _shapes(network, static, form)
-        names = _output_names(network)
-        if uint8_input:
-            form = FromDecoder(form, preprocessing)
-        if top_k is not None:
-            form, names = BestClasses(form, _classes(network, top_k)), [SCORES, BEST]
-        example = torch.zeros(traced_on, dtype=next(network.parameters()).dtype)
-        given = preprocessing.decode(example) if uint8_input else example
-        program, sizes_too = _trace(form, name, names, given, static, sizes_too, opset)
-    if opset is not None and program.model.opset_imports[""] != opset:
-        raise ExportError(f"torch wrote opset {program.model.opset_imports['']} where {opset} was asked for")
-    _name_axes(program.model)
-    if dtype == torch.bfloat16:
-        _store_as_bfloat16(program.model)
+    shapes_of = partial(_shapes, network, form)
+    names = _output_names(network)
+    if uint8_input:
+        form = FromDecoder(form, preprocessing)
+    if top_k is not None:
+        form, names = BestClasses(form, _classes(network, top_k)), [SCORES, BEST]
     sha256 = digest({key: tensor.cpu() for key, tensor in network.state_dict().items()})
-    _describe(program.model, network, sha256, precision, finetuned, path.parent)
-    if not sizes_too:
-        checked_on = (*checked_on[:3], *traced_on[3:])
+    allowed = TOLERANCES["float32" if int8 else precision] if tolerance is None else tolerance
+    compared = Compared(network, preprocessing, allowed, strict=tolerance is not None)
+    written_dtype = next(network.parameters()).dtype
+
+    def attempt(folder: Path, free: frozenset[str]) -> tuple[Any, Check, Shape]:
+        """The graph with these axes free, written to the folder, and how the check went; raises `ExportError`."""
+        traced_on, shapes = shapes_of(free)
+        progress("tracing for ONNX")
+        example = torch.zeros(traced_on, dtype=written_dtype)
+        model = _trace(form, name, names, preprocessing.decode(example) if uint8_input else example, free, opset).model
+        if opset is not None and model.opset_imports[""] != opset:
+            raise ExportError(f"torch wrote opset {model.opset_imports['']} where {opset} was asked for")
+        _name_axes(model)
+        if dtype == torch.bfloat16:
+            _store_as_bfloat16(model)
+        _describe(model, network, sha256, precision, finetuned, path.parent)
+        progress("writing")
+        size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+        # A name of its own for each set of weights: a graph in place always finds the tensors that it was written with.
+        data = f"{path.name}.{sha256[:12]}.data" if external_data or size > _EXTERNAL_BYTES else None
+        onnx_ir.save(model, folder / path.name, external_data=data)
+        progress("checking with onnxruntime")
+        check, at = compared.check(folder / path.name, [_fixed_as_in(model, shape, traced_on) for shape in shapes])
+        if not check.passed:
+            at_all = compared.check(folder / path.name, [traced_on])[0].passed
+            raise (ExportError if at_all else _Nowhere)(
+                f"the exported network does not agree with torch at {at}: {check.detail}"
+            )
+        return model, check, at
+
     share = None
     with workshop(path) as folder:
         written = folder / path.name
-        progress("writing")
-        size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
-        # A name of its own for each set of weights: a graph in place always finds the tensors that it was written with.
-        data = f"{path.name}.{sha256[:12]}.data" if external_data or size > _EXTERNAL_BYTES else None
-        onnx_ir.save(program.model, written, external_data=data)
-        progress("checking with onnxruntime")
-        check = _check(network, written, checked_on, preprocessing, TOLERANCES["float32" if int8 else precision])
-        if not check.passed:
-            raise ExportError(f"the exported network does not agree with torch at {checked_on}: {check.detail}")
+        model, check, checked_on, why = _first_equal(
+            partial(attempt, folder), _attempts(static, inflation_of(network).any_size)
+        )
         if clips is not None:
             progress("quantising")
             origin: Origin | None = origin_of(network)
@@ -171,19 +188,70 @@ def export_onnx(
             with replacing(path.with_name(part.name), force or part.suffix == ".data") as place:
                 shutil.move(part, place)
             files.append(path.with_name(part.name))
-        for earlier in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 12}.data"):
-            if earlier not in files:
-                earlier.unlink()
-    shape = tuple(d if isinstance(d, int) else str(d.value) for d in program.model.graph.inputs[0].shape)
-    opset, noise = program.model.opset_imports[""], int8 and calibrate is None
-    warning = "calibrated on noise; frames of your own (--calibrate) give better ranges" if noise else None
+        clear_data(path, files)
+    shape = tuple(d if isinstance(d, int) else str(d.value) for d in model.graph.inputs[0].shape)
+    notes = [f"{_fixed_axes(name, shape)}: {why}"] if why else []
+    if int8 and calibrate is None:
+        notes.append("calibrated on noise; frames of your own (--calibrate) give better ranges")
+    opset, warning = model.opset_imports[""], "; ".join(notes) or None
     return Exported(path, tuple(files), name, shape, opset, checked_on, check, share, warning, precision)
 
 
+def clear_data(path: Path, files: Collection[Path]) -> None:
+    """Remove what earlier exports to `path` have left of tensors beside the graph, but for `files`."""
+    for earlier in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 12}.data"):
+        if earlier not in files:
+            earlier.unlink()
+
+
+class _Nowhere(ExportError):
+    """The graph is not equal at the traced sizes either: fixing them would not help."""
+
+
+def _attempts(static: bool, sizes_too: bool) -> list[frozenset[str]]:
+    """The axes that are free, in the order in which they are tried."""
+    over_time = [frozenset(axes) for axes in (("batch", "frames"), ("batch",), ())]
+    sizes = [over_time[0] | {"height", "width"}] if sizes_too else []
+    return over_time[-1:] if static else [*sizes, *over_time]
+
+
+def _first_equal(
+    attempt: Callable[[frozenset[str]], tuple[Any, Check, Shape]], attempts: Sequence[frozenset[str]]
+) -> tuple[Any, Check, Shape, str]:
+    """What the first attempt gives that does not fail, and why those before it did, if any; raises their first error.
+
+    One that fails as the one before it does not depend on what is free: no other is made then.
+    """
+    errors: list[ExportError] = []
+    for free in attempts:
+        try:
+            return *attempt(free), str(errors[0]) if errors else ""
+        except _Nowhere:
+            raise
+        except ExportError as error:
+            errors.append(error)
+            if len({str(one) for one in errors}) < len(errors):
+                break
+    raise errors[0]
+
+
+def _fixed_as_in(model: Any, shape: Shape, traced: Shape) -> Shape:
+    """The shape of a clip, on axes that the graph has fixed as it was traced."""
+    (given,) = model.graph.inputs
+    fixed = {axis for axis, size in zip(AXES[given.name], given.shape, strict=True) if isinstance(size, int)}
+    return tuple(t if axis in fixed else s for axis, s, t in zip(AXES[CLIP], shape, traced, strict=True))
+
+
+def _fixed_axes(name: str, shape: tuple[int | str, ...]) -> str:
+    sizes = dict(zip(AXES[name], shape, strict=True))
+    fixed = [f"{axis} {size}" for axis, size in sizes.items() if isinstance(size, int) and axis != "channels"]
+    return f"the graph is for {', '.join(fixed)} alone"
+
+
 def _in_dtype(network: Network3d, dtype: torch.dtype) -> Network3d:
-    if all(p.dtype == dtype for p in network.parameters()) and not network.training:
+    if all((p.dtype, p.device.type) == (dtype, "cpu") for p in network.parameters()) and not network.training:
         return network
-    copied: Network3d = cast(network, dtype).eval()
+    copied: Network3d = cast(network, dtype).cpu().eval()
     return copied
 
 
@@ -208,7 +276,7 @@ def _classes(network: Network3d, top_k: int) -> int:
 
 def _calibration(network: Network3d, source: Path | None, preprocessing: Preprocessing) -> Tensor:
     """Clips `(N, C, T, H, W)` to calibrate int8 on."""
-    _, *shape = _shapes(network, True, network)[0]
+    _, *shape = _shapes(network, network, frozenset())[0]
     if source is None:
         return torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     return read_clips(source, preprocessing, shape[1], CALIBRATION_CLIPS)
@@ -226,29 +294,33 @@ def _quantised(
     return share
 
 
-def _shapes(network: Network3d, static: bool, form: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
-    """The clip to trace on, another to check on, and whether height and width may differ.
+def _shapes(network: Network3d, form: nn.Module, free: frozenset[str]) -> tuple[Shape, list[Shape]]:
+    """The clip to trace on where the axes in `free` are, and those to check on: other sizes, odd ones among them.
 
     No axis of the traced one is ever 1 on the way, nor is the number of tiles of a minimal filtering or of groups that
     attend to one another: the exporter would take that for a constant.
     """
     channels, height, width = inflation_of(network).input
-    graph = graph_of(network)
-    legal = [n for n in range(1, LONGEST + 1) if left(graph, n) >= 1 and (static or _in_groups(graph, n))]
-    if not legal or (legal[-1] == 1 and not static):
+    graph, over_time = graph_of(network), "frames" in free
+    all_legal = [n for n in range(1, LONGEST + 1) if left(graph, n) >= 1]
+    legal = [n for n in all_legal if not over_time or _in_groups(graph, n)]
+    if not legal or (legal[-1] == 1 and over_time):
         raise ExportError(f"no clip of 2 to {LONGEST} frames has several groups of frames at every attention; --static")
     tile = max((module.m for module in form.modules() if isinstance(module, MinimalConv)), default=1)
     halved = any(isinstance(module, StackedConv) and module.halved for module in form.modules())
     fewest = FRAMES_OF_FORM if halved else 2  # each half of two frames or more
     long = (n for least in (tile, 1) for n in legal if n >= fewest and left(graph, n) > least)
-    traced = next(long, legal[-1]) if not static else next((frames for frames in legal if frames >= 16), legal[-1])
-    if static:
-        shape = (1, channels, traced, height, width)
-        return shape, shape, False
-    other = next((frames for frames in legal if frames > 1 and frames != traced), traced)
-    sizes_too = inflation_of(network).any_size
-    larger = (height + 32, width + 32) if sizes_too else (height, width)
-    return (2, channels, traced, height, width), (3, channels, other, *larger), sizes_too
+    traced = next(long, legal[-1]) if over_time else next((n for n in legal if n >= FRAMES_OF_FORM), legal[-1])
+    others = [n for n in legal if n not in (1, traced)] or [traced]
+    lengths_of_others = (others[0], all_legal[0], others[min(1, len(others) - 1)])
+    return (2 if "batch" in free else 1, channels, traced, height, width), [
+        (clips, channels, frames, height + taller, width + wider)
+        for (clips, taller, wider), frames in zip(_OTHERS, lengths_of_others, strict=True)
+    ]
+
+
+_OTHERS = ((3, 32, 32), (1, 1, 15), (2, 18, 6))
+"""Clips, and pixels more in height and in width, of what is checked: sizes of other remainders than the traced one."""
 
 
 def _in_groups(graph: torch.fx.Graph, frames: int) -> bool:
@@ -262,44 +334,32 @@ def _in_groups(graph: torch.fx.Graph, frames: int) -> bool:
 
 
 def _trace(
-    network: nn.Module,
-    name: str,
-    names: list[str] | None,
-    given: Tensor,
-    static: bool,
-    sizes_too: bool,
-    opset: int | None,
-) -> tuple[torch.onnx.ONNXProgram, bool]:
-    axes = AXES[name]
-    dynamic = {axes.index(axis): torch.export.Dim.DYNAMIC for axis in ("batch", "frames")}
-    sizes = {axes.index(axis): torch.export.Dim.AUTO for axis in ("height", "width")}
-    attempts: list[dict[int, Any] | None] = [None] if static else [dynamic | sizes, dynamic] if sizes_too else [dynamic]
-    for shapes in attempts:
-        try:
-            # Fused attention gives memory in an order that the exporter, taking it apart, no longer finds (BEiT, Swin).
-            with sdpa_kernel(SDPBackend.MATH):
-                program = torch.onnx.export(
-                    network,
-                    (given,),
-                    dynamo=True,
-                    verbose=False,
-                    input_names=[name],
-                    output_names=names,
-                    dynamic_shapes=None if shapes is None else (shapes,),
-                    opset_version=opset,
-                )
-        except Exception as error:  # noqa: BLE001 - the exporter raises as many types as it has stages
-            failure = error
-            continue
-        assert program is not None
-        shape = program.model.graph.inputs[0].shape
-        assert shape is not None
-        return program, not isinstance(shape[axes.index("height")], int)
-    cause: BaseException = failure
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-    raise ExportError(f"torch can't export this network to ONNX: {reason.strip()}") from failure
+    network: nn.Module, name: str, names: list[str] | None, given: Tensor, free: frozenset[str], opset: int | None
+) -> torch.onnx.ONNXProgram:
+    """The graph; axes that are not `free` are those of the example. Raises `ExportError`."""
+    kinds = {"batch": torch.export.Dim.DYNAMIC, "frames": torch.export.Dim.DYNAMIC}
+    shapes = {AXES[name].index(axis): kinds.get(axis, torch.export.Dim.AUTO) for axis in free}
+    try:
+        # Fused attention gives memory in an order that the exporter, taking it apart, no longer finds (BEiT, Swin).
+        with quietly(), sdpa_kernel(SDPBackend.MATH):
+            program = torch.onnx.export(
+                network,
+                (given,),
+                dynamo=True,
+                verbose=False,
+                input_names=[name],
+                output_names=names,
+                dynamic_shapes=(shapes,) if free else None,
+                opset_version=opset,
+            )
+    except Exception as error:  # the exporter raises as many types as it has stages
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        raise ExportError(f"torch can't export this network to ONNX: {reason.strip()}") from error
+    assert program is not None
+    return program
 
 
 def _output_names(network: Network3d) -> list[str] | None:
@@ -360,26 +420,3 @@ def _describe(model: Any, network: Network3d, sha256: str, precision: str, finet
     names = origin.class_names() if origin is not None else []
     if names:
         model.metadata_props[CLASSES] = json.dumps(names)
-
-
-def _check(
-    network: Network3d, path: Path, shape: tuple[int, ...], preprocessing: Preprocessing, tolerance: float
-) -> Check:
-    try:
-        onnx.checker.check_model(str(path), full_check=False)
-        runtime = Runtime(path)
-        clip = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        given, meant = as_input(clip.to(next(network.parameters()).dtype).float(), runtime.dtype, preprocessing)
-        value = runtime(given)
-    except (onnx.checker.ValidationError, CheckpointError) as error:
-        raise ExportError(f"the exported file is refused: {first_line(error)}") from None
-    with evaluating(network, torch.float32):
-        reference = outputs(network(meant))
-    if runtime.names_best:
-        reference, value = best_beside(reference[0], *value)
-    check = check_outputs("onnxruntime against torch", reference, value, tolerance)
-    if check.passed or runtime.names_best:
-        return check
-    with evaluating(network, torch.float64):
-        exact = outputs(network(meant.double()))
-    return OwnRounding.between(exact, reference).second_look(check, reference, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -43,6 +44,9 @@ is 25 of the former: as much as independent ones add up to in 25² layers. Weigh
 rounded again once the BatchNorms behind them are folded in; that of Astra's ResNet-152 comes to 4e-3.
 """
 
+_MOST_NUMBERS = 2**27
+"""In a clip of a fixed shape: half a gigabyte in float32."""
+
 _ELEMENTS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(uint8)": torch.uint8}
 _RUNTIME_ERRORS = (
     UnicodeDecodeError,  # of a message that quotes the file
@@ -55,13 +59,28 @@ _RUNTIME_ERRORS = (
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The `metadata_props` of an ONNX file; raises `CheckpointError` when it isn't one."""
+    """The `metadata_props` of an ONNX file; raises `CheckpointError` when it isn't one.
+
+    A graph that may run without end, or holds more parts than any network, is refused: we write none.
+    """
     check_input(path, CheckpointError, "an ONNX file that `i3dconvert export` wrote")
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # noqa: BLE001 - protobuf's error type differs between its implementations
         raise CheckpointError(f"{path} is not a readable ONNX file: {first_line(error)}") from None
+    if len(model.graph.node) + len(model.graph.initializer) > _MOST_PARTS:
+        raise CheckpointError(f"{path} has a graph of more than {_MOST_PARTS:,} parts, which no export of ours has")
+    if inner := [node.op_type for node in model.graph.node if _has_graph(node)] + [f.name for f in model.functions]:
+        raise CheckpointError(f"{path} has {inner[0]} in its graph, which may run without end; we write none")
     return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _has_graph(node: onnx.NodeProto) -> bool:
+    return any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
+
+
+_MOST_PARTS = 100_000
+"""Nodes and tensors; the largest networks have a tenth of it."""
 
 
 def read_document(path: Path) -> Document:
@@ -112,11 +131,12 @@ def _give_back() -> None:
 class Runtime:
     """An ONNX file, loaded by onnxruntime: called with its input, it gives the list of outputs."""
 
-    def __init__(self, path: Path, provider: str = "CPUExecutionProvider") -> None:
+    def __init__(self, path: Path, provider: str = "CPUExecutionProvider", sparing: bool = True) -> None:
+        """Not `sparing` of memory is a session as users make it."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # One block for all activations, and buffers that wait for the next tensor of their size: memory for no speed.
-        options.enable_mem_pattern = options.enable_mem_reuse = False
+        options.enable_mem_pattern = options.enable_mem_reuse = not sparing
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
         except _RUNTIME_ERRORS as error:
@@ -127,6 +147,8 @@ class Runtime:
         self.dtype = _ELEMENTS.get(given.type, torch.float32)
         self.shape: Sequence[int | str] = given.shape
         self.precision: str = self.session.get_modelmeta().custom_metadata_map.get(PRECISION, "float32")
+        if math.prod(size for size in self.shape if isinstance(size, int)) > _MOST_NUMBERS:
+            raise CheckpointError(f"{path} takes clips of {tuple(self.shape)} alone, which are larger than any video's")
         self.names_best = [output.name for output in self.session.get_outputs()] == [SCORES, BEST]
         """Whether the outputs are the best classes rather than the logits of all."""
 

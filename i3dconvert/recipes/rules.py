@@ -285,6 +285,9 @@ class Recipe:
     def from_dict(cls, document: Any, where: str = "recipe") -> Recipe:
         """Read what `to_dict` wrote, checking every key and type; `where` names the document in errors."""
         table = _table(document, where, {"name": str, "source": str, "rule": list, "pool": list})
+        for key in ("rule", "pool"):
+            if len(table.get(key, [])) > _MOST:
+                raise RecipeError(f"{where} has {len(table[key]):,} {key}s, where {_MOST:,} are enough for any network")
         rules = [_table(r, f"{where}: rule {i}", _RULE) for i, r in enumerate(table.get("rule", []), 1)]
         pools = [_table(p, f"{where}: pool {i}", _POOL) for i, p in enumerate(table.get("pool", []), 1)]
         for i, pool in enumerate(pools, 1):
@@ -305,6 +308,8 @@ _ATTENDING = ("span", "shift", "relative", "divided")
 _RULE = {"layer": str, "kind": str, **dict.fromkeys((*_SIZES, "span", "shift"), int), "relative": bool, "divided": bool}
 _POOL: dict[str, type] = {"after": str, "kernel": int, "stride": int, "padding": int, "kind": str}
 _LARGEST = 1024
+_MOST = 4096
+"""Of rules, of pools, and of characters in a name or a glob."""
 
 
 def _table(value: Any, where: str, schema: dict[str, type]) -> dict[str, Any]:
@@ -317,6 +322,8 @@ def _table(value: Any, where: str, schema: dict[str, type]) -> dict[str, Any]:
             continue
         if (key, item) == ("span", "all"):
             continue
+        if isinstance(item, str) and len(item) > _MOST:
+            raise RecipeError(f"{where}: {key} has {len(item):,} characters, where {_MOST:,} are enough")
         if not isinstance(item, schema[key]) or isinstance(item, bool) != (schema[key] is bool):
             raise RecipeError(f"{where}: {key} must be {schema[key].__name__}, got {item!r}")
         smallest = 0 if key in ("padding", "shift") else 1

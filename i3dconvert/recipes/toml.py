@@ -7,13 +7,16 @@ import sys
 from pathlib import Path
 
 from i3dconvert.errors import RecipeError
-from i3dconvert.files import check_input
+from i3dconvert.files import check_input, check_text
 from i3dconvert.recipes.rules import Recipe
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+_MOST = 2**20
+"""Bytes of a file; a recipe with a rule for each layer of the largest network has a tenth of it."""
 
 
 def loads(text: str, where: str = "recipe") -> Recipe:
@@ -40,8 +43,9 @@ def dumps(recipe: Recipe) -> str:
 def read(path: Path) -> Recipe:
     """The recipe in the TOML file at `path`."""
     check_input(path, RecipeError, "a .toml file")
+    check_text(path.stat().st_size, str(path), RecipeError, _MOST)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors put a mark in front
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"can't read the recipe {path}: {getattr(error, 'strerror', None) or error}") from None
     return loads(text, str(path))

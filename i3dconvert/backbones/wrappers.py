@@ -1,0 +1,55 @@
+"""What training wrappers put before the names of a network's tensors, and taking it off again."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from i3dconvert.errors import I3DWarning
+from i3dconvert.weights import State
+
+TRAINERS = ("_orig_mod.", "module.")
+"""`torch.compile`'s and `DataParallel`'s: no network has them by itself."""
+PREFIXES = (*TRAINERS, "model.", "backbone.", "encoder_q.", "teacher.")
+"""Beside those: Lightning's modules, detectors' and self-supervised learners' (MoCo, DINO)."""
+_DEEPEST = 4
+_COUNTERS = ("n_averaged",)
+"""Of `torch.optim.swa_utils.AveragedModel`, beside the network."""
+
+
+def bare(state: State) -> State:
+    """`state` without the prefixes of `TRAINERS` that all names have."""
+    for prefix in TRAINERS * _DEEPEST:
+        if state and all(key.startswith(prefix) for key in state):
+            state = _within(state, prefix)
+    return state
+
+
+def unwrapped(state: State, wanted: Mapping[str, Tensor], where: str) -> State:
+    """The part of `state`, and without the prefixes (`PREFIXES`, however nested), that has the most names of `wanted`.
+
+    Prefixes that `wanted` has too stay. What was left out is said, as an `I3DWarning`; `where` names the file.
+    """
+    state = {key: tensor for key, tensor in state.items() if key in wanted or key not in _COUNTERS}
+    prefix, found = max(_readings("", state), key=lambda reading: len(wanted.keys() & reading[1].keys()))
+    if others := [key for key in state if not key.startswith(prefix)]:
+        warnings.warn(
+            f"{where} also holds {others[0]} and {len(others) - 1} more tensors; those under {prefix} were taken",
+            I3DWarning,
+            stacklevel=2,
+        )
+    return found
+
+
+def _readings(prefix: str, state: State, depth: int = 0) -> Iterator[tuple[str, State]]:
+    """What `state` may be of a network: itself, then its parts under each nesting of prefixes."""
+    yield prefix, state
+    for inner in PREFIXES if depth < _DEEPEST else ():
+        if part := _within(state, inner):
+            yield from _readings(prefix + inner, part, depth + 1)
+
+
+def _within(state: State, prefix: str) -> State:
+    return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}

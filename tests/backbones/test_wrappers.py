@@ -1,0 +1,55 @@
+"""Weight files of trainers: what they put before names is taken off, what they put beside a network is named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from i3dconvert.backbones.wrappers import unwrapped
+from i3dconvert.errors import I3DWarning
+from i3dconvert.weights import read_state
+from tests.conftest import Run
+
+STATE = {"conv1.weight": torch.zeros(4, 3, 3, 3), "fc.bias": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "_orig_mod.", "module.", "_orig_mod.module.", "module._orig_mod.", "model.", "module.encoder_q.",
+     "teacher.backbone.", "backbone.", "model.module.backbone."],
+)  # fmt: skip
+def test_what_trainers_put_before_names_is_taken_off(prefix: str) -> None:
+    stored = {f"{prefix}{key}": tensor for key, tensor in STATE.items()} | {"n_averaged": torch.tensor(3)}
+    assert unwrapped(stored, STATE, "a.pth").keys() == STATE.keys()
+
+
+def test_a_prefix_of_the_network_s_own_stays() -> None:
+    for prefix in ("model.", "module.", "backbone."):
+        own = {f"{prefix}{key}": tensor for key, tensor in STATE.items()}
+        assert unwrapped(own, own, "a.pth").keys() == own.keys()
+        assert unwrapped({f"module.{key}": tensor for key, tensor in own.items()}, own, "a.pth").keys() == own.keys()
+
+
+def test_what_is_beside_the_network_is_left_and_named() -> None:
+    stored = {f"module.{part}.{key}": tensor for part in ("encoder_q", "encoder_k") for key, tensor in STATE.items()}
+    with pytest.warns(I3DWarning, match=r"also holds module\.encoder_k\.conv1\.weight and 1 more tensors; those under"):
+        found = unwrapped(stored, STATE, "moco.pth")
+    assert found.keys() == STATE.keys()
+
+
+@pytest.mark.parametrize("average", ["state_dict_ema", "model_ema", "ema"])
+def test_an_average_beside_the_weights_is_left_and_named(average: str, tmp_path: Path) -> None:
+    averaged = {key: tensor + 1 for key, tensor in STATE.items()}
+    torch.save({"epoch": 3, average: averaged, "state_dict": STATE}, tmp_path / "both.pth")
+    with pytest.warns(I3DWarning, match=rf"both\.pth also holds an average .* under '{average}'"):
+        assert torch.equal(read_state(tmp_path / "both.pth")["fc.bias"], STATE["fc.bias"])
+    torch.save({"epoch": 3, average: averaged}, tmp_path / "one.pth")
+    assert torch.equal(read_state(tmp_path / "one.pth")["fc.bias"], averaged["fc.bias"])
+
+
+def test_names_of_checkpoints_are_those_of_files(run: Run, weight_file: Path) -> None:
+    state = {f"_orig_mod.module.{key}": tensor for key, tensor in torch.load(weight_file).items()}
+    for name in ("net.ckpt", "net.pth.tar"):
+        torch.save({"state_dict": state}, name)
+        done = run("inflate", "resnet18", "-w", name, "-s", 32, "-o", f"{name}.safetensors")
+        assert done.code == 0, done.err

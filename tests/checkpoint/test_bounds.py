@@ -1,0 +1,186 @@
+"""Small files that ask for much: each is refused in words, before the memory or the time is taken."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from huggingface_hub import constants
+from onnx import TensorProto, helper
+
+from i3dconvert.backbones.hf import LIBRARY as TRANSFORMERS
+from i3dconvert.backbones.origin import Backbone, Origin, Weights
+from i3dconvert.checkpoint import Document
+from i3dconvert.errors import BackboneError, CheckpointError, I3DError, RecipeError, WeightsError
+from i3dconvert.export import runtime
+from i3dconvert.export.runtime import read_document
+from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.recipes import toml
+from i3dconvert.recipes.rules import Recipe
+from i3dconvert.weights import read_state
+from tests.checkpoint.test_strangers import forged
+from tests.conftest import Run
+
+ZEROS = {"conv1.weight": torch.zeros(2**22)}
+
+
+class Bytes:
+    """A gigabyte that is in no file."""
+
+    def __reduce__(self) -> Any:
+        return bytearray, (2**30,)
+
+
+def deflated(path: Path) -> None:
+    torch.save(ZEROS, path.with_suffix(".plain"))
+    with zipfile.ZipFile(path.with_suffix(".plain")) as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for record in plain.infolist():
+            new.writestr(record.filename, plain.read(record))
+
+
+def named(path: Path, **options: Any) -> None:
+    name, tensor = "layer" * 8_000, torch.zeros(1)
+    torch.save({f"{name}.{index}": tensor for index in range(300)}, path, **options)
+
+
+def header(path: Path) -> None:
+    text = json.dumps({f"l{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(150_000)})
+    path.write_bytes(len(text).to_bytes(8, "little") + text.encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "says"),
+    [
+        ("deflated.pth", deflated, "unpacks to 16 MiB; nothing was unpacked"),
+        ("names.pth", named, "MiB of names"),
+        ("old.pth", lambda path: named(path, _use_new_zipfile_serialization=False), "MiB of names"),
+        ("names.safetensors", header, "MiB of names"),
+        ("index.json", lambda path: path.write_text(" " * 2**23 + "{}"), "MiB of names"),
+        ("wide.pth", lambda path: torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, path), "and unpacks to"),
+        ("meta.pth", lambda path: torch.save({"a": torch.zeros(3, device="meta")}, path), "holds a as a sparse"),
+        ("sparse.pth", lambda path: torch.save({"a": torch.zeros(3).to_sparse()}, path), "holds a as a sparse"),
+        ("bytes.pth", lambda path: torch.save({"a": torch.zeros(1), "b": Bytes()}, path), "wants memory for bytes"),
+    ],
+)
+def test_weights_that_would_fill_memory(name: str, make: Any, says: str, tmp_path: Path) -> None:
+    make(tmp_path / name)
+    with pytest.raises(WeightsError, match=says):
+        read_state(tmp_path / name)
+
+
+def test_weights_that_hardly_shrank_are_read(tmp_path: Path) -> None:
+    torch.save({"a": torch.randn(100)}, tmp_path / "net.plain")
+    with (
+        zipfile.ZipFile(tmp_path / "net.plain") as plain,
+        zipfile.ZipFile(tmp_path / "net.pth", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for record in plain.infolist():
+            new.writestr(record.filename, plain.read(record))
+    assert read_state(tmp_path / "net.pth").keys() == {"a"}
+
+
+def test_recipes_without_end(tmp_path: Path) -> None:
+    rule = {"layer": "conv1", "kernel": 3}
+    many, long = {"rule": [rule] * 5000}, {"rule": [rule | {"layer": "a|" * 5000}]}
+    for document, says in ((many, "5,000 rules"), (long, "10,000 characters")):
+        with pytest.raises(RecipeError, match=says):
+            Recipe.from_dict(document)
+    (tmp_path / "long.toml").write_text("#" * 2**21)
+    with pytest.raises(RecipeError, match="2 MiB of names"):
+        toml.read(tmp_path / "long.toml")
+
+
+def test_a_recipe_with_a_mark_of_its_encoding_is_read(tmp_path: Path) -> None:
+    (tmp_path / "marked.toml").write_text('[[rule]]\nlayer = "conv1"\nkernel = 3\n', encoding="utf-8-sig")
+    assert toml.read(tmp_path / "marked.toml").rules[0].kernel == 3
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"depths": [1_000_000] * 4},
+        {"depths": [1e6]},
+        {"num_labels": 1e9},
+        {"num_labels": float("inf")},
+        {"backbone_config": {"num_hidden_layers": 1_000_000}},
+        {"depths": [900] * 100},
+        {"model_args": {"checkpoint_path": "evil.pth"}},
+        {"backbone": "resnet18", "use_timm_backbone": True},
+        {"backbone_config": {"model_type": "timm_backbone"}},
+    ],
+)
+def test_configurations_without_end_or_of_other_builders(config: dict[str, Any]) -> None:
+    arguments = {"architecture": "ResNetForImageClassification", "config": config, "folder": False}
+    with pytest.raises(BackboneError, match="the configuration "):
+        TRANSFORMERS.check("x", arguments)
+
+
+def test_a_folder_is_checked_before_its_weights_are_read(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "net"
+    folder.mkdir()
+    config = {"architectures": ["TimmWrapperForImageClassification"], "model_args": {"checkpoint_path": "evil.pth"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    done = run("inflate", "hf/net")
+    assert (done.code, "a wrapper around another library" in done.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"minimum_frames": 10**9}, "no network has a size beyond"),
+        ({"input": [3, 10**6, 10**6]}, "no network has a size beyond"),
+        ({"recipe": {"rule": [{"layer": "*"}] * 5000}}, "5,000 rules"),
+        ({"version": "1" * 2**23}, "MiB of names"),
+    ],
+)
+def test_documents_that_ask_for_much(change: dict[str, Any], says: str) -> None:
+    recipe = {"rule": [{"layer": "*", "kernel": 3}]}
+    document: dict[str, Any] = {"schema": 1, "init": "center", "padding": "zeros", "conv": "3d", "recipe": recipe}
+    document |= {"input": [3, 8, 8], "minimum_frames": 1, "sha256": "", "finetuned": False, "seal": ""}
+    assert Document.loads(json.dumps(document), Path("a")).inflation.input == (3, 8, 8)
+    with pytest.raises(I3DError, match=says):
+        Document.loads(json.dumps(document | change), Path("a"))
+
+
+@pytest.mark.parametrize("source", ["../../evil", "origin"])
+def test_libraries_of_no_such_name(source: str, run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    done = run("verify", forged(checkpoint, tmp_path / "net.safetensors", source=source))
+    assert (done.code, "there is no library of networks" in done.err) == (1, True)
+
+
+def test_a_repository_that_a_file_names_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def resolve(name: str) -> None:
+        asked.append(constants.HF_HUB_OFFLINE)
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("i3dconvert.backbones.timm.load_model_config_from_hf", resolve)
+    weights = Weights("pretrained", name="hf-hub:some/net")
+    origin = Origin(Backbone("timm", "resnet18"), weights, Preprocessing(), (3, 64, 64), 1000)
+    with pytest.raises(WeightsError, match="not in the cache"):
+        origin.load()
+    assert (origin.class_names(), origin.licence()) == ([], "")
+    assert asked == [True] * 3
+    assert not constants.HF_HUB_OFFLINE
+
+
+def test_a_graph_that_may_run_without_end(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = onnx.load(exported)
+    names = [helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("go", "on")]
+    count = helper.make_tensor_value_info("count", TensorProto.INT64, [])
+    body = helper.make_graph([helper.make_node("Identity", ["go"], ["on"])], "body", [count, names[0]], [names[1]])
+    model.graph.initializer.append(helper.make_tensor("times", TensorProto.INT64, [], [2**60]))
+    model.graph.node.append(helper.make_node("Loop", ["times", ""], [], body=body))
+    onnx.save(model, tmp_path / "loop.onnx")
+    with pytest.raises(CheckpointError, match="has Loop in its graph"):
+        read_document(tmp_path / "loop.onnx")
+    monkeypatch.setattr(runtime, "_MOST_PARTS", 10)
+    with pytest.raises(CheckpointError, match="more than 10 parts"):
+        read_document(exported)
