@@ -25,6 +25,7 @@ from i3dconvert.errors import FramesError
 from i3dconvert.export.frames import frames_form
 from i3dconvert.lift.lengths import lengths
 from i3dconvert.recipes import KINDS, PRESETS, Rule
+from i3dconvert.recipes.rules import SPANNING
 from i3dconvert.verification import Settings, verify
 
 SIZE = 20
@@ -134,7 +135,7 @@ def recipes(draw: Draw) -> Recipe:
             st.builds(
                 Rule,
                 layer=st.sampled_from(["*", "*", "[0-9]", "*.body"]),
-                kind=st.sampled_from(["*", *KINDS]),
+                kind=st.sampled_from(["*", *(kind for kind in KINDS if kind not in SPANNING)]),
                 kernel=number,
                 stride=st.one_of(st.none(), st.integers(1, 2), st.just("spatial")),
                 padding=st.one_of(st.none(), st.integers(0, 2), st.just("spatial")),
@@ -144,7 +145,8 @@ def recipes(draw: Draw) -> Recipe:
             max_size=3,
         )
     )
-    return Recipe("random", tuple(rules))
+    spanning = draw(st.lists(st.sampled_from([Rule(kind="global", span="all"), Rule(kind="norm", span=1)]), max_size=1))
+    return Recipe("random", (*rules, *spanning))
 
 
 def gets_through(network: Network3d, frames: int) -> bool:
