@@ -33,7 +33,7 @@ QUICK = Settings(frames=8, size=64)
     ("channels", "how", "claims"),
     [
         (1, "sum", True),
-        (2, "mean", True),
+        pytest.param(2, "mean", True, marks=pytest.mark.slow),
         pytest.param(10, "mean", True, marks=pytest.mark.slow),
         pytest.param(5, "sum", True, marks=pytest.mark.slow),
         pytest.param(6, "repeat", True, marks=pytest.mark.slow),
@@ -77,7 +77,10 @@ def test_a_wrong_scale_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert verify_file(path, QUICK).reason.startswith("input of 2 channels (mean) beside RGB: relative error")
 
 
-@pytest.mark.parametrize(("changes", "mean"), [(Changes(1, "sum"), (0.5,)), (Changes(same=True), (0.5, 0.5, 0.5))])
+@pytest.mark.parametrize(
+    ("changes", "mean"),
+    [pytest.param(Changes(1, "sum"), (0.5,), marks=pytest.mark.slow), (Changes(same=True), (0.5, 0.5, 0.5))],
+)
 def test_googlenet_takes_over_its_own_step_of_normalisation(
     changes: Changes, mean: tuple[float, ...], tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def test_list(run: Run) -> None:
     assert "11,689,512" in run("list", "resnet18").out
 
 
+@pytest.mark.slow
 def test_the_main_job_by_default_names(run: Run, tmp_path: Path) -> None:
     inflated = run("inflate", "resnet18", "-w", "random", "-s", 64)
     assert inflated.code == 0, inflated.err

@@ -48,7 +48,8 @@ class OneWindow(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("network", "size"), [pytest.param(Halved, 16, marks=pytest.mark.slow), (Tiled, 16), (OneWindow, 7)]
+    ("network", "size"),
+    [*(pytest.param(one, 16, marks=pytest.mark.slow) for one in (Halved, Tiled)), (OneWindow, 7)],
 )
 def test_sizes_that_cannot_be_free_are_fixed_and_said(network: type[nn.Module], size: int, tmp_path: Path) -> None:
     torch.manual_seed(0)

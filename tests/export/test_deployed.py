@@ -92,6 +92,7 @@ def test_a_wrong_normalisation_is_seen(network: Network3d, tmp_path: Path) -> No
     assert not verify_file(tmp_path / "other.onnx").passed
 
 
+@pytest.mark.slow
 def test_bfloat16_halves_the_file_and_computes_in_float32(network: Network3d, tmp_path: Path) -> None:
     full = export_onnx(network, tmp_path / "full.onnx", static=True)
     half = export_onnx(network, tmp_path / "half.onnx", static=True, dtype=torch.bfloat16)

@@ -77,6 +77,7 @@ def test_modes_and_frozen_parameters_are_carried() -> None:
     assert network.get_parameter("fc.weight").requires_grad
 
 
+@pytest.mark.slow
 def test_copies_and_compiles() -> None:
     network = inflate(build("resnet18").eval(), "resnet", size=64)
     clip = torch.randn(1, 3, 4, 64, 64)

@@ -75,7 +75,9 @@ SWIN = {"img_size": 64, "patch_size": 4, "embed_dim": 24, "depths": (1, 1), "num
         (lambda: timm.models.VisionTransformer(**VIT), 32, "head"),
         (lambda: timm.models.SwinTransformer(**SWIN, num_classes=5), 64, "head.fc"),
         (lambda: timm.create_model("resnet10t", num_classes=5), 32, "fc"),
-        (lambda: timm.create_model("mobilenetv3_small_050", num_classes=5), 32, "classifier"),
+        pytest.param(
+            lambda: timm.create_model("mobilenetv3_small_050", num_classes=5), 32, "classifier", marks=pytest.mark.slow
+        ),
     ],
     ids=["vit", "swin", "resnet", "mobilenet"],
 )

@@ -144,13 +144,14 @@ def _others(height: int, width: int) -> list[tuple[int, int]]:
 
 def _trials(height: int, width: int, free: bool) -> list[tuple[int, tuple[int, int]]]:
     """Numbers of images, and sizes, at which free axes are tried."""
-    numbers = [(1, (height, width)), (16, (height, width))]
-    sizes = [
+    if not free:
+        return [(1, (height, width)), (16, (height, width))]
+    return [
+        (1, (height, width)),
         (3, (height + 1 + height % 2, width + 3 + width % 2)),
         (2, (max(height // 2, 1), max(width // 4, 1))),
-        (2, (4 * height, 4 * width)),
+        (16, (4 * height, 4 * width)),
     ]
-    return numbers + sizes if free else numbers
 
 
 _OTHER_DTYPE = {torch.float32: torch.float64, torch.float64: torch.float32}
