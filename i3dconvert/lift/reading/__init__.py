@@ -118,7 +118,10 @@ def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], tria
         except (Differ, LiftError) as reason:
             return reader.reading([first, second, reader.run(2, size)], fixed, eval_only=first_line(reason))
     except Differ as reason:
-        raise LiftError(f"the network does otherwise for other numbers of images: {first_line(reason)}") from None
+        raise LiftError(
+            f"the network does otherwise for other numbers of images: {first_line(reason)}; code that goes through the "
+            "images of a batch one by one can't be read, let it compute them at once"
+        ) from None
 
 
 def _alike(*recorders: Recorder) -> bool:

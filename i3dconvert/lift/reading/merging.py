@@ -250,7 +250,10 @@ def _named(value: Any) -> str:
     return f"the result of step {value.row}" if isinstance(value, Ref) else str(value)[:40]
 
 
+_SPOKEN = {"module": "the layer", "constant": "a constant"}
+
+
 def _spoken(row: Row) -> str:
-    if row.kind == "module":
-        return "the layer"
+    if row.kind in _SPOKEN:
+        return _SPOKEN[row.kind]
     return str(getattr(row.target, "__name__", row.target))

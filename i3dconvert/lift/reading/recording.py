@@ -178,6 +178,10 @@ class Recorder(TorchFunctionMode):
         attribute = getattr(getattr(func, "__self__", None), "__name__", None) if name in _ACCESS else None
         if func in _NO_STEP:
             return None
+        if name == "__getitem__" and isinstance(args[1], str):
+            raise LiftError(
+                f"{self.place()} looks for {args[1]!r} in its input: wrap it in a module that takes an image"
+            )
         if func in _PLAIN or func in _UNSEEN or attribute in _PLAIN_ATTRIBUTES:
             return func(*args, **kwargs)
         if name == "__set__":
