@@ -54,7 +54,7 @@ def convolution(
         total[:, first : last + 1] += torch.unflatten(part, 0, (batch, -1))
     if bias is not None:
         total += bias.reshape(-1, 1, 1)
-    return total.transpose(1, 2)
+    return total.transpose(1, 2).contiguous()  # as torch gives it: what code does to views depends on it
 
 
 def _frame_by_frame(frames: Tensor, kernel: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:

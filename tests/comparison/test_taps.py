@@ -22,7 +22,9 @@ def test_as_torch(kernel: int, stride: int, padding: int, dilation: int, groups:
         arguments = (clip, weight, shift if bias else None, (stride, 2, 1), (padding, 1, 0), (dilation, 1, 2), groups)
         expected = F.conv3d(*arguments)
         with taps.TapByTap():
-            assert torch.allclose(F.conv3d(*arguments), expected, rtol=0, atol=1e-13)
+            found = F.conv3d(*arguments)
+        assert torch.allclose(found, expected, rtol=0, atol=1e-13)
+        assert found.is_contiguous() == expected.is_contiguous()
 
 
 def test_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,6 +158,28 @@ def gets_through(network: Network3d, frames: int) -> bool:
     return True
 
 
+def check_each_frame(net: nn.Module, init: str, seed: int) -> None:
+    """`c2d` is the 2D network on each frame of a moving clip: at N = 1, T = 1, another size, in both dtypes."""
+    try:
+        network = inflate(net, "c2d", init, temporal_pool="none", size=SIZE)
+    except I3DError:
+        return
+    for clips, frames, size, dtype in (
+        (1, 1, SIZE, torch.float64),
+        (3, 2, SIZE + 5, torch.float64),
+        (2, 3, SIZE, torch.float32),
+    ):
+        clip = torch.randn(clips, 3, frames, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+        images = clip.transpose(1, 2).flatten(0, 1)
+        with torch.no_grad():
+            try:
+                expected, found = copy.deepcopy(net).to(dtype)(images), copy.deepcopy(network).to(dtype)(clip)
+            except (RuntimeError, ValueError, FramesError):
+                continue
+        found = (found.transpose(1, 2) if expected.dim() == 4 else found).flatten(0, 1)
+        assert relative_error(expected, found) <= (1e-12 if dtype == torch.float64 else 1e-4)
+
+
 def equal_or_refused(net: nn.Module, recipe: Recipe, init: str, conv: str, seed: int) -> None:
     torch.manual_seed(seed)
     for parameter in net.parameters():
@@ -171,6 +193,7 @@ def equal_or_refused(net: nn.Module, recipe: Recipe, init: str, conv: str, seed:
         assume(False)
     assume(bool((out[0] - out[1]).abs().max() > 1e-3 * out.abs().max()))
     assume(relative_error(exact, out) < 1e-5)  # else rounding alone is seen in float64 too
+    check_each_frame(net, init, seed)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "net.safetensors"
         try:
@@ -202,9 +225,16 @@ arguments = {
 lenient = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 
 
-@settings(max_examples=50, derandomize=True, deadline=None, suppress_health_check=lenient)
+@settings(max_examples=30, derandomize=True, deadline=None, suppress_health_check=lenient)
 @given(**arguments)
 def test_random_networks(net: nn.Module, recipe: Recipe, init: str, conv: str, seed: int) -> None:
+    equal_or_refused(net, recipe, init, conv, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=lenient)
+@given(**arguments)
+def test_more_random_networks(net: nn.Module, recipe: Recipe, init: str, conv: str, seed: int) -> None:
     equal_or_refused(net, recipe, init, conv, seed)
 
 

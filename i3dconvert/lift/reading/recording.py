@@ -179,9 +179,7 @@ class Recorder(TorchFunctionMode):
         if func in _NO_STEP:
             return None
         if name == "__getitem__" and isinstance(args[1], str):
-            raise LiftError(
-                f"{self.place()} looks for {args[1]!r} in its input: wrap it in a module that takes an image"
-            )
+            raise LiftError(f"{self.place()} looks for {args[1]!r} in its input: wrap it, to take an image")
         if func in _PLAIN or func in _UNSEEN or attribute in _PLAIN_ATTRIBUTES:
             return func(*args, **kwargs)
         if name == "__set__":
