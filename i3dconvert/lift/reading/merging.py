@@ -158,7 +158,8 @@ class _Common:
             by_mode = self.by_mode(values, scope)
             if by_mode is not None:
                 return by_mode
-        if type(first) is float and (limit := self.of_dtype(values)) is not None:
+        floats = all(type(value) is float for value in values)
+        if floats and (limit := self.of_dtype(values)) is not None:
             return limit
         if type(first) in (int, float) and all(type(value) is type(first) for value in values):
             return self.cast(values, at, where)
