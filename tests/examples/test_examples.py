@@ -46,7 +46,7 @@ def test_demo(tmp_path: Path) -> None:
     [
         pytest.param(1, (), marks=pytest.mark.slow),
         pytest.param(2, (), marks=pytest.mark.sweep),
-        pytest.param(2, ("--fsdp",), marks=pytest.mark.slow),
+        pytest.param(2, ("--fsdp",), marks=pytest.mark.outside),
     ],
 )
 def test_finetune(processes: int, options: tuple[str, ...], tmp_path: Path) -> None:

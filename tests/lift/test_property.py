@@ -231,13 +231,6 @@ def test_random_networks(net: nn.Module, recipe: Recipe, init: str, conv: str, s
     equal_or_refused(net, recipe, init, conv, seed)
 
 
-@pytest.mark.slow
-@settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=lenient)
-@given(**arguments)
-def test_more_random_networks(net: nn.Module, recipe: Recipe, init: str, conv: str, seed: int) -> None:
-    equal_or_refused(net, recipe, init, conv, seed)
-
-
 @pytest.mark.sweep
 @settings(max_examples=2000, deadline=None, suppress_health_check=lenient)
 @given(**arguments)
