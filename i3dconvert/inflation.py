@@ -143,7 +143,7 @@ def _inflated(
 
 
 def check_by_itself(model: nn.Module, origin: Origin | None, shape: tuple[int, int, int]) -> None:
-    """Raise `LiftError` where a user's network mixes the images of a batch; a library's are tried by name."""
+    """Raise `LiftError` where a user's network mixes the images of a batch; of a library's, `verify` says so."""
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     if of_a_user(origin) and (reason := mixing(model, images)):
         raise LiftError(reason)

@@ -95,7 +95,7 @@ def measure_at(model: nn.Module, shape: tuple[int, int, int], recipe: Recipe, in
     count = sum(parameter.numel() for parameter in model.parameters())
     with alone() if count > HEAVY else nullcontext():
         randomise(model, 0, shape)
-        planned = plan(model, recipe, Style(init), shape)
+        planned = plan(model, recipe, Style(init), shape, trial=True)
         state = model.state_dict()
         network = fill(planned.network(model), planned.inflation.state(state))
         inflation = planned.inflation

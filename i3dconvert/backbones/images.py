@@ -34,11 +34,16 @@ def shape_of(
     if shape is None:
         height = width = size or SIZE
         return (channels_of(model, height, width, constants or {}), height, width)
+    check_shape(shape, size)
+    return shape
+
+
+def check_shape(shape: Shape, size: int | None) -> None:
+    """Raise `BackboneError` where `shape` is no image's, or of another size."""
     if len(shape) != 3 or min(shape) < 1:
         raise BackboneError(f"input={shape} is no (channels, height, width)")
     if size is not None and tuple(shape[1:]) != (size, size):
         raise BackboneError(f"input={shape} and size={size} contradict each other; input has the size in it")
-    return shape
 
 
 def channels_of(model: nn.Module, height: int, width: int, constants: Mapping[str, Any]) -> int:

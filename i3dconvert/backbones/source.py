@@ -10,7 +10,7 @@ from torch import nn
 from i3dconvert import trust
 from i3dconvert.backbones import user
 from i3dconvert.backbones.changes import HEADLESS, RGB, UNCHANGED, Changes
-from i3dconvert.backbones.images import Shape, shape_of
+from i3dconvert.backbones.images import Shape, check_shape
 from i3dconvert.backbones.library import Library
 from i3dconvert.backbones.likely import likely
 from i3dconvert.backbones.origin import Backbone, Origin, Weights, build, library, state_of
@@ -86,7 +86,7 @@ class Source:
         if self.input is not None:
             if source != USER:
                 raise BackboneError(f"{self.name} has an input of its own; --size and --in-channels change it")
-            shape_of(nn.Module(), self.input, self.size)
+            check_shape(self.input, self.size)
         library2d, weights = library(source), self.weights
         if self.features and source != "timm":
             raise BackboneError(f"feature maps are given by timm's backbones; {self.name} is none (timm/NAME)")

@@ -16,7 +16,6 @@ from torch import Tensor, fx, nn
 from i3dconvert.fillings import Filling
 from i3dconvert.lift import layout
 from i3dconvert.lift.modules import PaddedConv3d, pad_time
-from i3dconvert.lift.reading import is_image
 
 CLASSES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "conv2d": (nn.Conv2d, ("stride", "padding", "dilation", "groups")),
@@ -76,18 +75,6 @@ def parameter_of(kernel: fx.Node) -> fx.Node | None:
         seen += [source for source in node.all_input_nodes if source not in seen]
     trained = [node for node in found if isinstance(node.meta["value"], nn.Parameter)]
     return next(iter(trained or found), None)
-
-
-def why_not(node: fx.Node) -> str:
-    """Why a call of a convolution's function can't become 3D; empty where it can."""
-    call = called(node)
-    if call is None:
-        return "what it is called with is computed in the forward pass"
-    if not is_image(call.image):
-        return "it is called with no image"
-    if parameter_of(call.kernel) is None:
-        return "no tensor of the network has the shape of its kernel, which is computed in the forward pass"
-    return ""
 
 
 class ComputedConv3d(nn.Module):

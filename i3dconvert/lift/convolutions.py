@@ -48,6 +48,6 @@ def convolutions(
                 found[name] = "" if is_3d else f"it is called with {given}"
         elif layout.operation(node) in CLASSES:
             name = str(node.meta["scope"] or node.name)
-            found[name] = found.get(name) or functions[node]
+            found[name] = found.get(name) or functions.get(node, "it is part of an attention")
     kept = tuple((name, reason) for name, reason in found.items() if reason)
     return Convolutions(len(found), len(found) - len(kept), kept)

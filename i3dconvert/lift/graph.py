@@ -21,7 +21,7 @@ from i3dconvert.lift.attention.found import attentions
 from i3dconvert.lift.attention.joint import AttentionOverTime
 from i3dconvert.lift.calls import Calls
 from i3dconvert.lift.canonical import canonical, function_name, leaves
-from i3dconvert.lift.computed import CLASSES, ComputedConv3d, called, parameter_of, why_not
+from i3dconvert.lift.computed import CLASSES, Called, ComputedConv3d, called, parameter_of
 from i3dconvert.lift.convolutions import convolutions
 from i3dconvert.lift.counterparts import ANY_RANK, UPSAMPLES, Counterpart, counterpart, draws_rows, full_name
 from i3dconvert.lift.inflation import Inflation
@@ -254,12 +254,11 @@ class Lift(Rewriting):
 
     def convolution(self, node: fx.Node) -> New:
         """A function's convolution with a kernel of the network's own."""
-        self.functions[node] = self.why_flat(node)
         call = called(node)
-        if self.functions[node] or call is None:
+        weight = parameter_of(call.kernel) if call is not None else None
+        self.functions[node] = reason = self.why_flat(call, weight)
+        if reason or call is None or weight is None:
             return self.on_frames(node)
-        weight = parameter_of(call.kernel)
-        assert weight is not None
         entry, key = counterpart(call.layer), str(weight.target)
         assert entry is not None
         assert entry.geometry is not None
@@ -285,12 +284,15 @@ class Lift(Rewriting):
         new.meta |= {"temporal": temporal, "layer": name}
         return new, Layout.CLIP
 
-    def why_flat(self, node: fx.Node) -> str:
+    def why_flat(self, call: Called | None, weight: fx.Node | None) -> str:
         """Why a function's convolution stays 2D; empty where it need not."""
-        image = layout.argument(node, "input", 0)
-        if isinstance(image, fx.Node) and self.layout_of(image) is Layout.PLAIN:
+        if call is None:
+            return "what it is called with is computed in the forward pass"
+        if not is_image(call.image) or self.layout_of(call.image) is Layout.PLAIN:
             return "it is called with no image"
-        return why_not(node)
+        if weight is None:
+            return "no tensor of the network has the shape of its kernel, which is computed in the forward pass"
+        return ""
 
     def call_function(self, node: fx.Node) -> New:
         if layout.operation(node) in CLASSES:
@@ -324,7 +326,8 @@ class Lift(Rewriting):
         if node.op == "call_module":
             module = self.root.get_submodule(str(node.target))
             for cls, how in _GLOBAL_POOLS.items():
-                if isinstance(module, cls) and module.output_size in (1, (1, 1)):
+                one = isinstance(module, cls) and module.output_size in (1, (1, 1))
+                if one and not getattr(module, "return_indices", False):
                     return how
         operation = layout.operation(node)
         if operation in _GLOBAL_POOLS.values() and node.args and is_image(node.args[0]):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from i3dconvert.comparison.forward import given
-from i3dconvert.errors import I3DWarning, LiftError
+from i3dconvert.errors import CheckpointError, I3DWarning, LiftError
 from i3dconvert.kernels import Style
 from i3dconvert.lift import layout, trainers
 from i3dconvert.lift.counterparts import is_layer
@@ -105,16 +105,16 @@ class Network3d(Block):
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> Network3d:
         """`i3dconvert.from_pretrained`: the network in a folder, or in a repository on the Hugging Face hub."""
-        network: Network3d = HUB["from_pretrained"](name, **options)
+        network: Network3d = _of_the_hub("from_pretrained")(name, **options)
         return network
 
     def save_pretrained(self, folder: str | Path, finetuned: bool = False) -> None:
         """`i3dconvert.save_pretrained`: write weights, configuration, preprocessing and a card into `folder`."""
-        HUB["save_pretrained"](self, folder, finetuned)
+        _of_the_hub("save_pretrained")(self, folder, finetuned)
 
     def push_to_hub(self, name: str, finetuned: bool = False, **options: Any) -> str:
         """`i3dconvert.push_to_hub`: upload what `save_pretrained` writes; returns the repository's address."""
-        address: str = HUB["push_to_hub"](self, name, finetuned, **options)
+        address: str = _of_the_hub("push_to_hub")(self, name, finetuned, **options)
         return address
 
     def _warn_of_size(self, clip: Any) -> None:
@@ -127,6 +127,12 @@ class Network3d(Block):
             height, width = clip.shape[3:]
             text = f"the clip is {height}×{width}; {self._i3d_inflation.sizes()}: compare it with the 2D network there"
             warnings.warn(text, I3DWarning, stacklevel=4)
+
+
+def _of_the_hub(name: str) -> Callable[..., Any]:
+    if name not in HUB:
+        raise CheckpointError(f"nothing here reads or writes the hub's files yet: call i3dconvert.{name}")
+    return HUB[name]
 
 
 _OF_TIMM: dict[str, Callable[[Any], Any]] = {
@@ -239,7 +245,7 @@ def plan(
 ) -> Plan:
     """Read `model` on an image `(C, H, W)` and lift it; raises `RecipeError`, `LiftError`.
 
-    `trial`: see `read`; for networks that are not a library's, whose names are tried once and for all. `constants` are
+    `trial`: see `read`; for users' own networks; `make sweep` tries the libraries'. `constants` are
     what the network is called with beside the image, by name.
     """
     _check_constants(model, constants)

@@ -160,3 +160,23 @@ def test_checkpointed_blocks_give_the_same_gradients(name: str, vit: tuple[nn.Mo
         found.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
         assert len(calls) == 1 + enable
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*found, strict=True))
+
+
+def test_halves_are_left_out_where_the_network_does_not_run_alone() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward_features(self, x: Tensor, scale: float) -> Tensor:
+            return self.conv(x) * scale
+
+        def forward_head(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3))
+
+        def forward(self, x: Tensor, scale: float) -> Tensor:
+            return self.forward_head(self.forward_features(x, scale))
+
+    network = inflate(Halves().eval(), size=16, constants={"scale": 2.0})
+    assert network(torch.randn(1, 3, 4, 16, 16)).shape == (1, 4)
+    assert not hasattr(network, "forward_head")

@@ -89,3 +89,15 @@ def test_a_global_pool_over_time_is_in_the_file(tmp_path: Any) -> None:
     assert read(tmp_path / "net.safetensors")[0].schema == 3
     clip = torch.randn(1, 3, 4, 8, 8)
     assert torch.equal(load(tmp_path / "net.safetensors", image)(clip), network(clip))
+
+
+def test_a_global_maximum_with_its_places_stays_within_each_frame() -> None:
+    def places(net: Any, y: Tensor) -> Tensor:
+        value, _ = F.adaptive_max_pool2d(y, 1, return_indices=True)
+        return y * value
+
+    torch.manual_seed(0)
+    image = Net(2, places, {}).eval().double()
+    clip = torch.randn(1, 3, 1, 8, 8, dtype=torch.float64).expand(-1, -1, 3, -1, -1)
+    with torch.no_grad():
+        assert (inflate(image, "volumetric", size=8)(clip) - image(clip[:, :, 0]).unsqueeze(2)).abs().max() <= 1e-12
