@@ -37,7 +37,7 @@ QUICK = Settings(frames=8, size=64)
         pytest.param(10, "mean", True, marks=pytest.mark.slow),
         pytest.param(5, "sum", True, marks=pytest.mark.slow),
         pytest.param(6, "repeat", True, marks=pytest.mark.slow),
-        (4, "repeat", False),
+        pytest.param(4, "repeat", False, marks=pytest.mark.slow),
     ],
 )
 def test_other_channels_are_equal_where_their_init_says_so(

@@ -48,6 +48,7 @@ def nets(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_inflate_verify_export(run: Run, nets: Path) -> None:
     done = run("inflate", "nets/mine.py:small", "-w", "random", "-s", 32, "-o", "nets/small.safetensors")
     assert done.code == 0, done.err

@@ -76,6 +76,7 @@ def test_no_path_of_this_machine_is_in_the_file(exported: Path) -> None:
     assert b"site-packages" not in exported.read_bytes()
 
 
+@pytest.mark.slow
 def test_static_half_precision_and_opset(tmp_path: Path, resnet18: tuple[nn.Module, Origin]) -> None:
     network = inflate_loaded(*resnet18, Manner("c2d"))
     done = export_onnx(network, tmp_path / "net.onnx", static=True, dtype=torch.float16, opset=21)

@@ -41,7 +41,7 @@ INSTALLED = (
     pytest.param("resnet50", "monai", 16, 64, marks=pytest.mark.sweep),
     outside("resnet18", "monai:resnet_stride1", 16, 32),
     outside("densenet121", "monai", 32, 64),
-    ("resnet18", "torchvision-video", 8, 64),
+    pytest.param("resnet18", "torchvision-video", 8, 64, marks=pytest.mark.slow),
     pytest.param("resnet18", "torchvision-video:mc3_18", 8, 64, marks=pytest.mark.slow),
     pytest.param("resnet18", "torchvision-video:r2plus1d_18", 8, 64, marks=pytest.mark.slow),
     pytest.param("swin_t", "torchvision-video:swin3d_t", 8, 224, marks=pytest.mark.sweep),
