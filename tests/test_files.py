@@ -75,7 +75,7 @@ def test_a_file_from_before_norms_within_frames_keeps_its_meaning() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", ["", "--no-optimize", "--int8 --static"])
+@pytest.mark.parametrize("words", ["", "--int8 --static"])
 def test_the_same_command_writes_the_same_bytes(words: str, run: Run) -> None:
     for name in ("a", "b"):
         inflated = run("inflate", "squeezenet1_1", "-w", "random", "-s", 64, "-o", f"{name}.safetensors")

@@ -55,6 +55,7 @@ def test_others_load_it_as_its_card_says(folder: Path, monkeypatch: pytest.Monke
     assert [result.shape for result in results] == [(1, 3), (1, 3)]  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_the_configuration_and_the_proof(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     shape = onnxruntime.InferenceSession(folder / "model.onnx").get_inputs()[0]
@@ -68,6 +69,7 @@ def test_the_configuration_and_the_proof(folder: Path) -> None:
     assert 0 < float(errors[0]) <= 1e-12
 
 
+@pytest.mark.slow
 def test_transformers_reads_the_preprocessing(folder: Path) -> None:
     transformers = pytest.importorskip("transformers")
     processor = transformers.AutoVideoProcessor.from_pretrained(folder)
@@ -155,6 +157,7 @@ def test_the_source_and_its_licence(name: str, weights: str, repository: str, li
     assert (base_model(origin), origin.licence()) == (repository, licence)
 
 
+@pytest.mark.slow
 def test_from_pretrained_and_save_pretrained(folder: Path, tmp_path: Path) -> None:
     network = i3dconvert.from_pretrained(folder)
     network.save_pretrained(tmp_path / "copy")

@@ -169,8 +169,9 @@ def test_shares_export_with_any_number_of_frames(kernel: int, groups: int, tmp_p
     assert export_onnx(network, tmp_path / "net.onnx", optimize=True).shape[2:] == ("frames", "height", "width")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("tuned", [False, True])
+@pytest.mark.parametrize(
+    "tuned", [pytest.param(False, marks=pytest.mark.sweep), pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_it_exports_with_any_batch_frames_and_size(tuned: bool, tmp_path: Path) -> None:
     network = inflate(resnet10(), size=64).eval()
     network = use_all_taps(network) if tuned else network
@@ -192,8 +193,13 @@ def test_optimize_is_the_same_function() -> None:
     assert difference(network, form, torch.randn(2, 3, 16, 64, 64)) < 1e-5
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "lengths"), [("uniform", range(2, 14, 3)), ("resnet", (16, 33, 49))])
+@pytest.mark.parametrize(
+    ("recipe", "lengths"),
+    [
+        pytest.param("uniform", range(2, 14, 3), marks=pytest.mark.slow),
+        pytest.param("resnet", (16, 33, 49), marks=pytest.mark.sweep),
+    ],
+)
 def test_minimal_filtering_exports_with_any_number_of_tiles(
     recipe: str, lengths: Iterable[int], tmp_path: Path
 ) -> None:

@@ -13,7 +13,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "backbone", ["resnet18", "shufflenet_v2_x0_5", "timm/mobilenetv3_small_050", "timm/vit_tiny_patch16_224"]
+    "backbone",
+    [
+        "resnet18",
+        "shufflenet_v2_x0_5",
+        pytest.param("timm/mobilenetv3_small_050", marks=pytest.mark.sweep),
+        "timm/vit_tiny_patch16_224",
+    ],
 )
 def test_inflate_verify_export_verify(backbone: str, run: Run) -> None:
     for words in (
