@@ -15,7 +15,7 @@ from i3dconvert.checkpoint.document import KEY, Document
 from i3dconvert.errors import CheckpointError, LayoutError, WeightsError
 from i3dconvert.files import check_input, in_folder
 from i3dconvert.frameworks import framework_of
-from i3dconvert.lift.network import Network3d, fill, inflation_of, plan, set_origin
+from i3dconvert.lift.network import Network3d, fill, inflation_of, origin_of, plan, set_origin
 from i3dconvert.weights import State, classes_in, fit, nested, read_pickle, read_safetensors, read_state, tensors_in
 
 PICKLED = (".pth", ".pt", ".pyth")
@@ -94,8 +94,25 @@ def filled(network: Network3d, state: Mapping[str, Tensor], path: Path) -> Netwo
     try:
         return fill(network, state.items())
     except RuntimeError as error:
+        _check_age(network, state, path)
         lines = [line.strip() for line in str(error).splitlines()[1:4]]
         raise CheckpointError(f"the tensors of {path} are not those of its own recipe: {' '.join(lines)}") from None
+
+
+def _check_age(network: Network3d, state: Mapping[str, Tensor], path: Path) -> None:
+    """Raise `CheckpointError` where a kernel of the file is 2D and the network's is 3D: older versions left it so."""
+    own = network.state_dict()
+    flat = [key for key, tensor in state.items() if key in own and tensor.dim() == own[key].dim() - 1 >= 3]
+    if not flat:
+        return
+    origin = origin_of(network)
+    name = origin.backbone.qualified if origin is not None else "MODULE"
+    more = f" and {len(flat) - 1} more" if len(flat) > 1 else ""
+    raise CheckpointError(
+        f"{path} is of an older i3dconvert, which left {flat[0]}{more} 2D; they become 3D now. Make it again: "
+        f"i3dconvert inspect {path} --toml > recipe.toml && i3dconvert inflate {name} -r recipe.toml; "
+        "if it was trained, load it with the version that made it"
+    )
 
 
 def finetuned(document: Document, weights: Path) -> Network3d:

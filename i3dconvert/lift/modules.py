@@ -52,7 +52,7 @@ class SpatialPad:
     value: float = 0.0
 
     def __call__(self, clip: Tensor) -> Tensor:
-        """`(N, C, T, H, W)` → the clip with height and width padded."""
+        """`(N, C, T, H, W)` or `(N, C, H, W)` → the same with height and width padded."""
         if self.fixed is not None:
             top_bottom, left_right = self.fixed[2:], self.fixed[:2]
         else:
@@ -62,7 +62,8 @@ class SpatialPad:
             )
         if self.mode == "constant":
             return F.pad(clip, (*left_right, *top_bottom), value=self.value)
-        return F.pad(clip, (*left_right, *top_bottom, 0, 0), mode=self.mode)
+        time = (0, 0) if clip.dim() == 5 else ()
+        return F.pad(clip, (*left_right, *top_bottom, *time), mode=self.mode)
 
 
 class PaddedConv3d(nn.Conv3d):

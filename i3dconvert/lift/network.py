@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from i3dconvert.comparison.forward import given
-from i3dconvert.errors import CheckpointError, I3DWarning, LiftError
+from i3dconvert.errors import CheckpointError, FramesError, I3DWarning, LiftError
 from i3dconvert.kernels import Style
 from i3dconvert.lift import layout, trainers
 from i3dconvert.lift.counterparts import is_layer
 from i3dconvert.lift.graph import Lifted, lift
 from i3dconvert.lift.inflation import Inflation
-from i3dconvert.lift.lengths import lengths
+from i3dconvert.lift.lengths import left, lengths
 from i3dconvert.lift.reading import Reading, read
 from i3dconvert.lift.tree.blocks import Block, Chain
 from i3dconvert.lift.tree.calling import named
@@ -100,6 +100,11 @@ class Network3d(Block):
         """Scores or maps of clips `(N, C, T, H, W)`."""
         if not torch.compiler.is_compiling() and not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             self._warn_of_size(clip)
+            try:
+                return super().forward(clip)
+            except RuntimeError:
+                self._check_length(clip)
+                raise
         return super().forward(clip)
 
     @classmethod
@@ -116,6 +121,17 @@ class Network3d(Block):
         """`i3dconvert.push_to_hub`: upload what `save_pretrained` writes; returns the repository's address."""
         address: str = _of_the_hub("push_to_hub")(self, name, finetuned, **options)
         return address
+
+    def _check_length(self, clip: Any) -> None:
+        """Raise `FramesError` for a clip of a length at which branches of the network are out of step."""
+        count = clip.shape[2]
+        try:
+            frames_left(self, count)
+        except FramesError as error:
+            near = [n for n in range(max(count - 64, 1), count + 65) if left(graph_of(self), n)]
+            near = sorted(near, key=lambda n: abs(n - count))[:2]
+            lengths = f"; {' or '.join(map(str, sorted(near)))} frames go through" if near else ""
+            raise FramesError(f"a clip of {count} frames does not go through the network: {error}{lengths}") from None
 
     def _warn_of_size(self, clip: Any) -> None:
         """Warn, once, of heights and widths beyond those that were tried."""

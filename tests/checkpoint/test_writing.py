@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from i3dconvert.backbones import Source
-from i3dconvert.checkpoint.reading import finetuned, read
-from i3dconvert.errors import LayoutError, WeightsError
+from i3dconvert.checkpoint.reading import finetuned, load, read
+from i3dconvert.errors import CheckpointError, LayoutError, WeightsError
 from i3dconvert.inflation import Manner, inflate_to_file
 
 
@@ -43,3 +44,12 @@ def test_2d_weights_are_told_from_damaged_ones(checkpoint: Path, tmp_path: Path)
         with pytest.raises(WeightsError) as caught:
             finetuned(document, tmp_path / "weights.pth")
         assert ("these are 2D weights: i3dconvert inflate resnet18 -w" in str(caught.value)) == hint
+
+
+def test_a_file_of_a_version_that_left_a_layer_2d_says_how_to_make_it_again(checkpoint: Path, tmp_path: Path) -> None:
+    with safe_open(checkpoint, "pt") as file:
+        state, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    older = tmp_path / "older.safetensors"
+    save_file(state | {"layer1.0.conv1.weight": state["layer1.0.conv1.weight"].sum(2)}, older, metadata)
+    with pytest.raises(CheckpointError, match=r"left layer1\.0\.conv1\.weight 2D; .*inflate resnet18 -r recipe\.toml"):
+        load(older)

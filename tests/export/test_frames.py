@@ -212,6 +212,14 @@ def test_minimal_filtering_exports_with_any_number_of_tiles(
             assert relative_error(network(clip), runtime(clip)[0]) <= 1e-5, frames
 
 
+def test_a_half_of_no_frames_is_padded_by_replication_too() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="replicate"), nn.Conv2d(4, 4, 3, stride=2))
+    network = use_all_taps(inflate(model, "uniform", size=16))
+    form = frames_form(network)
+    assert any(isinstance(module, StackedConv) and module.halved for module in form.modules())
+    assert difference(network, form, torch.randn(2, 3, 1, 16, 16)) < 1e-5
+
+
 @pytest.mark.parametrize(
     "name", ["resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in ("googlenet", "resnext50_32x4d"))]
 )

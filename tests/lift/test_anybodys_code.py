@@ -566,3 +566,40 @@ def test_optimized_a_kernel_that_is_read_elsewhere_is_kept() -> None:
     model = Net(lambda net, x: net.d(net.c(x)) * net.d.weight.norm() + net.c.bias[:2, None, None])
     clip = clip_of(1, 3, 16)
     assert relative_error(framewise(model, clip), optimize(inflate(model, "c2d", size=16))(clip)) <= 1e-12
+
+
+class Warped(nn.Module):
+    """A spatial transformer, whose grid is made of the whole shape: torch compares its sizes with one another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn, self.conv = nn.Linear(3, 6), nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        theta = self.turn(x.mean((2, 3))).view(-1, 2, 3)
+        return self.conv(F.grid_sample(x, F.affine_grid(theta, x.size(), align_corners=True), align_corners=True))
+
+
+def test_what_torch_decides_by_sizes_inside_a_function_fixes_nothing() -> None:
+    model = Warped().double()
+    network = inflate(model, "c2d", size=16)
+    clip = torch.randn(2, 3, 7, 24, 20, dtype=torch.float64)
+    with torch.no_grad():
+        expected = torch.stack([model(clip[:, :, t]) for t in range(7)], 2)
+        assert relative_error(expected, network(clip)) <= 1e-12
+
+
+class OddUnet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 3, 3, 2, 1), nn.Upsample(scale_factor=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.up(self.down(x))[:, :, : x.size(2), : x.size(3)]
+
+
+def test_a_length_at_which_branches_are_out_of_step_is_said_with_those_that_go_through() -> None:
+    network = inflate(OddUnet(), "volumetric", size=16)
+    assert network(torch.randn(1, 3, 6, 16, 16)).shape == (1, 3, 6, 16, 16)
+    with pytest.raises(FramesError, match=r"a clip of 5 frames does not go through .*4 or 6 frames go through"):
+        network(torch.randn(1, 3, 5, 16, 16))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from i3dconvert.errors import LiftError
+from i3dconvert.lift.reading.numbers import Remembered, plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +127,17 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def to_meta(value: Any) -> Any:
-    """Tensors with memory without it; devices of tensors that are made likewise."""
+    """Tensors with memory without it, devices of tensors that are made likewise, and sizes as plain numbers: what a
+    torch function decides by them, it decides again at each call."""
     if isinstance(value, Tensor):
         return value if value.is_meta else value.to("meta")
     if isinstance(value, torch.device):
         return _META
-    if isinstance(value, torch.Size) or type(value).__module__ == "torch.return_types":
+    if isinstance(value, Remembered):
+        return plain(value)
+    if isinstance(value, torch.Size):
+        return torch.Size(map(plain, value))
+    if type(value).__module__ == "torch.return_types":
         return value
     if isinstance(value, tuple | list | dict | slice):
         return mapped(value, to_meta)
