@@ -66,6 +66,7 @@ def test_the_configuration_and_the_proof(folder: Path) -> None:
     assert report.passed, report.reason
     errors = re.findall(r"\| forward equality, float64.*\| (\S+) \| 1e-12 \|", (folder / "README.md").read_text())
     assert len(errors) == 1
+    assert re.search(r"\| convolutions \| (\d+) of \1 convolutions became 3D \|", (folder / "README.md").read_text())
     assert 0 < float(errors[0]) <= 1e-12
 
 

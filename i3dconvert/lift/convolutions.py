@@ -19,11 +19,14 @@ class Convolutions:
 
     run: int = 0
     lifted: int = 0
+    calls: int = 0
+    """How often the network convolves with them."""
     kept: tuple[tuple[str, str], ...] = ()
     """Those that stay 2D, by the layer that holds the kernel or calls the function, and why."""
 
     def __str__(self) -> str:
-        return f"{self.lifted} of {self.run} convolution{'s' * (self.run != 1)} became 3D"
+        calls = f" ({self.calls} calls)" if self.calls > self.run else ""
+        return f"{self.lifted} of {self.run} convolution{'s' * (self.run != 1)}{calls} became 3D"
 
     def lines(self) -> list[str]:
         """For people: the count, and each that stays 2D."""
@@ -36,7 +39,8 @@ def convolutions(
 ) -> Convolutions:
     """Count those of a network whose `lifted` layers are known; layers in `flat` are called with more than images.
 
-    `functions` says of calls of functions why they stay 2D, and nothing of those that became 3D.
+    PyTorch's dispatcher says how many the network runs (`Reading.kernels`); those that the graph does not show count as
+    2D. `functions` says of calls of functions why they stay 2D, and nothing of those that became 3D.
     """
     found: dict[str, str] = {}
     for node in traced.graph.nodes:
@@ -49,5 +53,9 @@ def convolutions(
         elif layout.operation(node) in CLASSES:
             name = str(node.meta["scope"] or node.name)
             found[name] = found.get(name) or functions.get(node, "it is part of an attention")
-    kept = tuple((name, reason) for name, reason in found.items() if reason)
-    return Convolutions(len(found), len(found) - len(kept), kept)
+    kept = [(name, reason) for name, reason in found.items() if reason]
+    unseen = traced.kernels.run - len(found)
+    if unseen > 0:
+        kept.append(("the network", f"{unseen} run inside steps that are kept as they are"))
+    became_3d = min(len(found), traced.kernels.run) - sum(map(bool, found.values()))
+    return Convolutions(traced.kernels.run, became_3d, traced.kernels.calls, tuple(kept))

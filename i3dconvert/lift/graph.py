@@ -300,6 +300,7 @@ class Lift(Rewriting):
         if layout.operation(node) in _LIKE and self.layout_of(node.all_input_nodes[0]) is Layout.PLAIN:
             new = self.copy(node, lambda n: self.env[n][0])
             new.meta["plain"] = True
+            self.sizes.note(node, [])
             return new, Layout.PLAIN
         if layout.operation(node) == "interpolate" and is_image(node.args[0]):
             mode, corners = layout.argument(node, "mode", 3, "nearest"), layout.argument(node, "align_corners", 4)

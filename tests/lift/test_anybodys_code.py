@@ -490,6 +490,38 @@ def test_convolutions_are_counted_and_those_that_stay_2d_named(forward: Forward,
     assert inflate(Net(layers_and_a_subclass, e=nn.Conv2d(4, 4, 1)), size=16, strict=True)
 
 
+class Smoothed(nn.Module):
+    """Has no weights and asks for the mode, so that it is kept as it is; its kernel is made in its forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = torch.full((x.shape[1], 1, 3, 3), 1 / 9, dtype=x.dtype)
+        return x if self.training else F.conv2d(x, kernel, padding=1, groups=x.shape[1])
+
+
+def test_the_dispatcher_counts_kernels_that_the_graph_does_not_show_and_calls() -> None:
+    model = Net(lambda net, x: net.d(net.e(net.e(net.s(net.c(x))))), e=nn.Conv2d(4, 4, 1), s=Smoothed())
+    counted = inflate(model, "uniform", size=16).inflation.convolutions
+    assert (counted.run, counted.lifted, counted.calls) == (4, 3, 5)
+    assert str(counted) == "3 of 4 convolutions (5 calls) became 3D"
+    assert counted.kept == (("the network", "1 run inside steps that are kept as they are"),)
+
+
+def rows_of_the_input_beside_a_pooled_map(net: Any, x: Tensor) -> Tensor:
+    rows, pooled = x.size(0), net.p(net.c(x))
+    ramp = torch.linspace(-1, 1, pooled.size(2)).view(1, 1, -1, 1).repeat(rows, 1, 1, pooled.size(3))
+    return net.d(pooled * ramp.to(pooled))
+
+
+@pytest.mark.parametrize("frames", [4, 5])
+def test_a_batch_size_read_before_a_stride_and_used_behind_it(frames: int) -> None:
+    model = Net(rows_of_the_input_beside_a_pooled_map, p=nn.MaxPool2d(2))
+    network = inflate(model, "volumetric", size=16)
+    image = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    with torch.no_grad():
+        still = network(image.unsqueeze(2).repeat(1, 1, frames, 1, 1))
+        assert relative_error(model(image).unsqueeze(2).expand_as(still), still) <= 1e-12
+
+
 def test_no_convolution_in_3d_is_a_warning() -> None:
     class Windows(nn.Module):
         def __init__(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx, nn
@@ -18,6 +18,7 @@ from i3dconvert.errors import LiftError, first_line
 from i3dconvert.lift.reading.batch import Multiples, holds_batch, is_image, rows, rows_in, varies
 from i3dconvert.lift.reading.copying import clear_caches, on_meta, without_hooks
 from i3dconvert.lift.reading.graph import CallOf, GraphOf
+from i3dconvert.lift.reading.kernels import Kernels, KernelsSeen
 from i3dconvert.lift.reading.merging import Differ, Runs, common
 from i3dconvert.lift.reading.recording import CONTAINERS, Recorder
 from i3dconvert.lift.reading.records import as_plain, mapped
@@ -44,6 +45,8 @@ class Reading:
     """What the network does otherwise in training, so that only what it does in eval mode is known; else empty."""
     tried: Sizes | None = None
     """The least and the greatest height and width at which network and graph agree; None where that was not tried."""
+    kernels: Kernels = field(default_factory=Kernels)
+    """The 2D kernels that the network runs."""
 
 
 def read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], trial: bool = False) -> Reading:
@@ -172,6 +175,7 @@ class _Reader:
         self.dtype = next(iter(dtypes)) if dtypes else torch.get_default_dtype()
         self.other_dtype = _OTHER_DTYPE.get(self.dtype, self.dtype) if len(dtypes) == 1 else self.dtype
         self.roots: list[nn.Module] = []
+        self.kernels = Kernels()
         self.cleared = False
 
     def run(self, index: int, size: Sequence[int], training: bool = False) -> Recorder:
@@ -196,8 +200,9 @@ class _Reader:
         image = torch.empty(images, self.channels, *size, dtype=dtype, device="meta")
         recorder = Recorder({**self.originals, **_names(network)}, self.is_whole)
         handles = recorder.hooked(network)
+        kernels = KernelsSeen()
         try:
-            with recorder:
+            with kernels, recorder:
                 output = network(recorder.input(image))
                 recorder.output = mapped(as_plain(output), recorder.ref)
         except LiftError:
@@ -212,7 +217,7 @@ class _Reader:
                 if not self.cleared:
                     self.cleared = True
                     raise _Cached
-        self.roots = self.roots or [network]
+        self.roots, self.kernels = self.roots or [network], self.kernels or kernels.kernels()
         recorder.training = training
         return recorder
 
@@ -246,7 +251,7 @@ class _Reader:
         rows, decisions, output = common(Runs(recorders, modes))
         root = without_hooks(self.roots[0])
         graph = GraphOf(rows, [recorder.rows for recorder in recorders], root, recorders[0].calls)
-        return Reading(graph.build(decisions, output), root, graph.calls(), fixed, eval_only)
+        return Reading(graph.build(decisions, output), root, graph.calls(), fixed, eval_only, kernels=self.kernels)
 
     def is_whole(self, module: nn.Module, name: str) -> bool:
         if is_parametrized(module) or type(module).__module__.startswith("torch.nn.utils."):

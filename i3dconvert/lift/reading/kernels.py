@@ -1,0 +1,38 @@
+"""The 2D kernels that a network convolves with, as PyTorch's dispatcher sees them: however the code calls them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Kernels(NamedTuple):
+    """How many different kernels a run convolved images with, and how often."""
+
+    run: int = 0
+    calls: int = 0
+
+    def __bool__(self) -> bool:
+        return self.calls > 0
+
+
+class KernelsSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the 4-D kernel of each convolution, transposed ones included; they are told apart by identity."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._seen: dict[int, Tensor] = {}
+        self._calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default and args[1].dim() == 4:
+            self._seen[id(args[1])] = args[1]
+            self._calls += 1
+        return func(*args, **(kwargs or {}))
+
+    def kernels(self) -> Kernels:
+        """What was seen so far."""
+        return Kernels(len(self._seen), self._calls)
