@@ -50,6 +50,16 @@ def command(
         int | None,
         typer.Option("--top-k", min=1, help="ONNX: give the K best classes and their probabilities, not the logits."),
     ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="ONNX: one step of a live video at a time, with the state as in- and outputs."),
+    ] = False,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            "--window", min=1, help="For --stream: outputs in the running mean of scores.", show_default="all"
+        ),
+    ] = None,
     external_data: Annotated[
         bool, typer.Option("--external-data", help="ONNX: the tensors in a file beside the graph, for less memory.")
     ] = False,
@@ -80,6 +90,13 @@ def command(
     if safetensors and (uint8_input or top_k or int8 or static or opset or external_data or tolerance):
         raise typer.BadParameter(
             "--static, --uint8-input, --top-k, --int8, --opset, --external-data and --tolerance are for --onnx"
+        )
+    if window is not None and not stream:
+        raise typer.BadParameter("--window is for --stream")
+    if stream and (not onnx or static or not optimize or dtype not in (None, Dtype.float32)):
+        raise typer.BadParameter(
+            "--stream is for --onnx, in float32 or int8, of the network's own size: it goes without --static, "
+            "--no-optimize and --dtype"
         )
     if layout and not safetensors:
         raise typer.BadParameter("--layout is for --safetensors; ONNX has no names to load by")
@@ -118,7 +135,10 @@ def command(
             options |= {"int8": int8, "calibrate": calibrate, "uint8_input": uint8_input, "top_k": top_k}
             options |= {"external_data": external_data, "tolerance": tolerance}
             options |= {"force": force, "finetuned": finetuned, "progress": step}
-            printed, lines = _to_onnx(network, target, hub is not None, options)
+            if stream:
+                options = {key: value for key, value in options.items() if key not in ("static", "optimize", "dtype")}
+                options |= {"window": window}
+            printed, lines = _to_onnx(network, target, hub is not None, stream, options)
     if json:
         render.show_json(printed)
     elif not quiet:
@@ -127,16 +147,18 @@ def command(
 
 
 def _to_onnx(
-    network: Network3d, target: Path, as_folder: bool, options: dict[str, Any]
+    network: Network3d, target: Path, as_folder: bool, stream: bool, options: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """Export it, alone or in a folder for the hub; what to print of that, as JSON and in lines."""
     from i3dconvert.backbones.changes import HEADLESS
     from i3dconvert.export import export_onnx
     from i3dconvert.hub import write_folder
     from i3dconvert.lift.network import origin_of
+    from i3dconvert.streaming.onnx import export_stream
 
     folder = write_folder(network, target, **options) if as_folder else None
-    done = folder.exported if folder is not None else export_onnx(network, target, **options)
+    export = export_stream if stream else export_onnx
+    done = folder.exported if folder is not None else export(network, target, **options)
     features = origin_of(network).changes.head in HEADLESS
     printed = {
         "path": str(target),

@@ -34,19 +34,10 @@ from i3dconvert.streaming.layers import (
     WindowMean,
     tick,
 )
-from i3dconvert.streaming.pace import Pace, Window, delayed, window
+from i3dconvert.streaming.pace import Leaf, Pace, Window, delayed, window
 from i3dconvert.streaming.refusals import check, refuse, refuse_module
 
 CLOCK = "clock"
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """An output of the network."""
-
-    pace: Pace
-    axis: int | None
-    """Of time; None for the running mean, which has none."""
 
 
 class Flow(Straight):

@@ -43,6 +43,26 @@ class Pace:
 
 
 @dataclass(frozen=True)
+class Leaf:
+    """A tensor of the network's output."""
+
+    pace: Pace
+    axis: int | None
+    """Of time; None for a running mean, which has none."""
+
+    @property
+    def due(self) -> int:
+        """Steps behind the video's end until its last output."""
+        return -(-(self.pace.late + self.pace.beyond) // self.pace.frames)
+
+    def inside(self, steps: int, number: int) -> slice:
+        """Which of a step's frames are the video's, `number` steps behind the end of one of so many `steps`."""
+        pace = self.pace
+        first, last = (steps + number) * pace.frames - pace.late, steps * pace.frames + pace.beyond
+        return slice(min(max(-first, 0), pace.frames), min(max(last - first, 0), pace.frames))
+
+
+@dataclass(frozen=True)
 class Window:
     """What a layer over time sees in a step: frames that it keeps, and the new ones behind them."""
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from i3dconvert.errors import FramesError, StreamError
 from i3dconvert.lift.network import Network3d, inflation_of
-from i3dconvert.streaming.form import Flow, Flowing, Leaf, flowing
+from i3dconvert.streaming.form import Flow, Flowing, flowing
 from i3dconvert.streaming.layers import COLUMNS, ENDED, SIZE, STEPS
+from i3dconvert.streaming.pace import Leaf
 
 State = tuple[Tensor, ...]
 
@@ -27,8 +28,8 @@ def stream(network: Network3d, window: int | None = None) -> Stream:
     """
     if window is not None and window < 1:
         raise StreamError(f"a running mean over {window} outputs is none: window is 1 or more, or None for all")
-    size = inflation_of(network).input[1:] if inflation_of(network).fixed else None
-    return Stream(flowing(network, window), inflation_of(network).input[0], size)
+    channels, *size = inflation_of(network).input
+    return Stream(flowing(network, window), channels, (size[0], size[1]), bool(inflation_of(network).fixed))
 
 
 class Stream(nn.Module):
@@ -46,12 +47,12 @@ class Stream(nn.Module):
     names: tuple[str, ...]
     """Of the state's tensors."""
 
-    def __init__(self, flowing: Flowing, channels: int, size: tuple[int, ...] | None) -> None:
+    def __init__(self, flowing: Flowing, channels: int, size: tuple[int, int], fixed: bool) -> None:
         super().__init__()
         self.flow: Flow = copy.deepcopy(flowing.flow)  # it shares tensors with the network
         self.frames, self.delay, self.names = flowing.frames, flowing.delay, flowing.names
         self.leaves: tuple[Leaf | None, ...] = flowing.leaves
-        self.channels, self.size = channels, size
+        self.channels, self.default_size, self.size = channels, size, size if fixed else None
         self._shapes: dict[tuple[int, int], list[tuple[int, ...]]] = {}
         self.eval()
 
@@ -93,9 +94,9 @@ class Stream(nn.Module):
         frames = state[0].new_zeros((len(state[0]), self.channels, self.frames, height, width))
         frames = frames.to(next(self.flow.parameters()).dtype)
         found = []
-        for number in range(max(map(_due, filter(None, self.leaves)), default=0)):
+        for number in range(max((leaf.due for leaf in self.leaves if leaf), default=0)):
             output, state = self(frames, *state)
-            cuts = [None if leaf is None else _inside(leaf, steps, number) for leaf in self.leaves]
+            cuts = [None if leaf is None else leaf.inside(steps, number) for leaf in self.leaves]
             if any(cut and cut.stop > cut.start for cut in cuts):
                 found.append(_cut(output, iter(zip(self.leaves, cuts, strict=True))))
         return found
@@ -156,19 +157,6 @@ _WIDE = ("clock", "mean")
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
-
-
-def _due(leaf: Leaf) -> int:
-    """Steps behind the video's end until its last output."""
-    return -(-(leaf.pace.late + leaf.pace.beyond) // leaf.pace.frames)
-
-
-def _inside(leaf: Leaf, steps: int, number: int) -> slice:
-    """Which of an output's frames are the video's, in a step behind its end, after so many `steps` of it."""
-    pace = leaf.pace
-    first = (steps + number) * pace.frames - pace.late
-    last = steps * pace.frames + pace.beyond
-    return slice(min(max(-first, 0), pace.frames), min(max(last - first, 0), pace.frames))
 
 
 def _cut(output: Any, cuts: Iterator[tuple[Leaf | None, slice | None]]) -> Any:

@@ -103,15 +103,15 @@ def test_uneven_and_replicated_padding_export(tmp_path: Path) -> None:
 def test_a_disagreement_leaves_no_file(
     tmp_path: Path, resnet18: tuple[nn.Module, Origin], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trace = exporter._trace
+    trace = exporter.trace
 
     def wrong(network: nn.Module, *rest: object) -> object:
         program = trace(network, *rest)  # type: ignore[arg-type]
-        bias = program.model.graph.initializers["fc.bias"]
+        bias = program.graph.initializers["fc.bias"]
         bias.const_value = onnx_ir.tensor(bias.const_value.numpy() + 1)
         return program
 
-    monkeypatch.setattr(exporter, "_trace", wrong)
+    monkeypatch.setattr(exporter, "trace", wrong)
     with pytest.raises(ExportError, match="does not agree"):
         export_onnx(inflate_loaded(*resnet18, Manner("c2d")), tmp_path / "net.onnx")
     assert list(tmp_path.iterdir()) == []
