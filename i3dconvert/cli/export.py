@@ -60,6 +60,10 @@ def command(
             "--window", min=1, help="For --stream: outputs in the running mean of scores.", show_default="all"
         ),
     ] = None,
+    triton: Annotated[
+        Path | None,
+        typer.Option("--triton", metavar="DIR", help="ONNX: a model folder for Triton, too.", show_default=False),
+    ] = None,
     external_data: Annotated[
         bool, typer.Option("--external-data", help="ONNX: the tensors in a file beside the graph, for less memory.")
     ] = False,
@@ -91,6 +95,8 @@ def command(
         raise typer.BadParameter(
             "--static, --uint8-input, --top-k, --int8, --opset, --external-data and --tolerance are for --onnx"
         )
+    if triton is not None and (not onnx or external_data):
+        raise typer.BadParameter("--triton is for --onnx, without --external-data")
     if window is not None and not stream:
         raise typer.BadParameter("--window is for --stream")
     if stream and (not onnx or static or not optimize or dtype not in (None, Dtype.float32)):
@@ -111,6 +117,8 @@ def command(
     ending = ".onnx" if onnx else f"-{named}" if layout else "-export.safetensors"
     target = hub or output or path.with_name(f"{path.stem}{ending}")
     check_output(target, force, hub is not None or is_folder)
+    if triton is not None:
+        check_output(triton, force, folder=True)
     with render.progress(quiet or json) as step:
         step("importing torch")
         import torch
@@ -139,6 +147,11 @@ def command(
                 options = {key: value for key, value in options.items() if key not in ("static", "optimize", "dtype")}
                 options |= {"window": window}
             printed, lines = _to_onnx(network, target, hub is not None, stream, options)
+            if triton is not None:
+                from i3dconvert.streaming.triton import write_repository
+
+                printed["triton"] = list(map(str, write_repository(target, triton, force)))
+                lines.append(f"a model for Triton in {triton}")
     if json:
         render.show_json(printed)
     elif not quiet:
