@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from i3dconvert.lift.tree.flat import graph_of
     from i3dconvert.pretrained import from_pretrained, push_to_hub, save_pretrained
     from i3dconvert.recipes import Recipe
+    from i3dconvert.streaming import Stream, stream
     from i3dconvert.verification import Report, verify
 
 _HOMES = {
@@ -26,6 +27,7 @@ _HOMES = {
     "Network3d": "lift.network",
     "Recipe": "recipes",
     "Report": "verification",
+    "Stream": "streaming",
     "code_of": "lift.tree.blocks",
     "export_onnx": "export",
     "frames_left": "lift.network",
@@ -43,10 +45,11 @@ _HOMES = {
     "save": "checkpoint",
     "save_pretrained": "pretrained",
     "set_grad_checkpointing": "lift.trainers",
+    "stream": "streaming",
     "verify": "verification",
 }
-__all__ = ["I3DError", "Network3d", "Recipe", "Report", "__version__"]
-__all__ += ["export_onnx", "inflate", "load", "optimize", "save", "verify"]
+__all__ = ["I3DError", "Network3d", "Recipe", "Report", "Stream", "__version__"]
+__all__ += ["export_onnx", "inflate", "load", "optimize", "save", "stream", "verify"]
 __all__ += ["code_of", "frames_left", "gives_scores", "graph_of", "head_name", "inflation_of", "origin_of"]
 __all__ += ["from_pretrained", "push_to_hub", "reset_head", "save_pretrained", "set_grad_checkpointing"]
 

@@ -6,6 +6,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from i3dconvert.checkpoint import PICKLED
 from i3dconvert.errors import BackboneError, CheckpointError, FramesError, MediaError, first_line
 from i3dconvert.export.runtime import CLASSES, Runtime, as_input, read_document, read_metadata
 from i3dconvert.inflation import inflate
-from i3dconvert.lift.network import inflation_of, origin_of
+from i3dconvert.lift.network import gives_scores, inflation_of, origin_of
 from i3dconvert.media import Frame, duration, is_picture, stream
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.progress import Progress, silent
+from i3dconvert.streaming import stream as stream_of
+from i3dconvert.streaming.runtime import StreamRuntime, is_stream
 
 FRAMES = 16
 
@@ -82,6 +85,8 @@ def load_classifier(network: str, weights: str = "default") -> Classifier:
 
 def _exported(path: Path) -> Classifier:
     document, runtime = read_document(path), Runtime(path)  # which computes what is constant as it loads
+    if is_stream(path):
+        raise CheckpointError(f"{path} takes a video step by step: classify --stream")
     if document.origin is None or not document.origin.classes or document.origin.changes.head in ("none", "maps"):
         raise CheckpointError(f"{path} gives features, and no class scores to tell classes by")
     preprocessing = document.origin.preprocessing
@@ -95,12 +100,115 @@ def _exported(path: Path) -> Classifier:
         best = found[0].float().softmax(-1).sort(descending=True)
         return best.values[0], best.indices[0]
 
+    names = _names(path)
+    frames = runtime.fixed("frames") or max(FRAMES, document.inflation.minimum_frames)
+    return Classifier(probabilities, preprocessing, names, frames)
+
+
+def _names(path: Path) -> tuple[str, ...]:
+    """Of the classes of an exported file."""
     try:
-        names = [str(name) for name in json.loads(read_metadata(path).get(CLASSES, "[]"))]
+        return tuple(str(name) for name in json.loads(read_metadata(path).get(CLASSES, "[]")))
     except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} has damaged names of classes ({first_line(error)})") from None
-    frames = runtime.fixed("frames") or max(FRAMES, document.inflation.minimum_frames)
-    return Classifier(probabilities, preprocessing, tuple(names), frames)
+
+
+@dataclass(frozen=True)
+class Live:
+    """A network that gives class scores of a live video, step by step."""
+
+    begin: Callable[[], Any]
+    """The state before the first step."""
+    step: Callable[[Tensor, Any], tuple[list[Tensor], Any]]
+    """The outputs for the next frames `(1, C, S, H, W)`: logits, or probabilities and classes, the best first."""
+    flush: Callable[[Any], list[list[Tensor]]]
+    frames: int
+    delay: int
+    preprocessing: Preprocessing
+    names: tuple[str, ...]
+
+    def best(self, outputs: list[Tensor], top: int) -> tuple[tuple[str, float], ...]:
+        """Classes and their probabilities."""
+        if len(outputs) == 1:
+            found = outputs[0].float().softmax(-1).sort(descending=True)
+            outputs = [found.values, found.indices]
+        pairs = zip(outputs[1][0, :top].tolist(), outputs[0][0, :top].tolist(), strict=True)
+        return tuple((self.names[index] if self.names else f"class {index}", score) for index, score in pairs)
+
+
+def load_live(network: str, weights: str = "default", window: int | None = None) -> Live:
+    """The stream of a checkpoint or of a backbone by its name, or an `.onnx` file that `export --stream` wrote.
+
+    Raises `StreamError`, `CheckpointError`, `BackboneError`, `WeightsError`.
+    """
+    path = Path(network)
+    if path.suffix == ".onnx":
+        document, flow = read_document(path), StreamRuntime(path)
+        if document.origin is None or [one.axis for one in flow.spec.outputs] not in ([None], [None, None]):
+            raise CheckpointError(f"{path} gives no class scores for a video")
+        preprocessing = document.origin.preprocessing
+
+        def run(clip: Tensor, state: Any) -> tuple[list[Tensor], Any]:
+            return flow.step(as_input(clip, flow.runtime.dtype, preprocessing)[0], state)
+
+        return Live(partial(flow.start, 1), run, flow.flush, flow.frames, flow.delay, preprocessing, _names(path))
+    is_file = path.suffix in (".safetensors", *PICKLED) or path.exists()
+    model = checkpoint.load(path) if is_file else inflate(network, weights=weights)
+    origin = origin_of(model)
+    if not gives_scores(model) or not origin.classes:
+        raise CheckpointError(f"{network} gives no class scores for a video")
+    live = stream_of(model.eval().float(), window)
+
+    def step(clip: Tensor, state: Any) -> tuple[list[Tensor], Any]:
+        output, state = live.step(clip, state)
+        return [output], state
+
+    def flush(state: Any) -> list[list[Tensor]]:
+        return [[output] for output in live.flush(state)]
+
+    size = origin.preprocessing.size
+    begin = partial(live.start, 1, size, size)
+    return Live(begin, step, flush, live.frames, live.delay, origin.preprocessing, tuple(origin.class_names()))
+
+
+def classify_live(
+    live: Live,
+    path: Path,
+    every: int | None = None,
+    fps: float | None = None,
+    top: int = 5,
+    progress: Progress = silent,
+) -> Iterator[Moment]:
+    """What `path` shows so far, every so many frames (16 by default) and at its end: each moment begins with the video.
+
+    No more than a step of frames is held in memory; the last step's last frame is held. Raises `MediaError`.
+    """
+    length, state, times = duration(path), live.begin(), [0.0]
+    every = max(-(-(every or FRAMES) // live.frames), 1)
+    outputs: list[Tensor] | None = None
+    for count, images in enumerate(_steps(stream(path, live.preprocessing, fps), live.frames), 1):
+        clip = torch.stack([frame.image for frame in images], 1).unsqueeze(0)
+        times.append(images[-1].time)
+        progress(f"{path.name}, {times[-1]:.1f} s", times[-1] / length if length else None)
+        outputs, state = live.step(clip, state)
+        if count > live.delay and (count - live.delay) % every == 0:
+            yield Moment(0.0, times[count - live.delay], live.best(outputs, top))
+    if outputs is None:
+        raise MediaError(f"there are no frames in {path}")
+    due = live.flush(state)
+    yield Moment(0.0, times[-1], live.best(due[-1] if due else outputs, top))
+
+
+def _steps(given: Iterable[Frame], frames: int) -> Iterator[list[Frame]]:
+    """So many frames at a time; the last of all is held for the rest of its step."""
+    step: list[Frame] = []
+    for frame in given:
+        step.append(frame)
+        if len(step) == frames:
+            yield step
+            step = []
+    if step:
+        yield [*step, *[step[-1]] * (frames - len(step))]
 
 
 def classify(

@@ -37,6 +37,10 @@ class MediaError(I3DError):
     """Pictures or a video that can't be read."""
 
 
+class StreamError(I3DError, ValueError):
+    """A network that can't be computed step by step, or a step that does not fit its stream."""
+
+
 class ExportError(I3DError):
     """The export failed, or what it wrote does not agree with torch."""
 

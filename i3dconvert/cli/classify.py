@@ -36,6 +36,12 @@ def command(
     fps: Annotated[
         float | None, typer.Option(min=0.01, help="Frames a second to take.", show_default="all of the video's")
     ] = None,
+    as_stream: Annotated[
+        bool, typer.Option("--stream", help="Step by step, as of a live video: what it shows so far.")
+    ] = False,
+    window: Annotated[
+        int | None, typer.Option("--window", min=1, help="For --stream: outputs in the mean.", show_default="all")
+    ] = None,
     weights: Annotated[
         str, typer.Option("--weights", "-w", help="Of a backbone, as `inflate` takes them.")
     ] = "default",
@@ -45,19 +51,25 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     """Name what videos and pictures show, over time."""
+    if window is not None and not as_stream:
+        raise typer.BadParameter("--window is for --stream")
+    if as_stream and frames is not None:
+        raise typer.BadParameter("--frames is for windows; --stream goes by the network's own steps")
     if plot is not None:
         from i3dconvert.chart import check_chart
 
         check_chart(plot, force)
     with render.progress(quiet or json) as step:
         step("importing torch")
-        from i3dconvert.classification import classify, load_classifier, mean_of, to_dict
+        from i3dconvert.classification import classify, classify_live, load_classifier, load_live, mean_of, to_dict
 
         step(f"loading {network}")
-        classifier = load_classifier(network, weights)
-        found = {}
-        for path in sources:
-            found[str(path)] = list(classify(classifier, path, frames, stride, fps, top, step))
+        if as_stream:
+            live = load_live(network, weights, window)
+            found = {str(path): list(classify_live(live, path, stride, fps, top, step)) for path in sources}
+        else:
+            classifier = load_classifier(network, weights)
+            found = {str(path): list(classify(classifier, path, frames, stride, fps, top, step)) for path in sources}
         if plot is not None:
             from i3dconvert.chart import draw_timeline
 
@@ -69,7 +81,7 @@ def command(
         rows = ((f"{one.start:.2f}", f"{one.end:.2f}", _best(one.best)) for one in seen)
         if not quiet and len(seen) > 1:
             render.show_table(("from s#", "to s#", "classes"), rows)
-        render.show(f"{source}: {_best(mean_of(seen, top))}")
+        render.show(f"{source}: {_best(seen[-1].best if as_stream else mean_of(seen, top))}")
 
 
 def _best(classes: Iterable[tuple[str, float]]) -> str:

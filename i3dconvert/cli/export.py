@@ -50,6 +50,20 @@ def command(
         int | None,
         typer.Option("--top-k", min=1, help="ONNX: give the K best classes and their probabilities, not the logits."),
     ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="ONNX: one step of a live video at a time, with the state as in- and outputs."),
+    ] = False,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            "--window", min=1, help="For --stream: outputs in the running mean of scores.", show_default="all"
+        ),
+    ] = None,
+    triton: Annotated[
+        Path | None,
+        typer.Option("--triton", metavar="DIR", help="ONNX: a model folder for Triton, too.", show_default=False),
+    ] = None,
     external_data: Annotated[
         bool, typer.Option("--external-data", help="ONNX: the tensors in a file beside the graph, for less memory.")
     ] = False,
@@ -81,6 +95,15 @@ def command(
         raise typer.BadParameter(
             "--static, --uint8-input, --top-k, --int8, --opset, --external-data and --tolerance are for --onnx"
         )
+    if triton is not None and (not onnx or external_data):
+        raise typer.BadParameter("--triton is for --onnx, without --external-data")
+    if window is not None and not stream:
+        raise typer.BadParameter("--window is for --stream")
+    if stream and (not onnx or static or not optimize or dtype not in (None, Dtype.float32)):
+        raise typer.BadParameter(
+            "--stream is for --onnx, in float32 or int8, of the network's own size: it goes without --static, "
+            "--no-optimize and --dtype"
+        )
     if layout and not safetensors:
         raise typer.BadParameter("--layout is for --safetensors; ONNX has no names to load by")
     if hub is not None and (output is not None or from_layout):
@@ -94,6 +117,8 @@ def command(
     ending = ".onnx" if onnx else f"-{named}" if layout else "-export.safetensors"
     target = hub or output or path.with_name(f"{path.stem}{ending}")
     check_output(target, force, hub is not None or is_folder)
+    if triton is not None:
+        check_output(triton, force, folder=True)
     with render.progress(quiet or json) as step:
         step("importing torch")
         import torch
@@ -118,7 +143,15 @@ def command(
             options |= {"int8": int8, "calibrate": calibrate, "uint8_input": uint8_input, "top_k": top_k}
             options |= {"external_data": external_data, "tolerance": tolerance}
             options |= {"force": force, "finetuned": finetuned, "progress": step}
-            printed, lines = _to_onnx(network, target, hub is not None, options)
+            if stream:
+                options = {key: value for key, value in options.items() if key not in ("static", "optimize", "dtype")}
+                options |= {"window": window}
+            printed, lines = _to_onnx(network, target, hub is not None, stream, options)
+            if triton is not None:
+                from i3dconvert.streaming.triton import write_repository
+
+                printed["triton"] = list(map(str, write_repository(target, triton, force)))
+                lines.append(f"a model for Triton in {triton}")
     if json:
         render.show_json(printed)
     elif not quiet:
@@ -127,16 +160,18 @@ def command(
 
 
 def _to_onnx(
-    network: Network3d, target: Path, as_folder: bool, options: dict[str, Any]
+    network: Network3d, target: Path, as_folder: bool, stream: bool, options: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """Export it, alone or in a folder for the hub; what to print of that, as JSON and in lines."""
     from i3dconvert.backbones.changes import HEADLESS
     from i3dconvert.export import export_onnx
     from i3dconvert.hub import write_folder
     from i3dconvert.lift.network import origin_of
+    from i3dconvert.streaming.onnx import export_stream
 
     folder = write_folder(network, target, **options) if as_folder else None
-    done = folder.exported if folder is not None else export_onnx(network, target, **options)
+    export = export_stream if stream else export_onnx
+    done = folder.exported if folder is not None else export(network, target, **options)
     features = origin_of(network).changes.head in HEADLESS
     printed = {
         "path": str(target),

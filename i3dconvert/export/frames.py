@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -50,7 +50,7 @@ def frames_form(network: Network3d, minimal: bool = True) -> Straight:
 
     Without `minimal`, no convolution is one by minimal filtering, whose transformed kernels take more precision.
     """
-    return _Frames(network, minimal).run()
+    return OverFrames(network, minimal).run()
 
 
 def optimize(network: Network3d) -> Straight:
@@ -70,7 +70,7 @@ def windows(length: int, room: int, stride: int) -> int:
     return (length + room) // stride + 1
 
 
-class _Frames:
+class OverFrames:
     """One pass over the lifted graph: `env` holds each node over frames, `lengths` the node of its T."""
 
     def __init__(self, network: Network3d, minimal: bool) -> None:
@@ -90,8 +90,7 @@ class _Frames:
     def run(self) -> Straight:
         for node in self.source.nodes:
             self.env[node] = self.visit(node)
-        _average_before_the_head(self.graph, self.modules)
-        _halve_the_stem(self.graph, self.modules)
+        self.rewritten()
         self.graph.lint()
         parts: dict[str, Any] = dict(self.modules)
         for node in self.graph.nodes:
@@ -101,7 +100,16 @@ class _Frames:
                 if owner in parts:  # a layer in another form, whose tensor is read beside it
                     node.target = f"{owner}_{last}".replace(".", "_")
                 parts[str(node.target)] = tensor
-        return named(Straight, "Frames")(self.graph, parts).eval()
+        return self.module(parts).eval()
+
+    def module(self, parts: Mapping[str, Any]) -> Straight:
+        """The graph over its parts."""
+        return named(Straight, "Frames")(self.graph, parts)
+
+    def rewritten(self) -> None:
+        """What several nodes together have a better form for."""
+        _average_before_the_head(self.graph, self.modules)
+        _halve_the_stem(self.graph, self.modules)
 
     def visit(self, node: fx.Node) -> fx.Node:
         """The node's value over frames; what does not vary with the clip stays as it is."""
@@ -175,17 +183,28 @@ class _Frames:
         if alike is not None:
             self.modules[name] = alike
             return self.graph.create_node("call_module", name, (frames,), {}, node.name)
-        length = self.usual[source] if self.minimal else 1
         norm = self.network.get_submodule(str(self.norms[node].target)) if node in self.norms else None
         if isinstance(module, PaddedConv3d) and module.temporal is not None:
-            spatial = _convolution(module, Temporal(), None, length)
-            frames = self.mixed(f"{name}.spatial", spatial, frames, node, Temporal())
-            behind = _convolution(module.temporal, temporal, norm, length)
-            return self.mixed(f"{name}.temporal", behind, frames, node, temporal)
-        framewise = _framewise(module, temporal, norm, length)
-        if framewise is None:
-            return self.unfolded(node)
-        return self.mixed(name, framewise, frames, node, temporal)
+            frames = self.convolved(f"{name}.spatial", module, frames, node, Temporal(), None)
+            return self.convolved(f"{name}.temporal", module.temporal, frames, node, temporal, norm)
+        if isinstance(module, nn.Conv3d):
+            return self.convolved(name, module, frames, node, temporal, norm)
+        return self.pooled(name, module, frames, node, temporal)
+
+    def convolved(
+        self, name: str, module: Any, frames: fx.Node, node: fx.Node, temporal: Temporal, norm: nn.Module | None
+    ) -> fx.Node:
+        """A convolution, with the BatchNorm behind it."""
+        source = next(n for n in node.all_input_nodes if n in self.lengths)
+        kernel, bias, replicate, geometry = folded(module, norm)
+        length = self.usual[source] if self.minimal else 1
+        form = frames_conv(kernel, bias, temporal, replicate, geometry, length)
+        return self.mixed(name, form, frames, node, temporal)
+
+    def pooled(self, name: str, module: nn.Module, frames: fx.Node, node: fx.Node, temporal: Temporal) -> fx.Node:
+        """A pooling; what has no form over frames stays on clips."""
+        pool = _framewise_pool(module, temporal)
+        return self.unfolded(node) if pool is None else self.mixed(name, pool, frames, node, temporal)
 
     def constant(self, value: Any) -> Any:
         """What the 2D network's code makes of its parameters alone."""
@@ -319,10 +338,8 @@ def _same_on_frames(module: nn.Module) -> nn.Module | None:
     return None
 
 
-def _framewise(module: Any, temporal: Temporal, norm: nn.Module | None, length: int) -> nn.Module | None:
-    """The layer over frames, where it has such a form."""
-    if isinstance(module, nn.Conv3d):
-        return _convolution(module, temporal, norm, length)
+def _framewise_pool(module: Any, temporal: Temporal) -> nn.Module | None:
+    """The pooling over frames, where it has such a form."""
     pool, space = (module.pool, module.space) if isinstance(module, PaddedPool3d) else (module, None)
     if not isinstance(pool, nn.MaxPool3d | nn.AvgPool3d):
         return None
@@ -331,16 +348,31 @@ def _framewise(module: Any, temporal: Temporal, norm: nn.Module | None, length: 
         starts_inside = temporal.stride <= temporal.span - temporal.after
         if not isinstance(pool, nn.MaxPool3d) or not starts_inside:
             return None
-    kernel, stride, padding = (in_space(size) for size in (pool.kernel_size, pool.stride, pool.padding))
+    return FramesPool(pool_of_images(pool, temporal.kernel), temporal, isinstance(pool, nn.MaxPool3d), space)
+
+
+def pool_of_images(pool: nn.MaxPool3d | nn.AvgPool3d, kernel: int) -> nn.Module:
+    """What a 3D pooling, of `kernel` frames, does to each of them."""
+    size, stride, padding = (in_space(size) for size in (pool.kernel_size, pool.stride, pool.padding))
     if isinstance(pool, nn.MaxPool3d):
-        largest = nn.MaxPool2d(kernel, stride, padding, in_space(pool.dilation), ceil_mode=pool.ceil_mode)
-        return FramesPool(largest, temporal, True, space)
-    divisor = pool.divisor_override and pool.divisor_override // temporal.kernel
-    mean = nn.AvgPool2d(kernel, stride, padding, pool.ceil_mode, pool.count_include_pad, divisor)
-    return FramesPool(mean, temporal, False, space)
+        return nn.MaxPool2d(size, stride, padding, in_space(pool.dilation), ceil_mode=pool.ceil_mode)
+    divisor = pool.divisor_override and pool.divisor_override // kernel
+    return nn.AvgPool2d(size, stride, padding, pool.ceil_mode, pool.count_include_pad, divisor)
 
 
-def _convolution(module: Any, temporal: Temporal, norm: Any, length: int) -> nn.Module:
+class Folded(NamedTuple):
+    """A convolution over clips, as one in space and its taps along time."""
+
+    kernel: Tensor
+    """`(O, I/groups, T, kH, kW)`."""
+    bias: Tensor | None
+    replicate: bool
+    """Whether the border frames are replicated, or there are zeros outside the clip."""
+    geometry: ConvGeometry
+
+
+def folded(module: Any, norm: Any) -> Folded:
+    """A `Conv3d`, and the BatchNorm behind it where there is one, as one convolution."""
     kernel: Tensor = module.kernel() if isinstance(module, PaddedConv3d) else module.weight
     bias: Tensor | None = module.bias
     if norm is not None:
@@ -349,4 +381,4 @@ def _convolution(module: Any, temporal: Temporal, norm: Any, length: int) -> nn.
     spatial = (in_space(module.stride), in_space(module.padding), in_space(module.dilation))
     geometry = ConvGeometry(*spatial, module.groups, getattr(module, "space", None))
     replicate = isinstance(module, PaddedConv3d) and module.time[2] == "replicate"
-    return frames_conv(kernel.detach(), None if bias is None else bias.detach(), temporal, replicate, geometry, length)
+    return Folded(kernel.detach(), None if bias is None else bias.detach(), replicate, geometry)

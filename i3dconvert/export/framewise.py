@@ -77,7 +77,7 @@ def frames_conv(
 
     Taps that are exactly zero are left out. `length` is the usual number of frames at the layer.
     """
-    taps = tuple(tap for tap in range(kernel.shape[2]) if bool(kernel[:, :, tap].any())) or (0,)
+    taps = used_taps(kernel)
     kernel = kernel[:, :, list(taps)]
     centred = Temporal(3, 1, 1, 1)
     if temporal == centred and len(taps) == 3 and geometry.groups == 1 and length > 1 and kernel.shape[1] >= 16:
@@ -89,7 +89,12 @@ def frames_conv(
     return StackedConv(kernel, bias, mixing, geometry, halved=len(taps) > 1 and temporal.length(length) >= HALVED)
 
 
-def _conv2d(weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, groups: int) -> nn.Module:
+def used_taps(kernel: Tensor) -> tuple[int, ...]:
+    """The taps of a kernel `(O, I, T, kH, kW)` that are not exactly zero; one of them at least."""
+    return tuple(tap for tap in range(kernel.shape[2]) if bool(kernel[:, :, tap].any())) or (0,)
+
+
+def conv_of_images(weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, groups: int) -> nn.Module:
     """A constant 2D convolution, behind its own padding."""
     spatial = (geometry.stride, geometry.padding, geometry.dilation)
     sizes = (weight.shape[1] * groups, weight.shape[0], (weight.shape[2], weight.shape[3]))
@@ -117,7 +122,7 @@ class StackedConv(nn.Module):
         self.mixing, self.groups, self.space = mixing, geometry.groups, geometry.space
         self.halved = halved
         weight = (kernel if self.groups > 1 else kernel.transpose(1, 2)).flatten(1, 2)
-        self.conv = _conv2d(weight, bias, geometry, self.groups)
+        self.conv = conv_of_images(weight, bias, geometry, self.groups)
 
     def forward(self, frames: Tensor, clips: int, length: int, after: int) -> Tensor:
         """`(N·T, C, H, W)` → `(N·T', C', H', W')`."""
@@ -151,7 +156,9 @@ class StackedConv(nn.Module):
         return out
 
 
-class _Padding(nn.Module):
+class Padding(nn.Module):
+    """A padding of height and width."""
+
     def __init__(self, space: SpatialPad) -> None:
         super().__init__()
         self.space = space
@@ -170,7 +177,7 @@ class StemInHalves(nn.Module):
     def __init__(self, conv: StackedConv, act: nn.Module, pool: FramesPool) -> None:
         super().__init__()
         self.conv, self.pool = conv, pool
-        self.behind = nn.Sequential(act, *([_Padding(pool.space)] if pool.space is not None else []), pool.pool)
+        self.behind = nn.Sequential(act, *([Padding(pool.space)] if pool.space is not None else []), pool.pool)
 
     def forward(self, frames: Tensor, clips: int, length: int, after: int, pooled: int) -> Tensor:
         """`(N·T, C, H, W)` → `(N·T'', C', H'', W'')`, T' behind the convolution being `after`, T'' `pooled`."""
@@ -184,7 +191,7 @@ class SummedConv(nn.Module):
         super().__init__()
         self.mixing, self.taps, self.groups, self.space = mixing, kernel.shape[2], geometry.groups, geometry.space
         weight = kernel.reshape(self.groups, -1, *kernel.shape[1:]).movedim(3, 1).flatten(0, 2)
-        self.conv = _conv2d(weight, None, geometry, self.groups)
+        self.conv = conv_of_images(weight, None, geometry, self.groups)
         self.bias = None if bias is None else nn.Parameter(bias.reshape(-1, 1, 1), requires_grad=False)
 
     def forward(self, frames: Tensor, clips: int, length: int, after: int) -> Tensor:
@@ -257,7 +264,7 @@ class MinimalConv(nn.Module):
         weight = torch.einsum("nt,oithw->noihw", transform, kernel.double()).to(kernel.dtype)
         if bias is not None:  # the second product counts once in every frame
             bias = F.pad(bias, (len(bias), m * len(bias)))
-        self.conv = _conv2d(weight.flatten(0, 1), bias, geometry, m + 2)
+        self.conv = conv_of_images(weight.flatten(0, 1), bias, geometry, m + 2)
 
     def forward(self, frames: Tensor, clips: int, length: int, transforms: tuple[Tensor, Tensor]) -> Tensor:
         """`(N·T, C, H, W)` → `(N·T, C', H', W')`, with the `minimal_transforms` of T."""

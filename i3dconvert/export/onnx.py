@@ -118,18 +118,14 @@ def export_onnx(
     """
     path = Path(path)
     check_output(path, force)
-    newest = onnx.defs.onnx_opset_version()
-    if opset is not None and not OLDEST_OPSET <= opset <= newest:
-        raise ExportError(
-            f"no opset {opset}: torch writes {OLDEST_OPSET} and newer, the installed onnx knows up to {newest}"
-        )
+    check_opset(opset)
     precision = "int8" if int8 else str(dtype).removeprefix("torch.")
     if dtype not in (torch.float32, torch.float16, torch.bfloat16) or (int8 and dtype != torch.float32):
         raise ExportError(f"no ONNX export in {dtype}{' with int8' if int8 else ''}; known: float32, float16, bfloat16")
     if int8 and external_data:
         raise ExportError("onnxruntime's quantiser reads and writes single files: int8 goes without --external-data")
-    network = _in_dtype(network, torch.float16 if dtype == torch.float16 else torch.float32)
-    preprocessing = _preprocessing(network, uint8_input or calibrate is not None)
+    network = in_dtype(network, torch.float16 if dtype == torch.float16 else torch.float32)
+    preprocessing = preprocessing_of(network, uint8_input or calibrate is not None)
     clips = _calibration(network, calibrate, preprocessing) if int8 else None
     name = FRAMES if uint8_input else CLIP
     with quietly():
@@ -139,7 +135,7 @@ def export_onnx(
     if uint8_input:
         form = FromDecoder(form, preprocessing)
     if top_k is not None:
-        form, names = BestClasses(form, _classes(network, top_k)), [SCORES, BEST]
+        form, names = BestClasses(form, check_best(network, top_k)), [SCORES, BEST]
     sha256 = digest({key: tensor.cpu() for key, tensor in network.state_dict().items()})
     allowed = TOLERANCES["float32" if int8 else precision] if tolerance is None else tolerance
     compared = Compared(network, preprocessing, allowed, strict=tolerance is not None)
@@ -150,18 +146,16 @@ def export_onnx(
         traced_on, shapes = shapes_of(free)
         progress("tracing for ONNX")
         example = torch.zeros(traced_on, dtype=written_dtype)
-        model = _trace(form, name, names, preprocessing.decode(example) if uint8_input else example, free, opset).model
-        if opset is not None and model.opset_imports[""] != opset:
-            raise ExportError(f"torch wrote opset {model.opset_imports['']} where {opset} was asked for")
+        given = preprocessing.decode(example) if uint8_input else example
+        kinds = {"batch": torch.export.Dim.DYNAMIC, "frames": torch.export.Dim.DYNAMIC}
+        axes = {AXES[name].index(axis): kinds.get(axis, torch.export.Dim.AUTO) for axis in free}
+        model = trace(form, [name], names, (given,), (axes,) if free else None, opset)
         _name_axes(model)
         if dtype == torch.bfloat16:
             _store_as_bfloat16(model)
-        _describe(model, network, sha256, precision, finetuned, path.parent)
+        describe(model, network, sha256, precision, finetuned, path.parent)
         progress("writing")
-        size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-        # A name of its own for each set of weights: a graph in place always finds the tensors that it was written with.
-        data = f"{path.name}.{sha256[:12]}.data" if external_data or size > _EXTERNAL_BYTES else None
-        onnx_ir.save(model, folder / path.name, external_data=data)
+        save_in(folder, path.name, model, sha256, external_data)
         progress("checking with onnxruntime")
         check, at = compared.check(folder / path.name, [_fixed_as_in(model, shape, traced_on) for shape in shapes])
         if not check.passed:
@@ -182,19 +176,13 @@ def export_onnx(
             origin: Origin | None = origin_of(network)
             compare = likeness if origin is not None and origin.changes.head in HEADLESS else agreement
             share = _quantised(written, clips, preprocessing, compare)
-        seal(written)
-        files = []
-        for part in sorted(folder.iterdir(), key=lambda part: part.name == path.name):
-            with replacing(path.with_name(part.name), force or part.suffix == ".data") as place:
-                shutil.move(part, place)
-            files.append(path.with_name(part.name))
-        clear_data(path, files)
+        files = put_in_place(folder, path, force)
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in model.graph.inputs[0].shape)
     notes = [f"{_fixed_axes(name, shape)}: {why}"] if why else []
     if int8 and calibrate is None:
         notes.append("calibrated on noise; frames of your own (--calibrate) give better ranges")
     opset, warning = model.opset_imports[""], "; ".join(notes) or None
-    return Exported(path, tuple(files), name, shape, opset, checked_on, check, share, warning, precision)
+    return Exported(path, files, name, shape, opset, checked_on, check, share, warning, precision)
 
 
 def clear_data(path: Path, files: Collection[Path]) -> None:
@@ -202,6 +190,36 @@ def clear_data(path: Path, files: Collection[Path]) -> None:
     for earlier in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 12}.data"):
         if earlier not in files:
             earlier.unlink()
+
+
+def check_opset(opset: int | None) -> None:
+    """Raise `ExportError` for an operator set that can't be written."""
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and not OLDEST_OPSET <= opset <= newest:
+        raise ExportError(
+            f"no opset {opset}: torch writes {OLDEST_OPSET} and newer, the installed onnx knows up to {newest}"
+        )
+
+
+def save_in(folder: Path, name: str, model: Any, sha256: str, external_data: bool) -> Path:
+    """Write a graph, its tensors beside it where they are asked for or too large for one file."""
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    # A name of its own for each set of weights: a graph in place always finds the tensors that it was written with.
+    data = f"{name}.{sha256[:12]}.data" if external_data or size > _EXTERNAL_BYTES else None
+    onnx_ir.save(model, folder / name, external_data=data)
+    return folder / name
+
+
+def put_in_place(folder: Path, path: Path, force: bool) -> tuple[Path, ...]:
+    """Seal what was written to `folder` and bring it to `path`; returns the files there."""
+    seal(folder / path.name)
+    files = []
+    for part in sorted(folder.iterdir(), key=lambda part: part.name == path.name):
+        with replacing(path.with_name(part.name), force or part.suffix == ".data") as place:
+            shutil.move(part, place)
+        files.append(path.with_name(part.name))
+    clear_data(path, files)
+    return tuple(files)
 
 
 class _Nowhere(ExportError):
@@ -248,21 +266,24 @@ def _fixed_axes(name: str, shape: tuple[int | str, ...]) -> str:
     return f"the graph is for {', '.join(fixed)} alone"
 
 
-def _in_dtype(network: Network3d, dtype: torch.dtype) -> Network3d:
+def in_dtype(network: Network3d, dtype: torch.dtype) -> Network3d:
+    """The network in eval mode on the CPU, in this type."""
     if all((p.dtype, p.device.type) == (dtype, "cpu") for p in network.parameters()) and not network.training:
         return network
     copied: Network3d = cast(network, dtype).cpu().eval()
     return copied
 
 
-def _preprocessing(network: Network3d, needed: bool) -> Preprocessing:
+def preprocessing_of(network: Network3d, needed: bool) -> Preprocessing:
+    """Of the 2D network; raises `ExportError` where there is none and it is needed."""
     origin: Origin | None = origin_of(network)
     if origin is None and needed:
         raise ExportError("a network made from a module in memory has no preprocessing to put pictures through")
     return origin.preprocessing if origin is not None else Preprocessing()
 
 
-def _classes(network: Network3d, top_k: int) -> int:
+def check_best(network: Network3d, top_k: int) -> int:
+    """`top_k`, where the network has as many classes; raises `ExportError`."""
     channels, height, width = inflation_of(network).input
     clip = torch.zeros(1, channels, inflation_of(network).minimum_frames, height, width)
     with evaluating(network, torch.float32):
@@ -288,7 +309,7 @@ def _quantised(
     """Put the quantised network in the place of the exact one; returns what `compare` says of both."""
     exact = Runtime(path)
     given, _ = as_input(clips, exact.dtype, preprocessing)
-    written = quantise(path, given)
+    written = quantise(path, [{exact.input: clip.unsqueeze(0).numpy()} for clip in given])
     share = compare(exact, Runtime(written), given)
     written.replace(path)
     return share
@@ -333,23 +354,29 @@ def _in_groups(graph: torch.fx.Graph, frames: int) -> bool:
     )
 
 
-def _trace(
-    network: nn.Module, name: str, names: list[str] | None, given: Tensor, free: frozenset[str], opset: int | None
-) -> torch.onnx.ONNXProgram:
-    """The graph; axes that are not `free` are those of the example. Raises `ExportError`."""
-    kinds = {"batch": torch.export.Dim.DYNAMIC, "frames": torch.export.Dim.DYNAMIC}
-    shapes = {AXES[name].index(axis): kinds.get(axis, torch.export.Dim.AUTO) for axis in free}
+def trace(
+    network: nn.Module,
+    inputs: list[str],
+    names: list[str] | None,
+    given: tuple[Any, ...],
+    free: tuple[Any, ...] | None,
+    opset: int | None,
+) -> Any:
+    """The graph, with inputs of these names and outputs of those; axes that are not `free` are those of the example.
+
+    Raises `ExportError`.
+    """
     try:
         # Fused attention gives memory in an order that the exporter, taking it apart, no longer finds (BEiT, Swin).
         with quietly(), sdpa_kernel(SDPBackend.MATH):
             program = torch.onnx.export(
                 network,
-                (given,),
+                given,
                 dynamo=True,
                 verbose=False,
-                input_names=[name],
+                input_names=inputs,
                 output_names=names,
-                dynamic_shapes=(shapes,) if free else None,
+                dynamic_shapes=free,
                 opset_version=opset,
             )
     except Exception as error:  # the exporter raises as many types as it has stages
@@ -359,7 +386,10 @@ def _trace(
         reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         raise ExportError(f"torch can't export this network to ONNX: {reason.strip()}") from error
     assert program is not None
-    return program
+    model: Any = program.model
+    if opset is not None and model.opset_imports[""] != opset:
+        raise ExportError(f"torch wrote opset {model.opset_imports['']} where {opset} was asked for")
+    return model
 
 
 def _output_names(network: Network3d) -> list[str] | None:
@@ -404,7 +434,7 @@ def _store_as_bfloat16(model: Any) -> None:
         model.graph.register_initializer(stored)
 
 
-def _describe(model: Any, network: Network3d, sha256: str, precision: str, finetuned: bool, beside: Path) -> None:
+def describe(model: Any, network: Network3d, sha256: str, precision: str, finetuned: bool, beside: Path) -> None:
     """Put the document and the class names in; take the exporter's notes, stack traces among them, out."""
     origin: Origin | None = origin_of(network)
     document = Document(inflation_of(network), origin, sha256, finetuned)

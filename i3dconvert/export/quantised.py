@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +19,27 @@ OPERATORS = ("Conv", "Gemm", "MatMul")
 """Where nearly all the work is; the rest stays in float32."""
 
 
-class _Clips(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, name: str, clips: Tensor) -> None:
-        self.feeds: Iterator[dict[str, Any]] = iter([{name: clip.unsqueeze(0).numpy()} for clip in clips])
+class _Feeds(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, feeds: Iterable[dict[str, Any]]) -> None:
+        self.feeds = iter(feeds)
 
     def get_next(self) -> dict[str, Any] | None:
         return next(self.feeds, None)
 
 
-def quantise(path: Path, clips: Tensor) -> Path:
+def quantise(path: Path, feeds: Iterable[dict[str, Any]]) -> Path:
     """Write the float32 network at `path` with 8-bit convolutions and linear layers, to a file beside it.
 
-    `clips`, in the file's own input format, calibrate the ranges of activations. Raises `ExportError`.
+    `feeds`, the file's inputs by name, calibrate the ranges of activations. Raises `ExportError`.
     """
     prepared, written = path.with_suffix(".prepared.onnx"), path.with_suffix(".int8.onnx")
-    name = Runtime(path).input
     try:
         with quietly():
             quant_pre_process(path, prepared, skip_symbolic_shape=True)
             quantize_static(
                 prepared,
                 written,
-                _Clips(name, clips),
+                _Feeds(feeds),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(OPERATORS),
                 per_channel=True,

@@ -149,16 +149,20 @@ class Runtime:
         self.precision: str = self.session.get_modelmeta().custom_metadata_map.get(PRECISION, "float32")
         if math.prod(size for size in self.shape if isinstance(size, int)) > _MOST_NUMBERS:
             raise CheckpointError(f"{path} takes clips of {tuple(self.shape)} alone, which are larger than any video's")
-        self.names_best = [output.name for output in self.session.get_outputs()] == [SCORES, BEST]
+        self.names_best = [output.name for output in self.session.get_outputs()][:2] == [SCORES, BEST]
         """Whether the outputs are the best classes rather than the logits of all."""
 
     def __call__(self, given: Tensor) -> list[Tensor]:
-        feed: Mapping[str, Any] = {self.input: given.to(self.dtype).numpy()}
+        return [torch.from_numpy(output) for output in self.run(None, {self.input: given.to(self.dtype).numpy()})]
+
+    def run(self, names: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Any]:
+        """The outputs of these names, or all, for inputs by name, as arrays; raises `CheckpointError`."""
         try:
-            return [torch.from_numpy(output) for output in self.session.run(None, feed)]
+            found: list[Any] = self.session.run(names, feed)
         except _RUNTIME_ERRORS as error:
-            shape = tuple(given.shape)
+            shape = tuple(feed[self.input].shape)
             raise CheckpointError(f"onnxruntime fails on a clip {shape}: {first_line(error)}") from None
+        return found
 
     def fixed(self, axis: str) -> int | None:
         """The size that the file demands on an axis of the input (`AXES`); None where any will do."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from i3dconvert.export.runtime import TOLERANCES, Runtime, as_input, read_docume
 from i3dconvert.export.seal import broken
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.progress import Progress
+from i3dconvert.streaming.runtime import StreamRuntime, is_stream, of_file, together
 from i3dconvert.verification.pictures import add_pictures, read_pictures
 from i3dconvert.verification.running import reference_of
 from i3dconvert.verification.settings import CLIPS, FRAMES, Settings
@@ -45,7 +48,8 @@ def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress
     channels, height, width = origin.input
     height = runtime.fixed("height") or settings.size or height
     width = runtime.fixed("width") or settings.size or width
-    frames = runtime.fixed("frames") or settings.frames or max(FRAMES, document.inflation.minimum_frames)
+    run, fixed = _way(path, runtime, settings)
+    frames = fixed or settings.frames or max(FRAMES, document.inflation.minimum_frames)
     generator = torch.Generator().manual_seed(settings.seed)
     candidates = {
         "noise": torch.randn(runtime.fixed("batch") or CLIPS, channels, height, width, generator=generator),
@@ -56,7 +60,7 @@ def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress
             continue
         progress(f"onnxruntime on {what}")
         try:
-            meant, value = _run(runtime, images, frames, origin.preprocessing)
+            meant, value = run(images, frames, origin.preprocessing)
         except CheckpointError as error:
             raise FramesError(f"{error}; --frames and --size choose another clip") from None
         with evaluating(model2d, torch.float32):
@@ -81,6 +85,29 @@ def _check_integrity(path: Path) -> Check:
     first = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
     detail = f"changed since the file was written: {first}" if changed else "tensors and graph have their SHA-256"
     return Check("integrity", not changed, detail)
+
+
+Run = Callable[[Tensor, int, Preprocessing], tuple[Tensor, list[Tensor]]]
+
+
+def _way(path: Path, runtime: Runtime, settings: Settings) -> tuple[Run, int | None]:
+    """How a file is run on images that are held still, and the frames that it asks for, if any.
+
+    A stream gets one step more than it is late, or what `settings` say.
+    """
+    if not is_stream(path):
+        return partial(_run, runtime), runtime.fixed("frames")
+    flow = StreamRuntime(path)
+    steps = -(-settings.frames // flow.frames) if settings.frames else flow.delay + 1
+    return partial(_run_stream, flow), steps * flow.frames
+
+
+def _run_stream(
+    flow: StreamRuntime, images: Tensor, frames: int, preprocessing: Preprocessing
+) -> tuple[Tensor, list[Tensor]]:
+    """What the images mean as the file's input, and its outputs of all steps, to the end of the video."""
+    given, meant = as_input(replicated(images, frames), flow.runtime.dtype, preprocessing)
+    return meant[:, :, 0], together(list(of_file(flow, given)), flow.spec.leaves)
 
 
 def _run(runtime: Runtime, images: Tensor, frames: int, preprocessing: Preprocessing) -> tuple[Tensor, list[Tensor]]:

@@ -101,15 +101,15 @@ def test_uneven_and_replicated_padding_export(tmp_path: Path) -> None:
 
 
 def test_a_disagreement_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trace = exporter._trace
+    trace = exporter.trace
 
     def wrong(network: nn.Module, *rest: object) -> object:
         program = trace(network, *rest)  # type: ignore[arg-type]
-        bias = next(value for key, value in program.model.graph.initializers.items() if key.endswith("bias"))
+        bias = next(value for key, value in program.graph.initializers.items() if key.endswith("bias"))
         bias.const_value = onnx_ir.tensor(bias.const_value.numpy() + 1)
         return program
 
-    monkeypatch.setattr(exporter, "_trace", wrong)
+    monkeypatch.setattr(exporter, "trace", wrong)
     with pytest.raises(ExportError, match="does not agree"):
         export_onnx(inflate(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1))), tmp_path / "net.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,290 @@
+"""From a lifted network to its stream: the form over frames, with what each layer keeps of earlier steps.
+
+Everything is computed over the frames of a step, `(N·P, …)`, as `i3dconvert.export.frames` computes it over those of a
+clip. What looks along time keeps frames. Values that meet (residual branches, concatenations) are delayed to the
+latest.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import lcm
+from typing import Any
+
+from torch import fx, nn
+
+from i3dconvert.export.frames import OverFrames, folded, pool_of_images
+from i3dconvert.export.framewise import used_taps
+from i3dconvert.lift import layout
+from i3dconvert.lift.modules import BlurPool3d, PaddedPool3d
+from i3dconvert.lift.network import Network3d
+from i3dconvert.lift.tree.calling import named
+from i3dconvert.lift.tree.straight import Straight
+from i3dconvert.recipes import Attending, Temporal
+from i3dconvert.streaming.layers import (
+    BlurOfImages,
+    ConvOverTime,
+    Delay,
+    Given,
+    PoolOverTime,
+    RunningMean,
+    WindowMean,
+    tick,
+)
+from i3dconvert.streaming.pace import Leaf, Pace, Window, delayed, window
+from i3dconvert.streaming.refusals import check, refuse, refuse_module
+
+CLOCK = "clock"
+
+
+class Flow(Straight):
+    """The graph of a step: of frames `(N, C, S, H, W)` and of what is kept, the output and what is kept now."""
+
+    def forward(self, *given: Any) -> Any:
+        """`(frames, clock, *kept)` → `(output, (clock, *kept))`."""
+        assert self._i3d_code is not None
+        return self._i3d_code.run(self, given, {})
+
+
+@dataclass(frozen=True)
+class Flowing:
+    """A network's stream as a graph."""
+
+    flow: Flow
+    frames: int
+    delay: int
+    leaves: tuple[Leaf | None, ...]
+    """Of the output's tensors in order; None for what does not vary with the clip."""
+    names: tuple[str, ...]
+    """Of what is kept, the clock first."""
+
+
+def flowing(network: Network3d, size: int | None) -> Flowing:
+    """The stream of a network, whose class scores are means over the last `size` outputs, or over all.
+
+    Raises `StreamError` for what looks along all of time.
+    """
+    return Streaming(network, size).flowing()
+
+
+class Streaming(OverFrames):
+    """One pass over the lifted graph, as `OverFrames`, with the pace of each value."""
+
+    def __init__(self, network: Network3d, size: int | None) -> None:
+        super().__init__(network, minimal=False)
+        self.size = size
+        self.step = frames_of_a_step(self.source)
+        self.paces: dict[fx.Node, Pace] = {}
+        self.numbers: set[fx.Node] = set()
+        """What follows from sizes alone."""
+        self.later: dict[fx.Node, dict[int, fx.Node]] = {}
+        """Of each value, those that are so many frames later."""
+        self.kept: dict[str, fx.Node] = {}
+        """What is kept by each layer, behind the step."""
+        self.leaves: list[Leaf | None] = []
+        self.delay = 0
+        self.clock: fx.Node
+
+    def flowing(self) -> Flowing:
+        """The stream."""
+        flow = self.run()
+        return Flowing(flow, self.step, self.delay, tuple(self.leaves), (CLOCK, *self.kept))  # type: ignore[arg-type]
+
+    def module(self, parts: Mapping[str, Any]) -> Straight:
+        """The graph over its parts."""
+        return named(Flow, "Stream")(self.graph, parts)
+
+    def visit(self, node: fx.Node) -> fx.Node:
+        """The node's value; what looks along all of time was refused."""
+        if node.op == "output":
+            return self.end(node)
+        varying = [n for n in node.all_input_nodes if n in self.paces]
+        if not varying or node.meta.get("plain"):
+            return super().visit(node)
+        module = self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        check(node, module, any(n in self.on_clips for n in varying))
+        if layout.is_size(node) or node.target is getattr or all(n in self.numbers for n in varying):
+            self.numbers.add(node)
+        values = [n for n in varying if n not in self.numbers] or varying
+        pace, late = self.paces[values[0]], max(self.paces[n].late for n in values)
+        temporal = node.meta.get("temporal")
+        if isinstance(temporal, Attending):
+            late = -(-late // temporal.group) * temporal.group
+        self.paces[node] = delayed(pace, late)
+        return super().visit(node)
+
+    def start(self, node: fx.Node) -> fx.Node:
+        """The frames of a step."""
+        given = self.env[node.all_input_nodes[0]]
+        self.clock = self.graph.placeholder(CLOCK)
+        self.clips = self.graph.call_method("size", (given, 0))
+        self.paces[node] = Pace(self.step)
+        self.lengths[node] = self.step  # type: ignore[assignment]
+        self.on_clips.add(node)
+        return self.graph.call_function(layout.fold, (given,))
+
+    def copy(self, node: fx.Node, value: Callable[[fx.Node], Any] | None = None) -> fx.Node:
+        """The same of other values, all as late as the latest."""
+        if node not in self.paces:  # it reads sizes alone
+            return super().copy(node, value)
+        return super().copy(node, value or partial(self.at, late=self.paces[node].late))
+
+    def at(self, node: fx.Node, late: int) -> Any:
+        """A value, so many frames late; what does not vary with the clip as it is."""
+        new = self.env[node]
+        if node not in self.paces or node in self.numbers:
+            return new
+        known = self.later.setdefault(node, {self.paces[node].late: new})
+        if late not in known:
+            nearest = max(one for one in known if one < late)
+            known[late] = self.keeping(f"{node.name}_late", Delay(self.paces[node], late - nearest), known[nearest])
+        return known[late]
+
+    def keeping(self, name: str, module: nn.Module, frames: fx.Node) -> fx.Node:
+        """The call of a layer that keeps something from step to step."""
+        name = _unused(name.replace(".", "_"), self.modules)
+        self.modules[name] = module
+        before = self.graph.placeholder(f"kept_{name}")
+        both = self.graph.call_module(name, (frames, self.clips, before, self.clock))
+        value = self.graph.call_function(operator.getitem, (both, 0))
+        self.kept[name] = self.graph.call_function(operator.getitem, (both, 1))
+        return value
+
+    def end(self, node: fx.Node) -> fx.Node:
+        """The output, all of it as late as the latest part, and what is kept."""
+        ends: dict[fx.Node, tuple[fx.Node, Any]] = {}
+        fx.node.map_arg(node.args[0], lambda one: self.find_ends(one, ends))
+        self.delay = max((self.paces[value].steps for value, _ in ends.values() if value in self.paces), default=0)
+        output = fx.node.map_arg(node.args[0], lambda one: self.given(one, ends))
+        clock = self.graph.call_function(tick, (self.clock,))
+        result: fx.Node = self.graph.output((output, (clock, *self.kept.values())))
+        return result
+
+    def find_ends(self, node: fx.Node, ends: dict[fx.Node, tuple[fx.Node, Any]]) -> fx.Node:
+        """Note the value of an output's part, and how it gets its axis of time."""
+        if node.target is layout.together:
+            fx.node.map_arg(node.args, lambda one: self.find_ends(one, ends))
+        elif node in self.on_clips or node not in self.paces:
+            ends[node] = node, layout.unfold
+        elif node.target in (layout.over_time, layout.mean_over_time):
+            ends[node] = node.all_input_nodes[0], node.target
+        else:
+            refuse(node, "is part of the output, in a form that no step has")
+        return node
+
+    def given(self, node: fx.Node, ends: dict[fx.Node, tuple[fx.Node, Any]]) -> Any:
+        """A part of the output, as a step gives it."""
+        if node.target is layout.together:
+            return tuple(self.given(one, ends) for one in node.all_input_nodes)
+        value, form = ends[node]
+        if value not in self.paces:
+            self.leaves.append(None)
+            return self.env[value]
+        pace = delayed(self.paces[value], self.delay * self.paces[value].frames)
+        frames = self.at(value, pace.late)
+        if form is layout.mean_over_time:
+            self.leaves.append(Leaf(pace, None))
+            return self.keeping("mean", RunningMean(pace) if self.size is None else WindowMean(pace, self.size), frames)
+        self.leaves.append(Leaf(pace, 2 if form is layout.unfold else 1))
+        name = _unused(f"{node.name}_given", self.modules)
+        self.modules[name] = Given(pace, swap=form is layout.unfold)
+        return self.graph.call_module(name, (frames, self.clips, self.clock))
+
+    def rewritten(self) -> None:
+        """Nothing but what the output needs."""
+        for node in reversed(self.graph.nodes):
+            if not node.users and node.op not in ("placeholder", "output"):
+                self.graph.erase_node(node)
+
+    def unfolded(self, node: fx.Node) -> fx.Node:
+        """A layer over clips that has no form over frames."""
+        refuse_module(node, self.network.get_submodule(str(node.target)))
+
+    def unpadded(self, name: str, module: nn.Module, frames: fx.Node, node: fx.Node) -> fx.Node:
+        """A layer on clips that leaves time alone: a padding of height and width."""
+        if not isinstance(module, _PADDINGS) or tuple(module.padding)[4:] != (0, 0):
+            refuse_module(node, module)
+        self.modules[name] = module
+        clip = self.graph.call_function(layout.unfold, (frames, self.clips))
+        return self.graph.call_function(layout.fold, (self.graph.call_module(name, (clip,)),))
+
+    def convolved(
+        self, name: str, module: Any, frames: fx.Node, node: fx.Node, temporal: Temporal, norm: nn.Module | None
+    ) -> fx.Node:
+        """A convolution, with the BatchNorm behind it."""
+        if module.padding_mode != "zeros":
+            refuse(node, f"pads time by {module.padding_mode!r}; put a PaddedConv3d or a convolution without it there")
+        kernel, bias, replicate, geometry = folded(module, norm)
+        taps = used_taps(kernel)
+        seen = window(self.paces[node], temporal, taps, replicate)
+        layer = ConvOverTime(kernel[:, :, list(taps)], bias, seen, replicate, geometry)
+        return self.over(name, layer, layer.alone(), frames, node)
+
+    def pooled(self, name: str, module: nn.Module, frames: fx.Node, node: fx.Node, temporal: Temporal) -> fx.Node:
+        """A pooling, with the padding in front of it."""
+        pool, space = (module.pool, module.space) if isinstance(module, PaddedPool3d) else (module, None)
+        if not isinstance(pool, BlurPool3d | nn.MaxPool3d | nn.AvgPool3d):
+            return self.unpadded(name, module, frames, node)
+        replicate = isinstance(module, PaddedPool3d | BlurPool3d)
+        seen = window(self.paces[node], temporal, tuple(range(temporal.kernel)), replicate)
+        fill = None if replicate else float("-inf") if isinstance(pool, nn.MaxPool3d) else 0.0
+        images = BlurOfImages(pool) if isinstance(pool, BlurPool3d) else pool_of_images(pool, temporal.kernel)
+        counted = _counted(pool, temporal, replicate, seen)
+        layer = PoolOverTime(images, seen, fill, space, _weights(pool, temporal.kernel), counted)
+        return self.over(name, layer, layer.alone(), frames, node)
+
+    def over(self, name: str, layer: Any, alone: nn.Module, frames: fx.Node, node: fx.Node) -> fx.Node:
+        """The call of a layer over time, of what it does to each frame `alone` where it sees no others."""
+        seen: Window = layer.window
+        self.paces[node], self.lengths[node] = seen.out, seen.out.frames  # type: ignore[assignment]
+        if seen.kept:
+            return self.keeping(name, layer, frames)
+        name = _unused(name, self.modules)
+        self.modules[name] = alone if seen.trivial else layer
+        if seen.trivial:
+            return self.graph.call_module(name, (frames,))
+        both = self.graph.call_module(name, (frames, self.clips, None, self.clock))
+        return self.graph.call_function(operator.getitem, (both, 0))
+
+
+_PADDINGS = (nn.ReflectionPad3d, nn.ReplicationPad3d, nn.CircularPad3d)
+
+
+def frames_of_a_step(graph: fx.Graph) -> int:
+    """The fewest frames of which every layer makes whole ones, and every attention in groups whole groups."""
+    apart: dict[fx.Node, int] = {}
+    sizes = [1]
+    for node in graph.nodes:
+        given = [apart[n] for n in node.all_input_nodes if n in apart]
+        if layout.is_size(node) or node.meta.get("plain") or not (given or node.op == "placeholder"):
+            continue
+        temporal = node.meta.get("temporal", Temporal())
+        stride = 1 if temporal.transposed else temporal.stride
+        apart[node] = (given[0] if given else 1) * stride
+        sizes.append(apart[node] * (getattr(temporal, "group", 1) or 1))
+    return lcm(*sizes)
+
+
+def _unused(name: str, names: Mapping[str, Any]) -> str:
+    """The name, or for a layer that is called twice another."""
+    return next(one for one in (name, *(f"{name}_{i}" for i in range(2, len(names) + 3))) if one not in names)
+
+
+def _weights(pool: nn.Module, kernel: int) -> tuple[float, ...] | None:
+    """Of the frames in a window; None where the largest counts."""
+    if isinstance(pool, BlurPool3d):
+        return tuple(pool.taps.tolist())
+    return None if isinstance(pool, nn.MaxPool3d) else (1 / kernel,) * kernel
+
+
+def _counted(pool: nn.Module, temporal: Temporal, replicate: bool, seen: Window) -> tuple[int, int] | None:
+    """How many frames of padding at either end count in a pooling, where windows are cut off; else None."""
+    if isinstance(pool, BlurPool3d) or getattr(pool, "divisor_override", None) is not None:
+        return None
+    padding = (temporal.before, temporal.after)
+    if isinstance(pool, nn.AvgPool3d) and not replicate and not pool.count_include_pad:
+        return (0, 0) if seen.looks_before or seen.looks_behind else None
+    return padding if seen.overflows else None

@@ -1,0 +1,292 @@
+"""The layers of a stream: each is given the frames of a step and what it kept, and gives both anew.
+
+All work on frames `(N·P, …)`, P of them for each of N videos. What is kept is `(N, frames, …)`, zeros at the start;
+None stands for that. A clock `(N, 4)` tells each video's steps so far, the steps since its end, and the height and the
+width of its frames, so that what lies outside the video can be what the whole clip's network pads it with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from i3dconvert.export.framewise import ConvGeometry, Padding, conv_of_images
+from i3dconvert.lift.modules import BlurPool3d, SpatialPad
+from i3dconvert.streaming.pace import Pace, Window
+
+STEPS, ENDED, SIZE = 0, 1, slice(2, 4)
+"""The columns of a clock."""
+COLUMNS = 4
+
+Kept = Tensor | None
+
+
+def tick(clock: Tensor) -> Tensor:
+    """The clock a step later."""
+    ended = clock[:, ENDED : SIZE.start]
+    return torch.cat([clock[:, STEPS:ENDED] + 1, ended + (ended > 0).to(clock.dtype), clock[:, SIZE]], 1)
+
+
+def _like(mask: Tensor, frames: Tensor) -> Tensor:
+    """`(N, P)` → `(N, P, 1, …)`, to stand beside `(N, P, …)`."""
+    return mask.reshape(*mask.shape, *[1] * (frames.dim() - 2))
+
+
+class Outside(nn.Module):
+    """Which frames of a step, or of those kept before it, lie outside the video and what it is padded with."""
+
+    started: Tensor
+    ended: Tensor
+
+    def __init__(self, pace: Pace, places: Iterable[int], before: int = 0, after: int = 0) -> None:
+        """`places` count from the step's first frame; so many frames `before` and `after` the video are inside."""
+        super().__init__()
+        places = list(places)
+        started, ended = [pace.started(p, before) for p in places], [pace.ended(p, after) for p in places]
+        self.register_buffer("started", torch.tensor(started, dtype=torch.float32), persistent=False)
+        self.register_buffer("ended", torch.tensor(ended, dtype=torch.float32), persistent=False)
+
+    def before(self, clock: Tensor) -> Tensor:
+        """`(N, 4)` → `(N, places)`: those before the start."""
+        return clock[:, STEPS:ENDED] < self.started
+
+    def behind(self, clock: Tensor) -> Tensor:
+        """`(N, 4)` → `(N, places)`: those behind the end."""
+        return clock[:, ENDED : SIZE.start] >= self.ended
+
+    def forward(self, clock: Tensor) -> Tensor:
+        """`(N, 4)` → `(N, places)`: both."""
+        return self.before(clock) | self.behind(clock)
+
+
+class Seen(nn.Module):
+    """The frames kept and the new ones, `fill` or the border frame (None) standing for those outside the video."""
+
+    def __init__(self, window: Window, fill: float | None) -> None:
+        super().__init__()
+        self.window, self.fill = window, fill
+        pace = window.pace
+        self.first = pace.late % pace.frames
+        """Where in its step the video's first frame is."""
+        self.start = pace.late // pace.frames
+        needed = (window.looks_before and pace.late > 0) or window.looks_behind
+        self.outside = Outside(pace, range(pace.frames)) if needed or fill is None else None
+
+    def forward(self, frames: Tensor, clips: int, kept: Kept, clock: Tensor) -> tuple[Tensor, Tensor]:
+        """`(N·P, …)` → `(N, kept + P, …)`, and what is kept of them, `(N, kept, …)`."""
+        new = torch.unflatten(frames, 0, (clips, self.window.pace.frames))
+        if kept is None:
+            kept = new.new_zeros(new.shape[0], self.window.kept, *new.shape[2:])
+        if self.fill is None:
+            seen = self.replicated(kept, new, clock)
+        else:
+            if self.outside is not None:
+                new = new.masked_fill(_like(self.outside(clock), new), self.fill)
+            if self.fill and self.window.looks_before:
+                kept = kept.masked_fill(_like(clock[:, STEPS:ENDED] < 1, kept), self.fill)
+            seen = torch.cat([kept, new], 1)
+        return seen, seen[:, self.window.pace.frames :]
+
+    def replicated(self, kept: Tensor, new: Tensor, clock: Tensor) -> Tensor:
+        """The first frame in place of those before it, as soon as it is there; the last in place of those behind."""
+        assert self.outside is not None
+        if self.window.looks_behind:
+            behind, last, frames = self.outside.behind(clock), kept[:, -1], []
+            for place, frame in enumerate(new.unbind(1)):
+                last = torch.where(_like(behind[:, place : place + 1], new)[:, 0], last, frame)
+                frames.append(last)
+            new = torch.stack(frames, 1)
+        seen = torch.cat([kept, new], 1)
+        place = self.window.kept + self.first
+        if not self.window.looks_before or not place:
+            return seen
+        now = _like(clock[:, STEPS:ENDED] == self.start, seen)
+        early = torch.where(now, seen[:, place : place + 1], seen[:, :place])
+        return torch.cat([early, seen[:, place:]], 1)
+
+
+class ConvOverTime(nn.Module):
+    """A convolution over time: the frames of a window stacked on the channels, in one 2D convolution.
+
+    With groups, each tap is a convolution of its own kind, and what they give is summed.
+    """
+
+    def __init__(
+        self, kernel: Tensor, bias: Tensor | None, window: Window, replicate: bool, geometry: ConvGeometry
+    ) -> None:
+        """`kernel` `(O, I/groups, taps, kH, kW)` has the taps that the window has."""
+        super().__init__()
+        self.window, self.space, self.taps = window, geometry.space, kernel.shape[2]
+        self.summed = geometry.groups > 1 and self.taps > 1
+        self.seen = Seen(window, None if replicate else 0.0)
+        groups = geometry.groups * (self.taps if self.summed else 1)
+        weight = kernel.movedim(2, 0).flatten(0, 1) if self.summed else kernel.transpose(1, 2).flatten(1, 2)
+        if bias is not None and self.summed:
+            bias = F.pad(bias, (0, len(bias) * (self.taps - 1)))
+        self.conv = conv_of_images(weight, bias, geometry, groups)
+
+    def forward(self, frames: Tensor, clips: int, kept: Kept, clock: Tensor) -> tuple[Tensor, Tensor]:
+        """`(N·P, C, H, W)` → `(N·P', C', H', W')`."""
+        seen, kept = self.seen(frames, clips, kept, clock)
+        stacked = self.stacked(seen)
+        found = self.conv(self.space(stacked) if self.space else stacked)
+        return (found.unflatten(1, (self.taps, -1)).sum(1) if self.summed else found), kept
+
+    def alone(self) -> nn.Module:
+        """What it does to each frame where it sees no other."""
+        return self.conv if self.space is None else nn.Sequential(Padding(self.space), self.conv)
+
+    def stacked(self, seen: Tensor) -> Tensor:
+        """`(N, frames, C, H, W)` → `(N·P', taps·C, H, W)`."""
+        first, out = self.window.first, self.window.out.frames
+        if out == 1:
+            step = first[1] - first[0] if self.taps > 1 else 1
+            if first == tuple(range(first[0], first[-1] + 1, step)):
+                return seen[:, first[0] : first[-1] + 1 : step].flatten(1, 2)
+        parts = [seen[:, self.window.frames(tap)] for tap in range(self.taps)]
+        return torch.cat(parts, 2).flatten(0, 1) if len(parts) > 1 else parts[0].flatten(0, 1)
+
+
+class PoolOverTime(nn.Module):
+    """A pooling of each frame, and the largest or the weighted mean of the frames in each window.
+
+    Where a window may be cut off, `padding` frames at either end count in its mean, and no others.
+    """
+
+    def __init__(
+        self, pool: nn.Module, window: Window, fill: float | None, space: SpatialPad | None,
+        weights: tuple[float, ...] | None, padding: tuple[int, int] | None,
+    ) -> None:  # fmt: skip
+        """The largest without `weights`."""
+        super().__init__()
+        self.pool, self.window, self.space, self.weights = pool, window, space, weights
+        self.seen = Seen(window, fill)
+        places = range(-window.kept, window.pace.frames)
+        self.uncounted = Outside(window.pace, places, *padding) if padding is not None else None
+
+    def forward(self, frames: Tensor, clips: int, kept: Kept, clock: Tensor) -> tuple[Tensor, Tensor]:
+        """`(N·P, C, H, W)` → `(N·P', C, H', W')`."""
+        pooled = self.pool(self.space(frames) if self.space else frames)
+        seen, kept = self.seen(pooled, clips, kept, clock)
+        return self.mixed(seen, clock).flatten(0, 1), kept
+
+    def alone(self) -> nn.Module:
+        """What it does to each frame where it sees no other."""
+        return self.pool if self.space is None else nn.Sequential(Padding(self.space), self.pool)
+
+    def mixed(self, seen: Tensor, clock: Tensor) -> Tensor:
+        """`(N, frames, C, H', W')` → `(N, P', C, H', W')`."""
+        out: Any = None
+        if self.uncounted is not None:
+            uncounted = self.uncounted(clock)
+            seen = seen.masked_fill(_like(uncounted, seen), float("-inf") if self.weights is None else 0.0)
+        parts = [seen[:, self.window.frames(tap)] for tap in range(len(self.window.first))]
+        if self.weights is None:
+            for part in parts:
+                out = part if out is None else torch.maximum(out, part)
+            return out  # type: ignore[no-any-return]
+        for part, weight in zip(parts, self.weights, strict=True):
+            out = part * weight if out is None else out + part * weight
+        if self.uncounted is None:
+            return out  # type: ignore[no-any-return]
+        counted = (~uncounted).to(seen.dtype)
+        total: Any = sum(counted[:, self.window.frames(tap)] * weight for tap, weight in enumerate(self.weights))
+        return out / _like(total.clamp(min=min(self.weights)), out)  # type: ignore[no-any-return]
+
+
+class BlurOfImages(nn.Module):
+    """What a `BlurPool3d` does to each frame."""
+
+    def __init__(self, blur: BlurPool3d) -> None:
+        super().__init__()
+        self.blur = blur
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """`(B, C, H, W)` → `(B, C, H', W')`."""
+        padded, channels = self.blur.space(frames), frames.shape[1]
+        kernel = self.blur.filt.expand(channels, *self.blur.filt.shape[1:])
+        return F.conv2d(padded, kernel, stride=self.blur.stride[1:], groups=channels)
+
+
+class Delay(nn.Module):
+    """Frames, so many of them later."""
+
+    def __init__(self, pace: Pace, by: int) -> None:
+        super().__init__()
+        self.pace, self.by = pace, by
+
+    def forward(self, frames: Tensor, clips: int, kept: Kept, clock: Tensor) -> tuple[Tensor, Tensor]:
+        """`(N·P·rows, …)` → the same shape, the rows of a frame staying together."""
+        new = torch.unflatten(frames, 0, (clips, -1))
+        rows = new.shape[1] // self.pace.frames
+        if kept is None:
+            kept = new.new_zeros(new.shape[0], self.by * rows, *new.shape[2:])
+        seen = torch.cat([kept, new], 1)
+        count = self.pace.frames * rows
+        return seen[:, :count].flatten(0, 1), seen[:, count:]
+
+
+class Given(nn.Module):
+    """What a step gives of an output: zeros in place of frames before the video's start."""
+
+    def __init__(self, pace: Pace, swap: bool) -> None:
+        """With `swap`, time is behind the channels."""
+        super().__init__()
+        self.outside, self.swap = Outside(pace, range(pace.frames)) if pace.late else None, swap
+
+    def forward(self, frames: Tensor, clips: int, clock: Tensor) -> Tensor:
+        """`(N·P, …)` → `(N, P, …)`, or `(N, C, P, …)`."""
+        given = torch.unflatten(frames, 0, (clips, -1))
+        if self.outside is not None:
+            given = given.masked_fill(_like(self.outside.before(clock), given), 0)
+        return given.transpose(1, 2) if self.swap else given
+
+
+class RunningMean(nn.Module):
+    """The mean of a video's outputs so far, those of before its start and behind its end left out."""
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__()
+        self.outside = Outside(pace, range(pace.frames))
+
+    def forward(self, frames: Tensor, clips: int, kept: Kept, clock: Tensor) -> tuple[Tensor, Tensor]:
+        """`(N·P, K)` → `(N, K)`, and `(N, K + 1)` that are kept: the mean and how many outputs it is of."""
+        scores = torch.unflatten(frames, 0, (clips, -1)).to(clock.dtype)
+        if kept is None:
+            kept = scores.new_zeros(scores.shape[0], scores.shape[2] + 1)
+        mean, count = kept[:, :-1], kept[:, -1:]
+        outside = self.outside(clock).unsqueeze(2)
+        count = count + (~outside).to(scores.dtype).sum(1)
+        change = (scores - mean.unsqueeze(1)).masked_fill(outside, 0).sum(1)
+        mean = mean + change / count.clamp(min=1)
+        return mean.to(frames.dtype), torch.cat([mean, count], 1)
+
+
+class WindowMean(nn.Module):
+    """The mean of a video's last `size` outputs, those of before its start and behind its end left out."""
+
+    places: Tensor
+
+    def __init__(self, pace: Pace, size: int) -> None:
+        super().__init__()
+        self.outside = Outside(pace, range(pace.frames))
+        self.register_buffer("places", torch.arange(size) + pace.frames, persistent=False)
+
+    def forward(self, frames: Tensor, clips: int, kept: Kept, clock: Tensor) -> tuple[Tensor, Tensor]:
+        """`(N·P, K)` → `(N, K)`, and `(N, size, K + 1)` that is kept: the outputs, each with a 1 behind it."""
+        scores = torch.unflatten(frames, 0, (clips, -1)).to(clock.dtype)
+        before, behind = self.outside.before(clock), self.outside.behind(clock)
+        counted = torch.cat([scores, torch.ones_like(scores[:, :, :1])], 2)
+        counted = counted.masked_fill((before | behind).unsqueeze(2), 0)
+        if kept is None:
+            kept = counted.new_zeros(counted.shape[0], len(self.places), counted.shape[2])
+        seen = torch.cat([kept, counted], 1)
+        last = self.places - behind.sum(1, keepdim=True)  # what lies behind the end takes nobody's place
+        kept = seen.gather(1, last.unsqueeze(2).expand(-1, -1, seen.shape[2]))
+        total = kept.sum(1)
+        mean = total[:, :-1] / total[:, -1:].clamp(min=1)
+        return mean.to(frames.dtype), kept

@@ -1,0 +1,162 @@
+"""Running an exported stream with onnxruntime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from i3dconvert.errors import CheckpointError, FramesError, StreamError, first_line
+from i3dconvert.export.runtime import FRAMES, Runtime, read_metadata
+from i3dconvert.streaming.layers import ENDED, STEPS
+from i3dconvert.streaming.pace import Leaf, Pace
+
+STREAM = "stream"
+"""The metadata key of what a stream's file says of itself, a JSON object: the fields of `Spec`."""
+
+Feed = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A tensor of the state: the input that it is, the output that it is next, and its shape behind the batch.
+
+    All of them are zeros before the first step.
+    """
+
+    input: str
+    output: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Given:
+    """An output: its frames in a step, how many more a video has, and the axis of time, None where it has none."""
+
+    name: str
+    frames: int
+    beyond: int
+    axis: int | None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is known of a stream."""
+
+    frames: int
+    delay: int
+    window: int | None
+    """Of the running mean; None for all outputs."""
+    state: tuple[Kept, ...]
+    """The clock first."""
+    outputs: tuple[Given, ...]
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """The outputs' paces."""
+        return tuple(Leaf(Pace(o.frames, self.delay * o.frames, o.beyond), o.axis) for o in self.outputs)
+
+    def dumps(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def loads(cls, text: str, path: Path) -> Spec:
+        """Read what `dumps` wrote; raises `CheckpointError`."""
+        try:
+            fields = dict(json.loads(text))
+            state = tuple(Kept(k["input"], k["output"], tuple(map(int, k["shape"]))) for k in fields.pop("state"))
+            given = tuple(Given(**one) for one in fields.pop("outputs"))
+            spec = cls(**fields, state=state, outputs=given)
+            if not state or min(spec.frames, *(o.frames for o in given)) < 1 or spec.delay < 0:
+                raise ValueError("a step has no frames")
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise CheckpointError(f"{path} has a damaged description of its stream: {first_line(error)}") from None
+        return spec
+
+
+def is_stream(path: Path) -> bool:
+    """Whether an ONNX file is a stream's; raises `CheckpointError` where it is no ONNX file."""
+    return STREAM in read_metadata(path)
+
+
+class StreamRuntime:
+    """A stream's ONNX file, loaded by onnxruntime: `Stream` with lists of outputs, and a state by names."""
+
+    def __init__(self, path: Path, sparing: bool = True) -> None:
+        """Raises `CheckpointError`."""
+        metadata = read_metadata(path)
+        if STREAM not in metadata:
+            raise CheckpointError(f"{path} takes whole clips: `i3dconvert export --onnx --stream` writes streams")
+        self.spec = Spec.loads(metadata[STREAM], path)
+        self.runtime = Runtime(path, sparing=sparing)
+        self.frames, self.delay = self.spec.frames, self.spec.delay
+        session = self.runtime.session
+        names = {one.name for one in (*session.get_inputs(), *session.get_outputs())}
+        if missing := {name for kept in self.spec.state for name in (kept.input, kept.output)} - names:
+            raise CheckpointError(f"{path} has no {min(missing)}, which its description names as state")
+
+    def start(self, batch: int) -> Feed:
+        """The state of so many videos before their first step."""
+        return {kept.input: torch.zeros(batch, *kept.shape).numpy() for kept in self.spec.state}
+
+    def step(self, frames: Tensor, state: Mapping[str, Any]) -> tuple[list[Tensor], Feed]:
+        """The outputs for the next frames, as the file's input takes them, and the state behind them.
+
+        Raises `FramesError` for other frames, `CheckpointError` where onnxruntime fails.
+        """
+        axis = 1 if self.runtime.input == FRAMES else 2
+        if frames.dim() != 5 or frames.shape[axis] != self.frames:
+            raise FramesError(
+                f"a step takes {self.frames} frames {tuple(self.runtime.shape)}, got {tuple(frames.shape)}"
+            )
+        names = [*(one.name for one in self.spec.outputs), *(kept.output for kept in self.spec.state)]
+        feed = {self.runtime.input: frames.to(self.runtime.dtype).numpy(), **state}
+        found = self.runtime.run(names, feed)
+        count = len(self.spec.outputs)
+        following = {kept.input: value for kept, value in zip(self.spec.state, found[count:], strict=True)}
+        return [torch.from_numpy(output) for output in found[:count]], following
+
+    def flush(self, state: Feed) -> list[list[Tensor]]:
+        """The outputs that are due when the video ends here; all videos of the batch were started together."""
+        clock = state[self.spec.state[0].input].copy()
+        if clock[:, ENDED].any():
+            raise StreamError("the state was flushed: its video is over, and start(…) begins another")
+        steps = int(clock[0, STEPS])
+        clock[:, ENDED] = 1
+        state = {**state, self.spec.state[0].input: clock}
+        shape = [len(clock) if not isinstance(size, int) else size for size in self.runtime.shape]
+        nothing, leaves, found = torch.zeros(shape), self.spec.leaves, []
+        for number in range(max((leaf.due for leaf in leaves), default=0)):
+            outputs, state = self.step(nothing, state)
+            cuts = [leaf.inside(steps, number) for leaf in leaves]
+            if any(cut.stop > cut.start for cut in cuts):
+                found.append([_part(*each) for each in zip(outputs, leaves, cuts, strict=True)])
+        return found
+
+
+def _part(output: Tensor, leaf: Leaf, cut: slice) -> Tensor:
+    return output if leaf.axis is None else output.narrow(leaf.axis, cut.start, max(cut.stop - cut.start, 0))
+
+
+def of_file(runtime: StreamRuntime, given: Tensor) -> Iterator[list[Tensor]]:
+    """The outputs of videos, as a file's input takes them, step by step and behind their end."""
+    state = runtime.start(len(given))
+    for number, part in enumerate(torch.split(given, runtime.frames, 1 if runtime.runtime.input == FRAMES else 2)):
+        output, state = runtime.step(part, state)
+        if number >= runtime.delay:
+            yield output
+    yield from runtime.flush(state)
+
+
+def together(steps: Sequence[Sequence[Tensor]], leaves: Sequence[Leaf | None]) -> list[Tensor]:
+    """The outputs of a video's steps as the network gives them of the whole; of a running mean the last."""
+    return [
+        steps[-1][place] if leaf is None or leaf.axis is None else torch.cat([one[place] for one in steps], leaf.axis)
+        for place, leaf in enumerate(leaves)
+    ]
