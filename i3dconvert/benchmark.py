@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class Case:
 
     network: str
     runtime: str
-    init: str = "center"
+    init: Literal["center", "mean"] = "center"
     batch: int = 1
     frames: int = 16
     size: int | None = None

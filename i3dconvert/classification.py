@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from i3dconvert.checkpoint import PICKLED
 from i3dconvert.errors import BackboneError, CheckpointError, FramesError, MediaError, first_line
 from i3dconvert.export.runtime import CLASSES, Runtime, as_input, read_document, read_metadata
 from i3dconvert.inflation import inflate
-from i3dconvert.lift.network import inflation_of, origin_of
+from i3dconvert.labels import Given, check_count, names_of
+from i3dconvert.lift.network import inflation_of
 from i3dconvert.media import Frame, duration, is_picture, stream
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.progress import Progress, silent
@@ -48,23 +49,25 @@ class Classifier:
 
     def name(self, index: int) -> str:
         """Of a class."""
-        return self.names[index] if self.names else f"class {index}"
+        return self.names[index] if index < len(self.names) else f"class {index}"
 
 
-def load_classifier(network: str, weights: str = "default") -> Classifier:
+def load_classifier(network: str, weights: str = "default", classes: Given = None) -> Classifier:
     """A checkpoint, an exported `.onnx` file, or a backbone by its name, inflated as `inflate` does by default.
 
-    Raises `CheckpointError`, `BackboneError`, `WeightsError`.
+    `classes` are the names of the classes, or a file with them; by default the network's own. Raises `CheckpointError`,
+    `BackboneError`, `WeightsError`, `ClassesError`.
     """
-    path = Path(network)
+    path, names = Path(network), names_of(classes)
     if path.suffix == ".onnx":
-        return _exported(path)
+        found = _exported(path)
+        return replace(found, names=names or found.names)
     if path.suffix in (".safetensors", *PICKLED) or path.exists():
         model = checkpoint.load(path)
     else:
         model = inflate(network, weights=weights)
-    origin = origin_of(model)
-    if not origin.classes or origin.changes.head in ("none", "maps"):
+    document = checkpoint.document_of(model)
+    if not document.gives_classes:
         raise CheckpointError(f"{network} gives features, and no class scores to tell classes by")
     model.eval().float()
 
@@ -73,18 +76,19 @@ def load_classifier(network: str, weights: str = "default") -> Classifier:
             scores = model(clip)
         if not isinstance(scores, Tensor) or scores.dim() != 2:
             raise BackboneError(f"{network} gives no class scores for a clip, but maps or several outputs")
+        check_count(names, scores.shape[1])
         best = scores.softmax(-1).sort(descending=True)
         return best.values[0], best.indices[0]
 
     least = inflation_of(model).minimum_frames
-    return Classifier(probabilities, origin.preprocessing, tuple(origin.class_names()), max(FRAMES, least))
+    return Classifier(probabilities, document.preprocessing, names or document.class_names, max(FRAMES, least))
 
 
 def _exported(path: Path) -> Classifier:
     document, runtime = read_document(path), Runtime(path)  # which computes what is constant as it loads
-    if document.origin is None or not document.origin.classes or document.origin.changes.head in ("none", "maps"):
+    if not document.gives_classes:
         raise CheckpointError(f"{path} gives features, and no class scores to tell classes by")
-    preprocessing = document.origin.preprocessing
+    preprocessing = document.preprocessing
 
     def probabilities(clip: Tensor) -> tuple[Tensor, Tensor]:
         found = runtime(as_input(clip, runtime.dtype, preprocessing)[0])

@@ -33,14 +33,32 @@ def unwrapped(state: State, wanted: Mapping[str, Tensor], where: str) -> State:
     Prefixes that `wanted` has too stay. What was left out is said, as an `I3DWarning`; `where` names the file.
     """
     state = {key: tensor for key, tensor in state.items() if key in wanted or key not in _COUNTERS}
-    prefix, found = max(_readings("", state), key=lambda reading: len(wanted.keys() & reading[1].keys()))
-    if others := [key for key in state if not key.startswith(prefix)]:
+    readings = [*_readings("", state), *((prefix, _within(state, prefix)) for prefix in _own_prefixes(state, wanted))]
+    prefix, found = max(readings, key=lambda reading: len(wanted.keys() & reading[1].keys()))
+    found = found | _head_beside(state, prefix, found, wanted)
+    taken = {id(tensor) for tensor in found.values()}
+    if others := [key for key in state if id(state[key]) not in taken]:
         warnings.warn(
             f"{where} also holds {others[0]} and {len(others) - 1} more tensors; those under {prefix} were taken",
             I3DWarning,
             stacklevel=2,
         )
     return found
+
+
+def _head_beside(state: State, prefix: str, found: State, wanted: Mapping[str, Tensor]) -> State:
+    """The head where it stands beside the backbone under a name of its own (MMPretrain's `head.fc`)."""
+    missing = [key for key in wanted if key not in found]
+    beside = {key.rpartition(".")[2]: state[key] for key in state if not key.startswith(prefix)}
+    leaves = [key.rpartition(".")[2] for key in missing]
+    is_one_layer = len({key.rpartition(".")[0] for key in missing}) == 1 and {*leaves} == {*beside}
+    return dict(zip(missing, (beside[leaf] for leaf in leaves), strict=True)) if prefix and is_one_layer else {}
+
+
+def _own_prefixes(state: State, wanted: Mapping[str, Tensor]) -> list[str]:
+    """What a module of a user's (`self.network = …`) puts before the names: whatever stands before a known one."""
+    known = next((key for key in wanted if key.count(".") > 1), next(iter(wanted), ""))
+    return [key.removesuffix(known) for key in state if known and key.endswith(f".{known}")]
 
 
 def _readings(prefix: str, state: State, depth: int = 0) -> Iterator[tuple[str, State]]:

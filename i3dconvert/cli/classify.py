@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.options import Force, Json, Plot, Quiet, complete_backbone
+from i3dconvert.cli.options import Classes, Force, Json, Plot, Quiet, complete_backbone
 
 EXAMPLE = "Example: i3dconvert classify resnet50.onnx clip.mp4    i3dconvert classify resnet50 clip.mp4 --plot line.svg"
 
@@ -40,6 +40,7 @@ def command(
         str, typer.Option("--weights", "-w", help="Of a backbone, as `inflate` takes them.")
     ] = "default",
     plot: Plot = None,
+    classes: Classes = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -54,7 +55,7 @@ def command(
         from i3dconvert.classification import classify, load_classifier, mean_of, to_dict
 
         step(f"loading {network}")
-        classifier = load_classifier(network, weights)
+        classifier = load_classifier(network, weights, classes)
         found = {}
         for path in sources:
             found[str(path)] = list(classify(classifier, path, frames, stride, fps, top, step))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from i3dconvert.progress import Progress
 from i3dconvert.verification.pictures import add_pictures, read_pictures
 from i3dconvert.verification.running import reference_of
 from i3dconvert.verification.settings import CLIPS, FRAMES, Settings
+from i3dconvert.verification.trained import verify_exported
 
 
 def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress: Progress) -> Report:
@@ -33,6 +35,9 @@ def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress
     if not report.passed:
         return report
     runtime = Runtime(path)
+    if document.finetuned:
+        trained = verify_exported(path, document, runtime, settings)
+        return replace(trained, checks=[*report.checks, *trained.checks])
     tolerance = settings.tolerance or TOLERANCES.get(runtime.precision)
     if tolerance is None:
         raise VerificationError(
@@ -71,7 +76,7 @@ def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress
                 ours, count = torch.zeros_like(probabilities).scatter(1, classes, scores), classes.shape[1]
             else:
                 ours, count = value[0].float().softmax(-1), 5
-            add_pictures(report, settings.images, origin, probabilities, ours, min(count, 5))
+            add_pictures(report, settings.images, document.class_names, probabilities, ours, min(count, 5))
     return report
 
 
