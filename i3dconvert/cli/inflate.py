@@ -100,7 +100,7 @@ def command(
     features: Annotated[bool, typer.Option("--features", help="timm: without the head, giving feature maps.")] = False,
     size: Annotated[
         int | None,
-        typer.Option("--size", "-s", min=1, help="Pixels to trace at.  [default: the backbone's]", show_default=False),
+        typer.Option("--size", "-s", min=8, help="Pixels to trace at.  [default: the backbone's]", show_default=False),
     ] = None,
     input_: Annotated[
         str,

@@ -26,7 +26,7 @@ from i3dconvert.lift.counterparts import is_layer
 from i3dconvert.lift.exchange import marks
 from i3dconvert.lift.graph import Lifted, lift
 from i3dconvert.lift.inflation import Inflation
-from i3dconvert.lift.lengths import lengths
+from i3dconvert.lift.lengths import checked
 from i3dconvert.lift.reading import Reading, read
 from i3dconvert.lift.seals import Seal, sealed
 from i3dconvert.lift.tree.blocks import Block, Chain
@@ -225,7 +225,7 @@ def gives_scores(network: Network3d) -> bool:
 
 def frames_left(network: Network3d, frames: int) -> int:
     """T' for a clip of `frames`; raises `FramesError` when the recipe's strides do not allow that many."""
-    return min(lengths(graph_of(network), frames).values())
+    return min(checked(graph_of(network), frames).values())
 
 
 def flattened(network: Network3d) -> Straight:

@@ -47,6 +47,7 @@ def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress
     model2d = reference_of(document, path, reference)
     assert document.origin is not None
     origin = document.origin
+    check_fixed(path, runtime, settings)
     channels, height, width = origin.input
     height = runtime.fixed("height") or settings.size or height
     width = runtime.fixed("width") or settings.size or width
@@ -78,6 +79,18 @@ def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress
                 ours, count = value[0].float().softmax(-1), 5
             add_pictures(report, settings.images, document.class_names, probabilities, ours, min(count, 5))
     return report
+
+
+def check_fixed(path: Path, runtime: Runtime, settings: Settings) -> None:
+    """Raise `FramesError` where a file takes clips of one length or size alone, and another is asked for."""
+    for axis, asked, option in (
+        ("frames", settings.frames, "--frames"),
+        ("height", settings.size, "--size"),
+        ("width", settings.size, "--size"),
+    ):
+        fixed = runtime.fixed(axis)
+        if asked is not None and fixed not in (None, asked):
+            raise FramesError(f"{path} takes clips of {axis} {fixed} alone: leave {option} {asked} out")
 
 
 def _check_integrity(path: Path) -> Check:
