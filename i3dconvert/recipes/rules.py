@@ -258,7 +258,7 @@ class Recipe:
                 close = near(rule.layer.rstrip(".*"), sorted(parts))
                 raise RecipeError(
                     f"recipe {self.name!r} does not fit: its rule {str(rule)!r} matches no layer (there are {some}, "
-                    f"…); {close}--recipe uniform fits every network"
+                    f"…); --recipe uniform fits every network{close and f'; {close.strip()}'}"
                 )
         for pool in self.pools:
             if pool.after not in modules:
