@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ from i3dconvert.progress import Progress, silent
 
 WARM_UP, RUNS = 2, 7
 _MATRIX = 2048
+_TICK = 1e-9
+"""The least that a clock can tell, in seconds."""
 
 Run = Callable[[], object]
 
@@ -44,7 +46,7 @@ class Case:
 
     network: str
     runtime: str
-    init: str = "center"
+    init: Literal["center", "mean"] = "center"
     batch: int = 1
     frames: int = 16
     size: int | None = None
@@ -74,11 +76,11 @@ class Measurement:
     @property
     def frames_per_second(self) -> float:
         """Input frames."""
-        return self.case.batch * self.case.frames / self.seconds
+        return self.case.batch * self.case.frames / max(self.seconds, _TICK)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        clips = self.case.batch / self.seconds
+        clips = self.case.batch / max(self.seconds, _TICK)
         return asdict(self) | {"clips_per_second": clips, "frames_per_second": self.frames_per_second}
 
     @classmethod
@@ -168,7 +170,7 @@ def _run(case: Case, prepared: _Prepared) -> Measurement:
     seconds = statistics.median(times)
     quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [seconds] * 3
     rate = _matrix_rate(case.device, getattr(torch, case.dtype))
-    share = prepared.flops / seconds / rate
+    share = prepared.flops / max(seconds, _TICK) / rate
     return Measurement(case, seconds, quartiles[2] - quartiles[0], peak, prepared.flops / 1e9, rate / 1e9, share)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,12 @@ from torch import Tensor
 
 from i3dconvert import checkpoint
 from i3dconvert.checkpoint import PICKLED
-from i3dconvert.errors import BackboneError, CheckpointError, FramesError, MediaError, first_line
+from i3dconvert.errors import BackboneError, CheckpointError, FramesError, MediaError, OutputError, first_line
 from i3dconvert.export.runtime import CLASSES, Runtime, as_input, read_document, read_metadata
 from i3dconvert.inflation import inflate
+from i3dconvert.labels import Given, check_count, names_of
 from i3dconvert.lift.network import gives_scores, inflation_of, origin_of
-from i3dconvert.media import Frame, duration, is_picture, stream
+from i3dconvert.media import PICTURES, Frame, duration, is_picture, stream
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.progress import Progress, silent
 from i3dconvert.streaming import stream as stream_of
@@ -36,6 +39,8 @@ class Moment:
     end: float
     best: tuple[tuple[str, float], ...]
     """Classes and their probabilities, the best first."""
+    every: tuple[tuple[str, float], ...] = ()
+    """The same of all classes that the network names."""
 
 
 @dataclass(frozen=True)
@@ -51,23 +56,25 @@ class Classifier:
 
     def name(self, index: int) -> str:
         """Of a class."""
-        return self.names[index] if self.names else f"class {index}"
+        return self.names[index] if index < len(self.names) else f"class {index}"
 
 
-def load_classifier(network: str, weights: str = "default") -> Classifier:
+def load_classifier(network: str, weights: str = "default", classes: Given = None) -> Classifier:
     """A checkpoint, an exported `.onnx` file, or a backbone by its name, inflated as `inflate` does by default.
 
-    Raises `CheckpointError`, `BackboneError`, `WeightsError`.
+    `classes` are the names of the classes, or a file with them; by default the network's own. Raises `CheckpointError`,
+    `BackboneError`, `WeightsError`, `ClassesError`.
     """
-    path = Path(network)
+    path, names = Path(network), names_of(classes)
     if path.suffix == ".onnx":
-        return _exported(path)
+        found = _exported(path)
+        return replace(found, names=names or found.names)
     if path.suffix in (".safetensors", *PICKLED) or path.exists():
         model = checkpoint.load(path)
     else:
         model = inflate(network, weights=weights)
-    origin = origin_of(model)
-    if not origin.classes or origin.changes.head in ("none", "maps"):
+    document = checkpoint.document_of(model)
+    if not document.gives_classes:
         raise CheckpointError(f"{network} gives features, and no class scores to tell classes by")
     model.eval().float()
 
@@ -76,20 +83,21 @@ def load_classifier(network: str, weights: str = "default") -> Classifier:
             scores = model(clip)
         if not isinstance(scores, Tensor) or scores.dim() != 2:
             raise BackboneError(f"{network} gives no class scores for a clip, but maps or several outputs")
+        check_count(names, scores.shape[1])
         best = scores.softmax(-1).sort(descending=True)
         return best.values[0], best.indices[0]
 
     least = inflation_of(model).minimum_frames
-    return Classifier(probabilities, origin.preprocessing, tuple(origin.class_names()), max(FRAMES, least))
+    return Classifier(probabilities, document.preprocessing, names or document.class_names, max(FRAMES, least))
 
 
 def _exported(path: Path) -> Classifier:
     document, runtime = read_document(path), Runtime(path)  # which computes what is constant as it loads
     if is_stream(path):
         raise CheckpointError(f"{path} takes a video step by step: classify --stream")
-    if document.origin is None or not document.origin.classes or document.origin.changes.head in ("none", "maps"):
+    if not document.gives_classes:
         raise CheckpointError(f"{path} gives features, and no class scores to tell classes by")
-    preprocessing = document.origin.preprocessing
+    preprocessing = document.preprocessing
 
     def probabilities(clip: Tensor) -> tuple[Tensor, Tensor]:
         found = runtime(as_input(clip, runtime.dtype, preprocessing)[0])
@@ -227,6 +235,8 @@ def classify(
     that many frames a second, whatever the video's own rate and however it varies. No more than a window of frames is
     held in memory. Raises `MediaError`, `FramesError`.
     """
+    if fps is not None and not 0 < fps < math.inf:
+        raise MediaError(f"{fps} frames a second can't be taken: --fps is a number above 0")
     frames = frames or classifier.frames
     stride = stride or max(frames // 2, 1)
     length = duration(path)
@@ -240,10 +250,87 @@ def classify(
         progress(f"{path.name}, {start:.1f} s", end / length if length else None)
         clip = torch.stack([frame.image for frame in window], 1).unsqueeze(0)
         scores, classes = _scored(classifier, clip)
-        best = zip(classes[:top].tolist(), scores[:top].tolist(), strict=True)
-        yield Moment(start, end, tuple((classifier.name(index), score) for index, score in best))
+        pairs = zip(classes.tolist(), scores.tolist(), strict=True)
+        every = tuple((classifier.name(index), score) for index, score in pairs)
+        yield Moment(start, end, every[:top], every)
     if not seen:
         raise MediaError(f"there are no frames in {path}")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run over a folder did."""
+
+    output: Path
+    classified: int
+    failed: int
+    passed_over: int
+    """Of which an earlier run had written a line."""
+    seconds: float
+
+
+def classify_folder(
+    classifier: Classifier,
+    folder: Path,
+    output: Path,
+    progress: Progress = silent,
+    *,
+    force: bool = False,
+    top: int = 5,
+    **options: Any,
+) -> Done:
+    """Classify every video and picture below a folder, and append a JSON line for each to `output`.
+
+    A line has `source`, and the `best` classes and `moments`, or the `error` of a file that can't be read. Files with a
+    line that says their classes are passed over, so that a run that was stopped goes on; with `force`, it begins anew.
+    `options` are those of `classify`. Raises `MediaError`, `OutputError`.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (*VIDEOS, *PICTURES))
+    if not files:
+        raise MediaError(f"there are no videos or pictures in {folder}")
+    known = set() if force else _known(output)
+    counts, started = {True: 0, False: 0}, time.perf_counter()
+    try:
+        with output.open("w" if force else "a", encoding="utf-8") as lines:
+            for index, path in enumerate(files):
+                source = path.relative_to(folder).as_posix()
+                if source in known:
+                    continue
+                progress(f"{source}, {index + 1} of {len(files)}", index / len(files))
+                line = _line(classifier, path, top, options)
+                counts["error" not in line] += 1
+                lines.write(json.dumps({"source": source, **line}) + "\n")
+                lines.flush()
+    except OSError as error:
+        raise OutputError(f"can't write {output}: {error.strerror or error}") from None
+    return Done(output, counts[True], counts[False], len(known), time.perf_counter() - started)
+
+
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+
+
+def _line(classifier: Classifier, path: Path, top: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        moments = list(classify(classifier, path, top=top, **options))
+    except (MediaError, FramesError) as error:
+        return {"error": str(error)}
+    best = [{"class": name, "probability": score} for name, score in mean_of(moments, top)]
+    return {"best": best, "moments": [to_dict(moment) for moment in moments]}
+
+
+def _known(output: Path) -> set[str]:
+    """The files that have a line with their classes; a last line that was cut off counts for nothing, and is ended."""
+    if not output.exists():
+        return set()
+    text = output.read_text(encoding="utf-8")
+    if text and not text.endswith("\n"):
+        text = text[: text.rfind("\n") + 1]
+        output.write_text(text, encoding="utf-8")
+    try:
+        entries = [json.loads(line) for line in text.splitlines()]
+        return {str(entry["source"]) for entry in entries if "error" not in entry}
+    except (ValueError, TypeError, KeyError):
+        raise OutputError(f"{output} is no file of an earlier run; --force begins it anew, -o names another") from None
 
 
 def _scored(classifier: Classifier, clip: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,10 +359,10 @@ def windows(given: Iterable[Frame], frames: int, stride: int) -> Iterator[list[F
 
 
 def mean_of(moments: list[Moment], top: int = 5) -> list[tuple[str, float]]:
-    """The classes of all moments by their mean probability; one that is not among a moment's best counts as 0 there."""
+    """The best classes by their mean probability over all moments: all classes are summed, then the best are taken."""
     total: dict[str, float] = {}
     for moment in moments:
-        for name, score in moment.best:
+        for name, score in moment.every or moment.best:
             total[name] = total.get(name, 0.0) + score / len(moments)
     return sorted(total.items(), key=lambda item: -item[1])[:top]
 

@@ -26,7 +26,7 @@ class FramesError(I3DError, ValueError):
 
 
 class CheckpointError(I3DError):
-    """A file that is no i3dconvert checkpoint, or a damaged one."""
+    """A file that is no i3dconvert checkpoint, or a damaged one; or a network that no checkpoint can keep."""
 
 
 class VerificationError(I3DError):
@@ -59,6 +59,10 @@ class OutputError(I3DError):
 
 class LayoutError(I3DError):
     """No such framework, or its networks are not what a checkpoint holds."""
+
+
+class ClassesError(I3DError):
+    """Names of classes that can't be read, or not as many as the network has classes."""
 
 
 class I3DWarning(UserWarning):

@@ -12,12 +12,12 @@ import torch
 
 from i3dconvert import checkpoint
 from i3dconvert.backbones import Origin
-from i3dconvert.checkpoint import Document
+from i3dconvert.checkpoint import Document, document_of, network_in
 from i3dconvert.errors import ExportError, VerificationError, WeightsError
 from i3dconvert.export import Exported, export_onnx
 from i3dconvert.export.onnx import clear_data
 from i3dconvert.files import WEIGHTS, replacing_in
-from i3dconvert.lift.network import Network3d, gives_scores, inflation_of, origin_of
+from i3dconvert.lift.network import Network3d, gives_scores, origin_of
 from i3dconvert.names import HF, USER
 from i3dconvert.progress import Progress, silent
 from i3dconvert.templates import render
@@ -54,16 +54,16 @@ def write_folder(
     at `path` then. One that can't be verified (fine-tuned, or its 2D weights are gone) is written, and its card says
     so.
     """
-    path, origin = Path(path), named_origin(network)
+    path, network = Path(path), network_in(network)
+    named_origin(network)
+    document = document_of(network, finetuned=finetuned)
     with replacing_in(path, force) as work:
-        report, unproved = _proof(network, finetuned, progress)
+        report, unproved = _proof(network, document, progress)
         if report is not None and not report.passed:
             raise ExportError(f"the network is not equal to its 2D network, and was not written: {report.reason}")
         exported = export_onnx(network, work / GRAPH, finetuned=finetuned, progress=progress, **options)
         sha256 = checkpoint.save(network, work / WEIGHTS, finetuned=finetuned)
-        describe_in(
-            work, network, Document(inflation_of(network), origin, sha256, finetuned), report, unproved, exported
-        )
+        describe_in(work, network, replace(document, sha256=sha256), report, unproved, exported)
         files = tuple(path / file.name for file in sorted(work.iterdir()))
     parts = tuple(path / file.name for file in exported.files)
     clear_data(path / GRAPH, parts)
@@ -78,14 +78,20 @@ def named_origin(network: Network3d) -> Origin:
     return origin
 
 
-def _proof(network: Network3d, finetuned: bool, progress: Progress) -> tuple[Report | None, str]:
-    if finetuned:
-        return None, "its weights were fine-tuned, so that there is no 2D network that it should be equal to"
+def _proof(network: Network3d, document: Document, progress: Progress) -> tuple[Report | None, str]:
+    if document.finetuned:
+        return None, finetuned_by(document)
     progress("reading the 2D network")
     try:
         return verify(named_origin(network).load(), network, progress=progress), ""
     except (WeightsError, VerificationError) as error:
         return None, str(error)
+
+
+def finetuned_by(document: Document) -> str:
+    """Why a trained network is not held against a 2D one."""
+    moved = f" ({document.trained})" if document.trained is not None else ""
+    return f"its weights were fine-tuned{moved}, so that there is no 2D network that it should be equal to"
 
 
 def describe_in(
@@ -103,13 +109,14 @@ def describe_in(
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     processor = origin.preprocessing.to_processor()
     (folder / PREPROCESSOR).write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
-    tag = {"pipeline_tag": "video-classification"} if origin.classes and gives_scores(network) else {}
+    is_classifier = document.gives_classes and gives_scores(network)
+    tag = {"pipeline_tag": "video-classification"} if is_classifier else {}
     card = _card(document, origin, config, tag, report, unproved, exported)
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def _config(document: Document, origin: Origin, exported: Exported | None, folder: Path) -> dict[str, Any]:
-    names = origin.class_names() or [f"class {index}" for index in range(origin.classes)]
+    names = document.class_names or [f"class {index}" for index in range(origin.classes)]
     config: dict[str, Any] = {
         "library_name": "i3dconvert",
         "architectures": ["Network3d"],

@@ -8,21 +8,25 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from i3dconvert.backbones import Changes, Origin, Source
+from i3dconvert.backbones.changes import UNCHANGED
 from i3dconvert.backbones.images import shape_of
+from i3dconvert.backbones.in_memory import changed, recipe_of, with_weights
 from i3dconvert.backbones.origin import of_a_user
 from i3dconvert.checkpoint import Document
-from i3dconvert.checkpoint.writing import write_inflated
+from i3dconvert.checkpoint.present import note
+from i3dconvert.checkpoint.writing import check_suffix, write_inflated
 from i3dconvert.comparison.alone import mixing
 from i3dconvert.comparison.forward import given
 from i3dconvert.errors import BackboneError, LiftError
 from i3dconvert.frameworks import framework_of, split
 from i3dconvert.kernels import Style
+from i3dconvert.labels import check_count
 from i3dconvert.lift.inflation import Inflation
 from i3dconvert.lift.network import Network3d, cloned, fill, plan, set_origin, warn_of
 from i3dconvert.lift.reading import check_is_python
@@ -49,6 +53,8 @@ class Manner:
     """The framework whose names the tensors of a file get, `NAME` or `NAME:NETWORK`."""
     strict: bool = False
     """Whether a convolution that stays 2D is an error."""
+    classes: tuple[str, ...] = ()
+    """Their names, where a user gives them."""
 
     def recipe_for(self, backbone: str) -> Recipe:
         """The recipe of a backbone; raises `RecipeError`."""
@@ -59,10 +65,10 @@ class Manner:
 def inflate(
     model: nn.Module | str,
     recipe: Recipes = None,
-    init: str = "center",
-    padding: str | None = None,
+    init: Literal["center", "mean"] = "center",
+    padding: Literal["zeros", "replicate"] | None = None,
     *,
-    conv: str = "3d",
+    conv: Literal["3d", "2plus1d"] = "3d",
     weights: str = "default",
     seed: int = 0,
     size: int | None = None,
@@ -70,11 +76,11 @@ def inflate(
     allow_nonfinite: bool = False,
     dtype: torch.dtype | None = None,
     in_channels: int | None = None,
-    in_init: str | None = None,
+    in_init: Literal["sum", "mean", "repeat"] | None = None,
     num_classes: int | None = None,
-    head: str = "",
-    temporal_pool: str = "mean",
-    time_embedding: str = "none",
+    head: Literal["", "none", "maps"] = "",
+    temporal_pool: Literal["mean", "none"] = "mean",
+    time_embedding: Literal["none", "zeros", "sinusoidal-learned"] = "none",
     strict: bool = False,
     input: tuple[int, int, int] | None = None,
     constants: Mapping[str, Any] | None = None,
@@ -84,17 +90,20 @@ def inflate(
     Args:
         model: any module that traces, a backbone's name (`resnet50`, `timm/convnext_tiny`), or
             `path/to/module.py:factory`, a function of your own that returns one (its code is run).
-        recipe: a preset's name, the path of a `.toml` file, or a `Recipe`; by default the backbone's own preset
-            (`uniform` for a module).
+        recipe: a preset's name, the path of a `.toml` file, or a `Recipe`; by default the backbone's own preset, which
+            a module of torchvision's or timm's has too (`uniform` for others).
         init: how the taps are filled, `center` or `mean` (see `i3dconvert.kernels`).
         padding: of time, in the convolutions, `zeros` or `replicate`; by default what keeps the network equal.
         conv, temporal_pool, time_embedding: see `i3dconvert.kernels.Style`.
-        weights, seed, size, features, allow_nonfinite: for a name, see `i3dconvert.backbones.Source`.
+        weights: for a name, see `i3dconvert.backbones.Source`; for a module, the path of a file, or `random`; by
+            default those that it has.
+        seed, size: of random weights and fresh heads; the height and width that the network is read at.
+        features, allow_nonfinite: for a name, see `i3dconvert.backbones.Source`.
         dtype: of the floating-point tensors, by default as they are.
-        in_channels: for a name, of the clip instead of 3; `in_init` (`sum`, `mean`, `repeat`) makes the first kernels
+        in_channels: of the clip instead of 3; `in_init` (`sum`, `mean`, `repeat`) makes the first kernels
             from those over RGB, see `i3dconvert.backbones.changes`.
-        num_classes: for a name, a fresh head of so many classes, drawn with `seed`.
-        head: for a name, `none` leaves the head out, giving its features; `maps` the pool before it too, giving
+        num_classes: a fresh head of so many classes, drawn with `seed`.
+        head: `none` leaves the head out, giving its features; `maps` the pool before it too, giving
             feature maps `(N, C, T', H', W')`.
         input: the image `(C, H, W)` that a module is read at. By default 224 × 224 pixels, or `size`, and as many
             channels as the network runs with.
@@ -116,8 +125,13 @@ def inflate(
     check_is_python(model)
     if in_channels is not None and input is not None and in_channels != input[0]:
         raise BackboneError(f"input={input} and in_channels={in_channels} contradict each other")
-    shape = shape_of(model, input, size, constants)
-    return _inflated(model, None, replace(manner, recipe=recipe or "uniform"), shape, constants or {})
+    if features:
+        raise BackboneError("features=True is for timm/NAME: give timm.create_model(NAME, features_only=True) itself")
+    own = with_weights(model, weights, seed, shape_of(model, input, size, constants))
+    own, changes = changed(own, in_channels, in_init, num_classes, head, seed, size, constants or {})
+    shape = shape_of(own, input, size, constants)
+    manner = replace(manner, recipe=recipe_of(own) if recipe is None else recipe)
+    return _inflated(own, None, manner, shape, constants or {}, changes)
 
 
 def inflate_loaded(model: nn.Module, origin: Origin, manner: Manner = Manner()) -> Network3d:
@@ -131,6 +145,7 @@ def _inflated(
     manner: Manner,
     shape: tuple[int, int, int],
     constants: Mapping[str, Any] = MappingProxyType({}),
+    changes: Changes = UNCHANGED,
 ) -> Network3d:
     recipe = manner.recipe_for(origin.backbone.qualified if origin is not None else "")
     planned = plan(model, recipe, manner.style, shape, of_a_user(origin), constants)
@@ -139,6 +154,7 @@ def _inflated(
     warn_of(planned.inflation, manner.strict)
     network = planned.network(model)
     set_origin(network, origin)
+    note(network, changes=changes)
     return fill(network, planned.inflation.state(cloned(model.state_dict(), manner.dtype)))
 
 
@@ -172,13 +188,15 @@ def inflate_to_file(
     With a layout, the recipe is by default that of its network. Raises `LayoutError` for one that is another, what
     `inflate` raises, and `OutputError`; nothing is left at `path` then but what was there before.
     """
+    check_suffix(path, manner.layout)
     source, manner = _for_layout(source, manner)
     model, origin = source.load(progress)
     recipe = manner.recipe_for(origin.backbone.qualified)
     planned = plan(model, recipe, manner.style, origin.input, trial=of_a_user(origin))
     check_by_itself(model, origin, origin.input)
     warn_of(planned.inflation, manner.strict)
-    document = Document.for_layout(planned.inflation, origin, manner.layout)
+    check_count(manner.classes, origin.classes)
+    document = Document.for_layout(planned.inflation, origin, manner.layout, classes=manner.classes)
     sha256, entries = write_inflated(path, document, model.state_dict(), manner.dtype, force)
     buffers = dict(model.named_buffers())
     parameters = [e for e in entries if e.key not in buffers and e.key.rpartition(".")[2] not in STATISTICS]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,6 +49,21 @@ def qualified_names(source: str | None = None) -> list[str]:
     """The names as the command line takes them."""
     wanted = SOURCES if source is None else (source,)
     return [qualified(s, name) for s in wanted for name in names(s)]
+
+
+def near(text: str, known: Iterable[str]) -> str:
+    """`did you mean …? ` with the names most like a word, for a message; empty where none is."""
+    close = get_close_matches(text, list(known), n=3, cutoff=0.6)
+    return f"did you mean {', '.join(close)}? " if close else ""
+
+
+def list_models(pattern: str = "*", source: str | None = None) -> list[str]:
+    """The backbones that `inflate` takes whose names match a glob such as `resnet*` or `timm/convnext*`.
+
+    A pattern matches timm's names with `timm/` and without. `source` is `torchvision` or `timm`.
+    """
+    found = qualified_names(source)
+    return [name for name in found if fnmatchcase(name, pattern) or fnmatchcase(name.rpartition("/")[2], pattern)]
 
 
 def parse(text: str) -> tuple[str, str]:

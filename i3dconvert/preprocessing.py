@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from i3dconvert.errors import FramesError
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,24 @@ class Preprocessing:
     interpolation: str = "bilinear"
 
     def __call__(self, image: Any) -> Tensor:
-        """A PIL image → `(3, size, size)`, float32."""
+        """Frames in uint8 `(T, H, W, 3)`, a tensor or an array → a clip `(3, T, size, size)`, float32.
+
+        A PIL image gives `(3, size, size)`. Raises `FramesError` for frames in another form.
+        """
+        return self._clip(image) if hasattr(image, "ndim") else self._picture(image)
+
+    def _clip(self, frames: Any) -> Tensor:
+        from PIL import Image
+
+        array = np.asarray(frames.cpu() if isinstance(frames, Tensor) else frames)
+        if array.ndim != 4 or array.shape[-1] not in (1, 3) or array.dtype != np.uint8 or not array.size:
+            raise FramesError(
+                f"frames are {array.shape} in {array.dtype}: give uint8 (T, H, W, 3), as decoders give them"
+            )
+        pictures = (Image.fromarray(one[..., 0] if array.shape[-1] == 1 else one) for one in array)
+        return torch.stack([self._picture(picture) for picture in pictures], 1)
+
+    def _picture(self, image: Any) -> Tensor:
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms import functional as tv
 
@@ -32,6 +52,14 @@ class Preprocessing:
         cropped = tv.center_crop(resized, [self.size, self.size])
         normalised: Tensor = tv.normalize(tv.to_tensor(cropped), list(self.mean), list(self.std))
         return normalised
+
+    @classmethod
+    def of_images(cls, shape: tuple[int, int, int]) -> Preprocessing:
+        """ImageNet's, for images `(C, H, W)`, which networks are trained with where nothing else is said."""
+        channels, height, width = shape
+        size = min(height, width)
+        usual = cls(size, round(size * 256 / 224))
+        return usual if channels == len(usual.mean) else usual.with_channels(channels)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames as a decoder gives them, `(N, T, H, W, C)` in uint8, as the network's clips `(N, C, T, H, W)`."""

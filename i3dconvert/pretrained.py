@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from i3dconvert import checkpoint
-from i3dconvert.checkpoint import Document
+from i3dconvert.checkpoint import document_of, network_in
 from i3dconvert.errors import CheckpointError, I3DError, first_line
 from i3dconvert.files import WEIGHTS
-from i3dconvert.hub import CONFIG, describe_in, named_origin
-from i3dconvert.lift.network import Network3d, inflation_of
+from i3dconvert.hub import CONFIG, describe_in, finetuned_by, named_origin
+from i3dconvert.labels import Given
+from i3dconvert.lift.network import Network3d
 
 try:
     from huggingface_hub import ModelHubMixin, snapshot_download
@@ -25,14 +28,16 @@ _OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_onl
 class _Pretrained(ModelHubMixin):
     """A network as the mixin saves and loads it."""
 
-    def __init__(self, network: Network3d, finetuned: bool = False) -> None:
-        self.network, self.finetuned = network, finetuned
+    def __init__(self, network: nn.Module, finetuned: bool = False, classes: Given = None) -> None:
+        self.network, self.finetuned, self.classes = network_in(network), finetuned, classes
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        origin = named_origin(self.network)
-        sha256 = checkpoint.save(self.network, save_directory / WEIGHTS, force=True, finetuned=self.finetuned)
-        document = Document(inflation_of(self.network), origin, sha256, self.finetuned)
+        named_origin(self.network)
+        path = save_directory / WEIGHTS
+        sha256 = checkpoint.save(self.network, path, force=True, finetuned=self.finetuned, classes=self.classes)
+        document = document_of(self.network, finetuned=self.finetuned, sha256=sha256)
         unproved = "it was saved from memory; `i3dconvert verify` checks it"
+        unproved = finetuned_by(document) if document.finetuned else unproved
         describe_in(save_directory, self.network, document, None, unproved, None)
 
     @classmethod
@@ -59,15 +64,15 @@ def from_pretrained(name: str | Path, **options: Any) -> Network3d:
     return network
 
 
-def save_pretrained(network: Network3d, folder: str | Path, finetuned: bool = False) -> None:
-    """Write `model.safetensors`, configuration, preprocessing and a card into `folder`.
+def save_pretrained(network: nn.Module, folder: str | Path, finetuned: bool = False, classes: Given = None) -> None:
+    """Write `model.safetensors`, configuration, preprocessing and a card into `folder`; see `save`.
 
-    Raises `CheckpointError`, and `ExportError` for a network that was made in memory.
+    Raises `CheckpointError`, `ClassesError`, and `ExportError` for a network that was made in memory.
     """
-    _Pretrained(network, finetuned).save_pretrained(folder)
+    _Pretrained(network, finetuned, classes).save_pretrained(folder)
 
 
-def push_to_hub(network: Network3d, name: str, finetuned: bool = False, **options: Any) -> str:
+def push_to_hub(network: nn.Module, name: str, finetuned: bool = False, classes: Given = None, **options: Any) -> str:
     """Upload what `save_pretrained` writes to the hub's repository `name`; returns its address."""
-    address: str = _Pretrained(network, finetuned).push_to_hub(name, **options)
+    address: str = _Pretrained(network, finetuned, classes).push_to_hub(name, **options)
     return address

@@ -103,7 +103,7 @@ def read_pickle(path: Path) -> Any:
     check_bounds(path)
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
-        with warnings.catch_warnings():
+        with torch.serialization.safe_globals(_inert_in(path)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols
             try:
                 return torch.load(path, mmap=True, **options)
@@ -120,6 +120,39 @@ def read_pickle(path: Path) -> Any:
     except Exception as error:  # noqa: BLE001 - a broken stream makes the unpickler raise whatever it comes upon
         reason = first_line(error)
         raise WeightsError(f"{path} is not a readable PyTorch file: {reason}") from None
+
+
+class Inert:
+    """Stands for an object of a trainer's that lies beside the weights: nothing of it is built, nothing is run."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Inert:
+        """Whatever it is given."""
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+_TRAINERS = (
+    *("argparse.Namespace", "pathlib.", "numpy.", "lightning.", "lightning_fabric.", "pytorch_lightning."),
+    *("mmengine.", "mmcv.", "mmpretrain.", "omegaconf.", "timm.", "torchmetrics.", "yacs.", "easydict."),
+)
+"""Whose objects lie in checkpoints beside the weights, by the beginnings of their names."""
+
+
+def _inert_in(path: Path) -> list[Any]:
+    """What stands for trainers' objects in a file; others are refused as they are come upon."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # noqa: BLE001 - no archive of torch's, or a broken one: reading it says so
+        return []
+    return [(Inert, name) for name in names if name.startswith(_TRAINERS)]
 
 
 def check_bounds(path: Path) -> None:

@@ -29,7 +29,7 @@ def convolutions_lifted(network: Network3d) -> bool:
         *(pytest.param(f"{n}", marks=pytest.mark.sweep) for n in ("fcn_resnet101", "deeplabv3_resnet50")),
     ],
 )
-@pytest.mark.parametrize("recipe", ["uniform", "volumetric"])
+@pytest.mark.parametrize("recipe", [pytest.param("uniform", marks=pytest.mark.slow), "volumetric"])
 def test_torchvision_segmentation(name: str, recipe: str) -> None:
     model, origin = Source(name, "random", size=64).load()
     assert origin.classes == 21

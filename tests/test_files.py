@@ -39,14 +39,15 @@ def normed() -> nn.Module:
 def model(schema: int) -> nn.Module:
     """The 2D network of the kept files: what each of them holds is this, inflated with `mean`.
 
-    In 2 with attention over all frames and a time embedding, in 3 with a norm within each frame.
+    In 2 with attention over all frames and a time embedding, in 3 with a norm within each frame, in 4 with a new head.
     """
     torch.manual_seed(0)
     if schema == 3:
         return normed()
     if schema == 2:
         return Tokens().eval()
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    body = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(*body, nn.Linear(4, 3 if schema == 4 else 2)).eval()
 
 
 @pytest.mark.parametrize("schema", range(1, SCHEMA + 1))

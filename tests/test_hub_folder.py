@@ -25,6 +25,7 @@ from i3dconvert.export import Exported
 from i3dconvert.files import replacing_in
 from i3dconvert.hub import base_model, write_folder
 from i3dconvert.lift.network import Network3d
+from i3dconvert.lift.seals import sealed
 from i3dconvert.verification import verify_file
 from tests.conftest import Run
 
@@ -121,6 +122,7 @@ def test_what_is_not_equal_is_not_written(tmp_path: Path) -> None:
     network = i3dconvert.inflate(NETWORK, weights="random")
     with torch.no_grad():
         network.get_parameter("conv5.0.weight").mul_(1.01)
+    network._i3d_seals = sealed(network.state_dict())  # as if it had been inflated so
     with pytest.raises(ExportError, match=r"not equal to its 2D network.*conv5\.0\.weight"):
         write_folder(network, tmp_path / "net")
     assert list(tmp_path.iterdir()) == []

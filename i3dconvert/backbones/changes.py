@@ -46,6 +46,10 @@ cross-modality pretraining (Wang et al., "Temporal Segment Networks", arXiv:1608
 channels of 3/N of the grey image. `repeat`: R, G, B, R, … scaled by 3/N, equal on an RGB image repeated."""
 
 
+OWN = "own"
+"""In the place of an `in_init`: the weights have kernels over these channels by themselves."""
+
+
 def default_in_init(channels: int) -> str:
     """`sum` for grey pictures and volumes, `mean` for stacks of optical flow and the rest."""
     return "sum" if channels == 1 else "mean"
@@ -88,6 +92,11 @@ class Changes:
         fresh = num_classes is not None
         return cls(channels, how, "fresh" if fresh else head, num_classes or 0, seed if fresh else 0)
 
+    @property
+    def before(self) -> Changes:
+        """What is changed before the network gets its weights, which were trained with it."""
+        return Changes(self.channels, OWN) if self.in_init == OWN else UNCHANGED
+
     def check(self) -> None:
         """Raise `BackboneError` for what can't be."""
         numbers = {"channels": MOST_CHANNELS, "classes": MOST_CLASSES, "seed": 2**63}
@@ -100,7 +109,7 @@ class Changes:
             raise BackboneError(f"no network with dilated {self.dilated!r}: it is like layer3=2,layer4=4")
         if type(self.same) is not bool:
             raise BackboneError(f"no network with same {self.same!r}: it is true or false")
-        if self.channels and self.in_init not in IN_INITS:
+        if self.channels and self.in_init not in (*IN_INITS, OWN):
             raise BackboneError(f"no --in-init {self.in_init!r}; known: {', '.join(IN_INITS)}")
         if self.head not in ("", "fresh", *HEADLESS):
             raise BackboneError(f"no head {self.head!r}; known: fresh, {', '.join(HEADLESS)}")
@@ -111,7 +120,12 @@ class Changes:
         Raises `BackboneError` where it has no RGB input, no feature maps, or a head that can't be told.
         """
         self.check()
-        if self.channels:
+        if self.channels and self.in_init == OWN:
+            for stem in _stems(model) if not _over(model, self.channels) else ():
+                kernels = stem.weight.new_empty(len(stem.weight), self.channels, *stem.weight.shape[2:])
+                stem.weight = nn.Parameter(kernels, stem.weight.requires_grad)
+                stem.in_channels = self.channels
+        elif self.channels:
             for stem in _stems(model):
                 adapted = IN_INITS[self.in_init].kernels(stem.weight.detach().double(), self.channels)
                 stem.weight = nn.Parameter(adapted.to(stem.weight.dtype).contiguous(), stem.weight.requires_grad)
@@ -148,11 +162,23 @@ STRUCTURE = ("without", "stem_stride", "stem_rank", "dilated", "same")
 
 def _stems(model: nn.Module, channels: int = 0) -> list[nn.Conv2d]:
     """The convolutions over an image, of RGB or of so many `channels`."""
-    wanted = channels or RGB
-    found = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels == wanted and m.groups == 1]
+    found = _over(model, channels or RGB)
     if not found:
         raise BackboneError("the network has no convolution over 3 channels whose kernels --in-channels could spread")
     return found
+
+
+def _over(model: nn.Module, channels: int) -> list[nn.Conv2d]:
+    return [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels == channels and m.groups == 1]
+
+
+def stem_channels(model: nn.Module, state: Mapping[str, Tensor]) -> int:
+    """The channels that the weights of a file have their first kernels over; 0 where they fit those over RGB."""
+    kernels = model.state_dict()
+    stems = {id(stem.weight) for stem in _over(model, RGB)}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in stems]
+    found = {state[name].shape[1] for name in names if name in state and state[name].dim() == kernels[name].dim()}
+    return found.pop() if len(found) == 1 and found != {RGB} else 0
 
 
 def principal(rank: int, kernels: Tensor) -> tuple[Tensor, Tensor]:

@@ -200,15 +200,16 @@ class Origin:
 
     def unchanged(self) -> Origin:
         """The 2D network as its weights were trained."""
-        channels = RGB if self.changes.channels else self.input[0]
-        return replace(self, changes=UNCHANGED, input=(channels, *self.input[1:]))
+        before = self.changes.before
+        channels = RGB if self.changes.channels and not before.channels else self.input[0]
+        return replace(self, changes=before, input=(channels, *self.input[1:]))
 
     def load(self, reference: Path | None = None, progress: bool = False) -> nn.Module:
         """The 2D network with its weights, from `reference` if given, else from where they came the first time.
 
         Raises `WeightsError` when they are not to be had, or are not the ones of the recorded hash.
         """
-        if self.changes != UNCHANGED:
+        if self.changes != self.changes.before:
             return self.changes.apply(self.unchanged().load(reference, progress))
         model = self.build()
         weights = self.weights if reference is None else Weights("file", path=str(reference))

@@ -9,7 +9,7 @@ from torch import nn
 
 from i3dconvert import trust
 from i3dconvert.backbones import user
-from i3dconvert.backbones.changes import HEADLESS, RGB, UNCHANGED, Changes
+from i3dconvert.backbones.changes import HEADLESS, OWN, RGB, UNCHANGED, Changes, stem_channels
 from i3dconvert.backbones.images import Shape, check_shape
 from i3dconvert.backbones.library import Library
 from i3dconvert.backbones.likely import likely
@@ -57,15 +57,18 @@ class Source:
         if state is not None:
             where = weights.path or f"{backbone.qualified} {weights}"
             state = backbone.canonical(state, model, where)
+            if changes.channels and stem_channels(model, state) == changes.channels:
+                changes = replace(changes, in_init=OWN)
+                model = changes.before.apply(model)
             if (count := classes_in(state, model, classes)) is not None:
                 backbone = Backbone.of(backbone.source, name, weights.name, count)
-                model, classes = build(backbone), count
+                model, classes = changes.before.apply(build(backbone)), count
         preprocessing = library2d.preprocessing(name, weights.name)
         if (changes.channels or changes.same) and backbone.arguments.get("transform_input"):
             # The network's own step from ImageNet's normalisation of RGB to this one.
             preprocessing = replace(preprocessing, mean=(0.5,) * RGB, std=(0.5,) * RGB)
             backbone = replace(backbone, arguments=dict(backbone.arguments) | {"transform_input": False})
-            model = build(backbone)
+            model = changes.before.apply(build(backbone))
         size = self.size or library2d.image_size(name, weights.name, backbone.arguments)
         shape = self.input or (library2d.channels(name, model, size), size, size)
         if state is None:
@@ -126,6 +129,8 @@ def _fit(model: nn.Module, state: State, where: str, backbone: Backbone) -> None
         other = likely(state, backbone.source, backbone.name)
         hint = f"; they look like those of {other}: i3dconvert inflate {other} -w {where}"
         hint = hint if other not in (None, backbone.qualified) else ""
+        if channels := stem_channels(model, state):
+            hint = f"; its first kernels are over {channels} channels: --in-channels {channels}"
         raise WeightsError(f"{error}{hint}") from None
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import timm
 import timm.data
+import torch
 from timm.models import PretrainedCfg
 from timm.models._hub import load_model_config_from_hf
 from torch import nn
@@ -52,6 +55,17 @@ def _config(name: str, weights: str | None) -> Any:
     return config
 
 
+def _filtered(state: State, model: nn.Module) -> State:
+    """A file of an older format, by the architecture's own `checkpoint_filter_fn`; as it is where that has no use."""
+    for cls in type(model).__mro__:
+        function = getattr(sys.modules.get(cls.__module__), "checkpoint_filter_fn", None)
+        if function is not None:
+            with suppress(Exception):  # what it makes of a file that is not of its architecture
+                found = function(dict(state), model)
+                return {key: tensor for key, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+    return state
+
+
 class Timm(Library):
     """timm's."""
 
@@ -88,7 +102,7 @@ class Timm(Library):
     def canonical(self, name: str, arguments: Mapping[str, Any], state: State, model: nn.Module) -> State:
         """The keys of a classifier's weights as the network without a head has them; else as they are."""
         if not arguments.get("features_only"):
-            return state
+            return state if state.keys() == model.state_dict().keys() else _filtered(state, model)
         flat = {key.replace(".", "_"): key for key in state}
         wanted = {key: key.removeprefix("model.").replace(".", "_") for key in model.state_dict()}
         return {key: state[flat[bare]] for key, bare in wanted.items() if bare in flat}

@@ -33,14 +33,33 @@ def unwrapped(state: State, wanted: Mapping[str, Tensor], where: str) -> State:
     Prefixes that `wanted` has too stay. What was left out is said, as an `I3DWarning`; `where` names the file.
     """
     state = {key: tensor for key, tensor in state.items() if key in wanted or key not in _COUNTERS}
-    prefix, found = max(_readings("", state), key=lambda reading: len(wanted.keys() & reading[1].keys()))
-    if others := [key for key in state if not key.startswith(prefix)]:
+    readings = [*_readings("", state), *((prefix, _within(state, prefix)) for prefix in _own_prefixes(state, wanted))]
+    prefix, found = max(readings, key=lambda reading: len(wanted.keys() & reading[1].keys()))
+    head = _head_beside(state, prefix, found, wanted)
+    if others := [key for key in state if not key.startswith(prefix) and key not in head.values()]:
         warnings.warn(
             f"{where} also holds {others[0]} and {len(others) - 1} more tensors; those under {prefix} were taken",
             I3DWarning,
             stacklevel=2,
         )
-    return found
+    return found | {name: state[key] for name, key in head.items()}
+
+
+def _head_beside(state: State, prefix: str, found: State, wanted: Mapping[str, Tensor]) -> dict[str, str]:
+    """The names of the head's tensors, and those that they have beside the backbone (MMPretrain's `head.fc`)."""
+    missing = [key for key in wanted if key not in found]
+    others = [key for key in state if not key.startswith(prefix)]
+    beside = {key.rpartition(".")[2]: key for key in others}
+    leaves = [key.rpartition(".")[2] for key in missing]
+    is_one_layer = len({key.rpartition(".")[0] for key in missing}) == 1 and sorted(leaves) == sorted(beside)
+    is_one_layer = is_one_layer and len(beside) == len(others)
+    return dict(zip(missing, (beside[leaf] for leaf in leaves), strict=True)) if prefix and is_one_layer else {}
+
+
+def _own_prefixes(state: State, wanted: Mapping[str, Tensor]) -> list[str]:
+    """What a module of a user's (`self.network = …`) puts before the names: whatever stands before a known one."""
+    known = next((key for key in wanted if key.count(".") > 1), next(iter(wanted), ""))
+    return [key.removesuffix(known) for key in state if known and key.endswith(f".{known}")]
 
 
 def _readings(prefix: str, state: State, depth: int = 0) -> Iterator[tuple[str, State]]:

@@ -1,8 +1,21 @@
 """The checkpoint: safetensors, the 2D network's own key names, and one JSON document that says all about its origin."""
 
 from i3dconvert.checkpoint.document import KEY, SCHEMA, Document
+from i3dconvert.checkpoint.present import class_names, document_of, name_classes, network_in
 from i3dconvert.checkpoint.reading import PICKLED, filled, finetuned, load, read, rebuild
+from i3dconvert.checkpoint.trained import Trained, sentence
 from i3dconvert.checkpoint.writing import Entry, entries_in, save, write
 
-__all__ = ["KEY", "PICKLED", "SCHEMA", "Document", "Entry"]
-__all__ += ["entries_in", "filled", "finetuned", "load", "read", "rebuild", "save", "write"]
+__all__ = ["KEY", "PICKLED", "SCHEMA", "Document", "Entry", "Trained"]
+__all__ += [
+    "class_names",
+    "document_of",
+    "entries_in",
+    "filled",
+    "finetuned",
+    "load",
+    "name_classes",
+    "network_in",
+    "read",
+]
+__all__ += ["rebuild", "save", "sentence", "write"]

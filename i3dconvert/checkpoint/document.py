@@ -5,21 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from i3dconvert.backbones import Origin
+from i3dconvert.backbones import Changes, Origin
+from i3dconvert.backbones.changes import HEADLESS, UNCHANGED
+from i3dconvert.checkpoint.trained import Trained
 from i3dconvert.errors import CheckpointError, I3DError, LayoutError
 from i3dconvert.files import check_text
 from i3dconvert.frameworks import Target, check_fits, framework_of, split
 from i3dconvert.kernels import Style
 from i3dconvert.lift.inflation import Inflation, Sizes
+from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import Recipe
 from i3dconvert.version import VERSION
 from i3dconvert.weights import State
 
-SCHEMA = 3
+SCHEMA = 4
 _MOST = 4096
 """Channels, frames and pixels that a file may be for."""
 KEY = "i3dconvert"
@@ -39,6 +42,14 @@ class Document:
     """The framework and the network of it that the tensors are named for, `NAME:NETWORK`; ours if empty."""
     intact: bool = True
     """Whether the document, when it was read, had the seal that it was written with."""
+    trained: Trained | None = None
+    """Which tensors moved since they were inflated, where that is known."""
+    exchanged: Mapping[str, Any] = field(default_factory=dict)
+    """What stands where the 2D network had something else, such as its head: see `lift.exchange`."""
+    classes: tuple[str, ...] = ()
+    """Their names, where a user gave them."""
+    changes: Changes = UNCHANGED
+    """Made to a 2D network in memory; those to a network by name are in its origin."""
 
     @classmethod
     def for_layout(cls, inflation: Inflation, origin: Origin | None, layout: str, **rest: Any) -> Document:
@@ -59,11 +70,36 @@ class Document:
 
     @property
     def schema(self) -> int:
-        """The oldest that says all of it: attention over time is new in 2, rules for norms and global pools in 3."""
+        """The oldest that says all of it.
+
+        Attention over time is new in 2, rules for norms and global pools in 3, exchanged modules and changes to
+        networks in memory in 4.
+        """
         rules, style = self.inflation.recipe.rules, self.inflation.style
+        if self.exchanged or self.changes != UNCHANGED:
+            return 4
         if any(rule.kind in ("norm", "global") for rule in rules):
             return 3
         return 2 if style.time_embedding != "none" or any(rule.kind == "attention" for rule in rules) else 1
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The user's own, or those of the 2D weights; none where they are not known."""
+        return self.classes or tuple(self.origin.class_names() if self.origin is not None else ())
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What pictures go through before the network; of one in memory, what most networks are trained with."""
+        if self.origin is not None:
+            return self.origin.preprocessing
+        return Preprocessing.of_images(self.inflation.input)
+
+    @property
+    def gives_classes(self) -> bool:
+        """Whether what it gives for a clip are scores of classes, as far as is known."""
+        if self.origin is None:
+            return True
+        return bool(self.origin.classes) and self.origin.changes.head not in HEADLESS
 
     @property
     def target(self) -> Target | None:
@@ -101,8 +137,14 @@ class Document:
             document["tried"] = [list(axis) for axis in self.inflation.tried]
         if self.inflation.constants:
             document["constants"] = dict(self.inflation.constants)
-        if self.layout:
-            document["layout"] = self.layout
+        beside_it: dict[str, Any] = {
+            "layout": self.layout,
+            "trained": self.trained.to_dict() if self.trained is not None else None,
+            "exchanged": dict(self.exchanged),
+            "classes": list(self.classes),
+            "changes": vars(self.changes) if self.changes != UNCHANGED else None,
+        }
+        document |= {key: value for key, value in beside_it.items() if value}
         if self.origin is not None:
             document["origin"] = self.origin.to_dict(beside)
         return json.dumps(document | {"seal": _seal(document)}, sort_keys=True)
@@ -134,8 +176,20 @@ class Document:
                 tried=tried,
             )
             intact = document["seal"] == _seal(document)
-            layout = str(document.get("layout", ""))
-            return cls(inflation, origin, str(document["sha256"]), bool(document["finetuned"]), layout, intact)
+            changes = Changes(**document.get("changes", {}))
+            changes.check()
+            return cls(
+                inflation,
+                origin,
+                str(document["sha256"]),
+                bool(document["finetuned"]),
+                str(document.get("layout", "")),
+                intact,
+                Trained.from_dict(document["trained"]) if "trained" in document else None,
+                dict(document.get("exchanged", {})),
+                tuple(map(str, document.get("classes", ()))),
+                changes,
+            )
         except I3DError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -9,24 +9,31 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from i3dconvert.backbones.in_memory import as_recorded
 from i3dconvert.backbones.origin import of_a_user
 from i3dconvert.backbones.wrappers import unwrapped
 from i3dconvert.checkpoint.document import KEY, Document
+from i3dconvert.checkpoint.present import note, note_document
 from i3dconvert.errors import CheckpointError, LayoutError, WeightsError
 from i3dconvert.files import check_input, in_folder
 from i3dconvert.frameworks import framework_of
-from i3dconvert.lift.network import Network3d, fill, inflation_of, origin_of, plan, set_origin
+from i3dconvert.lift.exchange import put
+from i3dconvert.lift.network import Network3d, fill, inflation_of, origin_of, plan
+from i3dconvert.lift.seals import sealed
 from i3dconvert.weights import State, classes_in, fit, nested, read_pickle, read_safetensors, read_state, tensors_in
 
 PICKLED = (".pth", ".pt", ".pyth")
 """The suffixes of what `torch.load` reads."""
 
 
-def read(path: Path) -> tuple[Document, State]:
-    """The document and the tensors (memory-mapped, under our names) of a checkpoint; raises `CheckpointError`."""
+def read(path: Path, pickled: bool | None = None) -> tuple[Document, State]:
+    """The document and the tensors (memory-mapped, under our names) of a checkpoint.
+
+    Whether it is a pickle, its suffix says by default. Raises `CheckpointError`.
+    """
     path = in_folder(path)
     check_input(path, CheckpointError, "a checkpoint that `i3dconvert inflate` wrote")
-    if path.suffix in PICKLED:
+    if path.suffix in PICKLED if pickled is None else pickled:
         metadata, state = _read_pickle(path)
     else:
         metadata, state = read_safetensors(path, CheckpointError, "i3dconvert checkpoint")
@@ -65,17 +72,22 @@ def rebuild(document: Document, model: nn.Module | None = None, where: str | Pat
     trial = of_a_user(document.origin)
     planned = plan(model, inflation.recipe, inflation.style, inflation.input, trial, inflation.constants)
     network = planned.network(model)
-    set_origin(network, document.origin)
+    put(network, document.exchanged)
+    note_document(network, document)
     return network
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> Network3d:
     """The 3D network in a checkpoint, in eval mode.
 
-    `model` is the 2D network, needed only for checkpoints of a user's own module. Raises `CheckpointError`.
+    `model` is the 2D network, needed only for checkpoints of a user's own module; it is left as it is. What the file
+    records of it (another head, other classes and channels) is done to a copy. Raises `CheckpointError`.
     """
     path = Path(path)
     document, state = read(path)
+    if model is not None:
+        changes = document.origin.changes if document.origin is not None else document.changes
+        model = as_recorded(model, changes, state)
     aligned = {key: _aligned(tensor) for key, tensor in state.items()}
     return filled(rebuild(document, model, path), aligned, path)
 
@@ -115,10 +127,11 @@ def _check_age(network: Network3d, state: Mapping[str, Tensor], path: Path) -> N
     )
 
 
-def finetuned(document: Document, weights: Path) -> Network3d:
+def finetuned(document: Document, weights: Path, inflated: Mapping[str, Tensor]) -> Network3d:
     """The network of a document with the state dict in `weights`, which may have another class count.
 
-    Raises `CheckpointError`, `WeightsError`.
+    `inflated` are the tensors of the document's file, from which the others have moved. Raises `CheckpointError`,
+    `WeightsError`.
     """
     network = rebuild(document)
     state = unwrapped(read_state(weights), network.state_dict(), str(weights))
@@ -133,6 +146,8 @@ def finetuned(document: Document, weights: Path) -> Network3d:
         name = document.origin.backbone.qualified
         hint = f"; these are 2D weights: i3dconvert inflate {name} -w {weights}" if flat else ""
         raise WeightsError(f"{error}{hint}") from None
+    network._i3d_seals = sealed(inflated)
+    note(network, finetuned=True)
     return network
 
 

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from i3dconvert.checkpoint.document import KEY, Document
-from i3dconvert.checkpoint.reading import PICKLED, check_is_ours
-from i3dconvert.errors import LayoutError
+from i3dconvert.checkpoint.present import document_of, network_in, note
+from i3dconvert.checkpoint.reading import PICKLED, check_is_ours, read, rebuild
+from i3dconvert.errors import CheckpointError, LayoutError, OutputError
 from i3dconvert.files import WEIGHTS, replacing, replacing_in
 from i3dconvert.frameworks import framework_of
 from i3dconvert.frameworks.framework import Place
-from i3dconvert.lift.network import Network3d, inflation_of, origin_of
+from i3dconvert.labels import Given
 from i3dconvert.weights import Digest, State, Stream, raw
 
 _DTYPES = {
@@ -41,10 +42,20 @@ class Entry:
 
 Pieces = Callable[[Entry], Iterable[Tensor]]
 """The parts of a tensor along its first axis, so that a large one need not be made as a whole."""
+ReadBack = Callable[[Path, bool], None]
 
 
-def write(path: Path, document: Document, entries: Iterable[Entry], pieces: Pieces, force: bool) -> str:
+def write(
+    path: Path,
+    document: Document,
+    entries: Iterable[Entry],
+    pieces: Pieces,
+    force: bool,
+    check: ReadBack = lambda path, pickled: None,
+) -> str:
     """Write a checkpoint, safetensors or by its suffix a `.pth`; returns the SHA-256 of its tensors.
+
+    `check` is given what was written, and whether that is a pickle, before it is put in place.
 
     Raises `OutputError`, and `LayoutError` when the document's layout has no place for a tensor; nothing is left at
     `path` then but what was there before.
@@ -55,9 +66,9 @@ def write(path: Path, document: Document, entries: Iterable[Entry], pieces: Piec
         with replacing_in(path, force) as folder:
             for name, content in target.files(document.origin).items():
                 (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            return _write_safetensors(folder / WEIGHTS, document, places, pieces, force)
+            return _write_safetensors(folder / WEIGHTS, document, places, pieces, force, check)
     write = _write_pickle if path.suffix in PICKLED else _write_safetensors
-    return write(path, document, places, pieces, force)
+    return write(path, document, places, pieces, force, check)
 
 
 def write_inflated(
@@ -85,16 +96,55 @@ def write_inflated(
     return write(path, document, entries, pieces, force), entries
 
 
-def save(network: Network3d, path: str | Path, force: bool = False, finetuned: bool = False, layout: str = "") -> str:
+def save(
+    network: nn.Module,
+    path: str | Path,
+    force: bool = False,
+    finetuned: bool = False,
+    layout: str = "",
+    classes: Given = None,
+) -> str:
     """Write an inflated network, its weights as they are now; returns the SHA-256 of its tensors.
 
-    `finetuned` notes in the file that the weights are no longer those of the 2D network; `layout` is the framework
-    whose names the tensors get, `NAME` or `NAME:NETWORK`. Raises `OutputError`, `LayoutError`.
+    Layers of torch's own that stand in the place of others, such as a new head, are kept. A network whose weights
+    moved since they were inflated is written as trained; what was written is read back before it is put in place.
+
+    Args:
+        network: also inside DDP, a moving average or `torch.compile`.
+        path: `.safetensors`, or `.pth`, `.pt`, `.pyth`; an existing file only with `force`.
+        finetuned: notes that the weights are no longer those of the 2D network, where nothing shows it.
+        layout: the framework whose names the tensors get, `NAME` or `NAME:NETWORK`.
+        classes: the names of the classes, or the path of a `.txt` or `.json` file with them.
+
+    Raises `CheckpointError`, naming what no file can keep (adapters, parametrizations, a cut network, classes of
+    others), `ClassesError`, `OutputError`, `LayoutError`.
     """
-    state = network.state_dict()
-    document = Document.for_layout(inflation_of(network), origin_of(network), layout, finetuned=finetuned)
+    inner, path = network_in(network), Path(path)
+    check_suffix(path, layout)
+    document, state = document_of(inner, layout, finetuned, classes), inner.state_dict()
     check_is_ours(document, layout)
-    return write(Path(path), document, entries_in(state), lambda entry: [state[entry.key].cpu()], force)
+    entries = entries_in(state)
+    sha256 = write(path, document, entries, lambda entry: [state[entry.key].cpu()], force, _read_back)
+    if classes is not None:
+        note(inner, classes=document.classes)
+    return sha256
+
+
+def check_suffix(path: Path, layout: str = "") -> None:
+    """Raise `OutputError` for a name that says another kind of file."""
+    folder = bool(layout) and framework_of(layout).suffix == ""
+    if not folder and path.suffix not in (".safetensors", *PICKLED):
+        suffixes = ", ".join((".safetensors", *PICKLED))
+        raise OutputError(f"{path} is no name of a checkpoint: its suffix is one of {suffixes}")
+
+
+def _read_back(path: Path, pickled: bool) -> None:
+    """Raise `CheckpointError` for a file, not yet in place, whose network is not that of its tensors."""
+    document, state = read(path, pickled)
+    if document.exchanged and document.origin is not None:
+        found = {key: tensor.shape for key, tensor in rebuild(document, where=path).state_dict().items()}
+        if wrong := sorted(key for key in found.keys() | state.keys() if key not in found or key not in state):
+            raise CheckpointError(f"the network can't be built again from a file: {wrong[0]}")
 
 
 def entries_in(state: Mapping[str, Tensor]) -> list[Entry]:
@@ -114,7 +164,7 @@ def _placed(document: Document, entries: list[Entry]) -> list[tuple[Place, Entry
 
 
 def _write_safetensors(
-    path: Path, document: Document, places: list[tuple[Place, Entry]], pieces: Pieces, force: bool
+    path: Path, document: Document, places: list[tuple[Place, Entry]], pieces: Pieces, force: bool, check: ReadBack
 ) -> str:
     """One piece at a time."""
     places = sorted(places, key=lambda placed: (-placed[1].dtype.itemsize, placed[0].name))
@@ -129,18 +179,20 @@ def _write_safetensors(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     total = Digest()
-    with replacing(path, force) as partial, partial.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for place, entry in places:
-            for piece in _hashed(total, entry, pieces):
-                file.write(raw(place.form.theirs(piece) if place.form else piece))
-        file.seek(8 + text.index(_UNKNOWN.encode()))
-        file.write(total.hexdigest().encode())
+    with replacing(path, force) as partial:
+        with partial.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for place, entry in places:
+                for piece in _hashed(total, entry, pieces):
+                    file.write(raw(place.form.theirs(piece) if place.form else piece))
+            file.seek(8 + text.index(_UNKNOWN.encode()))
+            file.write(total.hexdigest().encode())
+        check(partial, False)
     return total.hexdigest()
 
 
 def _write_pickle(
-    path: Path, document: Document, places: list[tuple[Place, Entry]], pieces: Pieces, force: bool
+    path: Path, document: Document, places: list[tuple[Place, Entry]], pieces: Pieces, force: bool, check: ReadBack
 ) -> str:
     """The document goes where torch keeps the versions of modules, so that the state dict holds tensors alone."""
     total = Digest()
@@ -150,8 +202,10 @@ def _write_pickle(
         state[place.name] = place.form.theirs(ours).contiguous() if place.form else ours
     state._metadata = {KEY: replace(document, sha256=total.hexdigest()).dumps(path.parent)}
     nest = framework_of(document.layout).nest if document.layout else None
-    with replacing(path, force) as partial, partial.open("wb") as file:
-        torch.save({nest: state} if nest else state, file)
+    with replacing(path, force) as partial:
+        with partial.open("wb") as file:
+            torch.save({nest: state} if nest else state, file)
+        check(partial, True)
     return total.hexdigest()
 
 

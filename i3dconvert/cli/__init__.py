@@ -9,6 +9,7 @@ import atexit
 import gc
 import io
 import os
+import re
 import signal
 import sys
 import warnings
@@ -18,9 +19,10 @@ from typing import Annotated, Any
 import typer
 
 from i3dconvert import __version__
-from i3dconvert.cli import bench, classify, export, inflate, inspect, list, report, trust, verify
-from i3dconvert.cli.render import show_error, show_warning
+from i3dconvert.cli import bench, classify, export, inflate, inspect, list, render, report, trust, verify
+from i3dconvert.cli.render import show_warning
 from i3dconvert.errors import I3DError, I3DWarning, first_line
+from i3dconvert.names import near
 
 app = typer.Typer(
     name="i3dconvert",
@@ -63,6 +65,23 @@ def _terminated(signum: int, frame: Any) -> None:
     raise SystemExit(128 + signum)
 
 
+def _wrong_usage(error: Any, as_json: bool) -> int:
+    """Say what click found wrong with the words, and what is like a value that is not known."""
+    message = error.format_message()
+    found = _NOT_ONE_OF.search(message)
+    hint = near(found[1], re.findall(r"'([^']+)'", found[2])).strip() if found else ""
+    if as_json:
+        render.show_error_as_json(f"{message}; {hint}" if hint else message)
+    else:
+        error.show()
+        if hint:
+            typer.echo(hint, err=True)
+    return int(error.exit_code)
+
+
+_NOT_ONE_OF = re.compile(r"'([^']+)' is not one of (.+)")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     signal.signal(signal.SIGTERM, _terminated)
@@ -72,8 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _warned
     # Python looks for cycles in all that is left when it ends; in what torch's import leaves, for most of a second.
     atexit.register(gc.freeze)
+    words = [*(sys.argv[1:] if arguments is None else arguments)]
+    show_error = render.show_error_as_json if "--json" in words else render.show_error
     try:
-        app(args=None if arguments is None else [*arguments], prog_name="i3dconvert")
+        return int(app(args=words, prog_name="i3dconvert", standalone_mode=False) or 0)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except I3DError as error:
@@ -83,6 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
+        if hasattr(error, "format_message"):  # click's, of wrong usage, whichever click typer has
+            return _wrong_usage(error, as_json="--json" in words)
+        if type(error).__name__ == "Abort":
+            return 130
         if os.environ.get("I3DCONVERT_DEBUG"):
             raise
         if isinstance(error, RuntimeError) and "allocate" in first_line(error):  # torch's word for it

@@ -8,10 +8,12 @@ import typer
 
 from i3dconvert.cli import render
 from i3dconvert.cli.options import Device, Dtype, Force, Init, Json, Plot, Quiet, complete_backbone
+from i3dconvert.names import near
 
 EXAMPLE = "Example: i3dconvert bench resnet50 densenet121 --runtime eager,onnx,onnx-plain --batch 1 --batch 2"
 
 
+USUAL, USUAL_OF_FILES = ("eager", "onnx", "onnx-plain"), ("onnx",)
 RUNTIMES = ("eager", "frames", "compile", "onnx", "onnx-plain", "openvino")
 
 
@@ -25,8 +27,12 @@ def command(
         ),
     ],
     runtime: Annotated[
-        str, typer.Option(help="Of eager, frames, compile, onnx, onnx-plain, openvino; commas between them.")
-    ] = "eager,onnx,onnx-plain",
+        str | None,
+        typer.Option(
+            help="Of eager, frames, compile, onnx, onnx-plain, openvino; commas between them.",
+            show_default="eager,onnx,onnx-plain; onnx of an ONNX file",
+        ),
+    ] = None,
     init: Annotated[
         Init, typer.Option(help="Of backbones; with mean all temporal taps are in use, as after fine-tuning.")
     ] = Init.center,
@@ -45,10 +51,10 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     """Time forward passes of inflated networks, runtimes side by side."""
-    wanted = [name.strip() for name in runtime.split(",")]
+    wanted = [name.strip() for name in runtime.split(",")] if runtime else []
     for name in wanted:
         if name not in RUNTIMES:
-            raise typer.BadParameter(f"no runtime {name!r}; known: {', '.join(RUNTIMES)}")
+            raise typer.BadParameter(f"no runtime {name!r}; {near(name, RUNTIMES)}known: {', '.join(RUNTIMES)}")
     if plot is not None:
         from i3dconvert.chart import check_chart
 
@@ -63,7 +69,7 @@ def command(
             Case(name, one, init.value, clips, frames, size, device.value, dtype.value, channels_last, runs)
             for name in networks
             for clips in batch or [1]
-            for one in wanted
+            for one in wanted or (USUAL_OF_FILES if name.endswith(".onnx") else USUAL)
         ]
         results = list(measure(cases, step))
         if plot is not None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.options import Force, Json, Plot, Quiet, complete_backbone
+from i3dconvert.cli.options import Classes, Force, Json, Plot, Quiet, complete_backbone
+
+if TYPE_CHECKING:
+    from i3dconvert.classification import Done
 
 EXAMPLE = "Example: i3dconvert classify resnet50.onnx clip.mp4    i3dconvert classify resnet50 clip.mp4 --plot line.svg"
 
@@ -24,8 +28,24 @@ def command(
         ),
     ],
     sources: Annotated[
-        list[Path], typer.Argument(help="Videos, directories of frames, pictures.", metavar="VIDEO|DIR|PICTURE...")
-    ],
+        list[Path] | None,
+        typer.Argument(
+            help="Videos, directories of frames, pictures.", metavar="VIDEO|DIR|PICTURE...", show_default=False
+        ),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--folder",
+            metavar="DIR",
+            help="All videos and pictures below it, a JSON line each; files that a run has done are passed over.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Of --folder.", show_default="DIR/classes.jsonl"),
+    ] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Classes to show.")] = 5,
     frames: Annotated[
         int | None, typer.Option("--frames", "-f", min=1, help="Of a window.", show_default="16, or the file's own")
@@ -46,6 +66,7 @@ def command(
         str, typer.Option("--weights", "-w", help="Of a backbone, as `inflate` takes them.")
     ] = "default",
     plot: Plot = None,
+    classes: Classes = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -55,21 +76,44 @@ def command(
         raise typer.BadParameter("--window is for --stream")
     if as_stream and frames is not None:
         raise typer.BadParameter("--frames is for windows; --stream goes by the network's own steps")
+    if bool(sources) == (folder is not None):
+        raise typer.BadParameter("name videos and pictures, or give --folder DIR")
+    if output is not None and folder is None:
+        raise typer.BadParameter("--output is for --folder")
+    if as_stream and folder is not None:
+        raise typer.BadParameter("--folder goes by windows, without --stream")
     if plot is not None:
         from i3dconvert.chart import check_chart
 
         check_chart(plot, force)
     with render.progress(quiet or json) as step:
         step("importing torch")
-        from i3dconvert.classification import classify, classify_live, load_classifier, load_live, mean_of, to_dict
+        from i3dconvert.classification import (
+            classify,
+            classify_folder,
+            classify_live,
+            load_classifier,
+            load_live,
+            mean_of,
+            to_dict,
+        )
 
         step(f"loading {network}")
+        found = {}
         if as_stream:
             live = load_live(network, weights, window)
-            found = {str(path): list(classify_live(live, path, stride, fps, top, step)) for path in sources}
+            for path in sources or ():
+                found[str(path)] = list(classify_live(live, path, stride, fps, top, step))
         else:
-            classifier = load_classifier(network, weights)
-            found = {str(path): list(classify(classifier, path, frames, stride, fps, top, step)) for path in sources}
+            classifier = load_classifier(network, weights, classes)
+            if folder is not None:
+                options: dict[str, Any] = {"frames": frames, "stride": stride, "fps": fps, "top": top}
+                chosen = output or folder / "classes.jsonl"
+                done = classify_folder(classifier, folder, chosen, step, force=force, **options)
+                _show_done(done, json, quiet)
+                return
+            for path in sources or ():
+                found[str(path)] = list(classify(classifier, path, frames, stride, fps, top, step))
         if plot is not None:
             from i3dconvert.chart import draw_timeline
 
@@ -82,6 +126,15 @@ def command(
         if not quiet and len(seen) > 1:
             render.show_table(("from s#", "to s#", "classes"), rows)
         render.show(f"{source}: {_best(seen[-1].best if as_stream else mean_of(seen, top))}")
+
+
+def _show_done(done: Done, json: bool, quiet: bool) -> None:
+    if json:
+        render.show_json(asdict(done) | {"output": str(done.output)})
+    elif not quiet:
+        rate = f" ({done.classified / max(done.seconds, 1e-9):.1f} a second)" if done.classified else ""
+        failed = f", {done.failed} can't be read: their lines say why" if done.failed else ""
+        render.show(f"{done.classified} files{rate}, {done.passed_over} done before{failed}; wrote {done.output}")
 
 
 def _best(classes: Iterable[tuple[str, float]]) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from i3dconvert.cli import render
 from i3dconvert.cli.inflate import default_ending
-from i3dconvert.cli.options import Dtype, File, Force, FromLayout, Json, Layout, Quiet, reader, the_checkpoint
+from i3dconvert.cli.options import Classes, Dtype, File, Force, FromLayout, Json, Layout, Quiet, reader, the_checkpoint
 
 if TYPE_CHECKING:
     from i3dconvert.lift.network import Network3d
@@ -82,6 +82,7 @@ def command(
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights written.", show_default="float32 in ONNX")] = None,
     layout: Layout = "",
     from_layout: FromLayout = "",
+    classes: Classes = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -128,10 +129,11 @@ def command(
 
         document, state = reader(from_layout)(path)
         if weights is not None:
-            network = checkpoint.finetuned(document, weights)
+            network = checkpoint.finetuned(document, weights, state)
         else:
             network = checkpoint.filled(checkpoint.rebuild(document, where=path), state, path)
         finetuned = document.finetuned or weights is not None
+        checkpoint.name_classes(network, classes)
         if safetensors:
             stored = cast(network, dtype.torch()) if dtype else network
             sha256 = checkpoint.save(stored, target, force, finetuned, layout)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.options import Dtype, Force, Init, Json, Layout, Quiet, complete_backbone
+from i3dconvert.cli.options import Classes, Dtype, Force, Init, Json, Layout, Quiet, complete_backbone
 
 if TYPE_CHECKING:
     from i3dconvert.backbones import Origin
@@ -100,7 +100,7 @@ def command(
     features: Annotated[bool, typer.Option("--features", help="timm: without the head, giving feature maps.")] = False,
     size: Annotated[
         int | None,
-        typer.Option("--size", "-s", min=1, help="Pixels to trace at.  [default: the backbone's]", show_default=False),
+        typer.Option("--size", "-s", min=8, help="Pixels to trace at.  [default: the backbone's]", show_default=False),
     ] = None,
     input_: Annotated[
         str,
@@ -113,6 +113,7 @@ def command(
         bool, typer.Option("--allow-nonfinite", help="Take weights with NaN or infinite values.")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where a convolution stays 2D.")] = False,
+    classes: Classes = None,
     force: Force = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every layer.")] = False,
     json: Json = False,
@@ -135,6 +136,7 @@ def command(
         from i3dconvert.backbones import Changes, Source
         from i3dconvert.inflation import Manner, inflate_to_file
         from i3dconvert.kernels import Style
+        from i3dconvert.labels import names_of
         from i3dconvert.lift.describe import describe
 
         step(f"inflating {backbone}")
@@ -143,7 +145,7 @@ def command(
         source = Source(backbone, weights, seed, features, size, allow_nonfinite, changes, shape)
         names = (init, padding, conv, temporal_pool, time_embedding)
         style = Style(*(name.value if name else "" for name in names))
-        manner = Manner(chosen, rules, style, dtype.torch() if dtype else None, layout, strict)
+        manner = Manner(chosen, rules, style, dtype.torch() if dtype else None, layout, strict, names_of(classes))
         written = inflate_to_file(source, path, manner, force, progress=not (quiet or json))
         layers = [] if quiet and not json else describe(written.network())
     if json:

@@ -60,6 +60,15 @@ File = Annotated[
 ]
 
 
+Classes = Annotated[
+    Path | None,
+    typer.Option(
+        "--classes",
+        metavar="FILE",
+        help="Names of the classes: a .txt file with one a line, or a .json file.",
+        show_default=False,
+    ),
+]
 Images = Annotated[
     list[Path] | None,
     typer.Option("--images", "-i", help="Pictures to compare on as well; repeatable.", show_default=False),

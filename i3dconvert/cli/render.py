@@ -34,6 +34,12 @@ def show_error(message: str) -> None:
     _console(stderr=True).print(f"error: {line}", style="bold red", markup=False)
 
 
+def show_error_as_json(message: str) -> None:
+    """`{"error": …, "hint": …}` on standard output; the hint, what to do, is what stands behind the first semicolon."""
+    error, _, hint = " ".join(message.split()).partition("; ")
+    show_json({"error": error, "hint": hint})
+
+
 def show_warning(message: str) -> None:
     """One yellow line on standard error."""
     _console(stderr=True).print(f"warning: {visible(message)}", style="yellow", markup=False)

@@ -75,7 +75,8 @@ def command(
             render.show(f"wrote {report}")
     if not found.passed:
         if not json:
-            render.show_error(f"{path} is not equal to its 2D network: {found.reason}")
+            what = "is damaged, or does not run" if found.trained else "is not equal to its 2D network"
+            render.show_error(f"{path} {what}: {found.reason}")
         raise typer.Exit(1)
 
 
@@ -94,4 +95,4 @@ def _show(report: Report, path: Path) -> None:
     for check in report.checks:
         render.show(f"{'ok  ' if check.passed else 'FAIL'} {check.name}: {check.detail}")
     if report.passed:
-        render.show(f"{path} equals its 2D network")
+        render.show(report.trained or f"{path} equals its 2D network")

@@ -46,6 +46,8 @@ class Report:
     pictures: list[Picture] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What was chosen for the user, and how to choose otherwise."""
+    trained: str = ""
+    """Of a trained network, what moved: it is not held against the 2D network any more."""
 
     @property
     def passed(self) -> bool:

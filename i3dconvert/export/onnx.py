@@ -19,10 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from i3dconvert.backbones import Origin
 from i3dconvert.backbones.changes import HEADLESS
-from i3dconvert.checkpoint.document import KEY, Document
+from i3dconvert.checkpoint import KEY, Document, document_of, network_in
 from i3dconvert.comparison.forward import evaluating, outputs
 from i3dconvert.comparison.report import Check
-from i3dconvert.errors import ExportError
+from i3dconvert.errors import CheckpointError, ExportError, OutputError
 from i3dconvert.export.checking import Compared, Shape
 from i3dconvert.export.deployed import BEST, SCORES, BestClasses, FromDecoder
 from i3dconvert.export.frames import FRAMES as FRAMES_OF_FORM
@@ -116,7 +116,9 @@ def export_onnx(
 
     Raises `ExportError`, `OutputError`, `MediaError`.
     """
-    path = Path(path)
+    path, network = Path(path), network_in(network)
+    if path.suffix != ".onnx":
+        raise OutputError(f"{path} is no name of an ONNX file: its suffix is .onnx")
     check_output(path, force)
     check_opset(opset)
     precision = "int8" if int8 else str(dtype).removeprefix("torch.")
@@ -436,8 +438,7 @@ def _store_as_bfloat16(model: Any) -> None:
 
 def describe(model: Any, network: Network3d, sha256: str, precision: str, finetuned: bool, beside: Path) -> None:
     """Put the document and the class names in; take the exporter's notes, stack traces among them, out."""
-    origin: Origin | None = origin_of(network)
-    document = Document(inflation_of(network), origin, sha256, finetuned)
+    document = _document(network, sha256, finetuned)
     values = (
         *model.graph.inputs,
         *model.graph.initializers.values(),
@@ -447,6 +448,13 @@ def describe(model: Any, network: Network3d, sha256: str, precision: str, finetu
         part.metadata_props.clear()
     model.metadata_props[KEY] = document.dumps(beside)
     model.metadata_props[PRECISION] = precision
-    names = origin.class_names() if origin is not None else []
-    if names:
+    if names := document.class_names:
         model.metadata_props[CLASSES] = json.dumps(names)
+
+
+def _document(network: Network3d, sha256: str, finetuned: bool) -> Document:
+    """What the file says of the network; of one that can't be built again from a file, not where it came from."""
+    try:
+        return document_of(network, finetuned=finetuned, sha256=sha256)
+    except CheckpointError:
+        return Document(inflation_of(network), None, sha256, finetuned=True)

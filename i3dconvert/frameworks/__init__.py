@@ -7,6 +7,7 @@ from pkgutil import iter_modules
 
 from i3dconvert.errors import LayoutError
 from i3dconvert.frameworks.framework import Framework, Target, check_fits, how_to_load
+from i3dconvert.names import near
 
 __all__ = ["FRAMEWORKS", "Framework", "Target", "check_fits", "framework_of", "how_to_load", "split"]
 
@@ -20,7 +21,7 @@ def framework_of(layout: str) -> Framework:
     """The framework that a layout names, `NAME` or `NAME:NETWORK`; raises `LayoutError`."""
     name = split(layout)[0]
     if name not in FRAMEWORKS:
-        raise LayoutError(f"no layout {name!r}; known: {', '.join(FRAMEWORKS)}")
+        raise LayoutError(f"no layout {name!r}; {near(name, FRAMEWORKS)}known: {', '.join(FRAMEWORKS)}")
     return FRAMEWORKS[name]
 
 

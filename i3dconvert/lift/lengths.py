@@ -78,6 +78,23 @@ def above_of(node: fx.Node) -> set[fx.Node]:
     return found
 
 
+def checked(graph: fx.Graph, frames: int) -> dict[fx.Node, int]:
+    """`lengths`, whose error says the numbers of frames nearby that go through."""
+    try:
+        return lengths(graph, frames)
+    except FramesError as error:
+        nearby = (*range(frames - 1, max(frames - _NEARBY, 0), -1), *range(frames + 1, frames + _NEARBY))
+        below = next((n for n in nearby if n < frames and left(graph, n)), None)
+        above = next((n for n in nearby if n > frames and left(graph, n)), None)
+        fitting = " or ".join(str(n) for n in (below, above) if n is not None)
+        if not fitting:
+            raise
+        raise FramesError(f"a clip of {fitting} frames goes through, one of {frames} does not: {error}") from None
+
+
+_NEARBY = 33
+
+
 def left(graph: fx.Graph, frames: int) -> int:
     """The fewest frames that there are at any node for a clip of `frames`; 0 where so many do not go through."""
     try:

@@ -18,20 +18,24 @@ import torch
 from torch import Tensor, fx, nn
 
 from i3dconvert.comparison.forward import given
-from i3dconvert.errors import CheckpointError, FramesError, I3DWarning, LiftError
+from i3dconvert.errors import CheckpointError, I3DWarning, LiftError
 from i3dconvert.kernels import Style
+from i3dconvert.labels import Given
 from i3dconvert.lift import layout, trainers
 from i3dconvert.lift.counterparts import is_layer
+from i3dconvert.lift.exchange import marks
 from i3dconvert.lift.graph import Lifted, lift
 from i3dconvert.lift.inflation import Inflation
-from i3dconvert.lift.lengths import left, lengths
+from i3dconvert.lift.lengths import checked
 from i3dconvert.lift.reading import Reading, read
+from i3dconvert.lift.seals import Seal, sealed
 from i3dconvert.lift.tree.blocks import Block, Chain
 from i3dconvert.lift.tree.calling import named
 from i3dconvert.lift.tree.code import Code
 from i3dconvert.lift.tree.cutting import Cut, cut
 from i3dconvert.lift.tree.flat import graph_of
 from i3dconvert.lift.tree.straight import Straight, straightened
+from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import Recipe
 
 HUB: dict[str, Callable[..., Any]] = {}
@@ -56,6 +60,8 @@ class Network3d(Block):
         """The flat graph of its layers and operations as they are now."""
         frames_left: Callable[[int], int]
         """T' for a clip of so many frames; raises `FramesError` when the recipe's strides do not allow that many."""
+        preprocessing: Preprocessing
+        """Makes a clip `(3, T, H, W)` in float32 of frames in uint8 `(T, H, W, 3)`."""
         head_name: str
         """The name of the linear layer that gives the scores."""
         reset_head: Callable[[int], None]
@@ -69,6 +75,7 @@ class Network3d(Block):
         "meta": lambda network: network.__dict__["_i3d_meta"],
         "gives_scores": lambda network: gives_scores(network),
         "graph": lambda network: graph_of(network),
+        "preprocessing": lambda network: preprocessing_of(network),
         "frames_left": lambda network: partial(frames_left, network),
         "head_name": lambda network: trainers.head_name(network),
         "reset_head": lambda network: partial(trainers.reset_head, network),
@@ -79,6 +86,8 @@ class Network3d(Block):
         super().__init__(code)
         self._i3d_inflation = inflation
         self._i3d_meta: dict[str, Any] = {"origin": None}
+        self._i3d_marks: dict[str, str] = {}
+        self._i3d_seals: dict[str, Seal] = {}
         self._i3d_carried: dict[str, Any] = {}
         self._i3d_warned = False
         self._i3d_parts: dict[str, Code] = {}
@@ -103,7 +112,7 @@ class Network3d(Block):
             try:
                 return super().forward(clip)
             except RuntimeError:
-                self._check_length(clip)
+                frames_left(self, clip.shape[2])  # where branches are out of step
                 raise
         return super().forward(clip)
 
@@ -113,25 +122,14 @@ class Network3d(Block):
         network: Network3d = _of_the_hub("from_pretrained")(name, **options)
         return network
 
-    def save_pretrained(self, folder: str | Path, finetuned: bool = False) -> None:
+    def save_pretrained(self, folder: str | Path, finetuned: bool = False, classes: Given = None) -> None:
         """`i3dconvert.save_pretrained`: write weights, configuration, preprocessing and a card into `folder`."""
-        _of_the_hub("save_pretrained")(self, folder, finetuned)
+        _of_the_hub("save_pretrained")(self, folder, finetuned, classes)
 
-    def push_to_hub(self, name: str, finetuned: bool = False, **options: Any) -> str:
+    def push_to_hub(self, name: str, finetuned: bool = False, classes: Given = None, **options: Any) -> str:
         """`i3dconvert.push_to_hub`: upload what `save_pretrained` writes; returns the repository's address."""
-        address: str = _of_the_hub("push_to_hub")(self, name, finetuned, **options)
+        address: str = _of_the_hub("push_to_hub")(self, name, finetuned, classes, **options)
         return address
-
-    def _check_length(self, clip: Any) -> None:
-        """Raise `FramesError` for a clip of a length at which branches of the network are out of step."""
-        count = clip.shape[2]
-        try:
-            frames_left(self, count)
-        except FramesError as error:
-            near = [n for n in range(max(count - 64, 1), count + 65) if left(graph_of(self), n)]
-            near = sorted(near, key=lambda n: abs(n - count))[:2]
-            lengths = f"; {' or '.join(map(str, sorted(near)))} frames go through" if near else ""
-            raise FramesError(f"a clip of {count} frames does not go through the network: {error}{lengths}") from None
 
     def _warn_of_size(self, clip: Any) -> None:
         """Warn, once, of heights and widths beyond those that were tried."""
@@ -208,6 +206,17 @@ def origin_of(network: nn.Module) -> Any:
     return network.__dict__["_i3d_meta"]["origin"]
 
 
+def preprocessing_of(network: nn.Module) -> Preprocessing:
+    """What frames go through before a network: `preprocessing_of(network)(frames)`.
+
+    It is called with frames in uint8 `(T, H, W, 3)` and gives a clip `(3, T, H, W)` in float32. Of a network in memory
+    it is ImageNet's, which most are trained with.
+    """
+    origin, usual = origin_of(network), Preprocessing.of_images(inflation_of(network).input)
+    found: Preprocessing = usual if origin is None else origin.preprocessing
+    return found
+
+
 def set_origin(network: Network3d, origin: Any) -> None:
     """Note where its 2D network came from."""
     network._i3d_meta["origin"] = origin
@@ -221,7 +230,7 @@ def gives_scores(network: Network3d) -> bool:
 
 def frames_left(network: Network3d, frames: int) -> int:
     """T' for a clip of `frames`; raises `FramesError` when the recipe's strides do not allow that many."""
-    return min(lengths(graph_of(network), frames).values())
+    return min(checked(graph_of(network), frames).values())
 
 
 def flattened(network: Network3d) -> Straight:
@@ -311,6 +320,7 @@ def fill(network: Network3d, state: Iterable[tuple[str, Tensor]]) -> Network3d:
     What is one parameter under several names in the 2D network is one here too, where its layers became 3D alike.
     """
     network.load_state_dict(dict(state), strict=True, assign=True)
+    network._i3d_seals = sealed(network.state_dict())
     fillings = inflation_of(network).fillings
     for first, *others in inflation_of(network).ties:
         parameter = network.get_parameter(first)
@@ -341,6 +351,7 @@ def _assemble(plan: Plan, model: nn.Module) -> Network3d:
     for name, module in network.named_modules():
         if name in modules:
             module.training = modules[name].training
+    network._i3d_marks = marks(network)
     return network
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from i3dconvert.errors import RecipeError
+from i3dconvert.names import near
 from i3dconvert.recipes.rules import InsertedPool, Recipe, Rule
 
 RESNET = Recipe(
@@ -132,4 +133,5 @@ def preset(name: str) -> Recipe:
     try:
         return PRESETS[name]
     except KeyError:
-        raise RecipeError(f"no preset {name!r}; known: {', '.join(PRESETS)}, or the path of a .toml file") from None
+        known = f"{near(name, PRESETS)}known: {', '.join(PRESETS)}, or the path of a .toml file"
+        raise RecipeError(f"no preset {name!r}; {known}") from None

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from i3dconvert.errors import RecipeError
+from i3dconvert.names import near
 
 Size = int | Literal["spatial"]
 Padding = Size | Literal["same"]
@@ -253,9 +254,11 @@ class Recipe:
         for rule in self.rules:
             if rule.layer != "*" and not any(rule.matches(name, kind) for name, kind in layers):
                 some = ", ".join(name for name, _ in layers[:3]) or "none"
+                parts = {name[:end] for name, _ in layers for end in [*_dots(name), len(name)]}
+                close = near(rule.layer.rstrip(".*"), sorted(parts))
                 raise RecipeError(
                     f"recipe {self.name!r} does not fit: its rule {str(rule)!r} matches no layer (there are {some}, "
-                    "…); --recipe uniform fits every network"
+                    f"…); --recipe uniform fits every network{close and f'; {close.strip()}'}"
                 )
         for pool in self.pools:
             if pool.after not in modules:
@@ -344,6 +347,10 @@ def _table(value: Any, where: str, schema: dict[str, type]) -> dict[str, Any]:
             "kernel), one of kind 'norm' or 'global' has the span 1 or 'all', and no other rule has one"
         )
     return value
+
+
+def _dots(name: str) -> list[int]:
+    return [place for place, one in enumerate(name) if one == "."]
 
 
 def parse_rule(text: str) -> Rule:

@@ -58,6 +58,10 @@ def _verdict(subjects: Sequence[Subject]) -> dict[str, str]:
         if subject.report is not None and not subject.report.passed:
             what = f"{subject.path.name} is not equal to its 2D network"
             return {"kind": "failed", "mark": "✗", "text": what, "why": subject.report.reason}
+    trained = [subject for subject in subjects if subject.report is not None and subject.report.trained]
+    if trained:
+        what = f"{trained[0].path.name} is trained"
+        return {"kind": "unproved", "mark": "–", "text": what, "why": trained[0].verdict}
     unproved = [subject for subject in subjects if subject.report is None]
     if unproved:
         what = f"{unproved[0].path.name} is not proved to equal a 2D network"

@@ -42,6 +42,8 @@ class Subject:
         """In words."""
         if self.report is None:
             return f"not proved: {self.unproved}"
+        if self.report.trained and self.report.passed:
+            return self.report.trained
         return "equals its 2D network" if self.report.passed else f"not equal to its 2D network: {self.report.reason}"
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,18 @@ def of_file(runtime: StreamRuntime, given: Tensor) -> Iterator[list[Tensor]]:
         if number >= runtime.delay:
             yield output
     yield from runtime.flush(state)
+
+
+def whole(path: Path, runtime: Runtime, frames: int | None) -> tuple[Callable[[Tensor], list[Tensor]], int | None]:
+    """How an ONNX file computes whole videos, as its input takes them, and how many frames it asks for, if any.
+
+    A stream gets as many steps as `frames` are, or one more than it is late.
+    """
+    if not is_stream(path):
+        return runtime, runtime.fixed("frames")
+    flow = StreamRuntime(path)
+    steps = -(-frames // flow.frames) if frames else flow.delay + 1
+    return lambda given: together(list(of_file(flow, given)), flow.spec.leaves), steps * flow.frames
 
 
 def together(steps: Sequence[Sequence[Tensor]], leaves: Sequence[Leaf | None]) -> list[Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from i3dconvert.errors import FramesError, StreamError
+from i3dconvert.export.frames import channels_last
 from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.streaming.form import Flow, Flowing, flowing
 from i3dconvert.streaming.layers import COLUMNS, ENDED, SIZE, STEPS
@@ -49,7 +50,7 @@ class Stream(nn.Module):
 
     def __init__(self, flowing: Flowing, channels: int, size: tuple[int, int], fixed: bool) -> None:
         super().__init__()
-        self.flow: Flow = copy.deepcopy(flowing.flow)  # it shares tensors with the network
+        self.flow: Flow = channels_last(copy.deepcopy(flowing.flow))  # it shares tensors with the network
         self.frames, self.delay, self.names = flowing.frames, flowing.delay, flowing.names
         self.leaves: tuple[Leaf | None, ...] = flowing.leaves
         self.channels, self.default_size, self.size = channels, size, size if fixed else None

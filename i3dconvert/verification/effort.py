@@ -14,7 +14,7 @@ from torch import nn
 from i3dconvert.comparison.forward import evaluating, replicated
 from i3dconvert.comparison.report import Report
 from i3dconvert.errors import FramesError, VerificationError
-from i3dconvert.lift.lengths import left, lengths
+from i3dconvert.lift.lengths import checked, left
 from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.lift.tree.flat import graph_of
 from i3dconvert.memory import check_room, has_room
@@ -82,7 +82,7 @@ def bounded(network: Network3d, settings: Settings, report: Report, progress: Pr
     least = inflation_of(network).minimum_frames
     usual = settings.frames or max(FRAMES, least)
     try:
-        lengths(graph_of(network), usual)
+        checked(graph_of(network), usual)
     except FramesError as error:
         raise FramesError(f"{error}; --frames {least}" if usual < least else str(error)) from None
     widest = max(settings.dtypes, key=lambda dtype: dtype.itemsize)

@@ -15,7 +15,7 @@ from i3dconvert.backbones.changes import IN_INITS
 from i3dconvert.checkpoint import Document
 from i3dconvert.comparison.forward import check_outputs, evaluating, outputs
 from i3dconvert.comparison.report import Check, Report
-from i3dconvert.errors import LayoutError
+from i3dconvert.errors import LayoutError, VerificationError
 from i3dconvert.frameworks import split
 from i3dconvert.lift.network import inflation_of
 from i3dconvert.progress import Progress, silent
@@ -23,6 +23,7 @@ from i3dconvert.verification.frameworks import check_framework
 from i3dconvert.verification.proof import verify
 from i3dconvert.verification.running import reference_of
 from i3dconvert.verification.settings import CLIPS, TOLERANCES, Settings
+from i3dconvert.verification.trained import verify_trained
 from i3dconvert.verification.weights import check_weights
 from i3dconvert.weights import State, digest
 
@@ -40,7 +41,9 @@ def verify_file(
 ) -> Report:
     """Check a checkpoint, or an exported `.onnx`, against the 2D network of its metadata.
 
-    `reference` is a file of 2D weights to use instead of the recorded origin; its hash must be the recorded one. With
+    Of trained weights, which equal no 2D network, `Report.trained` says what moved; that the file is whole,
+    loads, runs and exports is checked. `reference` is a file of 2D weights to use instead of the recorded origin; its
+    hash must be the recorded one. With
     `layout`, the tensors are also loaded into that framework's own network, whose forward pass is compared.
     Raises `CheckpointError`, `WeightsError`, `VerificationError`, `FramesError`, `LayoutError`.
     """
@@ -54,6 +57,13 @@ def verify_file(
     document, state = checkpoint.read(path)
     progress("integrity")
     integrity = _check_integrity(document, state)
+    if document.finetuned and document.is_ours:
+        if layout or settings.images:
+            raise VerificationError(f"{checkpoint.sentence(document.trained)}; leave --layout and --images out")
+        if not integrity.passed:
+            return Report([integrity], trained=checkpoint.sentence(document.trained))
+        report = verify_trained(document, state, path, settings, reference, progress)
+        return replace(report, checks=[integrity, *report.checks])
     progress("reading the 2D network")
     model2d = reference_of(document, path, reference)
     if not document.is_ours:
@@ -64,7 +74,8 @@ def verify_file(
         others = Check("network", False, "the network of the file's recipe has tensors of other shapes")
         return Report([integrity, weights, *([others] if weights.passed else [])])
     assert document.origin is not None
-    inputs = check_inputs(document.origin, reference) if document.origin.changes.channels else []
+    spread = document.origin.changes.in_init in IN_INITS
+    inputs = check_inputs(document.origin, reference) if spread else []
     report = verify(model2d, checkpoint.filled(network, state, path), settings, progress=progress)
     if layout:
         report.checks += check_framework(layout, document, state, model2d, settings, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from i3dconvert.export.runtime import TOLERANCES, Runtime, as_input, read_docume
 from i3dconvert.export.seal import broken
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.progress import Progress
-from i3dconvert.streaming.runtime import StreamRuntime, is_stream, of_file, together
+from i3dconvert.streaming.runtime import is_stream, whole
 from i3dconvert.verification.pictures import add_pictures, read_pictures
 from i3dconvert.verification.running import reference_of
 from i3dconvert.verification.settings import CLIPS, FRAMES, Settings
+from i3dconvert.verification.trained import verify_exported
 
 
 def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress: Progress) -> Report:
@@ -36,6 +38,9 @@ def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress
     if not report.passed:
         return report
     runtime = Runtime(path)
+    if document.finetuned:
+        trained = verify_exported(path, document, runtime, settings)
+        return replace(trained, checks=[*report.checks, *trained.checks])
     tolerance = settings.tolerance or TOLERANCES.get(runtime.precision)
     if tolerance is None:
         raise VerificationError(
@@ -45,6 +50,7 @@ def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress
     model2d = reference_of(document, path, reference)
     assert document.origin is not None
     origin = document.origin
+    check_fixed(path, runtime, settings)
     channels, height, width = origin.input
     height = runtime.fixed("height") or settings.size or height
     width = runtime.fixed("width") or settings.size or width
@@ -75,8 +81,20 @@ def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress
                 ours, count = torch.zeros_like(probabilities).scatter(1, classes, scores), classes.shape[1]
             else:
                 ours, count = value[0].float().softmax(-1), 5
-            add_pictures(report, settings.images, origin, probabilities, ours, min(count, 5))
+            add_pictures(report, settings.images, document.class_names, probabilities, ours, min(count, 5))
     return report
+
+
+def check_fixed(path: Path, runtime: Runtime, settings: Settings) -> None:
+    """Raise `FramesError` where a file takes clips of one length or size alone, and another is asked for."""
+    for axis, asked, option in (
+        ("frames", settings.frames, "--frames"),
+        ("height", settings.size, "--size"),
+        ("width", settings.size, "--size"),
+    ):
+        fixed = None if axis == "frames" and is_stream(path) else runtime.fixed(axis)
+        if asked is not None and fixed not in (None, asked):
+            raise FramesError(f"{path} takes clips of {axis} {fixed} alone: leave {option} {asked} out")
 
 
 def _check_integrity(path: Path) -> Check:
@@ -91,23 +109,21 @@ Run = Callable[[Tensor, int, Preprocessing], tuple[Tensor, list[Tensor]]]
 
 
 def _way(path: Path, runtime: Runtime, settings: Settings) -> tuple[Run, int | None]:
-    """How a file is run on images that are held still, and the frames that it asks for, if any.
-
-    A stream gets one step more than it is late, or what `settings` say.
-    """
-    if not is_stream(path):
-        return partial(_run, runtime), runtime.fixed("frames")
-    flow = StreamRuntime(path)
-    steps = -(-settings.frames // flow.frames) if settings.frames else flow.delay + 1
-    return partial(_run_stream, flow), steps * flow.frames
+    """How a file is run on images that are held still, and the frames that it asks for, if any."""
+    compute, frames = whole(path, runtime, settings.frames)
+    return partial(_run_stream, runtime, compute) if is_stream(path) else partial(_run, runtime), frames
 
 
 def _run_stream(
-    flow: StreamRuntime, images: Tensor, frames: int, preprocessing: Preprocessing
+    runtime: Runtime,
+    compute: Callable[[Tensor], list[Tensor]],
+    images: Tensor,
+    frames: int,
+    preprocessing: Preprocessing,
 ) -> tuple[Tensor, list[Tensor]]:
     """What the images mean as the file's input, and its outputs of all steps, to the end of the video."""
-    given, meant = as_input(replicated(images, frames), flow.runtime.dtype, preprocessing)
-    return meant[:, :, 0], together(list(of_file(flow, given)), flow.spec.leaves)
+    given, meant = as_input(replicated(images, frames), runtime.dtype, preprocessing)
+    return meant[:, :, 0], compute(given)
 
 
 def _run(runtime: Runtime, images: Tensor, frames: int, preprocessing: Preprocessing) -> tuple[Tensor, list[Tensor]]:

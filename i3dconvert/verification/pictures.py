@@ -24,10 +24,9 @@ def read_pictures(paths: Sequence[Path], origin: Origin | None) -> Tensor | None
 
 
 def add_pictures(
-    report: Report, paths: Sequence[Path], origin: Origin | None, reference: Tensor, value: Tensor, count: int = 5
+    report: Report, paths: Sequence[Path], names: Sequence[str], reference: Tensor, value: Tensor, count: int = 5
 ) -> None:
     """Put the best classes of each picture, by `(N, K)` probabilities, side by side; they must be the same."""
-    names = origin.class_names() if origin is not None else []
     for path, scores2d, scores3d in zip(paths, reference, value, strict=True):
         best = Picture(str(path), top_classes(scores2d, names, count), top_classes(scores3d, names, count))
         same = [name for name, _ in best.classes2d] == [name for name, _ in best.classes3d]

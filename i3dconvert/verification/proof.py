@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from i3dconvert.backbones import Origin
 from i3dconvert.backbones.changes import beheaded, head_of
+from i3dconvert.checkpoint import class_names
 from i3dconvert.comparison.alone import mixing
 from i3dconvert.comparison.forward import Narrowing, OwnRounding, check_outputs, given
 from i3dconvert.comparison.report import Check, Report
@@ -105,4 +106,4 @@ def _check_forward(
             scores = not of_features and reference[0].dim() == value[0].dim() == 2
             if what == "pictures" and dtype is settings.dtypes[-1] and scores:
                 ours, theirs = (logits[0].double().softmax(-1) for logits in (value, reference))
-                add_pictures(report, settings.images, origin, theirs, ours)
+                add_pictures(report, settings.images, class_names(network), theirs, ours)

@@ -33,6 +33,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return snapshot
 
 
+@pytest.mark.slow
 def test_inflate_and_verify(run: Run, hub: Path) -> None:
     done = run("inflate", "timm/resnet18", "-w", "hf-hub:someone/small", "-o", "net.safetensors")
     assert done.code == 0, done.err

@@ -42,7 +42,7 @@ def test_2d_weights_are_told_from_damaged_ones(checkpoint: Path, tmp_path: Path)
     for kernel, hint in ((state["conv1.weight"].sum(2), True), (state["conv1.weight"].flatten(), False)):
         torch.save(dict(state) | {"conv1.weight": kernel}, tmp_path / "weights.pth")
         with pytest.raises(WeightsError) as caught:
-            finetuned(document, tmp_path / "weights.pth")
+            finetuned(document, tmp_path / "weights.pth", state)
         assert ("these are 2D weights: i3dconvert inflate resnet18 -w" in str(caught.value)) == hint
 
 

@@ -80,6 +80,7 @@ def test_decoded_frames_in_best_classes_out(
     assert len(report.pictures[0].classes3d) == 3
 
 
+@pytest.mark.slow
 def test_a_wrong_normalisation_is_seen(network: Network3d, tmp_path: Path) -> None:
     done = export_onnx(network, tmp_path / "net.onnx", static=True, uint8_input=True, top_k=3)
     model = onnx.load(done.path)

@@ -101,6 +101,7 @@ def test_either_head_of_merlin_is_a_network(trained: Network3d, tmp_path: Path) 
         adopt(tmp_path / "merlin.pt", "i3resnet")
 
 
+@pytest.mark.slow
 def test_a_classifier_of_convolution_is_read_by_itself(trained: Network3d, tmp_path: Path) -> None:
     torch.save(heads(trained, classifier=7), tmp_path / "net.pth")
     document, state = adopt(tmp_path / "net.pth", "i3resnet")
@@ -157,6 +158,7 @@ def test_the_densenets_classifier_is_the_mean_over_the_frames_left(tmp_path: Pat
         adopt(tmp_path / "uneven.pth", "i3resnet")
 
 
+@pytest.mark.slow
 def test_how_far_kernels_have_left_their_inflated_state() -> None:
     model, _ = Source("resnet18", "random", size=32).load()
     for init, share in (("center", 0.0), ("mean", 2 / 3)):

@@ -47,6 +47,7 @@ def test_names_and_shapes_of_inception_i3d() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_what_a_reader_has_to_know_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     inflate_to_file(Source("googlenet", weights="random", size=64), Path("net.pt"), Manner(layout="pytorch-i3d"))

@@ -62,6 +62,7 @@ def test_medicalnet(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_grey_checkpoint_without_a_head(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     changes = Changes(1, "sum", "none")

@@ -633,5 +633,5 @@ class OddUnet(nn.Module):
 def test_a_length_at_which_branches_are_out_of_step_is_said_with_those_that_go_through() -> None:
     network = inflate(OddUnet(), "volumetric", size=16)
     assert network(torch.randn(1, 3, 6, 16, 16)).shape == (1, 3, 6, 16, 16)
-    with pytest.raises(FramesError, match=r"a clip of 5 frames does not go through .*4 or 6 frames go through"):
+    with pytest.raises(FramesError, match="a clip of 4 or 6 frames goes through, one of 5 does not"):
         network(torch.randn(1, 3, 5, 16, 16))

@@ -225,7 +225,7 @@ arguments = {
 lenient = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 
 
-@settings(max_examples=30, derandomize=True, deadline=None, suppress_health_check=lenient)
+@settings(max_examples=24, derandomize=True, deadline=None, suppress_health_check=lenient)
 @given(**arguments)
 def test_random_networks(net: nn.Module, recipe: Recipe, init: str, conv: str, seed: int) -> None:
     equal_or_refused(net, recipe, init, conv, seed)

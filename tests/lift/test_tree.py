@@ -100,7 +100,11 @@ SWIN = {"patch_size": [4, 4], "embed_dim": 24, "depths": [2, 2], "num_heads": [2
         (lambda: models.SwinTransformer(**SWIN, num_classes=5), "joint"),
         (lambda: models.VisionTransformer(64, 16, 2, 2, 32, 64, num_classes=5), "divided"),
         (lambda: models.shufflenet_v2_x0_5(num_classes=5), "uniform"),
-        (lambda: models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None), "volumetric"),
+        pytest.param(
+            lambda: models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None),
+            "volumetric",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["densenet", "swin", "swin-joint", "vit-divided", "shufflenet", "lraspp"],
 )

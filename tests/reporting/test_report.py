@@ -174,6 +174,7 @@ def test_energy_by_tap_sums_to_one_and_sees_a_moved_kernel() -> None:
     assert energy_by_tap(network.inflation, state)["conv1"] == pytest.approx((0.8, 0.2, 0.0))
 
 
+@pytest.mark.slow
 def test_commands_write_it_or_leave_nothing(run: Run, checkpoint: Path) -> None:
     few = ("--frames", 2, "--size", 64)
     assert run("verify", checkpoint, *few, "--report", "page.txt").code == 1

@@ -21,7 +21,7 @@ NETWORKS = (
     "squeezenet1_1",
     *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet50", "densenet121")),
 )
-QUICK = Settings(frames=4, size=32)
+QUICK = Settings()
 
 Array = numpy.ndarray
 Corruption = Callable[[Array, random.Random], None]

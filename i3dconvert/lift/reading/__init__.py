@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -200,9 +200,9 @@ class _Reader:
         image = torch.empty(images, self.channels, *size, dtype=dtype, device="meta")
         recorder = Recorder({**self.originals, **_names(network)}, self.is_whole)
         handles = recorder.hooked(network)
-        kernels = KernelsSeen()
+        kernels = None if self.kernels else KernelsSeen()
         try:
-            with kernels, recorder:
+            with kernels or nullcontext(), recorder:
                 output = network(recorder.input(image))
                 recorder.output = mapped(as_plain(output), recorder.ref)
         except LiftError:
@@ -217,7 +217,8 @@ class _Reader:
                 if not self.cleared:
                     self.cleared = True
                     raise _Cached
-        self.roots, self.kernels = self.roots or [network], self.kernels or kernels.kernels()
+        self.roots = self.roots or [network]
+        self.kernels = self.kernels if kernels is None else kernels.kernels()
         recorder.training = training
         return recorder
 

@@ -1,0 +1,147 @@
+"""What a network is now, and what a file says of that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from i3dconvert.backbones import Changes, Origin
+from i3dconvert.backbones.changes import UNCHANGED
+from i3dconvert.checkpoint.document import Document
+from i3dconvert.checkpoint.trained import Trained
+from i3dconvert.errors import CheckpointError, first_line
+from i3dconvert.labels import Given, check_count, names_of
+from i3dconvert.lift.exchange import exchanged
+from i3dconvert.lift.network import Network3d, inflation_of, origin_of, set_origin
+from i3dconvert.lift.reading import on_meta
+from i3dconvert.lift.seals import moved
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What is known of a network beside its modules and tensors."""
+
+    finetuned: bool = False
+    """Whether a user or a file said so."""
+    moved: frozenset[str] = field(default_factory=frozenset)
+    """Keys of the tensors that had moved when the network was read."""
+    classes: tuple[str, ...] = ()
+    changes: Changes = UNCHANGED
+    """Made to its 2D network, which was in memory."""
+
+
+def noted(network: Network3d) -> Noted:
+    """What is known of a network beside its modules."""
+    found: Noted = network.__dict__["_i3d_meta"].get("noted", Noted())
+    return found
+
+
+def note(network: Network3d, **known: Any) -> None:
+    """Note what is known of a network; the rest stays."""
+    network._i3d_meta["noted"] = replace(noted(network), **known)
+
+
+def note_document(network: Network3d, document: Document) -> None:
+    """Note of a network what its file says."""
+    set_origin(network, document.origin)
+    keys = document.trained.keys if document.trained is not None else ()
+    note(
+        network,
+        finetuned=document.finetuned,
+        moved=frozenset(keys),
+        classes=document.classes,
+        changes=document.changes,
+    )
+
+
+def class_names(network: nn.Module) -> list[str]:
+    """The names of a network's classes, by their numbers; none where they are not known."""
+    inner, origin = network_in(network), origin_of(network_in(network))
+    return list(noted(inner).classes or (origin.class_names() if origin is not None else ()))
+
+
+def name_classes(network: Network3d, classes: Given) -> None:
+    """Give a network's classes names, or the path of a file with them; raises `ClassesError`."""
+    if classes is not None:
+        note(network, classes=document_of(network, classes=classes).classes)
+
+
+def document_of(
+    network: Network3d, layout: str = "", finetuned: bool = False, classes: Given = None, sha256: str = ""
+) -> Document:
+    """What a file has to say of a network as it is now.
+
+    Raises `CheckpointError`, naming what no file can keep, `ClassesError`, and `LayoutError`.
+    """
+    origin: Origin | None = origin_of(network)
+    forms, known, state = exchanged(network, network._i3d_marks), noted(network), network.state_dict()
+    names = names_of(classes) or known.classes
+    outputs = _outputs(network, forms) if forms or (names and origin is None) else None
+    if origin is not None and outputs is not None:
+        origin = replace(origin, classes=outputs if _scores(forms, outputs, origin.classes) else 0)
+    count = origin.classes if origin is not None else outputs
+    if classes is not None:
+        check_count(names, count or 0)
+    trained = Trained.of(state, known.moved | moved(state, network._i3d_seals))
+    return Document.for_layout(
+        inflation_of(network),
+        origin,
+        layout,
+        sha256=sha256,
+        finetuned=finetuned or known.finetuned or trained is not None or bool(forms),
+        trained=trained,
+        exchanged=forms,
+        classes=names if len(names) == count else (),
+        changes=known.changes,
+    )
+
+
+def _outputs(network: Network3d, forms: Mapping[str, Any]) -> int | None:
+    """How many numbers it gives for a clip, by a run without arithmetic; None where it gives maps or several values."""
+    channels, *size = inflation_of(network).input
+    bare = on_meta(network).eval()
+    clip = torch.empty(1, channels, inflation_of(network).minimum_frames, *size, device="meta")
+    dtype = next((tensor.dtype for tensor in bare.parameters() if tensor.is_floating_point()), clip.dtype)
+    try:
+        with torch.no_grad():
+            found = bare(clip.to(dtype))
+    except Exception as error:
+        where = ", ".join(forms) or "its modules"
+        raise CheckpointError(f"the network does not run with what stands at {where}: {first_line(error)}") from error
+    return int(found.shape[1]) if isinstance(found, Tensor) and found.dim() == 2 else None
+
+
+_WITH_OUTPUTS = ("Linear", "Conv1d", "Conv2d", "Conv3d")
+
+
+def _scores(forms: Mapping[str, Any], outputs: int, classes: int) -> bool:
+    """Whether what a network gives are scores: as many as before, or of a layer that makes them."""
+    return outputs == classes or any(name in str(list(forms.values())) for name in _WITH_OUTPUTS)
+
+
+WRAPPERS = ("module", "_orig_mod")
+"""Where DDP, moving averages and `torch.compile` keep the network that they wrap."""
+
+
+def network_in(network: nn.Module) -> Network3d:
+    """The inflated network itself, out of the wrappers that training puts around it; raises `CheckpointError`."""
+    found: Any = network
+    while not isinstance(found, Network3d):
+        inner = next((found._modules[name] for name in WRAPPERS if found._modules.get(name) is not None), None)
+        if inner is None:
+            raise CheckpointError(_not_a_network(network))
+        found = inner
+    return found
+
+
+def _not_a_network(module: nn.Module) -> str:
+    what = f"{type(module).__module__}.{type(module).__qualname__}"
+    if what.startswith("peft."):
+        return f"{what} has adapters beside the network, which a file can't keep: tuned.merge_and_unload() gives it"
+    inner = next((name for name, child in module.named_modules() if isinstance(child, Network3d)), None)
+    hint = f"save the network in it, .{inner}" if inner else "save what inflate gave, and load gives"
+    return f"{what} is no inflated network: {hint}"

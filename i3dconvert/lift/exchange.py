@@ -1,0 +1,158 @@
+"""What stands in a network now where something else stood when it was made: as data that a file keeps, and back.
+
+Layers of torch's own, and `Sequential`s of them, can be kept.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from i3dconvert.errors import CheckpointError
+from i3dconvert.lift.trainers import NoHead
+
+OWN: Mapping[str, type[nn.Module]] = {
+    cls.__name__: cls
+    for cls in (
+        *(NoHead, nn.Identity, nn.Linear, nn.Flatten, nn.Conv1d, nn.Conv2d, nn.Conv3d),
+        *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
+        *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
+        *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
+        *(nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Softplus, nn.Softsign, nn.Softmax, nn.LogSoftmax),
+        *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
+    )
+}
+"""Layers that a file keeps, by their names: all that they are follows from the arguments of their classes."""
+
+HINTS: tuple[tuple[str, str], ...] = (
+    ("peft.", "merge the adapters first: network = tuned.merge_and_unload()"),
+    (
+        "torch.nn.utils.parametriz",
+        "take it off first: torch.nn.utils.parametrize.remove_parametrizations(module, name)",
+    ),
+    ("torch.distributed.", "gather the weights first, and load them into a network that is in one piece"),
+    ("torchao.", "save the network before it is quantised"),
+    ("torch.ao.", "save the network before it is quantised"),
+)
+"""What to do about modules of others', by the beginning of their homes."""
+
+KEPT = "a file keeps layers of torch.nn (Linear, Identity, Sequential of such), and heads of inflate(…, num_classes=)"
+
+Forms = Mapping[str, Any]
+"""By the names of modules, what stands there: `{"Linear": {arguments}}`, `{"Sequential": [[name, form], …]}`."""
+
+
+def marks(network: nn.Module) -> dict[str, str]:
+    """By the names of modules, what each is: its class, what it says of itself, the shapes of its own tensors."""
+    return {name: _mark(module) for name, module in network.named_modules(remove_duplicate=False)}
+
+
+def exchanged(network: nn.Module, made: Mapping[str, str]) -> dict[str, Any]:
+    """The forms of what stands in the network since it was `made`, of which these are the marks.
+
+    Raises `CheckpointError`, naming what a file can't keep.
+    """
+    found = dict(_exchanged(network, made, ""))
+    gone = [name for name in made if name and not _is_there(network, name) and not _within(name, found)]
+    if gone:
+        raise CheckpointError(
+            f"{gone[0]} was cut out of the network, which a file can't keep: put nn.Identity() in its place, or cut "
+            "the 2D network and inflate that"
+        )
+    return found
+
+
+def _exchanged(module: nn.Module, made: Mapping[str, str], name: str) -> Iterator[tuple[str, Any]]:
+    if name not in made or made[name] != _mark(module):
+        if not name:
+            raise CheckpointError(_refusal(module, "the network itself"))
+        yield name, form_of(module, name)
+        return
+    for key, child in module.named_children():
+        yield from _exchanged(child, made, f"{name}.{key}".lstrip("."))
+
+
+def form_of(module: nn.Module, name: str) -> Any:
+    """A module as data; raises `CheckpointError` for one that is not torch's own."""
+    if type(module) is nn.Sequential:
+        return {"Sequential": [[key, form_of(child, f"{name}.{key}")] for key, child in module.named_children()]}
+    cls = type(module)
+    if OWN.get(cls.__name__) is cls:
+        usual, given = _defaults(cls), {key: _argument(module, key) for key in _defaults(cls)}
+        form = {cls.__name__: {key: value for key, value in given.items() if value != usual[key]}}
+        if _mark(_built(form)) == _mark(module):
+            return form
+    raise CheckpointError(_refusal(module, name))
+
+
+def put(network: nn.Module, forms: Forms) -> None:
+    """Put modules without weights where these forms say; raises `CheckpointError` for damaged ones."""
+    for name, form in forms.items():
+        owner, _, last = name.rpartition(".")
+        try:
+            network.get_submodule(owner).add_module(last, _built(form).train(network.training))
+        except Exception as error:  # noqa: BLE001 - what a class of torch's raises for arguments that are none
+            raise CheckpointError(f"the file has a damaged module {name!r}: {error}") from None
+
+
+def _built(form: Any) -> nn.Module:
+    """The module of a form, on the meta device, where its size takes no memory."""
+    ((kind, arguments),) = form.items()
+    if kind == "Sequential":
+        module = nn.Sequential()
+        for key, child in arguments:
+            module.add_module(str(key), _built(child))
+        return module
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+    with torch.device("meta"):
+        return OWN[kind](**plain)
+
+
+def _defaults(cls: type[nn.Module]) -> dict[str, Any]:
+    """The arguments that say what a layer is, with their defaults: these are left out, as torch's versions differ."""
+    own = inspect.signature(cls).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {one.name: one.default for one in own if one.kind in kinds and one.name not in ("device", "dtype")}
+
+
+def _argument(module: nn.Module, key: str) -> Any:
+    """What a layer of torch's was built with."""
+    value: Any = getattr(module, key, None)
+    if key == "bias" and not isinstance(value, bool):
+        return value is not None
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _mark(module: nn.Module) -> str:
+    cls = type(module)
+    tensors: dict[str, Tensor | None] = {**module._parameters, **module._buffers}
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items() if tensor is not None}
+    says = module.extra_repr() if cls.__module__.startswith(("torch.nn.", "i3dconvert.")) else ""
+    return f"{cls.__module__}.{cls.__qualname__}({says}) {shapes}"
+
+
+def _is_there(network: nn.Module, name: str) -> bool:
+    try:
+        network.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def _within(name: str, found: Mapping[str, Any]) -> bool:
+    return any(name.startswith(f"{other}.") for other in found)
+
+
+def _refusal(module: nn.Module, name: str) -> str:
+    """What a module is that no file keeps, and what to do."""
+    cls = type(module)
+    home = f"{cls.__module__}.{cls.__qualname__}"
+    own = OWN.get(cls.__name__) is cls
+    what = f"a {cls.__name__} with tensors of others' making" if own else f"a {home}"
+    hints = (hint for start, hint in HINTS if home.startswith(start))
+    hint = next(hints, "take weight norm and the like off first" if own else KEPT)
+    return f"{name} is {what}, which a file can't keep: {hint}"

@@ -1,0 +1,110 @@
+"""What can still be proved of a trained network: that its file is whole, that it loads and runs, that it exports."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from i3dconvert import checkpoint
+from i3dconvert.checkpoint import Document, Trained
+from i3dconvert.comparison.forward import check_outputs, evaluating, outputs, replicated
+from i3dconvert.comparison.report import Check, Report
+from i3dconvert.errors import ExportError, I3DError
+from i3dconvert.export.runtime import TOLERANCES, Runtime, as_input
+from i3dconvert.lift.network import Network3d, inflation_of
+from i3dconvert.progress import Progress
+from i3dconvert.streaming.runtime import whole
+from i3dconvert.verification.running import run
+from i3dconvert.verification.settings import Settings, noise
+from i3dconvert.weights import State
+
+
+def verify_trained(
+    document: Document, state: State, path: Path, settings: Settings, reference: Path | None, progress: Progress
+) -> Report:
+    """Of a checkpoint: the network loads and runs, and onnxruntime gives what it gives."""
+    document = replace(document, trained=document.trained or trained_by(document, state, reference))
+    report = Report(trained=checkpoint.sentence(document.trained))
+    if document.origin is None:
+        report.notes.append("made from a module in memory: load(path, module) builds it, in Python")
+        return report
+    progress("loading")
+    network = checkpoint.filled(checkpoint.rebuild(document, where=path), state, path)
+    report.checks.append(_check_runs(network, settings))
+    if report.passed:
+        progress("exporting")
+        report.checks.append(_check_exports(network, settings, progress))
+    return report
+
+
+def trained_by(document: Document, state: State, reference: Path | None) -> Trained | None:
+    """What moved, by the 2D network itself; None where that is not to be had, or nothing is known of it."""
+    if document.origin is None:
+        return None
+    with suppress(I3DError):
+        state2d = document.origin.load(reference).state_dict()
+        inflation = inflation_of(checkpoint.rebuild(document))
+        own = [key for key in inflation.keys(state2d) if key in state]
+        inflated = {key: inflation.tensor(key, inflation.source(key, state2d)).to(state[key].dtype) for key in own}
+        return Trained.of(state, [key for key in state if key not in own or not torch.equal(inflated[key], state[key])])
+    return None
+
+
+def verify_exported(path: Path, document: Document, runtime: Runtime, settings: Settings) -> Report:
+    """Of an ONNX file: it gives what the network of the checkpoint beside it gives, where there is one."""
+    report = Report(trained=checkpoint.sentence(document.trained))
+    channels, *size = document.inflation.input
+    compute, fixed = whole(path, runtime, settings.frames)
+    frames = fixed or settings.frames or max(4, document.inflation.minimum_frames)
+    axes = zip(("height", "width"), size, strict=True)
+    height, width = (runtime.fixed(axis) or settings.size or one for axis, one in axes)
+    clip = torch.randn(runtime.fixed("batch") or 1, channels, frames, height, width)
+    given, meant = as_input(clip, runtime.dtype, document.preprocessing)
+    value = [tensor.float() for tensor in compute(given)]
+    finite = all(bool(tensor.isfinite().all()) for tensor in value)
+    report.checks.append(Check("runs", finite, f"onnxruntime gives {'' if finite else 'in'}finite values"))
+    beside = _checkpoint_beside(path, document)
+    tolerance = settings.tolerance or TOLERANCES.get(runtime.precision)
+    if beside is None or tolerance is None or runtime.names_best:
+        report.notes.append("not compared with torch: the checkpoint that it was exported from is not beside it")
+        return report
+    network = checkpoint.load(beside)
+    with evaluating(network, torch.float32):
+        expected = outputs(network(meant))
+    name = f"onnxruntime beside torch, {beside.name}, {frames}×{height}×{width}"
+    report.checks.append(check_outputs(name, expected, value, tolerance))
+    return report
+
+
+def _checkpoint_beside(path: Path, document: Document) -> Path | None:
+    """The checkpoint in the same folder that holds the tensors that were exported."""
+    for other in sorted(path.parent.glob("*.safetensors")):
+        with suppress(I3DError):
+            if checkpoint.read(other)[0].sha256 == document.sha256:
+                return other
+    return None
+
+
+def _check_runs(network: Network3d, settings: Settings) -> Check:
+    frames = settings.frames or inflation_of(network).minimum_frames
+    clip = replicated(noise(inflation_of(network).input, settings)[:1], frames).to(settings.device, torch.float32)
+    with evaluating(network, torch.float32, device=settings.device):
+        found = run("3D", network, clip)
+    finite = all(bool(tensor.isfinite().all()) for tensor in found)
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in found)
+    return Check("loads and runs", finite, f"{shapes}, {'all finite' if finite else 'with NaN or infinite values'}")
+
+
+def _check_exports(network: Network3d, settings: Settings, progress: Progress) -> Check:
+    from i3dconvert.export import export_onnx
+
+    with TemporaryDirectory() as folder:
+        try:
+            done = export_onnx(network, Path(folder) / "net.onnx", tolerance=settings.tolerance, progress=progress)
+        except ExportError as error:
+            return Check("exports", False, str(error))
+    return replace(done.check, name="exports: onnxruntime beside torch")
