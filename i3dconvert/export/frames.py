@@ -355,7 +355,9 @@ def _framewise_pool(module: Any, temporal: Temporal) -> nn.Module | None:
         starts_inside = temporal.stride <= temporal.span - temporal.after
         if not isinstance(pool, nn.MaxPool3d) or not starts_inside:
             return None
-    return FramesPool(pool_of_images(pool, temporal.kernel), temporal, isinstance(pool, nn.MaxPool3d), space)
+    largest = isinstance(pool, nn.MaxPool3d)
+    gaps = largest and temporal.dilation > 1 and not isinstance(module, PaddedPool3d)
+    return FramesPool(pool_of_images(pool, temporal.kernel), temporal, largest, space, gaps)
 
 
 def pool_of_images(pool: nn.MaxPool3d | nn.AvgPool3d, kernel: int) -> nn.Module:

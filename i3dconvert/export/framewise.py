@@ -22,17 +22,19 @@ class Mixing(nn.Module):
     """Gathers what each of T' temporal windows sees of the clip, tap by tap: a frame, or a row of its own in it.
 
     `first` holds the frame that each tap of the first window falls on, negative ones lying before the clip. Outside
-    the clip there are zeros, or the border frame is replicated.
+    the clip every value is `fill`, or the border frame is replicated.
     """
 
-    def __init__(self, temporal: Temporal, taps: tuple[int, ...], replicate: bool, rows: bool = False) -> None:
+    def __init__(
+        self, temporal: Temporal, taps: tuple[int, ...], replicate: bool, rows: bool = False, fill: float = 0.0
+    ) -> None:
         super().__init__()
         self.stride, self.rows = temporal.stride, len(taps) if rows else 1
         self.first = tuple(tap * temporal.dilation - temporal.before for tap in taps)
         keeps_length = temporal.stride == 1 and temporal.before + temporal.after == temporal.span - 1
         self.trivial = self.first == (0,) and keeps_length
         beyond = max(self.first) + temporal.before + temporal.after - temporal.span + 1 > 0
-        self.pads = not replicate and (min(self.first) < 0 or beyond)
+        self.pads, self.fill = not replicate and (min(self.first) < 0 or beyond), fill
 
     def forward(self, frames: Tensor, clips: int, length: int, after: int) -> Tensor:
         """`(N·T·rows, C, H, W)` → `(N·T', taps, C, H, W)`, T being `length` and T' `after`."""
@@ -55,7 +57,7 @@ class Mixing(nn.Module):
         seen = starts.unsqueeze(1) + torch.tensor(self.first, device=frames.device)
         index = seen.clamp(0, length - 1) * self.rows + (taps if self.rows > 1 else 0)
         if self.pads:
-            clip = torch.cat([clip, torch.zeros_like(clip[:, :1])], dim=1)
+            clip = torch.cat([clip, torch.full_like(clip[:, :1], self.fill)], dim=1)
             index = torch.where((seen < 0) | (seen >= length), length * self.rows, index)
         return clip, index
 
@@ -280,12 +282,17 @@ class MinimalConv(nn.Module):
 
 
 class FramesPool(nn.Module):
-    """A 3D pooling as a 2D one, and the largest or the mean of the frames in each temporal window."""
+    """A 3D pooling as a 2D one, and the largest or the mean of the frames in each temporal window.
 
-    def __init__(self, pool: nn.Module, temporal: Temporal, largest: bool, space: SpatialPad | None) -> None:
+    Outside the clip the border frame is replicated; for a window with `gaps`, which may miss it, nothing is there.
+    """
+
+    def __init__(
+        self, pool: nn.Module, temporal: Temporal, largest: bool, space: SpatialPad | None, gaps: bool = False
+    ) -> None:
         super().__init__()
         self.pool, self.largest, self.space = pool, largest, space
-        self.mixing = Mixing(temporal, tuple(range(temporal.kernel)), replicate=True)
+        self.mixing = Mixing(temporal, tuple(range(temporal.kernel)), replicate=not gaps, fill=float("-inf"))
 
     def forward(self, frames: Tensor, clips: int, length: int, after: int) -> Tensor:
         """`(N·T, C, H, W)` → `(N·T', C, H', W')`."""

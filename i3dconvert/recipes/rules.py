@@ -189,7 +189,6 @@ class Recipe:
         elif chosen["padding"] == "same":
             total = max(dilation * (kernel - 1) + 1 - stride, 0)
             before, after = total // 2, total - total // 2
-            ceil = False
         else:
             beyond = geometry.outside if chosen["padding"] == "spatial" else (0, 0)
             before, after = (number("padding") + frames for frames in beyond)

@@ -150,6 +150,7 @@ def test_fine_tuned_weights_with_another_head_export(run: Run) -> None:
     assert "trained: 1 of 21 kernels moved; equality with the 2D network no longer applies" in proved.out
 
 
+@pytest.mark.slow
 def test_pictures(run: Run, weight_file: Path) -> None:
     Image.linear_gradient("L").convert("RGB").save("gradient.png")
     run("inflate", "resnet18", "-w", weight_file)

@@ -81,6 +81,7 @@ def test_a_file_that_fails_in_a_session_as_users_make_it_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_tolerance_is_the_users_and_printed(run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import torch\n\ndef net():\n    return torch.nn.Conv2d(3, 4, 3)\n")
     assert run("inflate", "mine.py:net", "-w", "random", "-s", 16, "-o", "net.safetensors", "-q").code == 0

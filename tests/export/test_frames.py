@@ -40,6 +40,9 @@ CASES = (
 )
 
 
+SAME = Recipe("same", (Rule(kernel=1), Rule(layer="1", kernel=3, stride=2, padding="same")))
+
+
 def resnet10() -> ResNet:
     torch.manual_seed(0)
     return ResNet(BasicBlock, [1, 1, 1, 1])
@@ -210,6 +213,24 @@ def test_minimal_filtering_exports_with_any_number_of_tiles(
         clip = torch.randn(1, 3, frames, 32, 32)
         with torch.no_grad():
             assert relative_error(network(clip), runtime(clip)[0]) <= 1e-5, frames
+
+
+@pytest.mark.parametrize(
+    ("pool", "recipe"),
+    [
+        (nn.MaxPool2d(3, 1, 1, dilation=2), "volumetric"),
+        (nn.MaxPool2d(3, 2, 1, dilation=2), "volumetric"),
+        (nn.MaxPool2d(3, 2, 1, ceil_mode=True), SAME),
+        (nn.MaxPool2d(2, 2, ceil_mode=True), SAME),
+    ],
+    ids=["dilated", "dilated-strided", "ceil", "ceil-even"],
+)
+def test_pools_with_gaps_and_with_windows_that_are_cut_off(pool: nn.Module, recipe: str | Recipe) -> None:
+    network = inflate(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), pool), recipe, size=16)
+    for frames in (5, 6, 7, 8):
+        clip = torch.randn(2, 3, frames, 16, 16)
+        assert network(clip).shape[2] == network.frames_left(frames)
+        assert difference(network, frames_form(network), clip) < 1e-5
 
 
 def test_a_half_of_no_frames_is_padded_by_replication_too() -> None:
