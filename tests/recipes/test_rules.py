@@ -47,7 +47,8 @@ def test_an_even_kernel_stays_aligned_by_uneven_padding() -> None:
 def test_tensorflow_pads_the_odd_frame_behind() -> None:
     recipe = Recipe("r", (Rule(kernel=7, stride=2, padding="same"),))
     assert recipe.temporal("a", SPATIAL) == Temporal(7, 2, 2, 3)
-    assert Recipe("r", (Rule(kernel=2, stride=2, padding="same"),)).temporal("a", SPATIAL, True) == Temporal(2, 2, ceil=True)
+    even = Recipe("r", (Rule(kernel=2, stride=2, padding="same"),))
+    assert even.temporal("a", SPATIAL, True) == Temporal(2, 2, ceil=True)
     assert Recipe("r", (Rule(kernel=3, padding="same"),)).temporal("a", SPATIAL) == Temporal(3, 1, 1, 1)
 
 
