@@ -115,6 +115,7 @@ def test_ended_at_any_moment_nothing_is_left(signum: signal.Signals, folder: Pat
     words = ["inflate", "nets.py:net", "-w", "random", "-s", "16", "-o", "net.safetensors", "--force", "--seed", "1"]
     whole = min(seconds(lambda: in_child(lambda: main(words)).join()) for _ in range(2))  # the first one is cold
     codes = set()
+    signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
     for index in range(8):
         process = in_child(lambda: main(words))
         time.sleep(whole * (index + 1) / 16)

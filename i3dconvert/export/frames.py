@@ -195,6 +195,8 @@ class OverFrames:
             frames = self.convolved(f"{name}.spatial", module, frames, node, Temporal(), None)
             return self.convolved(f"{name}.temporal", module.temporal, frames, node, temporal, norm)
         if isinstance(module, nn.Conv3d):
+            if module.padding_mode != "zeros":  # one of the user's: ours have a padding of their own
+                return self.unfolded(node)
             return self.convolved(name, module, frames, node, temporal, norm)
         return self.pooled(name, module, frames, node, temporal)
 
@@ -281,6 +283,7 @@ def _norms_behind_convolutions(network: Network3d, graph: fx.Graph) -> dict[fx.N
         if (
             once
             and isinstance(convolution, nn.Conv3d)
+            and convolution.padding_mode == "zeros"
             and isinstance(norm, nn.BatchNorm3d)
             and norm.track_running_stats
         ):
@@ -350,6 +353,8 @@ def _framewise_pool(module: Any, temporal: Temporal) -> nn.Module | None:
     pool, space = (module.pool, module.space) if isinstance(module, PaddedPool3d) else (module, None)
     if not isinstance(pool, nn.MaxPool3d | nn.AvgPool3d):
         return None
+    if isinstance(pool, nn.AvgPool3d) and pool is module and temporal.before:
+        return None  # it averages zeros in, and not the border frames
     if temporal.ceil and temporal.kernel > 1 and temporal.stride > 1:
         # A last window that is cut off is as good as a full one for the largest, if it never starts behind the clip.
         starts_inside = temporal.stride <= temporal.span - temporal.after

@@ -233,6 +233,27 @@ def test_pools_with_gaps_and_with_windows_that_are_cut_off(pool: nn.Module, reci
         assert difference(network, frames_form(network), clip) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("place", "layer"),
+    [
+        (1, nn.MaxPool3d(2, ceil_mode=True)),
+        (1, nn.MaxPool3d((3, 2, 2), (2, 2, 2), (1, 0, 0))),
+        (2, nn.Conv3d(4, 4, 3, padding=1, padding_mode="replicate")),
+        (2, nn.Conv3d(4, 4, 3, padding=1, padding_mode="circular")),
+        (4, nn.AvgPool3d((3, 2, 2), (1, 2, 2), (1, 0, 0))),
+        (4, nn.AvgPool3d((3, 2, 2), (1, 2, 2), (1, 0, 0), count_include_pad=False)),
+        (4, nn.AvgPool3d(2, ceil_mode=True)),
+    ],
+)
+def test_a_layer_in_the_place_of_one_of_its_kind_acts_in_lengths_and_in_the_form(place: int, layer: nn.Module) -> None:
+    layers = nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+    network = inflate(nn.Sequential(*layers, nn.AvgPool2d(2)).eval(), "uniform", size=16)
+    network[place] = layer.eval()
+    clip = torch.randn(2, 3, 7, 16, 16)
+    assert network(clip).shape[2] == network.frames_left(7)
+    assert difference(network, frames_form(network), clip) < 1e-5
+
+
 def test_a_half_of_no_frames_is_padded_by_replication_too() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="replicate"), nn.Conv2d(4, 4, 3, stride=2))
     network = use_all_taps(inflate(model, "uniform", size=16))

@@ -7,6 +7,7 @@ from timm.layers import BlurPool2d, ScaledStdConv2d, StdConv2d
 from torch import Tensor, nn
 
 from i3dconvert import inflate
+from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import RecipeError
 from i3dconvert.recipes import Recipe, Rule
 from i3dconvert.verification import Settings, verify
@@ -203,3 +204,14 @@ def test_a_network_that_computes_in_float32_is_held_to_that() -> None:
     assert not verify(net, network, strict).passed
     network.get_parameter("conv.weight").data[0] *= 1.01
     assert not verify(net, network, PROOF).checks[1].passed
+
+
+@pytest.mark.parametrize("init", ["center", "mean"])
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_padding_modes_hold_for_a_single_frame(mode: str, init: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode)).double()
+    image = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    for recipe in ("uniform", "volumetric"):
+        with torch.no_grad():
+            found = inflate(model, recipe, init, size=16)(image.unsqueeze(2))
+            assert relative_error(model(image).unsqueeze(2), found) <= 1e-12

@@ -156,8 +156,10 @@ def _facts_now(module: nn.Module, known: dict[str, Any]) -> dict[str, Any]:
     """What is known of a call; of a layer that was replaced, what the new one does along time."""
     modules = list(module.modules())
     if any(cls.__qualname__ == known.get("kind") for inner in modules for cls in type(inner).__mro__):
-        return known
-    known = {key: value for key, value in known.items() if key not in ("temporal", "layer", "scores", "like")}
+        if type(module) not in _OVER_TIME:
+            return known
+    else:
+        known = {key: value for key, value in known.items() if key not in ("temporal", "layer", "scores", "like")}
     layer: Any = next((inner for inner in modules if isinstance(inner, _OVER_TIME)), None)
     if layer is None:
         return known
@@ -166,7 +168,8 @@ def _facts_now(module: nn.Module, known: dict[str, Any]) -> dict[str, Any]:
     )
     transposed = isinstance(layer, nn.ConvTranspose3d)
     after = _first(layer.output_padding) if transposed else padding
-    return known | {"temporal": Temporal(kernel, stride, padding, after, dilation, transposed=transposed)}
+    ceil = bool(getattr(layer, "ceil_mode", False))
+    return known | {"temporal": Temporal(kernel, stride, padding, after, dilation, ceil, transposed)}
 
 
 _OVER_TIME = (nn.Conv3d, nn.ConvTranspose3d, nn.MaxPool3d, nn.AvgPool3d)
