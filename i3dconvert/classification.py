@@ -21,7 +21,7 @@ from i3dconvert.errors import BackboneError, CheckpointError, FramesError, Media
 from i3dconvert.export.runtime import CLASSES, Runtime, as_input, read_document, read_metadata
 from i3dconvert.inflation import inflate
 from i3dconvert.labels import Given, check_count, names_of
-from i3dconvert.lift.network import gives_scores, inflation_of, origin_of
+from i3dconvert.lift.network import gives_scores, inflation_of
 from i3dconvert.media import PICTURES, Frame, duration, is_picture, stream
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.progress import Progress, silent
@@ -144,12 +144,13 @@ class Live:
         return tuple((self.names[index] if self.names else f"class {index}", score) for index, score in pairs)
 
 
-def load_live(network: str, weights: str = "default", window: int | None = None) -> Live:
+def load_live(network: str, weights: str = "default", window: int | None = None, classes: Given = None) -> Live:
     """The stream of a checkpoint or of a backbone by its name, or an `.onnx` file that `export --stream` wrote.
 
-    Raises `StreamError`, `CheckpointError`, `BackboneError`, `WeightsError`.
+    `classes` are the names of the classes, or a file with them; by default the network's own. Raises `StreamError`,
+    `CheckpointError`, `BackboneError`, `WeightsError`, `ClassesError`.
     """
-    path = Path(network)
+    path, names = Path(network), names_of(classes)
     if path.suffix == ".onnx":
         document, flow = read_document(path), StreamRuntime(path)
         if document.origin is None or [one.axis for one in flow.spec.outputs] not in ([None], [None, None]):
@@ -159,11 +160,13 @@ def load_live(network: str, weights: str = "default", window: int | None = None)
         def run(clip: Tensor, state: Any) -> tuple[list[Tensor], Any]:
             return flow.step(as_input(clip, flow.runtime.dtype, preprocessing)[0], state)
 
-        return Live(partial(flow.start, 1), run, flow.flush, flow.frames, flow.delay, preprocessing, _names(path))
+        return Live(
+            partial(flow.start, 1), run, flow.flush, flow.frames, flow.delay, preprocessing, names or _names(path)
+        )
     is_file = path.suffix in (".safetensors", *PICKLED) or path.exists()
     model = checkpoint.load(path) if is_file else inflate(network, weights=weights)
-    origin = origin_of(model)
-    if not gives_scores(model) or not origin.classes:
+    document = checkpoint.document_of(model)
+    if not gives_scores(model) or not document.gives_classes:
         raise CheckpointError(f"{network} gives no class scores for a video")
     live = stream_of(model.eval().float(), window)
 
@@ -174,9 +177,9 @@ def load_live(network: str, weights: str = "default", window: int | None = None)
     def flush(state: Any) -> list[list[Tensor]]:
         return [[output] for output in live.flush(state)]
 
-    size = origin.preprocessing.size
-    begin = partial(live.start, 1, size, size)
-    return Live(begin, step, flush, live.frames, live.delay, origin.preprocessing, tuple(origin.class_names()))
+    preprocessing = document.preprocessing
+    begin = partial(live.start, 1, preprocessing.size, preprocessing.size)
+    return Live(begin, step, flush, live.frames, live.delay, preprocessing, names or document.class_names)
 
 
 def classify_live(

@@ -101,7 +101,7 @@ def command(
         step(f"loading {network}")
         found = {}
         if as_stream:
-            live = load_live(network, weights, window)
+            live = load_live(network, weights, window, classes)
             for path in sources or ():
                 found[str(path)] = list(classify_live(live, path, stride, fps, top, step))
         else:
