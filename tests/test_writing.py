@@ -29,6 +29,7 @@ def net():
     return nn.Sequential(nn.Conv2d(3, 256, 3), nn.Conv2d(256, 256, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 """
 FORK = multiprocessing.get_context("fork")
+ENDING = (signal.SIGINT, signal.SIGTERM)
 
 Work = Callable[[], object]
 
@@ -64,14 +65,21 @@ def export_for_ever() -> None:
 
 
 def in_child(work: Work) -> multiprocessing.context.ForkProcess:
+    """A forked process. A signal waits until the work begins: in the hooks of fork it would end the tests' own loop."""
+
     def body() -> None:
         torch.set_num_threads(1)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         code = work()
         os._exit(code if isinstance(code, int) else 0)
 
     process = FORK.Process(target=body)
-    process.start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return process
 
 
