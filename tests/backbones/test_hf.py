@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ CLASSES = """
     ResNet RegNet ConvNext ConvNextV2 Swin Swinv2 ViT Dinov2 DeiT Beit MobileNetV2 EfficientNet Segformer PvtV2 Bit
     Levit
 """.split()
+WITHOUT_ATTENTION = {"RegNet", "ConvNext", "ConvNextV2", "MobileNetV2", "EfficientNet", "Bit"}
 LABELS = {0: "cat", 1: "dog", 2: "clip"}
 
 
@@ -41,10 +44,15 @@ def save(name: str, folder: Path, **preprocessor: Any) -> torch.nn.Module:
     return network
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in ("ResNet", "ViT") else pytest.param(name, marks=pytest.mark.slow) for name in CLASSES]
-)
-@pytest.mark.parametrize("recipe", ["uniform", "joint"])
+def cases() -> Iterator[Any]:
+    for name, recipe in product(CLASSES, ("uniform", "joint")):
+        if name in ("ResNet", "ViT"):
+            yield name, recipe
+        elif recipe == "uniform" or name not in WITHOUT_ATTENTION:
+            yield pytest.param(name, recipe, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "recipe"), cases())
 def test_equal_under_its_own_names(name: str, recipe: str, tmp_path: Path) -> None:
     theirs = save(name, tmp_path / "net")
     model, origin = Source(f"hf/{tmp_path / 'net'}", size=64).load()

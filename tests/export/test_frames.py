@@ -67,7 +67,7 @@ def difference(network: Network3d, form: nn.Module, clip: torch.Tensor) -> float
 @pytest.mark.parametrize(
     ("init", "tuned"),
     [
-        pytest.param("center", False, marks=pytest.mark.slow),  # all taps in use are the harder case
+        pytest.param("center", False, marks=pytest.mark.sweep),  # all taps in use are the harder case
         ("mean", True),
         pytest.param("center", True, marks=pytest.mark.sweep),
         pytest.param("mean", False, marks=pytest.mark.sweep),

@@ -28,7 +28,7 @@ SWEPT = (
 @pytest.mark.parametrize(
     ("name", "optimize"),
     [
-        pytest.param("resnet50", True, marks=pytest.mark.slow),
+        pytest.param("resnet50", True, marks=pytest.mark.sweep),
         pytest.param("resnet18", False, marks=pytest.mark.slow),
         *(pytest.param(name, form, marks=pytest.mark.sweep) for name in SWEPT for form in (True, False)),
     ],

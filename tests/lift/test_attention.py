@@ -138,8 +138,12 @@ def features(network: Network3d, clip: Tensor) -> Tensor:
 SMALL = {name for name in NETWORKS if name.startswith(("vit", "deit", "beit", "eva", "cait", "swin_tiny"))}
 
 
+MARKS = {"gcvit_xxtiny": pytest.mark.sweep, "twins_svt_small": pytest.mark.sweep}
+
+
 @pytest.mark.parametrize(
-    "name", [name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+    "name",
+    [name if name in SMALL else pytest.param(name, marks=MARKS.get(name, pytest.mark.slow)) for name in NETWORKS],
 )
 def test_equal_on_a_still_clip_and_seeing_every_frame_of_a_moving_one(name: str) -> None:
     model, size = build(name)

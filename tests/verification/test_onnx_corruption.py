@@ -19,7 +19,8 @@ from i3dconvert.verification import Settings, verify_file
 
 NETWORKS = (
     "squeezenet1_1",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet50", "densenet121")),
+    pytest.param("resnet50", marks=pytest.mark.slow),
+    pytest.param("densenet121", marks=pytest.mark.sweep),
 )
 QUICK = Settings()
 
