@@ -183,11 +183,16 @@ def default_ending(layout: str) -> tuple[str, bool]:
 
 def show_layout(layout: str, origin: Origin) -> None:
     """What a framework's user has to know of weights in its layout."""
-    from i3dconvert.frameworks import framework_of, how_to_load, split
+    from i3dconvert.frameworks import framework_of, how_to_load, split, statements
 
     framework, network = framework_of(layout), split(layout)[1]
     target = framework.target(origin.backbone.qualified, network)
-    render.show(f"loads into {framework.name}'s {target.name}: {how_to_load(target, origin)}")
+    pasted, channels = statements(target, origin), origin.input[0]
+    render.show(f"loads into {framework.name}'s {target.name}:")
+    for line in pasted or [how_to_load(target, origin)]:
+        render.show(line)
+    if pasted and channels != 3 and "{channels}" not in target.built_by:
+        render.show(f"note: it is built for 3 channels; replace its first convolution by one of {channels}")
     if target.note:
         render.show(f"note: {target.note}")
 

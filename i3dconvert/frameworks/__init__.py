@@ -6,10 +6,10 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from i3dconvert.errors import LayoutError
-from i3dconvert.frameworks.framework import Framework, Target, check_fits, how_to_load
+from i3dconvert.frameworks.framework import Framework, Target, check_fits, how_to_load, statements
 from i3dconvert.names import near
 
-__all__ = ["FRAMEWORKS", "Framework", "Target", "check_fits", "framework_of", "how_to_load", "split"]
+__all__ = ["FRAMEWORKS", "Framework", "Target", "check_fits", "framework_of", "how_to_load", "split", "statements"]
 
 _MODULES = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
 _FOUND: list[Framework] = [module.FRAMEWORK for module in _MODULES if hasattr(module, "FRAMEWORK")]

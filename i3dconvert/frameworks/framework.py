@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -46,7 +48,7 @@ class Target:
     build: Callable[[Origin], nn.Module]
     """Builds it, called with clips `(N, C, T, H, W)` it gives scores or features."""
     built_by: str
-    """The same, as the framework's users write it."""
+    """The same, as the framework's users write it: `{name}`, `{depth}`, `{classes}` and `{channels}` are filled in."""
     note: str = ""
     """What a user has to know of its weights."""
     keys: Rows = ()
@@ -237,7 +239,22 @@ def called(network: nn.Module, given: Call | None = None, gives: Call | None = N
 def how_to_load(target: Target, origin: Origin) -> str:
     """How the framework's users build the network that the weights load into."""
     backbone = origin.backbone
-    return target.built_by.format(name=backbone.model, depth=backbone.depth, classes=origin.classes)
+    sizes = {"depth": backbone.depth, "classes": origin.classes, "channels": origin.input[0]}
+    return target.built_by.format(name=backbone.model, **sizes)
+
+
+def statements(target: Target, origin: Origin) -> list[str]:
+    """The same as Python to paste, imports first; none where the framework's users write no Python for it."""
+    try:
+        expression = ast.parse(built_by := how_to_load(target, origin), mode="eval").body
+    except SyntaxError:
+        return []
+    if not isinstance(expression, ast.Call):
+        return []
+    names = [ast.unparse(node).split(".")[:-1] for node in ast.walk(expression) if isinstance(node, ast.Attribute)]
+    modules = {".".join(takewhile(str.islower, name)) for name in names}
+    outermost = [name for name in modules if not any(other.startswith(f"{name}.") for other in modules)]
+    return [f"import {', '.join(sorted(outermost))}", f"network = {built_by}"]
 
 
 def check_fits(framework: Framework, target: Target, inflation: Inflation, origin: Origin) -> None:

@@ -64,7 +64,8 @@ FRAMEWORK = Framework(
             RESNETS,
             preset("volumetric"),
             partial(_resnet, 2),
-            "monai.networks.nets.resnet{depth}(spatial_dims=3, conv1_t_stride=2, num_classes={classes})",
+            "monai.networks.nets.resnet{depth}(spatial_dims=3, n_input_channels={channels}, conv1_t_stride=2, "
+            "num_classes={classes})",
             note="MONAI's own default is a stem of stride 1, monai:resnet_stride1: with it the same weights "
             "give the scores of the 2D network with such a stem",
         ),
@@ -73,7 +74,7 @@ FRAMEWORK = Framework(
             RESNETS,
             preset("volumetric"),
             partial(_resnet, 1),
-            "monai.networks.nets.resnet{depth}(spatial_dims=3, num_classes={classes})",
+            "monai.networks.nets.resnet{depth}(spatial_dims=3, n_input_channels={channels}, num_classes={classes})",
             note="its stem has stride 1: it equals the 2D network with such a stem, not the one that was trained",
             structure=Changes(stem_stride=1),
         ),
@@ -82,15 +83,15 @@ FRAMEWORK = Framework(
             "densenet121|densenet169|densenet201",
             preset("volumetric"),
             _densenet,
-            "monai.networks.nets.DenseNet{depth}(spatial_dims=3, in_channels=3, out_channels={classes})",
+            "monai.networks.nets.DenseNet{depth}(spatial_dims=3, in_channels={channels}, out_channels={classes})",
         ),
         Target(
             "densenet161",
             "densenet161",
             preset("volumetric"),
             partial(_densenet, init_features=96, growth_rate=48, block_config=(6, 12, 36, 24)),
-            "monai.networks.nets.DenseNet(spatial_dims=3, in_channels=3, out_channels={classes}, init_features=96, "
-            "growth_rate=48, block_config=(6, 12, 36, 24))",
+            "monai.networks.nets.DenseNet(spatial_dims=3, in_channels={channels}, out_channels={classes}, "
+            "init_features=96, growth_rate=48, block_config=(6, 12, 36, 24))",
         ),
         *map(_own, _NETWORKS),
     ),

@@ -44,7 +44,7 @@ FRAMEWORK = Framework(
             "googlenet",
             _I3D,
             _build,
-            "InceptionI3d(num_classes={classes})",
+            "pytorch_i3d.InceptionI3d(num_classes={classes}, in_channels={channels})",
             note="InceptionI3d pads as TensorFlow's 'SAME' does and takes images in [-1, 1]: it equals GoogLeNet "
             "made to do so; in time for clips of a multiple of 8 frames, 16 at least",
             structure=Changes(same=True),

@@ -11,7 +11,7 @@ from i3dconvert.backbones import Origin
 from i3dconvert.frameworks.framework import Framework, Target
 from i3dconvert.frameworks.keys import Rows, in_stages
 from i3dconvert.frameworks.resnets import BOTTLENECKS, C2D, I3D, KINETICS
-from i3dconvert.recipes import preset
+from i3dconvert.recipes import Recipe, preset
 
 
 def _create(origin: Origin, **architecture: Any) -> nn.Module:
@@ -19,6 +19,18 @@ def _create(origin: Origin, **architecture: Any) -> nn.Module:
 
     sizes = {"input_channel": origin.input[0], "model_num_class": origin.classes}
     return create_resnet(model_depth=origin.backbone.depth, **sizes, **architecture)
+
+
+def _target(name: str, recipe: Recipe, keys: Rows = (), **architecture: Any) -> Target:
+    """A network of the hub, which has it at one depth: `create_resnet` with the same arguments has it at all."""
+    written = ", ".join(f"{key}={_written(value)}" for key, value in architecture.items())
+    sizes = "model_depth={depth}, input_channel={channels}, model_num_class={classes}"
+    built_by = f"pytorchvideo.models.resnet.create_resnet({sizes}, {written})"
+    return Target(name, BOTTLENECKS, recipe, partial(_create, **architecture), built_by, keys=keys)
+
+
+def _written(value: Any) -> str:
+    return f"torch.nn.{value.__name__}" if isinstance(value, type) else repr(value)
 
 
 _PARTS = {
@@ -51,38 +63,22 @@ FRAMEWORK = Framework(
     "pytorchvideo",
     source="pytorchvideo 0.1.5, models/hub/resnet.py",
     targets=(
-        Target(
-            "slow_r50",
-            BOTTLENECKS,
-            preset("slow"),
-            partial(_create, stem_conv_kernel_size=(1, 7, 7), head_pool_kernel_size=(8, 7, 7)),
-            "pytorchvideo.models.hub.slow_r50(model_num_class={classes})",
-        ),
-        Target(
+        _target("slow_r50", preset("slow"), stem_conv_kernel_size=(1, 7, 7), head_pool_kernel_size=(8, 7, 7)),
+        _target(
             "c2d_r50",
-            BOTTLENECKS,
             C2D,
-            partial(
-                _create,
-                stem_conv_kernel_size=(1, 7, 7),
-                stage1_pool=nn.MaxPool3d,
-                stage_conv_a_kernel_size=(_PLAIN,) * 4,
-            ),
-            "pytorchvideo.models.hub.c2d_r50(model_num_class={classes})",
-            keys=_POOLED,
+            _POOLED,
+            stem_conv_kernel_size=(1, 7, 7),
+            stage1_pool=nn.MaxPool3d,
+            stage_conv_a_kernel_size=(_PLAIN,) * 4,
         ),
-        Target(
+        _target(
             "i3d_r50",
-            BOTTLENECKS,
             I3D,
-            partial(
-                _create,
-                stem_conv_kernel_size=(5, 7, 7),
-                stage1_pool=nn.MaxPool3d,
-                stage_conv_a_kernel_size=(_DEEP, [_DEEP, _PLAIN], [_DEEP, _PLAIN], [_PLAIN, _DEEP]),
-            ),
-            "pytorchvideo.models.hub.i3d_r50(model_num_class={classes})",
-            keys=_POOLED,
+            _POOLED,
+            stem_conv_kernel_size=(5, 7, 7),
+            stage1_pool=nn.MaxPool3d,
+            stage_conv_a_kernel_size=(_DEEP, [_DEEP, _PLAIN], [_DEEP, _PLAIN], [_PLAIN, _DEEP]),
         ),
     ),
     keys=_keys(stages=(1, 2, 3, 4), head=5),

@@ -37,7 +37,14 @@ FRAMEWORK = Framework(
     "3d-resnets",
     source="github.com/kenshohara/3D-ResNets-PyTorch, models/resnet.py",
     targets=(
-        Target("resnet", RESNETS, _R3D, _generate, "generate_model(model_depth={depth}, shortcut_type='B')"),
+        Target(
+            "resnet",
+            RESNETS,
+            _R3D,
+            _generate,
+            "models.resnet.generate_model(model_depth={depth}, n_input_channels={channels}, n_classes={classes}, "
+            "shortcut_type='B')",
+        ),
         Target(
             "medicalnet",
             RESNETS,

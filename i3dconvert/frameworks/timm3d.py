@@ -26,7 +26,7 @@ FRAMEWORK = Framework(
             "*resn*|densenet*|convnext*|*efficientnet*|vgg*",
             preset("volumetric"),
             _create,
-            "timm_3d.create_model('{name}', num_classes={classes})",
+            "timm_3d.create_model('{name}', num_classes={classes}, in_chans={channels})",
             note="timm-3d's networks are written by hand and not all cubes of timm's: `verify --layout timm-3d` says",
         ),
     ),

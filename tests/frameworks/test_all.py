@@ -19,12 +19,13 @@ from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import FramesError, LayoutError, VerificationError
 from i3dconvert.export.runtime import Runtime
 from i3dconvert.files import in_folder
-from i3dconvert.frameworks import FRAMEWORKS, framework_of
+from i3dconvert.frameworks import FRAMEWORKS, framework_of, statements
 from i3dconvert.inflation import Manner, inflate_to_file
 from i3dconvert.kernels import Style
 from i3dconvert.lift.network import plan
 from i3dconvert.verification import Settings, verify_file
 from i3dconvert.weights import State, read_state
+from tests.conftest import Run
 from tests.frameworks.harness import quiet_build, strangers
 
 
@@ -78,9 +79,36 @@ def test_the_framework_loads_them_and_computes_the_2d_network(
     written = inflate_to_file(Source(backbone, weights="random", size=size), path, Manner(layout=layout))
     network = quiet_build(layout, written.origin)
     network.load_state_dict(read_state(in_folder(path)), strict=True)
+    pasted = statements(known.target(written.origin.backbone.qualified, layout.partition(":")[2]), written.origin)
+    if pasted and "i3densenet" not in layout:  # which torch builds with a patch alone, as its note says
+        names: dict[str, Any] = {"FOLDER": str(path)}
+        exec("\n".join(pasted), names)
+        names["network"].load_state_dict(read_state(in_folder(path)), strict=True)
     report = verify_file(path, Settings(frames, size, (torch.float64,)), layout=layout)
     assert report.passed, report.reason
     assert any(check.name.startswith(f"forward equality of {known.name}'s") for check in report.checks)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "layout"),
+    [
+        pytest.param("resnet18", "torchvision-video:mc3_18", marks=pytest.mark.slow),
+        outside("resnet18", "monai"),
+        outside("densenet121", "monai"),
+        outside("resnet50", "pytorchvideo:i3d_r50"),
+        outside("timm/resnet18", "timm-3d"),
+    ],
+)
+def test_what_the_command_prints_runs_as_pasted(backbone: str, layout: str, run: Run) -> None:
+    """With other classes, and other channels where the framework's constructor takes them."""
+    channels = [] if "torchvision" in layout else ["--in-channels", "1"]
+    done = run("inflate", backbone, "-w", "random", "--num-classes", "5", *channels, "--layout", layout)
+    assert done.code == 0, done.err
+    pasted = [line for line in done.out.splitlines() if line.startswith(("import ", "network = "))]
+    names: dict[str, Any] = {}
+    exec("\n".join(pasted), names)
+    (path,) = Path.cwd().glob(f"*{framework_of(layout).suffix}")
+    names["network"].load_state_dict(read_state(path), strict=True)
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)

@@ -56,7 +56,7 @@ def test_by_command(run: Run, code: Path) -> None:
 
     done = run("inflate", "nets.py:unet", "-s", 64, "-w", "random", "--layout", "monai:UNet", "-o", "unet.safetensors")
     assert done.code == 0, done.err
-    assert "loads into monai's UNet" in done.out
+    assert "loads into monai's UNet:" in done.out
     theirs: nn.Module = nets.UNet(3, 1, 2, (8, 16, 32), (2, 2), num_res_units=2)
     theirs.load_state_dict(read_state(Path("unet.safetensors")), strict=True)
     done = run("verify", "unet.safetensors", "--layout", "monai:UNet", "-f", 16)
