@@ -115,10 +115,8 @@ def test_dense_outputs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_line(run: Run, tmp_path: Path) -> None:
-    assert (
-        run(*"inflate timm/test_resnet -r uniform --init mean -w random --size 32 -q -o net.safetensors".split()).code
-        == 0
-    )
+    words = "inflate timm/test_resnet -r uniform --init mean -w random --size 32 -q -o net.safetensors"
+    assert run(*words.split()).code == 0
     done = run(*"export net.safetensors --onnx --stream --uint8-input -o net.onnx --triton served".split())
     assert (done.code, "step by step" in done.out or "against the network" in done.out) == (0, True), done.err
     assert sorted(path.name for path in (tmp_path / "served").rglob("*") if path.is_file()) == [
