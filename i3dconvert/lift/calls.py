@@ -42,6 +42,7 @@ class Calls:
             if node is mark:
                 break
             node.meta.setdefault("call", number)
+            node.meta.setdefault("within", self._calls[number].name)
 
     def around(self, module: str, node: fx.Node) -> int:
         """The call that a call of `module` ending with the 2D node is part of."""

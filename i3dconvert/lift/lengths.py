@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Collection
 
 from torch import fx
 
@@ -14,8 +14,17 @@ HORIZON = range(64, 257)
 """Clip lengths among which at least one must get through a recipe: a broken join fails at them all."""
 
 
-def lengths(graph: fx.Graph, frames: int) -> dict[fx.Node, int]:
-    """Frames at each node for a clip of `frames`; raises `FramesError` naming the node where they run out or differ."""
+class JoinError(FramesError):
+    """The inputs of an operation have different numbers of frames; `layer` changes it on one side alone."""
+
+    def __init__(self, message: str, layer: fx.Node | None) -> None:
+        super().__init__(message)
+        self.layer = layer
+
+
+def lengths(graph: fx.Graph, frames: int, kept: Collection[fx.Node] = ()) -> dict[fx.Node, int]:
+    """Frames at each node for a clip of `frames`, where the layers in `kept` keep their number; raises `FramesError`
+    naming the node where they run out or differ."""
     count: dict[fx.Node, int] = {}
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -28,28 +37,42 @@ def lengths(graph: fx.Graph, frames: int) -> dict[fx.Node, int]:
         if not inputs:
             continue
         if len(inputs) > 1:
-            sizes = ", ".join(f"{size} from {n.name!r}" for size, n in inputs.items())
+            sizes = ", ".join(f"{size} behind {_branch(n)}" for size, n in inputs.items())
             one, other, *_ = inputs.values()
-            remedy = _remedy(one, other, count)
-            raise FramesError(f"the inputs of {_shown(node)} have different numbers of frames: {sizes}{remedy}")
+            message = f"the inputs of {_shown(node)} have different numbers of frames: {sizes}"
+            raise JoinError(message, _changing(one, other, count))
         (size,) = inputs
         temporal: Temporal | None = node.meta.get("temporal")
         if isinstance(temporal, Attending) and not temporal.fits(size):
             raise FramesError(
                 f"{node.meta['layer']} attends to groups of {temporal.group} frames, of which {size} are no multiple"
             )
-        count[node] = count[like] if like is not None else temporal.length(size) if temporal else size
+        if node in kept:
+            count[node] = size
+        else:
+            count[node] = count[like] if like is not None else temporal.length(size) if temporal else size
         if count[node] < 1:
             raise FramesError(f"a clip of {frames} frames is too short: {_shown(node)} has {size} left")
     return count
 
 
 def _shown(node: fx.Node) -> str:
-    return repr(node.target if node.op == "call_module" else node.name)
+    """A node in the words of the 2D network: a layer's name, or an operation and the module that has it."""
+    if node.op == "call_module":
+        return repr(node.target)
+    operation = str(getattr(node.target, "__name__", node.target)).strip("_")
+    return f"{operation!r} in {node.meta.get('within') or 'the network itself'}"
 
 
-def _remedy(one: fx.Node, other: fx.Node, count: dict[fx.Node, int]) -> str:
-    """The layer that changes the number of frames on one of two branches alone, and the rule that ends that.
+def _branch(node: fx.Node) -> str:
+    """The last layer of a branch that ends at `node`, where it has one."""
+    above = above_of(node)
+    layers = [n for n in node.graph.nodes if n in above and (n.op == "call_module" or n.meta.get("layer"))]
+    return str(layers[-1].meta.get("layer") or layers[-1].target) if layers else "the clip"
+
+
+def _changing(one: fx.Node, other: fx.Node, count: dict[fx.Node, int]) -> fx.Node | None:
+    """The layer that changes the number of frames on one of two branches alone.
 
     Of several the last, and first of all one with a stride.
     """
@@ -58,14 +81,37 @@ def _remedy(one: fx.Node, other: fx.Node, count: dict[fx.Node, int]) -> str:
         for node in above_of(one) ^ above_of(other)
         if node.meta.get("layer") and count[node] != count[node.all_input_nodes[0]]
     ]
-    if not changing:
-        return ""
     order = {node: index for index, node in enumerate(one.graph.nodes)}
-    last = max(changing, key=lambda node: (node.meta["temporal"].stride > 1, order[node]))
-    temporal: Temporal = last.meta["temporal"]
-    kernel = temporal.kernel if temporal.kernel != temporal.stride and not temporal.transposed else 1
-    glob = re.sub(r"(?<=\.)\d+(?=\.)", "*", last.meta["layer"])
-    return f"; {last.meta['layer']} changes it on one side alone, --temporal '{glob}={kernel}/1' keeps them in step"
+    return max(changing, key=lambda node: (node.meta["temporal"].stride > 1, order[node]), default=None)
+
+
+def _in_step(graph: fx.Graph, frames: int) -> str:
+    """The layers that have branches differ, and the rules that keep them in step."""
+    kept: dict[fx.Node, str] = {}
+    while len(kept) < _RULES:
+        try:
+            lengths(graph, frames, kept)
+            break
+        except JoinError as error:
+            if error.layer is None or error.layer in kept:
+                return ""
+            kept[error.layer] = error.layer.meta["layer"]
+        except FramesError:
+            return ""
+    rules = " ".join(f"-t '{name}={_kernel(node.meta['temporal'])}/1'" for node, name in kept.items())
+    return (
+        f"; on one side alone it is changed by {', '.join(kept.values())}; to keep both in step: {rules}"
+        if kept
+        else ""
+    )
+
+
+_RULES = 12
+"""How many rules a message gives at most."""
+
+
+def _kernel(temporal: Temporal) -> int:
+    return temporal.kernel if temporal.kernel != temporal.stride and not temporal.transposed else 1
 
 
 def above_of(node: fx.Node) -> set[fx.Node]:
@@ -109,5 +155,6 @@ def minimum_frames(graph: fx.Graph, recipe: Recipe) -> int:
         try:
             lengths(graph, HORIZON.stop - 1)  # the longest is out of step where it has to be, not for being too short
         except FramesError as error:
-            raise RecipeError(f"recipe {recipe.name!r} does not fit: {error}") from None
+            remedy = _in_step(graph, HORIZON.stop - 1)
+            raise RecipeError(f"recipe {recipe.name!r} does not fit: {error}{remedy}") from None
     return next(frames for frames in range(1, HORIZON.stop) if left(graph, frames))

@@ -1,5 +1,7 @@
 """Lift or fold: what becomes of operations, and that what comes out is equal whatever the recipe."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -183,8 +185,32 @@ class Residual(nn.Module):
 
 
 def test_a_recipe_that_breaks_a_join_is_refused_by_name() -> None:
-    with pytest.raises(RecipeError, match=r"'add' have different numbers of frames.*'a'.*'b'"):
+    with pytest.raises(
+        RecipeError, match=r"'add' in the network itself have .*frames: \d+ behind a, \d+ behind b;.* by a; "
+    ):
         inflate(Residual(), Recipe("broken", (Rule("a", kernel=3, stride=2),)), size=20)
+
+
+class HalvedTwice(nn.Module):
+    """Halves its image by layers that leave time alone, and doubles it again by transposed convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList([nn.Linear(4 * size, 8) for size in (3, 8)])
+        self.up = nn.ModuleList([nn.ConvTranspose2d(8, size, 2, 2) for size in (8, 3)])
+
+    def forward(self, image: Tensor) -> Tensor:
+        first = self.down[0](F.pixel_unshuffle(image, 2).movedim(1, -1)).movedim(-1, 1)
+        second = self.down[1](F.pixel_unshuffle(first, 2).movedim(1, -1)).movedim(-1, 1)
+        return self.up[1](self.up[0](second) + first) + image
+
+
+def test_the_rules_that_mend_all_joins_are_said_at_once_and_do() -> None:
+    with pytest.raises(RecipeError, match=r"'add' in the network itself.* by up\.0, up\.1; ") as refused:
+        inflate(HalvedTwice().eval(), "volumetric", size=16)
+    rules = re.findall(r"-t '(\S+)=(\d)/(\d)'", str(refused.value))
+    recipe = Recipe("mended", tuple(Rule(glob, kernel=int(k), stride=int(s)) for glob, k, s in rules))
+    assert equal(HalvedTwice(), recipe=recipe)
 
 
 def test_too_few_frames_are_refused_with_the_number_needed() -> None:
