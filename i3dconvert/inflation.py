@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from i3dconvert.backbones import Changes, Origin, Source
-from i3dconvert.backbones.changes import UNCHANGED
+from i3dconvert.backbones.changes import RGB, UNCHANGED
 from i3dconvert.backbones.images import shape_of
 from i3dconvert.backbones.in_memory import changed, recipe_of, with_weights
 from i3dconvert.backbones.origin import of_a_user
+from i3dconvert.backbones.recognised import recognised
 from i3dconvert.checkpoint import Document
 from i3dconvert.checkpoint.present import note
 from i3dconvert.checkpoint.writing import check_suffix, write_inflated
@@ -63,7 +64,7 @@ class Manner:
 
 
 def inflate(
-    model: nn.Module | str,
+    model: nn.Module | Callable[[], nn.Module] | str,
     recipe: Recipes = None,
     init: Literal["center", "mean"] = "center",
     padding: Literal["zeros", "replicate"] | None = None,
@@ -88,8 +89,10 @@ def inflate(
     """Inflate a 2D network: images `(N, C, H, W)` become clips `(N, C, T, H, W)`.
 
     Args:
-        model: any module that traces, a backbone's name (`resnet50`, `timm/convnext_tiny`), or
-            `path/to/module.py:factory`, a function of your own that returns one (its code is run).
+        model: any module that traces, a function that returns one, a backbone's name (`resnet50`,
+            `timm/convnext_tiny`), or `path/to/module.py:factory`, a function of your own (its code is run). A file of
+            a module is built again by its name where that is found: torchvision's, timm's, or a function's or class's
+            of your own that takes no arguments; else `load` takes the module.
         recipe: a preset's name, the path of a `.toml` file, or a `Recipe`; by default the backbone's own preset, which
             a module of torchvision's or timm's has too (`uniform` for others).
         init: how the taps are filled, `center` or `mean` (see `i3dconvert.kernels`).
@@ -122,16 +125,29 @@ def inflate(
             raise BackboneError("constants are for a module; for a name, let a function of your own build the network")
         source = Source(model, weights, seed, features, size, allow_nonfinite, changes, input)
         return inflate_loaded(*source.load(), manner)
+    factory = None if isinstance(model, nn.Module) else model
+    model = model if isinstance(model, nn.Module) else _called(model)
     check_is_python(model)
     if in_channels is not None and input is not None and in_channels != input[0]:
         raise BackboneError(f"input={input} and in_channels={in_channels} contradict each other")
     if features:
         raise BackboneError("features=True is for timm/NAME: give timm.create_model(NAME, features_only=True) itself")
     own = with_weights(model, weights, seed, shape_of(model, input, size, constants))
+    before = own
     own, changes = changed(own, in_channels, in_init, num_classes, head, seed, size, constants or {})
     shape = shape_of(own, input, size, constants)
+    taken = (RGB if changes.channels else shape[0], *shape[1:])
+    found = None if constants else recognised(before, weights, seed, taken, factory)
+    origin = found.changed(changes) if found is not None else None
     manner = replace(manner, recipe=recipe_of(own) if recipe is None else recipe)
-    return _inflated(own, None, manner, shape, constants or {}, changes)
+    return _inflated(own, origin, manner, shape, constants or {}, changes if origin is None else UNCHANGED)
+
+
+def _called(factory: Callable[[], nn.Module]) -> nn.Module:
+    model = factory()
+    if not isinstance(model, nn.Module):
+        raise BackboneError(f"{factory!r} returned {type(model).__name__}, not a torch.nn.Module")
+    return model
 
 
 def inflate_loaded(model: nn.Module, origin: Origin, manner: Manner = Manner()) -> Network3d:

@@ -72,6 +72,10 @@ class Preprocessing:
         mean, std = (clip.new_tensor(values).reshape(-1, 1, 1, 1) * 255 for values in (self.mean, self.std))
         return (clip * std + mean).round().clamp(0, 255).to(torch.uint8).movedim(1, -1)
 
+    def at(self, size: int) -> Preprocessing:
+        """The same for images of another size, of which as large a part is kept."""
+        return replace(self, size=size, resize=round(self.resize * size / self.size))
+
     def with_channels(self, channels: int) -> Preprocessing:
         """The same for another number of channels: all with the mean over RGB."""
         mean, std = (sum(values) / len(values) for values in (self.mean, self.std))

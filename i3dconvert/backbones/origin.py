@@ -15,7 +15,7 @@ from torch import nn
 
 from i3dconvert import trust
 from i3dconvert.backbones import user
-from i3dconvert.backbones.changes import RGB, UNCHANGED, Changes
+from i3dconvert.backbones.changes import HEADLESS, RGB, UNCHANGED, Changes
 from i3dconvert.backbones.library import Library
 from i3dconvert.backbones.wrappers import unwrapped
 from i3dconvert.errors import BackboneError, WeightsError
@@ -82,9 +82,14 @@ class Backbone:
         return qualified(self.source, self.name)
 
 
+MEMORY = "memory"
+KINDS = ("pretrained", "random", "file", MEMORY)
+
+
 @dataclass(frozen=True)
 class Weights:
-    """Where 2D weights come from: a `pretrained` set by `name`, `random` ones by `seed`, or the `file` at `path`."""
+    """Where 2D weights come from: a `pretrained` set by `name`, `random` ones by `seed`, the `file` at `path`, or a
+    module in `memory`, which nothing gives back."""
 
     kind: str
     name: str | None = None
@@ -93,7 +98,8 @@ class Weights:
     sha256: str = ""
 
     def __str__(self) -> str:
-        return {"pretrained": str(self.name), "random": f"random (seed {self.seed})", "file": str(self.path)}[self.kind]
+        said = {"pretrained": self.name, "random": f"random (seed {self.seed})", "file": self.path}
+        return str(said.get(self.kind, "of a module in memory"))
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ class Origin:
     def from_dict(cls, document: Mapping[str, Any], beside: Path | None = None) -> Origin:
         """Read what `to_dict` wrote."""
         weights = Weights(**document["weights"])
-        if weights.kind not in ("pretrained", "random", "file"):
+        if weights.kind not in KINDS:
             raise WeightsError(f"there are no weights of the kind {str(weights.kind)[:60]!r}")
         if weights.path is not None and beside is not None:
             weights = replace(weights, path=str(beside / weights.path))
@@ -198,6 +204,14 @@ class Origin:
             trust.check(user.split(self.backbone.name)[0])
         return self.changes.apply(build(self.backbone))
 
+    def changed(self, changes: Changes) -> Origin:
+        """The same with changes made to the 2D network, which has none yet."""
+        shape, preprocessing = self.input, self.preprocessing
+        if changes.channels:
+            shape, preprocessing = (changes.channels, *shape[1:]), preprocessing.with_channels(changes.channels)
+        classes = 0 if changes.head in HEADLESS else changes.classes or self.classes
+        return replace(self, preprocessing=preprocessing, input=shape, classes=classes, changes=changes)
+
     def unchanged(self) -> Origin:
         """The 2D network as its weights were trained."""
         before = self.changes.before
@@ -240,7 +254,15 @@ def build(backbone: Backbone) -> nn.Module:
 
 
 def state_of(backbone: Backbone, weights: Weights, progress: bool) -> State | None:
-    """The state dict that `weights` names; None for random ones, which are drawn into the network itself."""
+    """The state dict that `weights` names; None for random ones, which are drawn into the network itself.
+
+    Raises `WeightsError` where they are not to be had.
+    """
+    if weights.kind == MEMORY:
+        raise WeightsError(
+            f"the 2D weights of {backbone.qualified} were those of a module in memory; --reference PATH names a file "
+            "of its state dict"
+        )
     if weights.kind == "random":
         return None
     if weights.kind == "pretrained":

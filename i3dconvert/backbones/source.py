@@ -9,7 +9,7 @@ from torch import nn
 
 from i3dconvert import trust
 from i3dconvert.backbones import user
-from i3dconvert.backbones.changes import HEADLESS, OWN, RGB, UNCHANGED, Changes, stem_channels
+from i3dconvert.backbones.changes import OWN, RGB, UNCHANGED, Changes, stem_channels
 from i3dconvert.backbones.images import Shape, check_shape
 from i3dconvert.backbones.library import Library
 from i3dconvert.backbones.likely import likely
@@ -53,7 +53,7 @@ class Source:
         name, library2d = backbone.name, backbone.library
         model = build(backbone)  # before the weights: it checks what a folder asks for
         state = state_of(backbone, weights, progress)
-        classes = 0 if self.features else _classes(model) or IMAGENET_CLASSES
+        classes = 0 if self.features else classes_of(model) or IMAGENET_CLASSES
         if state is not None:
             where = weights.path or f"{backbone.qualified} {weights}"
             state = backbone.canonical(state, model, where)
@@ -77,11 +77,8 @@ class Source:
         else:
             _fit(model, state, where, backbone)
             sha256 = inspect(model.state_dict(), where, self.allow_nonfinite, mapped=weights.kind == "file")
-        if changes.channels:
-            shape, preprocessing = (changes.channels, *shape[1:]), preprocessing.with_channels(changes.channels)
-        classes = 0 if changes.head in HEADLESS else changes.classes or classes
-        weights = replace(weights, sha256=sha256)
-        return changes.apply(model), Origin(backbone, weights, preprocessing, shape, classes, changes)
+        origin = Origin(backbone, replace(weights, sha256=sha256), preprocessing, shape, classes)
+        return changes.apply(model), origin.changed(changes)
 
     def _chosen(self) -> tuple[Backbone, Weights]:
         """What the library builds, and the weights."""
@@ -134,7 +131,7 @@ def _fit(model: nn.Module, state: State, where: str, backbone: Backbone) -> None
         raise WeightsError(f"{error}{hint}") from None
 
 
-def _classes(model: nn.Module) -> int:
+def classes_of(model: nn.Module) -> int:
     """The outputs of the last linear or convolutional layer: the head."""
     heads = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     head = heads[-1] if heads else None

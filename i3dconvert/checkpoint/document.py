@@ -11,6 +11,7 @@ from typing import Any
 
 from i3dconvert.backbones import Changes, Origin
 from i3dconvert.backbones.changes import HEADLESS, UNCHANGED
+from i3dconvert.backbones.origin import MEMORY
 from i3dconvert.checkpoint.trained import Trained
 from i3dconvert.errors import CheckpointError, I3DError, LayoutError
 from i3dconvert.files import check_text
@@ -22,7 +23,7 @@ from i3dconvert.recipes import Recipe
 from i3dconvert.version import VERSION
 from i3dconvert.weights import State
 
-SCHEMA = 4
+SCHEMA = 5
 _MOST = 4096
 """Channels, frames and pixels that a file may be for."""
 KEY = "i3dconvert"
@@ -73,9 +74,11 @@ class Document:
         """The oldest that says all of it.
 
         Attention over time is new in 2, rules for norms and global pools in 3, exchanged modules and changes to
-        networks in memory in 4.
+        networks in memory in 4, weights that were in memory in 5.
         """
         rules, style = self.inflation.recipe.rules, self.inflation.style
+        if self.origin is not None and self.origin.weights.kind == MEMORY:
+            return 5
         if self.exchanged or self.changes != UNCHANGED:
             return 4
         if any(rule.kind in ("norm", "global") for rule in rules):

@@ -89,7 +89,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> Network3d:
         changes = document.origin.changes if document.origin is not None else document.changes
         model = as_recorded(model, changes, state)
     aligned = {key: _aligned(tensor) for key, tensor in state.items()}
-    return filled(rebuild(document, model, path), aligned, path)
+    return filled(rebuild(document, model, path), aligned, path).eval()
 
 
 def _aligned(tensor: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def test_the_hash_of_the_tensors_has_a_check_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"schema": SCHEMA + 1}, "newer i3dconvert .schema 5"),
+        ({"schema": SCHEMA + 1}, "newer i3dconvert .schema 6"),
         ({"schema": "1"}, "newer i3dconvert"),
         ({"schema": None}, "newer i3dconvert"),
         ({"input": [3, 20]}, "damaged i3dconvert metadata .ValueError"),
