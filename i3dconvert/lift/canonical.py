@@ -96,6 +96,8 @@ def _use_convolution(traced: Reading, node: fx.Node) -> None:
             setattr(layer, name, parameter)
     if "bias" in held and bias is None:
         return
+    for name, child in module.named_children():  # a padding that it calls, of smp's EfficientNet
+        layer.add_module(name, child)
     traced.root.set_submodule(owner, layer)
     node.op, node.target, node.args, node.kwargs = "call_module", owner, (image,), {}
 

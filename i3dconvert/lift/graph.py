@@ -23,7 +23,15 @@ from i3dconvert.lift.calls import Calls
 from i3dconvert.lift.canonical import canonical, function_name, leaves
 from i3dconvert.lift.computed import CLASSES, Called, ComputedConv3d, called, parameter_of
 from i3dconvert.lift.convolutions import convolutions
-from i3dconvert.lift.counterparts import ANY_RANK, UPSAMPLES, Counterpart, counterpart, draws_rows, full_name
+from i3dconvert.lift.counterparts import (
+    ANY_RANK,
+    UPSAMPLES,
+    Counterpart,
+    counterpart,
+    counterpart_of_base,
+    draws_rows,
+    full_name,
+)
 from i3dconvert.lift.inflation import Inflation
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.lengths import minimum_frames
@@ -138,7 +146,7 @@ class Lift(Rewriting):
         """Layers that the forward pass does not reach become 3D as the recipe says, so that a state dict fits them."""
         reached = {call.name for call in self.traced.calls} | set(self.modules)
         for name, module in self.root.named_modules():
-            entry = counterpart(module) if name not in reached else None
+            entry = counterpart_of_base(module) if name not in reached else None
             if entry is None:
                 continue
             try:

@@ -229,17 +229,31 @@ class Padded(nn.Conv2d):
         return F.conv2d(F.pad(input, (1, 1, 1, 1)), self.weight, self.bias, self.stride)
 
 
+class WithAPad(nn.Conv2d):
+    """Which pads by a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4, 3)
+        self.pad = nn.ZeroPad2d(1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(self.pad(input), self.weight, self.bias)
+
+
 class Norm(nn.BatchNorm2d):
     """Which changes nothing."""
 
 
-@pytest.mark.parametrize("layer", [Subclass(4, 4, 3, padding=1), Padded(4, 4, 3), Padded(4, 4, 3, 2, bias=False)])
+@pytest.mark.parametrize(
+    "layer", [Subclass(4, 4, 3, padding=1), Padded(4, 4, 3), Padded(4, 4, 3, 2, bias=False), WithAPad()]
+)
 def test_convolutions_are_lifted_however_they_are_called(layer: nn.Module) -> None:
-    model = Net(lambda net, x: F.conv2d(net.n(net.e(net.c(x))), net.d.weight, net.d.bias, 2), e=layer, n=Norm(4))
+    parts = {"e": layer, "n": Norm(4), "unreached": Padded(4, 4, 3)}
+    model = Net(lambda net, x: F.conv2d(net.n(net.e(net.c(x))), net.d.weight, net.d.bias, 2), **parts)
     network = inflate(model, "uniform", size=16)
     assert [found.name for found in network.inflation.layers if found.lifted] == ["c", "e", "d"]
     assert {key: tensor.dim() for key, tensor in network.state_dict().items() if tensor.dim() > 3} == dict.fromkeys(
-        ("c.weight", "e.weight", "d.weight"), 5
+        ("c.weight", "e.weight", "d.weight", "unreached.weight"), 5
     )
     assert isinstance(network.get_submodule("n"), nn.BatchNorm3d)
     clip = clip_of(2, 1, 16).expand(-1, -1, 4, -1, -1)

@@ -8,7 +8,7 @@ import pytest
 HERE = Path(__file__).parent
 PACKAGES = (
     *("captum", "lightning", "monai", "peft", "pytorch_grad_cam", "segmentation_models_pytorch", "torchao"),
-    *("torchxrayvision", "transformers"),
+    *("torchxrayvision", "transformers", "deepinv", "dynamic_network_architectures"),
 )
 collect_ignore_glob = [] if all(map(find_spec, PACKAGES)) else ["test_*.py"]
 

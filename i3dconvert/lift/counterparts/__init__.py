@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from i3dconvert.lift.counterparts import conv, norm, pool
 from i3dconvert.lift.counterparts.row import Counterpart, full_name
 
-__all__ = ["ANY_RANK", "COUNTERPARTS", "UPSAMPLES", "Counterpart", "counterpart", "draws_rows", "full_name", "is_layer"]
+__all__ = ["ANY_RANK", "COUNTERPARTS", "UPSAMPLES", "Counterpart", "counterpart", "counterpart_of_base", "draws_rows"]
+__all__ += ["full_name", "is_layer"]
 
 COUNTERPARTS: dict[str, Counterpart] = {
     "torch.nn.modules.conv.Conv2d": conv.CONV,
@@ -93,6 +94,12 @@ def counterpart(module: nn.Module) -> Counterpart | None:
     if isinstance(module, nn.MaxPool2d) and module.return_indices:
         return None
     return COUNTERPARTS.get(full_name(module))
+
+
+def counterpart_of_base(module: nn.Module) -> Counterpart | None:
+    """The entry of the nearest class that the module inherits from, where it never runs: its tensors alone count."""
+    bases = (f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__)
+    return counterpart(module) or next((COUNTERPARTS[name] for name in bases if name in COUNTERPARTS), None)
 
 
 def is_layer(module: nn.Module) -> bool:
