@@ -131,7 +131,8 @@ def _mark(module: nn.Module) -> str:
     cls = type(module)
     tensors: dict[str, Tensor | None] = {**module._parameters, **module._buffers}
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items() if tensor is not None}
-    says = module.extra_repr() if cls.__module__.startswith(("torch.nn.", "i3dconvert.")) else ""
+    lists = isinstance(module, nn.ParameterDict | nn.ParameterList)  # these say their dtype, which may change
+    says = module.extra_repr() if cls.__module__.startswith(("torch.nn.", "i3dconvert.")) and not lists else ""
     return f"{cls.__module__}.{cls.__qualname__}({says}) {shapes}"
 
 

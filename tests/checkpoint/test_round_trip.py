@@ -152,6 +152,24 @@ def test_training_is_seen(network: Network3d) -> None:
     assert read(Path("both.safetensors"))[0].trained.keys == {"0.weight", "1.bias"}  # type: ignore[union-attr]
 
 
+def test_lists_of_parameters_are_kept_in_another_dtype(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.by_name = nn.ParameterDict({"scale": nn.Parameter(torch.rand(4))})
+            self.listed = nn.ParameterList([nn.Parameter(torch.rand(4))])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.conv(x) * (self.by_name["scale"] * self.listed[0]).reshape(-1, 1, 1)).mean((2, 3))
+
+    network = i3dconvert.inflate(Scaled(), size=16).eval().double()
+    i3dconvert.save(network, tmp_path / "net.safetensors")
+    with torch.no_grad():
+        expected = network(CLIP.double())
+        assert torch.equal(i3dconvert.load(tmp_path / "net.safetensors", Scaled()).double()(CLIP.double()), expected)
+
+
 def test_a_cast_is_no_training(network: Network3d) -> None:
     i3dconvert.save(network.half(), "half.safetensors")
     assert not read(Path("half.safetensors"))[0].finetuned
