@@ -141,7 +141,7 @@ def nothing(query: Tensor) -> Tensor:
 
 
 def split(mask: Tensor, dims: int) -> Tensor:
-    """`(P, …, L, K)` → `(1, P, …, L, K)`, as the rows of scores of `dims` axes are split: `(N·T·W, …)`, `(N·T, W, …)`."""
+    """`(P, …, L, K)` → `(1, P, …, L, K)`, as scores of `dims` axes are split: `(N·T·W, …)` → `(N·T, W, …)`."""
     return mask.unsqueeze(0) if mask.dim() == dims else mask
 
 
