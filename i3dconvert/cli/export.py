@@ -78,7 +78,10 @@ def command(
         float | None,
         typer.Option(min=0.0, help="ONNX: relative error allowed beside torch.", show_default="1e-5 in float32"),
     ] = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX: the operator set.", show_default="torch's")] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(help="ONNX: the operator set; from 23 on attention is one operator.", show_default="torch's"),
+    ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights written.", show_default="float32 in ONNX")] = None,
     layout: Layout = "",
     from_layout: FromLayout = "",

@@ -23,6 +23,7 @@ from i3dconvert.checkpoint import KEY, Document, document_of, network_in
 from i3dconvert.comparison.forward import evaluating, outputs
 from i3dconvert.comparison.report import Check
 from i3dconvert.errors import CheckpointError, ExportError, OutputError
+from i3dconvert.export.attention import ATTENTION, form_of
 from i3dconvert.export.checking import Compared, Shape
 from i3dconvert.export.deployed import BEST, SCORES, BestClasses, FromDecoder
 from i3dconvert.export.frames import FRAMES as FRAMES_OF_FORM
@@ -104,7 +105,8 @@ def export_onnx(
         static: batch 1, 16 frames and the backbone's size.
         optimize: the graph computes over frames with 2D convolutions (`i3dconvert.export.frames`), which CPU runtimes
             run faster than 3D ones; without it, it has the network's own 3D layers.
-        opset: torch's own choice by default.
+        opset: torch's own choice by default; from 23 on attentions are ONNX's `Attention`, which onnxruntime has from
+            1.23 on.
         dtype: float16 computes in it, bfloat16 stores the weights in it and computes in float32, for which runtimes
             have kernels everywhere.
         int8: 8-bit convolutions, by onnxruntime's static quantisation, calibrated on the frames in `calibrate` (a video
@@ -448,6 +450,8 @@ def describe(model: Any, network: Network3d, sha256: str, precision: str, finetu
         part.metadata_props.clear()
     model.metadata_props[KEY] = document.dumps(beside)
     model.metadata_props[PRECISION] = precision
+    if form := form_of(model):
+        model.metadata_props[ATTENTION] = form
     if names := document.class_names:
         model.metadata_props[CLASSES] = json.dumps(names)
 
