@@ -18,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from i3dconvert.errors import RecipeError
 from i3dconvert.export.attention import ONNXRUNTIME, OPSET
 from i3dconvert.export.frames import frames_form
-from i3dconvert.export.onnx import save_in, trace
+from i3dconvert.export.onnx import save_in
 from i3dconvert.export.runtime import CLIP, Runtime
+from i3dconvert.export.tracing import trace
 from i3dconvert.inflation import inflate
 from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.progress import Progress, silent

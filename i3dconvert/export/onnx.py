@@ -15,7 +15,6 @@ import onnx
 import onnx_ir
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from i3dconvert.backbones import Origin
 from i3dconvert.backbones.changes import HEADLESS
@@ -32,6 +31,7 @@ from i3dconvert.export.framewise import MinimalConv, StackedConv
 from i3dconvert.export.quantised import agreement, likeness, quantise
 from i3dconvert.export.runtime import AXES, CLASSES, CLIP, FRAMES, PRECISION, TOLERANCES, Runtime, as_input, quietly
 from i3dconvert.export.seal import seal
+from i3dconvert.export.tracing import trace
 from i3dconvert.files import check_output, replacing, workshop
 from i3dconvert.lift.lengths import left, lengths
 from i3dconvert.lift.network import Network3d, cast, inflation_of, origin_of
@@ -356,44 +356,6 @@ def _in_groups(graph: torch.fx.Graph, frames: int) -> bool:
         for node in count
         if isinstance(temporal := node.meta.get("temporal"), Attending) and not temporal.pairs
     )
-
-
-def trace(
-    network: nn.Module,
-    inputs: list[str],
-    names: list[str] | None,
-    given: tuple[Any, ...],
-    free: tuple[Any, ...] | None,
-    opset: int | None,
-) -> Any:
-    """The graph, with inputs of these names and outputs of those; axes that are not `free` are those of the example.
-
-    Raises `ExportError`.
-    """
-    try:
-        # Fused attention gives memory in an order that the exporter, taking it apart, no longer finds (BEiT, Swin).
-        with quietly(), sdpa_kernel(SDPBackend.MATH):
-            program = torch.onnx.export(
-                network,
-                given,
-                dynamo=True,
-                verbose=False,
-                input_names=inputs,
-                output_names=names,
-                dynamic_shapes=free,
-                opset_version=opset,
-            )
-    except Exception as error:  # the exporter raises as many types as it has stages
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-        raise ExportError(f"torch can't export this network to ONNX: {reason.strip()}") from error
-    assert program is not None
-    model: Any = program.model
-    if opset is not None and model.opset_imports[""] != opset:
-        raise ExportError(f"torch wrote opset {model.opset_imports['']} where {opset} was asked for")
-    return model
 
 
 def _output_names(network: Network3d) -> list[str] | None:
