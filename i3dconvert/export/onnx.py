@@ -132,6 +132,7 @@ def export_onnx(
     preprocessing = preprocessing_of(network, uint8_input or calibrate is not None)
     clips = _calibration(network, calibrate, preprocessing) if int8 else None
     name = FRAMES if uint8_input else CLIP
+    progress("bringing it over frames" if optimize else "preparing")
     with quietly():
         form: nn.Module = frames_form(network, minimal=not int8) if optimize else network
     shapes_of = partial(_shapes, network, form)
@@ -180,6 +181,7 @@ def export_onnx(
             origin: Origin | None = origin_of(network)
             compare = likeness if origin is not None and origin.changes.head in HEADLESS else agreement
             share = _quantised(written, clips, preprocessing, compare)
+        progress("sealing")
         files = put_in_place(folder, path, force)
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in model.graph.inputs[0].shape)
     notes = [f"{_fixed_axes(name, shape)}: {why}"] if why else []

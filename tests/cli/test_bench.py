@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from i3dconvert.progress import Timed
 from tests.conftest import Run
 
 FACTORY = """
@@ -88,3 +89,13 @@ def test_what_is_refused(run: Run, words: str, code: int, message: str) -> None:
     assert done.code == code
     assert message in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_step_that_is_told_of_again_takes_the_sum_of_its_times() -> None:
+    told: list[str] = []
+    timed = Timed(lambda step, share=None: told.append(step))
+    for step in ("tracing", "checking", "checking", "tracing"):
+        timed(step)
+    assert told == ["tracing", "checking", "checking", "tracing"]
+    assert list(timed.seconds()) == ["tracing", "checking"]
+    assert sum(timed.seconds().values()) > 0
