@@ -14,6 +14,7 @@ EXAMPLE = "Example: i3dconvert bench resnet50 densenet121 --runtime eager,onnx,o
 
 
 USUAL, USUAL_OF_FILES = ("eager", "onnx", "onnx-plain"), ("onnx",)
+OF_ATTENTION = ("eager", "onnx")
 RUNTIMES = ("eager", "frames", "compile", "onnx", "onnx-plain", "openvino")
 
 
@@ -45,6 +46,16 @@ def command(
     dtype: Annotated[Dtype, typer.Option(help="Of weights and clips.")] = Dtype.float32,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="torch: channels_last_3d memory.")] = False,
     runs: Annotated[int, typer.Option(min=1, help="Timed, after two to warm up.")] = 7,
+    attention: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--attention",
+            min=2,
+            metavar="FRAMES",
+            help="Instead: the time of attention over so many frames over that of each frame alone; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     plot: Plot = None,
     force: Force = False,
     json: Json = False,
@@ -59,6 +70,9 @@ def command(
         from i3dconvert.chart import check_chart
 
         check_chart(plot, force)
+    if attention:
+        _attention(networks, attention, wanted or list(OF_ATTENTION), runs, quiet, json)
+        return
     with render.progress(quiet or json) as step:
         step("importing torch")
 
@@ -96,3 +110,30 @@ def command(
             for result in results
         )
         render.show_table(columns, rows)
+
+
+def _attention(networks: list[str], frames: list[int], wanted: list[str], runs: int, quiet: bool, json: bool) -> None:
+    """The table of `--attention`."""
+    if any(name not in OF_ATTENTION for name in wanted) or any(
+        name.endswith((".onnx", ".safetensors")) for name in networks
+    ):
+        raise typer.BadParameter("--attention is for backbones, in the runtimes eager and onnx")
+    with render.progress(quiet or json) as step:
+        step("importing torch")
+        from i3dconvert.benchmark import FORMULA, ratios
+
+        found = list(ratios(networks, frames, runtimes=wanted, runs=runs, progress=step))
+    if json:
+        render.show_json([one.to_dict() for one in found])
+    elif not quiet:
+        columns = ("network", "recipe", "frames#", "runtime", "ms#", "per frame ms#", "ratio#", "arithmetic#", "over#")
+        rows = (
+            (
+                *(one.network, one.recipe, one.frames, one.runtime),
+                *(f"{1000 * one.seconds:.0f}", f"{1000 * one.seconds_per_frame:.0f}"),
+                *(f"{one.ratio:.2f}", f"{one.arithmetic:.2f}", f"{one.over:.2f}"),
+            )
+            for one in found
+        )
+        render.show_table(columns, rows)
+        render.show(f"arithmetic: {FORMULA}")

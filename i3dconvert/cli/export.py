@@ -10,6 +10,7 @@ import typer
 from i3dconvert.cli import render
 from i3dconvert.cli.inflate import default_ending
 from i3dconvert.cli.options import Classes, Dtype, File, Force, FromLayout, Json, Layout, Quiet, reader, the_checkpoint
+from i3dconvert.progress import Timed
 
 if TYPE_CHECKING:
     from i3dconvert.lift.network import Network3d
@@ -78,11 +79,15 @@ def command(
         float | None,
         typer.Option(min=0.0, help="ONNX: relative error allowed beside torch.", show_default="1e-5 in float32"),
     ] = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX: the operator set.", show_default="torch's")] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(help="ONNX: the operator set; from 23 on attention is one operator.", show_default="torch's"),
+    ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights written.", show_default="float32 in ONNX")] = None,
     layout: Layout = "",
     from_layout: FromLayout = "",
     classes: Classes = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show where the time went.")] = False,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -120,13 +125,15 @@ def command(
     check_output(target, force, hub is not None or is_folder)
     if triton is not None:
         check_output(triton, force, folder=True)
-    with render.progress(quiet or json) as step:
+    with render.progress(quiet or json) as shown:
+        step = Timed(shown)
         step("importing torch")
         import torch
 
         from i3dconvert import checkpoint
         from i3dconvert.lift.network import cast
 
+        step("reading the network")
         document, state = reader(from_layout)(path)
         if weights is not None:
             network = checkpoint.finetuned(document, weights, state)
@@ -154,11 +161,15 @@ def command(
 
                 printed["triton"] = list(map(str, write_repository(target, triton, force)))
                 lines.append(f"a model for Triton in {triton}")
+        if verbose:
+            printed["seconds"] = step.seconds()
     if json:
         render.show_json(printed)
     elif not quiet:
         for line in [*lines, f"wrote {target}"]:
             render.show(line)
+        if verbose:
+            render.show_table(("step", "s#"), ((name, f"{taken:.1f}") for name, taken in printed["seconds"].items()))
 
 
 def _to_onnx(

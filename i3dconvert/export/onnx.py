@@ -15,7 +15,6 @@ import onnx
 import onnx_ir
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from i3dconvert.backbones import Origin
 from i3dconvert.backbones.changes import HEADLESS
@@ -23,6 +22,7 @@ from i3dconvert.checkpoint import KEY, Document, document_of, network_in
 from i3dconvert.comparison.forward import evaluating, outputs
 from i3dconvert.comparison.report import Check
 from i3dconvert.errors import CheckpointError, ExportError, OutputError
+from i3dconvert.export.attention import ATTENTION, form_of
 from i3dconvert.export.checking import Compared, Shape
 from i3dconvert.export.deployed import BEST, SCORES, BestClasses, FromDecoder
 from i3dconvert.export.frames import FRAMES as FRAMES_OF_FORM
@@ -31,6 +31,7 @@ from i3dconvert.export.framewise import MinimalConv, StackedConv
 from i3dconvert.export.quantised import agreement, likeness, quantise
 from i3dconvert.export.runtime import AXES, CLASSES, CLIP, FRAMES, PRECISION, TOLERANCES, Runtime, as_input, quietly
 from i3dconvert.export.seal import seal
+from i3dconvert.export.tracing import trace
 from i3dconvert.files import check_output, replacing, workshop
 from i3dconvert.lift.lengths import left, lengths
 from i3dconvert.lift.network import Network3d, cast, inflation_of, origin_of
@@ -104,7 +105,8 @@ def export_onnx(
         static: batch 1, 16 frames and the backbone's size.
         optimize: the graph computes over frames with 2D convolutions (`i3dconvert.export.frames`), which CPU runtimes
             run faster than 3D ones; without it, it has the network's own 3D layers.
-        opset: torch's own choice by default.
+        opset: torch's own choice by default; from 23 on attentions are ONNX's `Attention`, which onnxruntime has from
+            1.23 on.
         dtype: float16 computes in it, bfloat16 stores the weights in it and computes in float32, for which runtimes
             have kernels everywhere.
         int8: 8-bit convolutions, by onnxruntime's static quantisation, calibrated on the frames in `calibrate` (a video
@@ -130,6 +132,7 @@ def export_onnx(
     preprocessing = preprocessing_of(network, uint8_input or calibrate is not None)
     clips = _calibration(network, calibrate, preprocessing) if int8 else None
     name = FRAMES if uint8_input else CLIP
+    progress("bringing it over frames" if optimize else "preparing")
     with quietly():
         form: nn.Module = frames_form(network, minimal=not int8) if optimize else network
     shapes_of = partial(_shapes, network, form)
@@ -178,6 +181,7 @@ def export_onnx(
             origin: Origin | None = origin_of(network)
             compare = likeness if origin is not None and origin.changes.head in HEADLESS else agreement
             share = _quantised(written, clips, preprocessing, compare)
+        progress("sealing")
         files = put_in_place(folder, path, force)
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in model.graph.inputs[0].shape)
     notes = [f"{_fixed_axes(name, shape)}: {why}"] if why else []
@@ -356,44 +360,6 @@ def _in_groups(graph: torch.fx.Graph, frames: int) -> bool:
     )
 
 
-def trace(
-    network: nn.Module,
-    inputs: list[str],
-    names: list[str] | None,
-    given: tuple[Any, ...],
-    free: tuple[Any, ...] | None,
-    opset: int | None,
-) -> Any:
-    """The graph, with inputs of these names and outputs of those; axes that are not `free` are those of the example.
-
-    Raises `ExportError`.
-    """
-    try:
-        # Fused attention gives memory in an order that the exporter, taking it apart, no longer finds (BEiT, Swin).
-        with quietly(), sdpa_kernel(SDPBackend.MATH):
-            program = torch.onnx.export(
-                network,
-                given,
-                dynamo=True,
-                verbose=False,
-                input_names=inputs,
-                output_names=names,
-                dynamic_shapes=free,
-                opset_version=opset,
-            )
-    except Exception as error:  # the exporter raises as many types as it has stages
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-        raise ExportError(f"torch can't export this network to ONNX: {reason.strip()}") from error
-    assert program is not None
-    model: Any = program.model
-    if opset is not None and model.opset_imports[""] != opset:
-        raise ExportError(f"torch wrote opset {model.opset_imports['']} where {opset} was asked for")
-    return model
-
-
 def _output_names(network: Network3d) -> list[str] | None:
     """`logits` for a classifier; a dense or multi-output network keeps the exporter's names."""
     output = graph_of(network).output_node()
@@ -448,6 +414,8 @@ def describe(model: Any, network: Network3d, sha256: str, precision: str, finetu
         part.metadata_props.clear()
     model.metadata_props[KEY] = document.dumps(beside)
     model.metadata_props[PRECISION] = precision
+    if form := form_of(model):
+        model.metadata_props[ATTENTION] = form
     if names := document.class_names:
         model.metadata_props[CLASSES] = json.dumps(names)
 

@@ -164,6 +164,7 @@ def _attention(layer: Layer, parameters: int, field: float) -> LayerRow:
     reach = "all frames" if group == 0 else "one frame" if group == 1 else f"{group} frames"
     reach += f": {layer.refusal}" if layer.refusal else ""
     traits = [name for name in ("relative", "divided") if getattr(temporal, name, False)]
+    traits += [f"not fused: {layer.apart}"] if layer.apart else []
     operation = f"Attention ({', '.join((reach, *traits))})"
     return LayerRow(layer.name, operation, (), (), (), 0, parameters, _finite(field))
 

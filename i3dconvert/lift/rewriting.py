@@ -29,6 +29,8 @@ class Layer:
     lifted: bool = True
     refusal: str = ""
     """Why an attention can't see other frames, whatever the recipe says."""
+    apart: str = ""
+    """Why an attention to other frames is computed as product, softmax, product and not as one fused operation."""
 
 
 New = tuple[fx.Node, Layout]

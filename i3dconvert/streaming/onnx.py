@@ -24,10 +24,10 @@ from i3dconvert.export.onnx import (
     preprocessing_of,
     put_in_place,
     save_in,
-    trace,
 )
 from i3dconvert.export.quantised import quantise
 from i3dconvert.export.runtime import CLIP, FRAMES, TOLERANCES, as_input, quietly
+from i3dconvert.export.tracing import trace
 from i3dconvert.files import check_output, workshop
 from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.media import read_clips

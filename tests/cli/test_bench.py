@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from i3dconvert.progress import Timed
 from tests.conftest import Run
 
 FACTORY = """
@@ -36,6 +37,38 @@ def test_runtimes_side_by_side(run: Run) -> None:
     assert (again.code, "bars.svg exists already" in again.err) == (1, True)
 
 
+ATTENDING = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 8, 56, 56)
+        self.attend = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = torch.nn.Linear(8, 2)
+    def forward(self, x):
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        return self.head(self.attend(tokens, tokens, tokens, need_weights=False)[0].mean(1))
+"""
+
+
+def test_what_attention_over_time_costs_stands_beside_its_arithmetic(run: Run) -> None:
+    Path("nets.py").write_text(ATTENDING)
+    done = run(*"bench nets.py:Net --attention 3 --attention 5 --runtime eager --runs 1 --json".split())
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert [(one["recipe"], one["frames"]) for one in found] == [("joint", 3), ("joint", 5)]
+    tokens, channels = 16, 8
+    products = 2 * 2 * tokens * tokens * channels
+    layers = 2 * (tokens * channels * (3 * 56 * 56 + 4 * channels) + channels * 2)
+    for one in found:
+        assert one["arithmetic"] == pytest.approx(1 + (one["frames"] - 1) * products / (products + layers))
+        assert one["ratio"] == pytest.approx(one["seconds"] / one["seconds_per_frame"])
+        assert one["over"] == pytest.approx(one["ratio"] / one["arithmetic"])
+    table = run(*"bench nets.py:Net --attention 3 --runtime eager --runs 1".split())
+    assert "arithmetic: 1 + (T - 1) · A / F" in table.out
+    assert run(*"bench net.onnx --attention 3".split()).code == 2
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -56,3 +89,13 @@ def test_what_is_refused(run: Run, words: str, code: int, message: str) -> None:
     assert done.code == code
     assert message in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_step_that_is_told_of_again_takes_the_sum_of_its_times() -> None:
+    told: list[str] = []
+    timed = Timed(lambda step, share=None: told.append(step))
+    for step in ("tracing", "checking", "checking", "tracing"):
+        timed(step)
+    assert told == ["tracing", "checking", "checking", "tracing"]
+    assert list(timed.seconds()) == ["tracing", "checking"]
+    assert sum(timed.seconds().values()) > 0

@@ -72,9 +72,10 @@ def test_the_main_job_by_default_names(run: Run, tmp_path: Path) -> None:
     verified = run("verify", "-f", "3", "--size", "64")
     assert verified.code == 0, verified.err
     assert verified.out.rstrip().endswith("equals its 2D network")
-    exported = run("export", "--onnx")
+    exported = run("export", "--onnx", "-v")
     assert exported.code == 0, exported.err
     assert "clip (batch, 3, frames, height, width)" in exported.out
+    assert "checking with onnxruntime" in exported.out
     assert run("verify", "resnet18-i3d.onnx", "-f", "5").code == 0
     inspected = run("inspect")
     assert "layer4.1.conv2" in inspected.out

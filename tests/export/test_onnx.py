@@ -14,10 +14,12 @@ from i3dconvert.backbones import Origin, Source
 from i3dconvert.comparison.forward import relative_error, replicated
 from i3dconvert.errors import CheckpointError, ExportError
 from i3dconvert.export import onnx as exporter
+from i3dconvert.export.attention import ATTENTION, EXPLICIT, OPERATOR
 from i3dconvert.export.runtime import CLASSES, Runtime, read_document
 from i3dconvert.export.seal import SEAL, seal
 from i3dconvert.inflation import Manner, inflate_loaded
 from i3dconvert.verification import Settings, verify_file
+from tests.lift.test_attention import STILL, Windows
 
 SWEPT = (
     "googlenet resnet101 resnet152 densenet121 densenet161 densenet169 densenet201 convnext_tiny swin_t vit_b_32 "
@@ -161,3 +163,22 @@ def test_verify_sees_a_damaged_onnx_file(exported: Path, tmp_path: Path) -> None
     seal(tmp_path / "damaged.onnx")
     report = verify_file(tmp_path / "damaged.onnx", Settings(frames=2, size=64))
     assert report.reason.startswith("forward equality")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("opset", "form"), [(None, EXPLICIT), (23, OPERATOR)])
+def test_a_file_says_how_it_computes_attention_which_follows_from_its_opset(
+    opset: int | None, form: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = inflate(Windows("all").eval(), STILL, size=16)
+    done = export_onnx(network, tmp_path / "net.onnx", opset=opset)
+    graph = onnx.load(done.path)
+    assert {entry.key: entry.value for entry in graph.metadata_props}[ATTENTION] == form
+    assert ("Attention" in {node.op_type for node in graph.graph.node}) is (form == OPERATOR)
+    assert done.check.error is not None
+    assert done.check.error <= 1e-5
+    for frames in (3, 8):
+        clip = torch.randn(2, 3, frames, 16, 16)
+        with torch.no_grad():
+            assert relative_error(network(clip), Runtime(done.path)(clip)[0]) <= 1e-5

@@ -10,6 +10,7 @@ Everything here works on frames `(N·T·W, …)`, T being outermost within a cli
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -48,6 +49,11 @@ def grouped(frames: Tensor, groups: Groups) -> Tensor:
 def tokens(frames: Tensor, groups: Groups) -> Tensor:
     """`(N·T·W, …, L, D)` → `(N·G·W, …, S·L, D)`: the tokens of a group's frames side by side."""
     return grouped(frames, groups).movedim(2, -3).flatten(-3, -2).flatten(0, 2)
+
+
+def another(query: Tensor) -> Tensor:
+    """The same tensor as another object: of one alone torch's `MultiheadAttention` computes all scores at once."""
+    return query.view_as(query)
 
 
 def frames_of(joint: Tensor, like: Tensor, groups: Groups) -> Tensor:
@@ -108,48 +114,89 @@ def attend_jointly(
 ) -> Tensor:
     """`scaled_dot_product_attention` of `(N·T·W, …, L, D)` over the tokens of a group's frames, each masked alike.
 
-    `bias`, `(2·span − 1, heads, L, K)`, is added by the distance in time; `options` are torch's own.
+    `mask` is `(P, …, L, K)`, P being the rows after which it repeats: 1, W, or all; between two frames it is that of
+    the query's. `bias`, `(2·span − 1, heads, L, K)`, is added by the distance in time; `options` are torch's own.
     """
     asking, asked, given = (tokens(part, groups) for part in (query, key, value))
+    size, length = grouped(query, groups).shape[2], query.shape[-2]
+    added = _added(mask, query, key, groups, bias)
+    together = size if torch.compiler.is_compiling() else _together(added, size, length * key.shape[-2])
+    parts, at_once = [], None
+    for start in (0,) if together is size else range(0, size, together):
+        count = together if together is size else min(together, size - start)
+        part = asking if together is size else asking.narrow(-2, start * length, count * length)
+        if at_once is None or any(one.shape[-4] != 1 for one in added):
+            at_once = _mask(added, query, key, groups, start, count)
+        parts.append(
+            _attend(part, asked, given, at_once if at_once is None else at_once[..., : count * length, :], options)
+        )
+    return frames_of(parts[0] if len(parts) == 1 else torch.cat(parts, -2), query, groups)
+
+
+_MASKED_AT_ONCE = 2**24
+"""Entries of a mask that are held at once, 64 MiB in float32: that of as many of the queries' frames as fit."""
+
+
+def _together(added: list[Tensor], size: int, pair: int) -> int:
+    """How many of the queries' frames are masked at once."""
+    if not added:
+        return size
+    lead = math.prod(map(max, zip(*(one.shape[:-4] for one in added), strict=True)))
+    fitting = max(1, _MASKED_AT_ONCE // max(lead * pair * size, 1))
+    return size if fitting >= size else fitting
+
+
+def _added(mask: Tensor | None, query: Tensor, key: Tensor, groups: Groups, bias: Tensor | None) -> list[Tensor]:
+    """What is added to the scores of a group's tokens, each `(N, G, W, …, S, L, S, K)` or 1 where it is the same."""
+    _, rows, span, shift = groups
+    count, size, middle = *grouped(query, groups).shape[1:3], query.dim() - 3
+    added = []
     if mask is not None:
-        mask = _mask_of_groups(mask, query, key, groups)
-    if groups.shift or bias is not None:
-        mask = _mask_in_time(mask, query, key, groups, bias)
-    attended = F.scaled_dot_product_attention(asking, asked, given, mask, **(options or {}))
-    return frames_of(attended, query, groups)
-
-
-def _mask_of_groups(mask: Tensor, query: Tensor, key: Tensor, groups: Groups) -> Tensor:
-    """`(…, L, K)`, of every frame or of all alike, → `(…, S·L, S·K)`; between two frames it is that of the query's."""
-    size = grouped(query, groups).shape[2]
-    mask = mask.expand(*mask.shape[:-2], query.shape[-2], key.shape[-2])
-    own = mask.dim() == query.dim() and mask.shape[0] == query.shape[0] and groups.rows * groups.clips * size > 1
-    apart = (
-        grouped(mask, groups).movedim(2, -3)
-        if own
-        else mask.unsqueeze(-3).expand(*mask.shape[:-2], size, *mask.shape[-2:])
-    )
-    pairs = apart.unsqueeze(-2).expand(*apart.shape[:-1], size, apart.shape[-1])
-    joint = pairs.flatten(-4, -3).flatten(-2, -1)
-    return joint.flatten(0, 2) if own else joint
-
-
-def _mask_in_time(mask: Tensor | None, query: Tensor, key: Tensor, groups: Groups, bias: Tensor | None) -> Tensor:
-    """The mask over a group's tokens, `(…, S·L, S·K)`, with what depends on the two frames' distance."""
-    clips, rows, span, shift = groups
-    count, size, pair = *grouped(query, groups).shape[1:3], (query.shape[-2], key.shape[-2])
-    if mask is None:
-        mask = query.new_zeros(*pair).repeat(size, size)
-    elif mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, float("-inf"))
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, float("-inf"))
+        mask = mask[(None,) * (query.dim() - mask.dim())]
+        if isinstance(mask.shape[0], int) and rows % mask.shape[0] == 0:
+            period = mask.shape[0]
+            repeated = mask if period in (1, rows) else mask.repeat(rows // period, *[1] * (mask.dim() - 1))
+            added.append(repeated[None, None].unsqueeze(-3).unsqueeze(-2))
+        else:
+            added.append(grouped(mask, groups).movedim(2, -3).unsqueeze(-2))
     if bias is not None:
-        mask = mask + _further(bias, size).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
-    if not shift:
-        return mask
-    barred = _apart(count, size, span, shift, query.device).reshape(count, size, 1, size, 1)
-    barred = barred.expand(count, size, pair[0], size, pair[1]).flatten(3, 4).flatten(1, 2)
-    barred = barred.reshape(1, count, 1, 1, *barred.shape[1:]).expand(clips, count, rows, 1, *barred.shape[1:])
-    return mask.masked_fill(barred.flatten(0, 2), float("-inf"))
+        added.append(_further(bias, size).permute(2, 0, 3, 1, 4)[(None,) * (2 + middle)])
+    if shift:
+        barred = _apart(count, size, span, shift, query.device).reshape(1, count, 1, *[1] * middle, size, 1, size, 1)
+        added.append(torch.zeros_like(barred, dtype=query.dtype).masked_fill(barred, float("-inf")))
+    return added
+
+
+def _mask(added: list[Tensor], query: Tensor, key: Tensor, groups: Groups, start: int, count: int) -> Tensor | None:
+    """`(P, …, F·L, S·K)`: the sum of what is `added` for F = `count` of the queries' frames."""
+    if not added:
+        return None
+    size = grouped(query, groups).shape[2]
+    first, *others = (one if one.shape[-4] == 1 else one.narrow(-4, start, count) for one in added)
+    total = sum(others, first)
+    total = total.expand(*total.shape[:-4], count, query.shape[-2], size, key.shape[-2])
+    total = total.flatten(-4, -3).flatten(-2, -1)
+    if any(one.shape[:2] != (1, 1) for one in added):
+        total = total.expand(*total.shape[:2], groups.rows, *total.shape[3:])
+    return total.flatten(0, 2)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any] | None) -> Tensor:
+    """`(R, …, L, D)`, on 4 axes, for which torch has fused forms, and a mask `(P, …, L, K)` that repeats after P rows.
+
+    Those P rows are so many heads more, so that the mask is one view for all rows.
+    """
+    shape, period = query.shape, 1 if mask is None else mask.shape[0]
+    rows = (shape[0], 1) if isinstance(period, int) and period == 1 else (-1, period)
+    asking, asked, given = (part.reshape(*rows, *part.shape[1:]).flatten(1, -3) for part in (query, key, value))
+    if mask is not None:
+        if mask.dim() > 4 or rows[0] == -1:
+            mask = mask.expand(period, *shape[1:-2], *mask.shape[-2:])
+        mask = mask.reshape(1, -1, *mask.shape[-2:])
+    attended = F.scaled_dot_product_attention(asking, asked, given, mask, **(options or {}))
+    return attended.reshape(*shape[:-1], value.shape[-1])
 
 
 def score_pairs(query: Tensor, keys: Tensor, groups: Groups) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import replace
 from typing import Any
 
@@ -10,23 +9,19 @@ from torch import Tensor, fx
 
 from i3dconvert.errors import RecipeError
 from i3dconvert.fillings import Repeated, Zeros
-from i3dconvert.lift import layout
 from i3dconvert.lift.attention.divided import Block, NoBlockError, block_of, leading_alike
 from i3dconvert.lift.attention.found import Attention, attentions, operands
+from i3dconvert.lift.attention.fusing import NotFusedError, Step, steps_of
 from i3dconvert.lift.attention.groups import (
-    Groups,
     attend_jointly,
     attend_pairs,
     beyond,
     by_distance,
-    for_each_key,
-    frames_of,
     middle,
     score_pairs,
-    shifted,
     softmax_of_pairs,
-    tokens,
 )
+from i3dconvert.lift.attention.nodes import Nodes, Parts
 from i3dconvert.lift.attention.order import Orders
 from i3dconvert.lift.counterparts import counterpart
 from i3dconvert.lift.layout import Layout
@@ -58,12 +53,13 @@ class AttentionOverTime:
                 self.found[last] = replace(attention, refusal=refusal)
         self.wanted = {last: self._wanted(attention) for last, attention in self.found.items()}
         self.parts = self._parts()
+        self.steps, self.apart = self._steps(traced)
         self.blocks = {n: block for block in self._blocks(traced) for n in (block.norm, block.branch, block.sum)}
         self.embedded = self._before_attention() if to.style.time_embedding != "none" else None
         self.tables = self._tables()
         self.before_block: dict[fx.Node, New] = {}
         self.whole: dict[str, tuple[fx.Node, fx.Node]] = {}
-        self.repeated: dict[tuple[fx.Node, str], fx.Node] = {}
+        self.nodes = Nodes(to, self.parts, self.steps)
 
     def before(self, node: fx.Node) -> None:
         """In front of a block, its tokens with what the attention over time adds to them in the place of its tokens."""
@@ -86,31 +82,37 @@ class AttentionOverTime:
         if node not in self.parts:
             return None
         attention, temporal = self.parts[node]
-        if attention.kind == "fused":
-            new = self._fused(node, attention, temporal)
+        if attention.last in self.steps and node is not attention.last:
+            return self.nodes.masks(node, attention, temporal)
+        if attention.last in self.steps:
+            new = self.nodes.as_fused(attention, temporal, self._bias_in_time(attention, temporal))
+        elif attention.kind == "fused":
+            new = self.nodes.fused(node, temporal, self._bias_in_time(attention, temporal))
         elif attention.kind == "module" and temporal.shift:
             raise self._misfit(attention, "its groups can't be shifted")
         elif attention.kind == "module":
-            new = self._module(node, temporal)
+            new = self.nodes.module(node, temporal)
         elif node is attention.first:
-            new = self._over_frames(score_pairs, node, operands(node), temporal)
+            new = self.nodes.over_frames(score_pairs, node, operands(node), temporal)
             temporal = replace(temporal, pairs=True)
         elif node is attention.softmax:
             assert attention.first is not None
             query, bias = operands(attention.first)[0], self._bias_in_time(attention, temporal)
             values = (node.all_input_nodes[0], query)
-            new = self._over_frames(softmax_of_pairs, node, values, temporal, rows(query), bias)
+            new = self.nodes.over_frames(softmax_of_pairs, node, values, temporal, rows(query), bias)
             new.meta["like"] = 0
         elif node is attention.last:
             values = operands(node)
-            new = self._over_frames(attend_pairs, node, values, temporal, rows(values[1]))
+            new = self.nodes.over_frames(attend_pairs, node, values, temporal, rows(values[1]))
             new.meta["like"] = 1
         else:
-            return self._between_products(node, attention, temporal)
+            return self.nodes.between_products(node, attention, temporal)
         new.meta |= {"temporal": temporal, "layer": attention.name, "of_pairs": node is not attention.last}
         if node is attention.last:
-            new.meta["scores"] = attention.scores
-            new = self._shifted(new, node, temporal, back=True)
+            new.meta["scores"] = (
+                0 if new.target is attend_jointly and self.nodes.is_held_in_parts(attention) else attention.scores
+            )
+            new = self.nodes.shifted_frames(new, node, temporal, back=True)
         return new, Layout.FRAMES
 
     def behind(self, node: fx.Node) -> None:
@@ -126,7 +128,15 @@ class AttentionOverTime:
         if node in self.found:
             attention, temporal = self.found[node], self.wanted[node]
             to.layers[attention.name] = Layer(
-                attention.name, node.name, ATTENTION, temporal or Temporal(), temporal is not None, attention.refusal
+                *(
+                    attention.name,
+                    node.name,
+                    ATTENTION,
+                    temporal or Temporal(),
+                    temporal is not None,
+                    attention.refusal,
+                ),
+                apart=self.apart.get(node, ""),
             )
 
     def table(self, node: fx.Node, new: fx.Node) -> fx.Node:
@@ -149,9 +159,9 @@ class AttentionOverTime:
     def _misfit(self, attention: Attention, why: str) -> RecipeError:
         return RecipeError(f"recipe {self.to.recipe.name!r} does not fit {attention.name}: {why}")
 
-    def _parts(self) -> dict[fx.Node, tuple[Attention, Attending]]:
+    def _parts(self) -> Parts:
         """The attention that each node of the 2D graph is part of, where the recipe has it attend to other frames."""
-        nodes: dict[fx.Node, tuple[Attention, Attending]] = {}
+        nodes: Parts = {}
         for attention in self.found.values():
             temporal = self.wanted[attention.last]
             if temporal is not None and not temporal.divided:
@@ -180,7 +190,7 @@ class AttentionOverTime:
         self.wanted |= dict.fromkeys(refused)
         return blocks
 
-    def _tables(self) -> dict[fx.Node, tuple[Attention, Attending]]:
+    def _tables(self) -> Parts:
         """The tables of relative positions that are repeated in time, and the attentions that they are of."""
         tables = {}
         for attention, temporal in {id(of): of for of in self.parts.values()}.values():
@@ -239,70 +249,17 @@ class AttentionOverTime:
         to.fillings[f"{name}.table"] = Zeros((channels, EMBEDDED_FRAMES), like=(like,))
         return to.graph.create_node("call_module", name, (to.clip(node),), {}, name.replace(".", "_")), Layout.CLIP
 
-    # The nodes of an attention.
-
-    def _groups(self, node: fx.Node, temporal: Attending) -> Groups:
-        return Groups(self.to.clips, rows(node), temporal.group, temporal.shift)  # type: ignore[arg-type]
-
-    def _over_frames(
-        self, function: Any, node: fx.Node, values: tuple[fx.Node, ...], temporal: Attending, *rest: Any
-    ) -> fx.Node:
-        """A function over frames of `values`, which are moved as the groups are shifted."""
-        given = [self.to.frames(n) if n in self.parts else self._moved(n, temporal) for n in values]
-        return self.to.call(function, *given, self._groups(values[0], temporal), *rest, name=node.name)
-
-    def _moved(self, node: fx.Node, temporal: Attending) -> fx.Node:
-        return self._shifted(self.to.frames(node), node, temporal)
-
-    def _shifted(self, new: fx.Node, node: fx.Node, temporal: Attending, back: bool = False) -> fx.Node:
-        """The value of a 2D node over frames, its frames moved as the groups are shifted, or moved `back`."""
-        if not temporal.shift:
-            return new
-        groups = self._groups(node, temporal)
-        return self.to.call(shifted, new, groups._replace(shift=-groups.shift) if back else groups)
-
-    def _between_products(self, node: fx.Node, attention: Attention, temporal: Attending) -> New:
-        """What is computed of the scores, for each pair of frames; what comes from elsewhere is that of the query's."""
-        inside = [n for n in node.all_input_nodes if n in attention.between or n is attention.first]
-
-        def given(source: fx.Node) -> fx.Node:
-            if source in inside or self.to.layout_of(source) is Layout.PLAIN:
-                return self.to.sizes.beside(source, inside)
-            if (source, attention.name) not in self.repeated:
-                repeated = self._over_frames(for_each_key, source, (source,), temporal)
-                repeated.meta |= {"temporal": replace(temporal, pairs=True), "layer": attention.name}
-                self.repeated[source, attention.name] = repeated
-            return self.repeated[source, attention.name]
-
-        if node.op == "call_module":
-            self.to.modules.setdefault(str(node.target), self.to.root.get_submodule(str(node.target)))
-        new = self.to.copy(node, given)
-        new.meta["of_pairs"] = True
-        return new, Layout.FRAMES
-
-    def _fused(self, node: fx.Node, attention: Attention, temporal: Attending) -> fx.Node:
-        to = self.to
-        query, key, value = (layout.argument(node, name, i) for i, name in enumerate(("query", "key", "value")))
-        mask = layout.argument(node, "attn_mask", 3)
-        options = {name: node.kwargs[name] for name in ("scale", "enable_gqa") if node.kwargs.get(name) is not None}
-        options["dropout_p"] = layout.argument(node, "dropout_p", 4, 0.0)
-        given = [self._moved(n, temporal) for n in (query, key, value)]
-        if isinstance(mask, fx.Node):
-            mask = to.frames(mask) if to.layout_of(mask) is Layout.PLAIN else self._moved(mask, temporal)
-        bias, groups = self._bias_in_time(attention, temporal), self._groups(query, temporal)
-        return to.call(attend_jointly, *given, mask, groups, bias, fx.node.map_arg(options, to.frames), name=node.name)
-
-    def _module(self, node: fx.Node, temporal: Attending) -> fx.Node:
-        to, name = self.to, str(node.target)
-        to.modules.setdefault(name, to.root.get_submodule(name))
-        query, key, value = (layout.argument(node, name, i) for i, name in enumerate(("query", "key", "value")))
-        groups = Groups(to.clips, 1, temporal.group)  # type: ignore[arg-type]
-        given = {n: to.call(tokens, to.frames(n), groups) for n in (query, key, value)}
-        args = (given[query], given[key], given[value], *fx.node.map_arg(node.args[3:], to.frames))
-        rest = {k: v for k, v in node.kwargs.items() if k not in ("query", "key", "value")}
-        joint = to.graph.create_node("call_module", name, args, fx.node.map_arg(rest, to.frames), node.name)
-        attended = to.call(operator.getitem, joint, 0)
-        return to.call(layout.together, to.call(frames_of, attended, to.frames(query), groups), None)
+    def _steps(self, traced: Reading) -> tuple[dict[fx.Node, dict[fx.Node, Step]], dict[fx.Node, str]]:
+        """Of each attention between two products what is done to its scores, or why it can't be one operation."""
+        steps: dict[fx.Node, dict[fx.Node, Step]] = {}
+        apart: dict[fx.Node, str] = {}
+        for attention in {id(of): of for of, _ in self.parts.values()}.values():
+            if attention.first is not None:
+                try:
+                    steps[attention.last] = steps_of(traced, attention)
+                except NotFusedError as error:
+                    apart[attention.last] = str(error)
+        return steps, apart
 
 
 def _values(attention: Attention) -> list[fx.Node]:

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from i3dconvert import checkpoint
+from i3dconvert.benchmark.ratios import arithmetic
 from i3dconvert.errors import BenchmarkError, I3DError, first_line
 from i3dconvert.export import export_onnx
 from i3dconvert.export.frames import optimize
@@ -153,9 +153,7 @@ def _prepare(case: Case, folder: Path) -> _Prepared:
         path = folder / f"{stem}-{case.init}-{case.size}-{case.dtype}-{'frames' if optimize else 'plain'}.onnx"
         if not path.exists():
             export_onnx(network, path, optimize=optimize, dtype=getattr(torch, case.dtype))
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network.to("meta")(torch.empty(shape, device="meta", dtype=next(network.parameters()).dtype))
-    return _Prepared(shape, int(counter.get_total_flops()), path)
+    return _Prepared(shape, arithmetic(network, shape), path)
 
 
 def _run(case: Case, prepared: _Prepared) -> Measurement:

@@ -1,0 +1,137 @@
+"""What attention over time costs: a network's time with it over its time frame by frame, beside the arithmetic."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnxruntime
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from i3dconvert.errors import RecipeError
+from i3dconvert.export.attention import ONNXRUNTIME, OPSET
+from i3dconvert.export.frames import frames_form
+from i3dconvert.export.onnx import save_in
+from i3dconvert.export.runtime import CLIP, Runtime
+from i3dconvert.export.tracing import trace
+from i3dconvert.inflation import inflate
+from i3dconvert.lift.network import Network3d, inflation_of
+from i3dconvert.progress import Progress, silent
+from i3dconvert.recipes import Recipe, preset
+
+FORMULA = "1 + (T - 1) · A / F of joint, A being the products of attention and F all arithmetic of a frame"
+"""The arithmetic's ratio for T frames; counted for both networks, so that it holds for `divided` too."""
+
+RUNS = 5
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One network with attention over time, beside itself frame by frame, run in turns; times are medians."""
+
+    network: str
+    recipe: str
+    frames: int
+    runtime: str
+    seconds: float
+    seconds_per_frame: float
+    """Of all frames, each by itself."""
+    arithmetic: float
+    """How many times the arithmetic of the network frame by frame."""
+
+    @property
+    def ratio(self) -> float:
+        """How many times the time of the network frame by frame."""
+        return self.seconds / self.seconds_per_frame
+
+    @property
+    def over(self) -> float:
+        """The ratio of times over that of the arithmetic."""
+        return self.ratio / self.arithmetic
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self) | {"ratio": self.ratio, "over": self.over}
+
+
+def arithmetic(network: Network3d, shape: Sequence[int]) -> int:
+    """Floating-point operations of a forward pass on a clip `(N, C, T, H, W)`, a multiplication and an addition two.
+
+    The network is left on the meta device. With gradients: without, torch's attention module calls nothing that is
+    counted.
+    """
+    with FlopCounterMode(display=False) as counter:
+        network.to("meta")(torch.empty(tuple(shape), device="meta", dtype=next(network.parameters()).dtype))
+    return int(counter.get_total_flops())
+
+
+def ratios(
+    networks: Sequence[str],
+    frames: Sequence[int],
+    recipes: Sequence[str] = ("joint", "divided"),
+    runtimes: Sequence[str] = ("eager", "onnx"),
+    runs: int = RUNS,
+    progress: Progress = silent,
+) -> Iterator[Ratio]:
+    """The networks (backbones' names, random weights) with the attention of each recipe and no other layer over time.
+
+    A recipe that does not fit a network is left out. Files have the operator set with `Attention` where the installed
+    onnxruntime runs it.
+    """
+    for name in networks:
+        for recipe in recipes:
+            for count in frames:
+                yield from _of(name, recipe, count, runtimes, runs, progress)
+
+
+def _of(name: str, recipe: str, frames: int, runtimes: Sequence[str], runs: int, progress: Progress) -> Iterator[Ratio]:
+    progress(f"{name}, {recipe}, {frames} frames")
+    try:
+        over_time = inflate(name, _attention_alone(recipe), weights="random").eval()
+    except RecipeError:
+        return
+    apart = inflate(name, preset("c2d"), weights="random").eval()
+    channels, *size = inflation_of(apart).input
+    clip = torch.randn(1, channels, frames, *size)
+    with TemporaryDirectory() as folder, torch.inference_mode():
+        made = {runtime: [_run(net, clip, runtime, Path(folder)) for net in (over_time, apart)] for runtime in runtimes}
+        times = {runtime: _in_turns(pair, runs) for runtime, pair in made.items()}
+    counted = arithmetic(over_time, clip.shape) / arithmetic(apart, clip.shape)
+    for runtime, (seconds, alone) in times.items():
+        yield Ratio(name, recipe, frames, runtime, seconds, alone, counted)
+
+
+def _attention_alone(recipe: str) -> Recipe:
+    """A recipe's attention, every other layer within a frame."""
+    return preset("c2d").with_rules(tuple(rule for rule in preset(recipe).rules if rule.kind == "attention"))
+
+
+def _run(network: Network3d, clip: Tensor, runtime: str, folder: Path) -> Run:
+    if runtime == "eager":
+        return lambda: network(clip)
+    version = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
+    with torch.inference_mode(False):
+        example = clip.clone()
+        model = trace(frames_form(network), [CLIP], None, (example,), None, OPSET if version >= ONNXRUNTIME else None)
+    loaded = Runtime(save_in(folder, f"{id(network)}.onnx", model, "", external_data=False))
+    return lambda: loaded(clip)
+
+
+def _in_turns(pair: Sequence[Run], runs: int) -> tuple[float, float]:
+    """The medians of two that are run in turns, so that what else the machine does is shared by both."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(runs + 1):
+        for run, taken in zip(pair, times, strict=True):
+            started = time.perf_counter()
+            run()
+            if turn:  # the first warms up
+                taken.append(time.perf_counter() - started)
+    return statistics.median(times[0]), statistics.median(times[1])

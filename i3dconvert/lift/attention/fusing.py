@@ -1,0 +1,195 @@
+"""Which attentions between two products can be one fused operation, and what is then computed of their masks.
+
+Between the products a network scales the scores and adds biases and masks. All of that is `scale · scores + mask`, with
+a scale for each head. The scale goes to the query. The mask is what the network's own code makes of scores of zero,
+`(P, …, L, K)`, P being the rows after which it repeats: 1 where all rows share it, the windows of an image, or all.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from i3dconvert.lift import layout
+from i3dconvert.lift.attention.found import Attention, module_of, operands
+from i3dconvert.lift.reading import Reading, rows
+
+_SUMS = {"add": operator.add, "iadd": operator.add, "sub": operator.sub, "isub": operator.sub}
+_SCALES = {
+    **dict.fromkeys(("mul", "imul", "multiply"), operator.mul),
+    **dict.fromkeys(("div", "divide", "true_divide", "truediv", "itruediv"), operator.truediv),
+}
+_SHAPES = frozenset(("reshape", "view", "unsqueeze", "squeeze", "flatten", "unflatten"))
+_NOTHING = frozenset(("contiguous", "clone"))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a node between the products does to the scores, `of` another value."""
+
+    kind: str
+    """`sum`, `scale`, `fill`, `split`, `merge`, `same`, or `dropout`."""
+    function: Any = None
+    of: Any = None
+
+
+class NotFusedError(Exception):
+    """Why an attention is computed as product, softmax, product."""
+
+
+def steps_of(traced: Reading, attention: Attention) -> dict[fx.Node, Step]:
+    """What each node between the products does; raises `NotFusedError`."""
+    first, softmax, last = attention.first, attention.softmax, attention.last
+    assert first is not None
+    assert softmax is not None
+    query, keys = operands(first)
+    parts = [query, keys, operands(last)[1]]
+    if len({(rows(part), part.meta["value"].dim()) for part in parts}) > 1:
+        raise NotFusedError("queries, keys and values are not laid out alike")
+    if layout.argument(softmax, "dtype", 2) is not None:
+        raise NotFusedError("its softmax has a type of its own")
+    if last.target not in _PRODUCTS or first.target not in _PRODUCTS:
+        raise NotFusedError(f"{last.target} is no plain product")
+    steps: dict[fx.Node, Step] = {}
+    node, own = first, False
+    while node is not last:
+        if len(node.users) != 1:
+            raise NotFusedError("its scores are read in several places")
+        node, before = next(iter(node.users)), node
+        if node is softmax:
+            steps[node] = Step("same")
+        elif node is not last:
+            step = _after(traced, node, before) if softmax in steps else _step(node, before)
+            own = own or (step.kind in ("sum", "fill") and rows(step.of) > 0)
+            if own and step.kind in ("split", "merge"):
+                raise NotFusedError("its masks follow the image")
+            steps[node] = step
+    return steps
+
+
+_PRODUCTS = ("matmul", "bmm", "__matmul__", torch.matmul, torch.bmm, operator.matmul)
+
+
+def _after(traced: Reading, node: fx.Node, before: fx.Node) -> Step:
+    """What a node behind the softmax does; raises `NotFusedError` where it is not dropout."""
+    module = module_of(traced, node)
+    if isinstance(module, nn.Identity) or layout.operation(node) in _NOTHING:
+        return Step("same")
+    if isinstance(module, nn.Dropout):
+        return Step("dropout", of=str(node.target))
+    if layout.operation(node) == "dropout" and node.args[0] is before:
+        return Step("dropout", of=(layout.argument(node, "p", 1, 0.5), layout.argument(node, "training", 2, True)))
+    raise NotFusedError(f"{_name(node)} of its weights")
+
+
+def _step(node: fx.Node, before: fx.Node) -> Step:
+    """What a node in front of the softmax does to the scores; raises `NotFusedError`."""
+    name = layout.operation(node)
+    others = [arg for arg in node.args if arg is not before]
+    if name in _NOTHING:
+        return Step("same")
+    if name in _SHAPES:
+        return Step(_leading(before.meta["value"], node.meta["value"], node))
+    if name == "masked_fill" and len(others) == 2 and node.args[0] is before:
+        return Step("fill", torch.masked_fill, others[0])
+    if len(node.args) != 2 or len(others) != 1 or node.kwargs or node.meta["value"].shape != before.meta["value"].shape:
+        raise NotFusedError(f"{_name(node)} of its scores")
+    (of,) = others
+    if name in _SUMS and not (_SUMS[name] is operator.sub and node.args[0] is not before):
+        return Step("sum", _SUMS[name], of)
+    if (
+        name in _SCALES
+        and not (_SCALES[name] is operator.truediv and node.args[0] is not before)
+        and _of_heads(of, node)
+    ):
+        return Step("scale", _SCALES[name], of)
+    raise NotFusedError(f"{_name(node)} of its scores")
+
+
+def _of_heads(of: Any, node: fx.Node) -> bool:
+    """Whether a factor is a number, or one for each head, of all images alike."""
+    value = of.meta["value"] if isinstance(of, fx.Node) else of
+    if not isinstance(value, Tensor):
+        return True
+    heads = value.shape[-3:-2] if value.dim() == node.meta["value"].dim() == 4 or value.dim() == 3 else ()
+    return not rows(of) and value.numel() == math.prod(heads) and node.meta["value"].dim() >= 4 - (value.numel() == 1)
+
+
+def _name(node: fx.Node) -> str:
+    return str(layout.operation(node) or node.name)
+
+
+def _leading(before: Tensor, after: Tensor, node: fx.Node) -> str:
+    """What a change of shape does to the rows, which alone it may change."""
+    if before.shape == after.shape:
+        return "same"
+    if before.dim() + 1 == after.dim() >= 4 and before.shape[1:] == after.shape[2:]:
+        return "split"
+    if before.dim() == after.dim() + 1 >= 4 and before.shape[2:] == after.shape[1:]:
+        return "merge"
+    raise NotFusedError(f"{_name(node)} of its scores")
+
+
+def nothing(query: Tensor) -> Tensor:
+    """Scores of zero."""
+    return query.new_zeros(())
+
+
+def split(mask: Tensor, dims: int) -> Tensor:
+    """`(P, …, L, K)` → `(1, P, …, L, K)`, as scores of `dims` axes are split: `(N·T·W, …)` → `(N·T, W, …)`."""
+    return mask.unsqueeze(0) if mask.dim() == dims else mask
+
+
+def merge(mask: Tensor, dims: int) -> Tensor:
+    """`(1, P, …, L, K)` → `(P, …, L, K)`, the inverse of `split`."""
+    return mask.flatten(0, 1) if mask.dim() == dims else mask
+
+
+def shared(mask: fx.Node) -> list[fx.Node] | None:
+    """How a mask that has rows for each image, and varies with none, is made of what has no rows.
+
+    Those of its nodes that have rows, in order; None where their rows do not simply repeat.
+    """
+    chain: list[fx.Node] = []
+    waiting = [mask]
+    while waiting:
+        node = waiting.pop()
+        if not rows(node) or node in chain:
+            continue
+        name, given = layout.operation(node), [n for n in node.args if isinstance(n, fx.Node)]
+        tensors = [n for n in given if isinstance(n.meta["value"], Tensor)]
+        if name == "expand" and tensors[0].meta["value"].dim() == node.meta["value"].dim():
+            known = not rows(tensors[0])
+        elif name in ("reshape", "view"):
+            known = rows(tensors[0]) > 0 and _reshapes(tensors[0].meta["value"], node)
+        else:
+            known = name in ("add", "iadd") and len(node.args) == 2 and not node.kwargs
+        if not known:
+            return None
+        chain.append(node)
+        waiting += tensors
+    order = {node: index for index, node in enumerate(mask.graph.nodes)}
+    return sorted(chain, key=order.__getitem__)
+
+
+def _reshapes(before: Tensor, node: fx.Node) -> bool:
+    try:
+        _leading(before, node.meta["value"], node)
+    except NotFusedError:
+        return False
+    return True
+
+
+def chance(module: Any) -> float:
+    """How often a dropout layer, whatever stands there now, drops a value."""
+    return float(getattr(module, "p", 0.0)) if module.training else 0.0
+
+
+def chance_of(p: float, training: bool) -> float:
+    """How often dropout drops a value."""
+    return p if training else 0.0

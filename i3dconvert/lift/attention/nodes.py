@@ -1,0 +1,173 @@
+"""The nodes of an attention over the frames of a group: one fused operation, a module, or product, softmax, product."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import replace
+from typing import Any
+
+from torch import fx
+
+from i3dconvert.lift import layout
+from i3dconvert.lift.attention.found import Attention, operands
+from i3dconvert.lift.attention.fusing import Step, chance, chance_of, merge, nothing, shared, split
+from i3dconvert.lift.attention.groups import Groups, another, attend_jointly, for_each_key, frames_of, shifted, tokens
+from i3dconvert.lift.layout import Layout
+from i3dconvert.lift.reading import rows
+from i3dconvert.lift.rewriting import New, Rewriting
+from i3dconvert.recipes import Attending
+
+Parts = dict[fx.Node, tuple[Attention, Attending]]
+"""The attention that each node of the 2D graph is part of, where the recipe has it attend to other frames."""
+
+
+class Nodes:
+    """Writes the nodes of one attention after the other into the lifted graph."""
+
+    def __init__(self, to: Rewriting, parts: Parts, steps: dict[fx.Node, dict[fx.Node, Step]]) -> None:
+        self.to, self.parts, self.steps = to, parts, steps
+        self.repeated: dict[tuple[fx.Node, str], fx.Node] = {}
+
+    def groups(self, node: fx.Node, temporal: Attending) -> Groups:
+        return Groups(self.to.clips, rows(node), temporal.group, temporal.shift)  # type: ignore[arg-type]
+
+    def over_frames(
+        self, function: Any, node: fx.Node, values: tuple[fx.Node, ...], temporal: Attending, *rest: Any
+    ) -> fx.Node:
+        """A function over frames of `values`, which are moved as the groups are shifted."""
+        given = [self.to.frames(n) if n in self.parts else self.moved(n, temporal) for n in values]
+        return self.to.call(function, *given, self.groups(values[0], temporal), *rest, name=node.name)
+
+    def moved(self, node: fx.Node, temporal: Attending) -> fx.Node:
+        return self.shifted_frames(self.to.frames(node), node, temporal)
+
+    def shifted_frames(self, new: fx.Node, node: fx.Node, temporal: Attending, back: bool = False) -> fx.Node:
+        """The value of a 2D node over frames, its frames moved as the groups are shifted, or moved `back`."""
+        if not temporal.shift:
+            return new
+        groups = self.groups(node, temporal)
+        return self.to.call(shifted, new, groups._replace(shift=-groups.shift) if back else groups)
+
+    def between_products(self, node: fx.Node, attention: Attention, temporal: Attending) -> New:
+        """What is computed of the scores, for each pair of frames; what comes from elsewhere is that of the query's."""
+        inside = [n for n in node.all_input_nodes if n in attention.between or n is attention.first]
+
+        def given(source: fx.Node) -> fx.Node:
+            if source in inside or self.to.layout_of(source) is Layout.PLAIN:
+                return self.to.sizes.beside(source, inside)
+            if (source, attention.name) not in self.repeated:
+                repeated = self.over_frames(for_each_key, source, (source,), temporal)
+                repeated.meta |= {"temporal": replace(temporal, pairs=True), "layer": attention.name}
+                self.repeated[source, attention.name] = repeated
+            return self.repeated[source, attention.name]
+
+        if node.op == "call_module":
+            self.to.modules.setdefault(str(node.target), self.to.root.get_submodule(str(node.target)))
+        new = self.to.copy(node, given)
+        new.meta["of_pairs"] = True
+        return new, Layout.FRAMES
+
+    def masks(self, node: fx.Node, attention: Attention, temporal: Attending) -> New:
+        """In the place of the scores, what the 2D network's code makes of scores of zero, which is their mask."""
+        to, query = self.to, operands(attention.first)[0]  # type: ignore[arg-type]
+        step = self.steps[attention.last].get(node)
+        if step is None:
+            return self._plain(to.call(nothing, to.frames(query), name=node.name)), Layout.PLAIN
+        before = next(n for n in node.all_input_nodes if n in self.parts)
+        mask, is_in = to.env[before]
+        dims = before.meta["value"].dim()
+        if step.kind in ("split", "merge"):
+            mask = self._plain(to.call(split if step.kind == "split" else merge, mask, dims, name=node.name))
+        elif step.kind == "scale" and mask.target is not nothing:
+            mask = to.call(step.function, mask, self._other(step.of, query))
+        elif step.kind in ("sum", "fill"):
+            other, follows = self._other(step.of, query), isinstance(step.of, fx.Node) and rows(step.of)
+            if follows and to.layout_of(step.of) is not Layout.PLAIN:
+                other, is_in = self.moved(step.of, temporal), Layout.FRAMES
+            value = tuple(arg for arg in node.args if arg not in (before, step.of)) if step.kind == "fill" else ()
+            mask = to.call(step.function, mask, other, *fx.node.map_arg(value, to.frames), name=node.name)
+        return (self._plain(mask) if is_in is Layout.PLAIN else mask), is_in
+
+    def _other(self, of: Any, beside: fx.Node) -> Any:
+        return self.to.sizes.beside(of, [beside]) if isinstance(of, fx.Node) else of
+
+    @staticmethod
+    def _plain(new: fx.Node) -> fx.Node:
+        new.meta["plain"] = True
+        return new
+
+    def as_fused(self, attention: Attention, temporal: Attending, bias: fx.Node | None) -> fx.Node:
+        """Product, softmax, product as one operation: the scale on the query, the rest as one mask."""
+        to, last, steps = self.to, attention.last, self.steps[attention.last]
+        assert attention.first is not None
+        (query, keys), (weights, value) = operands(attention.first), operands(last)
+        asking, scale, drops = self.moved(query, temporal), 1.0, None
+        for step in steps.values():
+            if step.kind == "scale" and not isinstance(step.of, fx.Node):
+                scale = step.function(scale, step.of)
+            elif step.kind == "scale":
+                asking = to.call(step.function, asking, self._other(step.of, query))
+            elif step.kind == "dropout" and isinstance(step.of, str):
+                to.modules.setdefault(step.of, to.root.get_submodule(step.of))
+                drops = to.call(chance, to.graph.create_node("get_attr", step.of))
+            elif step.kind == "dropout":
+                drops = to.call(chance_of, *fx.node.map_arg(step.of, to.frames))
+        if drops is not None:
+            self._plain(drops)
+        asked = to.graph.create_node("call_method", "transpose", (self.moved(keys, temporal), -2, -1))
+        mask: fx.Node | None = to.env[weights][0]
+        mask = None if mask.target is nothing else mask  # type: ignore[union-attr]
+        options = {"scale": scale, "dropout_p": 0.0 if drops is None else drops}
+        given: tuple[Any, ...] = (asking, asked, self.moved(value, temporal), mask, self.groups(query, temporal))
+        return to.call(attend_jointly, *given, bias, options, name=last.name)
+
+    @staticmethod
+    def is_held_in_parts(attention: Attention) -> bool:
+        """Whether torch's fused forms, which hold no scores, take queries and values alike."""
+        query = (
+            operands(attention.first)[0] if attention.first is not None else layout.argument(attention.last, "query", 0)
+        )
+        value = (
+            operands(attention.last)[1] if attention.first is not None else layout.argument(attention.last, "value", 2)
+        )
+        return bool(query.meta["value"].shape[-1] == value.meta["value"].shape[-1])
+
+    def fused(self, node: fx.Node, temporal: Attending, bias: fx.Node | None) -> fx.Node:
+        to = self.to
+        query, key, value = (layout.argument(node, name, i) for i, name in enumerate(("query", "key", "value")))
+        mask = layout.argument(node, "attn_mask", 3)
+        options = {name: node.kwargs[name] for name in ("scale", "enable_gqa") if node.kwargs.get(name) is not None}
+        options["dropout_p"] = layout.argument(node, "dropout_p", 4, 0.0)
+        given = [self.moved(n, temporal) for n in (query, key, value)]
+        if isinstance(mask, fx.Node):
+            mask = self._repeating(mask) if to.layout_of(mask) is Layout.PLAIN else self.moved(mask, temporal)
+        groups = self.groups(query, temporal)
+        return to.call(attend_jointly, *given, mask, groups, bias, fx.node.map_arg(options, to.frames), name=node.name)
+
+    def _repeating(self, mask: fx.Node) -> fx.Node:
+        """A mask made for all rows of what has none, as one that repeats: Swin's, of the windows of an image."""
+        to, chain = self.to, shared(mask)
+        made: dict[fx.Node, fx.Node] = {}
+        for node in chain or ():
+            first, *rest = (made.get(n) or to.frames(n) if isinstance(n, fx.Node) else n for n in node.args)
+            assert isinstance(first, fx.Node)
+            dims = node.all_input_nodes[0].meta["value"].dim()
+            if layout.operation(node) in ("add", "iadd"):
+                made[node] = self._plain(to.call(operator.add, first, *rest))
+            elif (more := node.meta["value"].dim() - dims) and layout.operation(node) != "expand":
+                made[node] = self._plain(to.call(split if more > 0 else merge, first, dims))
+            else:
+                made[node] = first
+        return made.get(mask) or to.frames(mask)
+
+    def module(self, node: fx.Node, temporal: Attending) -> fx.Node:
+        to, name = self.to, str(node.target)
+        to.modules.setdefault(name, to.root.get_submodule(name))
+        query, key, value = (layout.argument(node, name, i) for i, name in enumerate(("query", "key", "value")))
+        groups = Groups(to.clips, 1, temporal.group)  # type: ignore[arg-type]
+        given = {n: to.call(tokens, to.frames(n), groups) for n in (query, key, value)}
+        args = (to.call(another, given[query]), given[key], given[value], *fx.node.map_arg(node.args[3:], to.frames))
+        rest = {k: v for k, v in node.kwargs.items() if k not in ("query", "key", "value")}
+        joint = to.graph.create_node("call_module", name, args, fx.node.map_arg(rest, to.frames), node.name)
+        attended = to.call(operator.getitem, joint, 0)
+        return to.call(layout.together, to.call(frames_of, attended, to.frames(query), groups), None)
