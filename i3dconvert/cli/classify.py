@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +14,7 @@ from i3dconvert.cli.options import Classes, Force, Json, Plot, Quiet, complete_b
 
 if TYPE_CHECKING:
     from i3dconvert.classification import Done
+    from i3dconvert.progress import Progress
 
 EXAMPLE = "i3dconvert classify resnet50.onnx clip.mp4\ni3dconvert classify resnet50 clip.mp4 --plot line.svg"
 
@@ -111,13 +112,19 @@ def command(
             mean_of,
             to_dict,
         )
+        from i3dconvert.progress import within
 
         step(f"loading {network}")
         found = {}
+
+        def told_of(paths: list[Path] | None) -> Iterator[tuple[Path, Progress]]:
+            for index, path in enumerate(paths or ()):
+                yield path, within(step, index, len(paths or ()), path.name)
+
         if as_stream:
             live = load_live(network, weights, window, classes)
-            for path in sources or ():
-                found[str(path)] = list(classify_live(live, path, stride, fps, top, step))
+            for path, told in told_of(sources):
+                found[str(path)] = list(classify_live(live, path, stride, fps, top, told))
         else:
             classifier = load_classifier(network, weights, classes)
             if folder is not None:
@@ -126,8 +133,8 @@ def command(
                 done = classify_folder(classifier, folder, chosen, step, force=force, **options)
                 _show_done(done, json, quiet)
                 return
-            for path in sources or ():
-                found[str(path)] = list(classify(classifier, path, frames, stride, fps, top, step))
+            for path, told in told_of(sources):
+                found[str(path)] = list(classify(classifier, path, frames, stride, fps, top, told))
         if plot is not None:
             from i3dconvert.chart import draw_timeline
 

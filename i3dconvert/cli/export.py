@@ -195,6 +195,7 @@ def command(
         from i3dconvert import checkpoint
         from i3dconvert.lift.network import cast
 
+        step(f"reading {path.name}")
         document, state = reader(from_layout)(path)
         if weights is not None:
             network = checkpoint.finetuned(document, weights, state)
@@ -203,6 +204,7 @@ def command(
         finetuned = document.finetuned or weights is not None
         checkpoint.name_classes(network, classes)
         if safetensors:
+            step(f"writing {target.name}")
             stored = cast(network, dtype.torch()) if dtype else network
             sha256 = checkpoint.save(stored, target, force, finetuned, layout)
             printed: dict[str, Any] = {"path": str(target), "sha256": sha256, "layout": layout}

@@ -205,14 +205,13 @@ def command(
         from i3dconvert.labels import names_of
         from i3dconvert.lift.describe import describe
 
-        step(f"inflating {backbone}")
         head = "maps" if no_pool else "none" if no_head else ""
         changes = Changes.asked(in_channels, in_init.value if in_init else None, num_classes, head, seed)
         source = Source(backbone, weights, seed, features, size, allow_nonfinite, changes, shape)
         names = (init, padding, conv, temporal_pool, time_embedding)
         style = Style(*(name.value if name else "" for name in names))
         manner = Manner(chosen, rules, style, dtype.torch() if dtype else None, layout, strict, names_of(classes))
-        written = inflate_to_file(source, path, manner, force, progress=not (quiet or json))
+        written = inflate_to_file(source, path, manner, force, progress=step)
         layers = [] if quiet and not json else describe(written.network())
     if json:
         render.show_json(_document(written, layers))

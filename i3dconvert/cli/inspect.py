@@ -31,6 +31,7 @@ def command(
         from i3dconvert.lift.network import inflation_of
         from i3dconvert.recipes import toml as recipes
 
+        step(f"reading {path.name}")
         if path.suffix == ".onnx" and not from_layout:
             from i3dconvert.export.runtime import read_document
 

@@ -78,7 +78,7 @@ def _table(source: str, wanted: Collection[str], quiet: bool) -> Table:
         from i3dconvert.backbones import census
 
         table = table if known else census.taken(source)
-        table = census.counted(source, table, _countable(table, wanted))
+        table = census.counted(source, table, _countable(table, wanted), step)
     catalogue.keep(source, table)
     return table
 

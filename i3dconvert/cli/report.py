@@ -56,6 +56,7 @@ def command(
     with render.progress(quiet or json) as step:
         step("importing torch")
         from i3dconvert.errors import VerificationError
+        from i3dconvert.progress import within
         from i3dconvert.reporting import write_report
         from i3dconvert.reporting.subject import subject_of
         from i3dconvert.verification import Settings, verify_file
@@ -64,10 +65,12 @@ def command(
         read = reader(from_layout)
         measured = [result for path in files if path not in networks for result in measurements(path)]
         subjects: list[Subject] = []
-        for path in networks:
+        for index, path in enumerate(networks):
+            told = within(step, index, len(networks), path.name)
+            told("reading")
             report, unproved = None, TRAINED if from_layout else ""
             try:
-                report = None if from_layout else verify_file(path, settings, reference, progress=step)
+                report = None if from_layout else verify_file(path, settings, reference, progress=told)
             except VerificationError as error:
                 unproved = str(error)
             subjects.append(subject_of(path, report, unproved, frames, read))
