@@ -16,7 +16,7 @@ html_theme = "furo"
 html_title = f"i3dconvert {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_js_files = ["filter.js"]
+html_js_files = ["filter.js", "copy.js"]
 html_copy_source = html_show_sourcelink = False
 html_math_renderer = "mathml"
 myst_enable_extensions = ["dollarmath"]

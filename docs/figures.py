@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -96,6 +98,7 @@ def shown() -> Iterator[tuple[str, Figure]]:
         ):
             yield f"performance-{scheme}", performance(inks)
             yield f"house-{scheme}", house(inks)
+        yield f"help-{scheme}", helping(inks)
 
 
 def inflation(kernel: Any, said: list[str], error: float, inks: Inks) -> Figure:
@@ -172,6 +175,15 @@ def performance(inks: Inks) -> Figure:
         axes.tick_params(length=0)
     axes.invert_yaxis()
     axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def helping(inks: Inks) -> Figure:
+    """What examples/does_it_help.py found, drawn by it: `docs/does_it_help.json` is its results.json."""
+    example = runpy.run_path(str(HERE.parent / "examples" / "does_it_help.py"))
+    found = json.loads((HERE / "does_it_help.json").read_text(encoding="utf-8"))
+    with mpl.rc_context({**dict.fromkeys((*INKED, "axes.edgecolor"), inks["ink"]), "axes.facecolor": "none"}):
+        figure: Figure = example["figure"](found)
     return figure
 
 

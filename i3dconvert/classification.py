@@ -200,7 +200,7 @@ def classify_live(
     for count, images in enumerate(_steps(stream(path, live.preprocessing, fps), live.frames), 1):
         clip = torch.stack([frame.image for frame in images], 1).unsqueeze(0)
         times.append(images[-1].time)
-        progress(f"{path.name}, {times[-1]:.1f} s", times[-1] / length if length else None)
+        progress(f"{times[-1]:.1f} s", times[-1] / length if length else None)
         outputs, state = live.step(clip, state)
         if count > live.delay and (count - live.delay) % every == 0:
             yield Moment(0.0, times[count - live.delay], live.best(outputs, top))
@@ -250,7 +250,7 @@ def classify(
     for window in windows(given, frames, stride):
         seen = True
         start, end = window[0].time, window[-1].time
-        progress(f"{path.name}, {start:.1f} s", end / length if length else None)
+        progress(f"{start:.1f} s", end / length if length else None)
         clip = torch.stack([frame.image for frame in window], 1).unsqueeze(0)
         scores, classes = _scored(classifier, clip)
         pairs = zip(classes.tolist(), scores.tolist(), strict=True)

@@ -31,6 +31,7 @@ from i3dconvert.labels import check_count
 from i3dconvert.lift.inflation import Inflation
 from i3dconvert.lift.network import Network3d, cloned, fill, plan, set_origin, warn_of
 from i3dconvert.lift.reading import check_is_python
+from i3dconvert.progress import Progress, silent
 from i3dconvert.recipes import Recipe, Rule, default_recipe, resolve
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -197,7 +198,7 @@ class Written:
 
 
 def inflate_to_file(
-    source: Source, path: Path, manner: Manner = Manner(), force: bool = False, progress: bool = False
+    source: Source, path: Path, manner: Manner = Manner(), force: bool = False, progress: Progress = silent
 ) -> Written:
     """Inflate a backbone by name into a checkpoint at `path`, one tensor at a time.
 
@@ -206,14 +207,15 @@ def inflate_to_file(
     """
     check_suffix(path, manner.layout)
     source, manner = _for_layout(source, manner)
-    model, origin = source.load(progress)
+    progress(f"reading {source.name}")
+    model, origin = source.load(progress is not silent)
     recipe = manner.recipe_for(origin.backbone.qualified)
     planned = plan(model, recipe, manner.style, origin.input, trial=of_a_user(origin))
     check_by_itself(model, origin, origin.input)
     warn_of(planned.inflation, manner.strict)
     check_count(manner.classes, origin.classes)
     document = Document.for_layout(planned.inflation, origin, manner.layout, classes=manner.classes)
-    sha256, entries = write_inflated(path, document, model.state_dict(), manner.dtype, force)
+    sha256, entries = write_inflated(path, document, model.state_dict(), manner.dtype, force, progress)
     buffers = dict(model.named_buffers())
     parameters = [e for e in entries if e.key not in buffers and e.key.rpartition(".")[2] not in STATISTICS]
     counts = sum(p.numel() for p in model.parameters()), sum(math.prod(entry.shape) for entry in parameters)

@@ -1,6 +1,7 @@
 """How long work tells of itself."""
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 
@@ -38,3 +39,23 @@ class Timed:
         if self._step:
             self._seconds[self._step] = self._seconds.get(self._step, 0.0) + now - self._began
         self._began = now
+
+
+def stages(progress: Progress, names: Sequence[str]) -> Callable[[str], None]:
+    """Tells which of the stages has begun, `writing, 2 of 3`, and that those before it are done."""
+
+    def begin(name: str) -> None:
+        index = names.index(name)
+        progress(f"{name}, {index + 1} of {len(names)}", index / len(names))
+
+    return begin
+
+
+def within(progress: Progress, index: int, count: int, name: str) -> Progress:
+    """What tells of one of several pieces of work, as a part of them all."""
+
+    def told(step: str, share: float | None = None, /) -> None:
+        which = f"{name}, {index + 1} of {count}" if count > 1 else name
+        progress(f"{which}: {step}", share if count == 1 else (index + (share or 0.0)) / count)
+
+    return told

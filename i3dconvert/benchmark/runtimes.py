@@ -108,8 +108,9 @@ def measure(cases: Sequence[Case], progress: Progress = silent) -> Iterator[Meas
     Raises `BenchmarkError` naming the case that failed.
     """
     with TemporaryDirectory() as folder:
-        for case in cases:
-            progress(f"{case.network}, {case.runtime}, batch {case.batch}")
+        for done, case in enumerate(cases):
+            which = f"{case.network}, {case.runtime}, batch {case.batch}"
+            progress(f"{which}, {done + 1} of {len(cases)}", done / len(cases))
             yield _in_process(_run, case, _in_process(_prepare, case, Path(folder)))
 
 

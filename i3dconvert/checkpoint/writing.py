@@ -21,6 +21,7 @@ from i3dconvert.files import WEIGHTS, replacing, replacing_in
 from i3dconvert.frameworks import framework_of
 from i3dconvert.frameworks.framework import Place
 from i3dconvert.labels import Given
+from i3dconvert.progress import Progress, silent
 from i3dconvert.weights import Digest, State, Stream, raw
 
 _DTYPES = {
@@ -72,7 +73,12 @@ def write(
 
 
 def write_inflated(
-    path: Path, document: Document, state2d: State, dtype: torch.dtype | None = None, force: bool = False
+    path: Path,
+    document: Document,
+    state2d: State,
+    dtype: torch.dtype | None = None,
+    force: bool = False,
+    progress: Progress = silent,
 ) -> tuple[str, list[Entry]]:
     """Write what a 2D network's tensors inflate to, floating-point ones in `dtype` where one is given.
 
@@ -88,11 +94,15 @@ def write_inflated(
 
     def pieces(entry: Entry) -> Iterator[Tensor]:
         tensor = inflation.source(entry.key, state)
+        progress(f"writing {path.name}", sum(written) / total)
+        written.append(math.prod(entry.shape))
         yield from inflation.pieces(entry.key, tensor.to(entry.dtype))
         stream.passed(tensor)
 
     sources = {key: inflation.source(key, state) for key in inflation.keys(state)}
     entries = [Entry(key, stored(tensor), inflation.shape(key, tensor)) for key, tensor in sources.items()]
+    written: list[int] = []
+    total = sum(math.prod(entry.shape) for entry in entries) or 1
     return write(path, document, entries, pieces, force), entries
 
 

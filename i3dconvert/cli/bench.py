@@ -10,7 +10,7 @@ from i3dconvert.cli import render
 from i3dconvert.cli.options import Device, Dtype, Force, Init, Json, Plot, Quiet, complete_backbone
 from i3dconvert.names import near
 
-EXAMPLE = "Example: i3dconvert bench resnet50 densenet121 --runtime eager,onnx,onnx-plain --batch 1 --batch 2"
+EXAMPLE = "i3dconvert bench resnet50 densenet121 --runtime eager,onnx --batch 2"
 
 
 USUAL, USUAL_OF_FILES = ("eager", "onnx", "onnx-plain"), ("onnx",)
@@ -22,30 +22,36 @@ def command(
     networks: Annotated[
         list[str],
         typer.Argument(
-            help="Backbones (random weights), checkpoints, or exported ONNX files.",
+            help="Backbones (with random weights), checkpoints, or exported ONNX files.",
             autocompletion=complete_backbone,
-            metavar="[BACKBONE|FILE]...",
+            metavar="BACKBONE|FILE",
         ),
     ],
     runtime: Annotated[
         str | None,
         typer.Option(
-            help="Of eager, frames, compile, onnx, onnx-plain, openvino; commas between them.",
-            show_default="eager,onnx,onnx-plain; onnx of an ONNX file",
+            metavar="NAMES",
+            help="Runtimes, with commas between: eager, frames, compile, onnx, onnx-plain, openvino.",
+            show_default="eager,onnx,onnx-plain; onnx for an ONNX file",
         ),
     ] = None,
     init: Annotated[
-        Init, typer.Option(help="Of backbones; with mean all temporal taps are in use, as after fine-tuning.")
+        Init, typer.Option(help="How backbones are inflated; with mean all taps are in use, as after fine-tuning.")
     ] = Init.center,
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="Clips at once; repeatable.", show_default="1")] = None,
-    frames: Annotated[int, typer.Option("--frames", "-f", min=1, help="Of each clip.")] = 16,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, metavar="N", help="Clips at once; repeatable.", show_default="1")
+    ] = None,
+    frames: Annotated[int, typer.Option("--frames", "-f", min=1, metavar="N", help="Frames of each clip.")] = 16,
     size: Annotated[
-        int | None, typer.Option("--size", "-s", min=1, help="Pixels.", show_default="the backbone's")
+        int | None,
+        typer.Option("--size", "-s", min=1, metavar="PIXELS", help="Height and width.", show_default="the backbone's"),
     ] = None,
     device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
-    dtype: Annotated[Dtype, typer.Option(help="Of weights and clips.")] = Dtype.float32,
-    channels_last: Annotated[bool, typer.Option("--channels-last", help="torch: channels_last_3d memory.")] = False,
-    runs: Annotated[int, typer.Option(min=1, help="Timed, after two to warm up.")] = 7,
+    dtype: Annotated[Dtype, typer.Option(help="The type of weights and clips.")] = Dtype.float32,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="torch: keep tensors in channels_last_3d.")
+    ] = False,
+    runs: Annotated[int, typer.Option(min=1, metavar="N", help="Runs to time, after two that warm up.")] = 7,
     attention: Annotated[
         list[int] | None,
         typer.Option(
@@ -61,7 +67,7 @@ def command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Time forward passes of inflated networks, runtimes side by side."""
+    """Time networks, runtimes side by side."""
     wanted = [name.strip() for name in runtime.split(",")] if runtime else []
     for name in wanted:
         if name not in RUNTIMES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +14,9 @@ from i3dconvert.cli.options import Classes, Force, Json, Plot, Quiet, complete_b
 
 if TYPE_CHECKING:
     from i3dconvert.classification import Done
+    from i3dconvert.progress import Progress
 
-EXAMPLE = "Example: i3dconvert classify resnet50.onnx clip.mp4    i3dconvert classify resnet50 clip.mp4 --plot line.svg"
+EXAMPLE = "i3dconvert classify resnet50.onnx clip.mp4\ni3dconvert classify resnet50 clip.mp4 --plot line.svg"
 
 
 def command(
@@ -30,7 +31,7 @@ def command(
     sources: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Videos, directories of frames, pictures.", metavar="VIDEO|DIR|PICTURE...", show_default=False
+            help="Videos, directories of frames, pictures.", metavar="VIDEO|DIR|PICTURE", show_default=False
         ),
     ] = None,
     folder: Annotated[
@@ -38,32 +39,46 @@ def command(
         typer.Option(
             "--folder",
             metavar="DIR",
-            help="All videos and pictures below it, a JSON line each; files that a run has done are passed over.",
+            help="Classify all videos and pictures below it, a JSON line each; go on where the last run stopped.",
             show_default=False,
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Of --folder.", show_default="DIR/classes.jsonl"),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="For --folder: the file to write.", show_default="DIR/classes.jsonl"
+        ),
     ] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="Classes to show.")] = 5,
+    top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="Show the N best classes.")] = 5,
     frames: Annotated[
-        int | None, typer.Option("--frames", "-f", min=1, help="Of a window.", show_default="16, or the file's own")
+        int | None,
+        typer.Option(
+            "--frames", "-f", min=1, metavar="N", help="Frames of a window.", show_default="16, or the file's own"
+        ),
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(min=1, help="Frames from window to window.", show_default="half a window")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Frames from window to window.", show_default="half a window"),
     ] = None,
     fps: Annotated[
-        float | None, typer.Option(min=0.01, help="Frames a second to take.", show_default="all of the video's")
+        float | None,
+        typer.Option(min=0.01, metavar="RATE", help="Frames to take in a second.", show_default="all of the video's"),
     ] = None,
     as_stream: Annotated[
-        bool, typer.Option("--stream", help="Step by step, as of a live video: what it shows so far.")
+        bool, typer.Option("--stream", help="Go step by step, as with a live video, and say what it shows so far.")
     ] = False,
     window: Annotated[
-        int | None, typer.Option("--window", min=1, help="For --stream: outputs in the mean.", show_default="all")
+        int | None,
+        typer.Option(
+            "--window",
+            min=1,
+            metavar="N",
+            help="For --stream: average the last N outputs.",
+            show_default="all",
+        ),
     ] = None,
     weights: Annotated[
-        str, typer.Option("--weights", "-w", help="Of a backbone, as `inflate` takes them.")
+        str, typer.Option("--weights", "-w", metavar="WEIGHTS", help="A backbone's weights, as for inflate.")
     ] = "default",
     plot: Plot = None,
     classes: Classes = None,
@@ -97,13 +112,19 @@ def command(
             mean_of,
             to_dict,
         )
+        from i3dconvert.progress import within
 
         step(f"loading {network}")
         found = {}
+
+        def told_of(paths: list[Path] | None) -> Iterator[tuple[Path, Progress]]:
+            for index, path in enumerate(paths or ()):
+                yield path, within(step, index, len(paths or ()), path.name)
+
         if as_stream:
             live = load_live(network, weights, window, classes)
-            for path in sources or ():
-                found[str(path)] = list(classify_live(live, path, stride, fps, top, step))
+            for path, told in told_of(sources):
+                found[str(path)] = list(classify_live(live, path, stride, fps, top, told))
         else:
             classifier = load_classifier(network, weights, classes)
             if folder is not None:
@@ -112,8 +133,8 @@ def command(
                 done = classify_folder(classifier, folder, chosen, step, force=force, **options)
                 _show_done(done, json, quiet)
                 return
-            for path in sources or ():
-                found[str(path)] = list(classify(classifier, path, frames, stride, fps, top, step))
+            for path, told in told_of(sources):
+                found[str(path)] = list(classify(classifier, path, frames, stride, fps, top, told))
         if plot is not None:
             from i3dconvert.chart import draw_timeline
 

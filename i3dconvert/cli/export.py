@@ -15,7 +15,8 @@ from i3dconvert.progress import Timed
 if TYPE_CHECKING:
     from i3dconvert.lift.network import Network3d
 
-EXAMPLE = "Example: i3dconvert export r152.safetensors --onnx    i3dconvert export --onnx --weights finetuned.pth"
+EXAMPLE = "i3dconvert export r152.safetensors --onnx\ni3dconvert export --onnx --weights finetuned.pth"
+GRAPH, LIVE = "The ONNX graph", "ONNX for live video and servers"
 
 
 def command(
@@ -27,72 +28,139 @@ def command(
         typer.Option(
             "--hub",
             metavar="DIR",
-            help="Write a folder as the Hugging Face hub has them: both, with configuration and a card.",
+            help="Write a folder for the Hugging Face hub: both files, the configuration and a card.",
             show_default=False,
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The file to write.", show_default="FILE.onnx or FILE-export.safetensors"),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The file to write.",
+            show_default="FILE.onnx or FILE-export.safetensors",
+        ),
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option("--weights", "-w", help="A fine-tuned state dict of the same architecture.", show_default=False),
+        typer.Option(
+            "--weights",
+            "-w",
+            metavar="WEIGHTS",
+            help="Take the weights from this fine-tuned state dict.",
+            show_default=False,
+        ),
     ] = None,
-    static: Annotated[bool, typer.Option("--static", help="ONNX: fix batch 1, 16 frames and the size.")] = False,
-    optimize: Annotated[
-        bool, typer.Option("--optimize/--no-optimize", help="ONNX: 2D convolutions over frames, or plain 3D ones.")
-    ] = True,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Store the weights in this type.", show_default="float32 in ONNX")
+    ] = None,
+    classes: Classes = None,
+    force: Force = False,
     uint8_input: Annotated[
         bool,
-        typer.Option("--uint8-input", help="ONNX: take decoded frames (N, T, H, W, 3) in uint8, normalise inside."),
+        typer.Option(
+            "--uint8-input",
+            help="Take decoded frames (N, T, H, W, 3) in uint8 and normalise them inside.",
+            rich_help_panel=GRAPH,
+        ),
     ] = False,
     top_k: Annotated[
         int | None,
-        typer.Option("--top-k", min=1, help="ONNX: give the K best classes and their probabilities, not the logits."),
-    ] = None,
-    stream: Annotated[
-        bool,
-        typer.Option("--stream", help="ONNX: one step of a live video at a time, with the state as in- and outputs."),
-    ] = False,
-    window: Annotated[
-        int | None,
         typer.Option(
-            "--window", min=1, help="For --stream: outputs in the running mean of scores.", show_default="all"
+            "--top-k",
+            min=1,
+            metavar="K",
+            help="Give the K best classes and their probabilities instead of logits.",
+            rich_help_panel=GRAPH,
         ),
     ] = None,
-    triton: Annotated[
-        Path | None,
-        typer.Option("--triton", metavar="DIR", help="ONNX: a model folder for Triton, too.", show_default=False),
-    ] = None,
-    external_data: Annotated[
-        bool, typer.Option("--external-data", help="ONNX: the tensors in a file beside the graph, for less memory.")
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Compute in 8 bits, by onnxruntime's quantiser.", rich_help_panel=GRAPH),
     ] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="ONNX: 8-bit convolutions, by onnxruntime's quantiser.")] = False,
     calibrate: Annotated[
         Path | None,
         typer.Option(
-            help="For --int8: a video, or a directory of frames, like the network's input.", show_default="noise"
+            metavar="VIDEO|DIR",
+            help="For --int8: a video or a directory of frames like the real input.",
+            show_default="noise",
+            rich_help_panel=GRAPH,
+        ),
+    ] = None,
+    static: Annotated[
+        bool, typer.Option("--static", help="Fix the shape: batch 1, 16 frames, the size.", rich_help_panel=GRAPH)
+    ] = False,
+    optimize: Annotated[
+        bool,
+        typer.Option(
+            "--optimize/--no-optimize",
+            help="Write 2D convolutions over frames (the default), or plain 3D ones.",
+            show_default=False,
+            rich_help_panel=GRAPH,
+        ),
+    ] = True,
+    external_data: Annotated[
+        bool,
+        typer.Option(
+            "--external-data",
+            help="Put the tensors into a file of their own; needs less memory.",
+            rich_help_panel=GRAPH,
+        ),
+    ] = False,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="The version of the operator set; from 23 on, attention is one operator.",
+            show_default="torch's",
+            rich_help_panel=GRAPH,
         ),
     ] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(min=0.0, help="ONNX: relative error allowed beside torch.", show_default="1e-5 in float32"),
+        typer.Option(
+            min=0.0,
+            metavar="ERROR",
+            help="The relative error from torch that is allowed.",
+            show_default="1e-5 in float32",
+            rich_help_panel=GRAPH,
+        ),
     ] = None,
-    opset: Annotated[
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream", help="Take a live video step by step; the state goes in and comes out.", rich_help_panel=LIVE
+        ),
+    ] = False,
+    window: Annotated[
         int | None,
-        typer.Option(help="ONNX: the operator set; from 23 on attention is one operator.", show_default="torch's"),
+        typer.Option(
+            "--window",
+            min=1,
+            metavar="N",
+            help="For --stream: average the scores of the last N outputs.",
+            show_default="all",
+            rich_help_panel=LIVE,
+        ),
     ] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Of the weights written.", show_default="float32 in ONNX")] = None,
+    triton: Annotated[
+        Path | None,
+        typer.Option(
+            "--triton",
+            metavar="DIR",
+            help="Write a model folder for NVIDIA Triton as well.",
+            show_default=False,
+            rich_help_panel=LIVE,
+        ),
+    ] = None,
     layout: Layout = "",
     from_layout: FromLayout = "",
-    classes: Classes = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show where the time went.")] = False,
-    force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a checkpoint for a runtime, checked against torch before it is put in place."""
+    """Write ONNX or safetensors and check it against torch."""
     if onnx + safetensors + (hub is not None) != 1:
         raise typer.BadParameter("say one of --onnx, --safetensors and --hub DIR")
     if calibrate is not None and not int8:
@@ -133,7 +201,7 @@ def command(
         from i3dconvert import checkpoint
         from i3dconvert.lift.network import cast
 
-        step("reading the network")
+        step(f"reading {path.name}")
         document, state = reader(from_layout)(path)
         if weights is not None:
             network = checkpoint.finetuned(document, weights, state)
@@ -142,6 +210,7 @@ def command(
         finetuned = document.finetuned or weights is not None
         checkpoint.name_classes(network, classes)
         if safetensors:
+            step(f"writing {target.name}")
             stored = cast(network, dtype.torch()) if dtype else network
             sha256 = checkpoint.save(stored, target, force, finetuned, layout)
             printed: dict[str, Any] = {"path": str(target), "sha256": sha256, "layout": layout}

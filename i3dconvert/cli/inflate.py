@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i3dconvert.cli import render
+from i3dconvert.cli.help import PRINTING
 from i3dconvert.cli.options import Classes, Dtype, Force, Init, Json, Layout, Quiet, complete_backbone
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from i3dconvert.inflation import Written
     from i3dconvert.lift.describe import LayerRow
 
-EXAMPLE = "Example: i3dconvert inflate resnet152 -o r152.safetensors    i3dconvert inflate timm/convnext_tiny -w random"
+EXAMPLE = "i3dconvert inflate resnet152 -o r152.safetensors\ni3dconvert inflate timm/convnext_tiny -w random"
+ENDS, TIME, STORED = "Input and output of the network", "Time", "The weights"
 
 
 Form = Enum("Form", {"full": "3d", "factorised": "2plus1d"})
@@ -32,7 +34,7 @@ def command(
     backbone: Annotated[
         str,
         typer.Argument(
-            help="resnet152 (torchvision), timm/NAME, hf/FOLDER, hf/ORG/NAME, or PATH.py:FUNCTION, whose code is run.",
+            help="A name (resnet152), timm/NAME, hf/FOLDER, hf/ORG/NAME, or PATH.py:FUNCTION, whose code is run.",
             autocompletion=complete_backbone,
             metavar="BACKBONE",
         ),
@@ -40,7 +42,7 @@ def command(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="The file to write.  [default: BACKBONE-i3d.safetensors]", show_default=False
+            "--output", "-o", metavar="FILE", help="The file to write.", show_default="BACKBONE-i3d.safetensors"
         ),
     ] = None,
     weights: Annotated[
@@ -48,74 +50,138 @@ def command(
         typer.Option(
             "--weights",
             "-w",
-            help="default, a set's name, hf-hub:ORG/NAME, random, or a .pth, .ckpt, .safetensors or .index.json file.",
+            metavar="WEIGHTS",
+            help="2D weights: a file (.pth, .ckpt, .safetensors, .index.json), a set's name, hf-hub:ORG/NAME, "
+            "random, or default: the library's.",
+            show_default=False,
         ),
     ] = "default",
-    seed: Annotated[int, typer.Option(help="For random weights.")] = 0,
-    init: Annotated[Init, typer.Option(help="The 2D kernel at the middle tap, or its mean over all.")] = Init.center,
-    padding: Annotated[
-        Padding | None, typer.Option(help="Of time.  [default: what keeps the network equal]", show_default=False)
-    ] = None,
-    conv: Annotated[
-        Form, typer.Option(help="Full 3D kernels, or the 2D kernel followed by a temporal one.")
-    ] = Form.full,
     recipe: Annotated[
         str | None,
         typer.Option(
-            "--recipe", "-r", help="A preset or a .toml file.  [default: the backbone's own]", show_default=False
+            "--recipe",
+            "-r",
+            metavar="RECIPE",
+            help="Where time goes: a preset or a .toml file.",
+            show_default="the backbone's own",
         ),
     ] = None,
+    classes: Classes = None,
+    force: Force = False,
+    num_classes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Give it a new head with N classes.", show_default=False, rich_help_panel=ENDS
+        ),
+    ] = None,
+    no_head: Annotated[
+        bool, typer.Option("--no-head", help="Give pooled features instead of scores.", rich_help_panel=ENDS)
+    ] = False,
+    no_pool: Annotated[
+        bool,
+        typer.Option("--no-pool", help="Give feature maps (N, C, T', H', W') instead of scores.", rich_help_panel=ENDS),
+    ] = False,
+    features: Annotated[
+        bool, typer.Option("--features", help="timm: give the feature maps of every stage.", rich_help_panel=ENDS)
+    ] = False,
+    temporal_pool: Annotated[
+        TemporalPool,
+        typer.Option(help="Average scores over time, or give one for each frame left.", rich_help_panel=ENDS),
+    ] = TemporalPool.mean,
+    in_channels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Channels of the input: 1 for grey volumes, 2k for optical flow.",
+            show_default="3",
+            rich_help_panel=ENDS,
+        ),
+    ] = None,
+    in_init: Annotated[
+        InInit | None,
+        typer.Option(
+            help="How to make the first kernels from those for RGB.",
+            show_default="sum for 1, else mean",
+            rich_help_panel=ENDS,
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            "--size",
+            "-s",
+            min=8,
+            metavar="PIXELS",
+            help="Read the network at this height and width.",
+            show_default="the backbone's",
+            rich_help_panel=ENDS,
+        ),
+    ] = None,
+    input_: Annotated[
+        str,
+        typer.Option(
+            "--input",
+            metavar="CxHxW",
+            help="Read a network of your own at an image of this shape.",
+            show_default=False,
+            rich_help_panel=ENDS,
+        ),
+    ] = "",
     temporal: Annotated[
         list[str] | None,
         typer.Option(
             "--temporal",
             "-t",
-            help="GLOB=KERNEL[/STRIDE], of attentions GLOB=all or span:SPAN[/SHIFT]; repeatable.",
+            metavar="RULE",
+            help="Change layers of the recipe: GLOB=KERNEL[/STRIDE]; attentions: GLOB=all, GLOB=span:SPAN[/SHIFT]; "
+            "repeatable.",
             show_default=False,
+            rich_help_panel=TIME,
         ),
     ] = None,
-    layout: Layout = "",
-    in_channels: Annotated[
-        int | None, typer.Option(min=1, help="1 for grey pictures and volumes, 2k for optical flow.", show_default="3")
+    init: Annotated[
+        Init,
+        typer.Option(help="Put the 2D kernel at the middle tap, or spread it over all taps.", rich_help_panel=TIME),
+    ] = Init.center,
+    padding: Annotated[
+        Padding | None,
+        typer.Option(
+            help="Pad time with zeros or with the border frames.",
+            show_default="what keeps it equal",
+            rich_help_panel=TIME,
+        ),
     ] = None,
-    in_init: Annotated[
-        InInit | None, typer.Option(help="The first kernels from those over RGB.", show_default="sum for 1, else mean")
-    ] = None,
-    num_classes: Annotated[
-        int | None, typer.Option(min=1, help="Of a fresh head, drawn with --seed.", show_default="its own head")
-    ] = None,
-    no_head: Annotated[bool, typer.Option("--no-head", help="Give pooled features, not scores.")] = False,
-    no_pool: Annotated[
-        bool, typer.Option("--no-pool", help="Give feature maps (N, C, T', H', W'): no head and no pool before it.")
-    ] = False,
+    conv: Annotated[
+        Form,
+        typer.Option(help="Make 3D kernels, or put a temporal kernel behind each 2D one.", rich_help_panel=TIME),
+    ] = Form.full,
     time_embedding: Annotated[
         TimeEmbedding,
         typer.Option(
-            "--time-embedding", help="What attention over time (-r joint, divided) tells frames by; zero at first."
+            "--time-embedding",
+            help="Tell attention over time which frame is which; starts at zero.",
+            rich_help_panel=TIME,
         ),
     ] = TimeEmbedding.none,
-    temporal_pool: Annotated[
-        TemporalPool, typer.Option(help="Scores and features averaged over time, or one for each frame left.")
-    ] = TemporalPool.mean,
-    features: Annotated[bool, typer.Option("--features", help="timm: without the head, giving feature maps.")] = False,
-    size: Annotated[
-        int | None,
-        typer.Option("--size", "-s", min=8, help="Pixels to trace at.  [default: the backbone's]", show_default=False),
-    ] = None,
-    input_: Annotated[
-        str,
-        typer.Option("--input", metavar="CxHxW", help="Image that an own network is traced at.", show_default=False),
-    ] = "",
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Draw random weights and new heads from it.", rich_help_panel=STORED)
+    ] = 0,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="Of the weights written.  [default: as they are]", show_default=False)
+        Dtype | None,
+        typer.Option(help="Store the weights in this type.", show_default="as they are", rich_help_panel=STORED),
     ] = None,
     allow_nonfinite: Annotated[
-        bool, typer.Option("--allow-nonfinite", help="Take weights with NaN or infinite values.")
+        bool,
+        typer.Option("--allow-nonfinite", help="Take weights that are NaN or infinite.", rich_help_panel=STORED),
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail where a convolution stays 2D.")] = False,
-    classes: Classes = None,
-    force: Force = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every layer.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail if a convolution stays 2D.", rich_help_panel=STORED)
+    ] = False,
+    layout: Layout = "",
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show every layer.", rich_help_panel=PRINTING)
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -139,14 +205,13 @@ def command(
         from i3dconvert.labels import names_of
         from i3dconvert.lift.describe import describe
 
-        step(f"inflating {backbone}")
         head = "maps" if no_pool else "none" if no_head else ""
         changes = Changes.asked(in_channels, in_init.value if in_init else None, num_classes, head, seed)
         source = Source(backbone, weights, seed, features, size, allow_nonfinite, changes, shape)
         names = (init, padding, conv, temporal_pool, time_embedding)
         style = Style(*(name.value if name else "" for name in names))
         manner = Manner(chosen, rules, style, dtype.torch() if dtype else None, layout, strict, names_of(classes))
-        written = inflate_to_file(source, path, manner, force, progress=not (quiet or json))
+        written = inflate_to_file(source, path, manner, force, progress=step)
         layers = [] if quiet and not json else describe(written.network())
     if json:
         render.show_json(_document(written, layers))

@@ -12,17 +12,17 @@ from i3dconvert.cli import render
 from i3dconvert.cli.inflate import show_layers
 from i3dconvert.cli.options import File, FromLayout, Json, Quiet, reader, the_checkpoint
 
-EXAMPLE = "Example: i3dconvert inspect r152.safetensors    i3dconvert inspect r152.safetensors --toml > recipe.toml"
+EXAMPLE = "i3dconvert inspect r152.safetensors\ni3dconvert inspect r152.safetensors --toml > recipe.toml"
 
 
 def command(
     file: File = None,
-    toml: Annotated[bool, typer.Option("--toml", help="Print the recipe alone, as TOML.")] = False,
+    toml: Annotated[bool, typer.Option("--toml", help="Print only the recipe, as TOML.")] = False,
     from_layout: FromLayout = "",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what a checkpoint or an exported ONNX file says of itself: metadata, recipe, layers."""
+    """Show the metadata, the recipe and the layers of a file."""
     path = the_checkpoint(file)
     with render.progress(quiet or json or toml) as step:
         step("importing torch")
@@ -31,6 +31,7 @@ def command(
         from i3dconvert.lift.network import inflation_of
         from i3dconvert.recipes import toml as recipes
 
+        step(f"reading {path.name}")
         if path.suffix == ".onnx" and not from_layout:
             from i3dconvert.export.runtime import read_document
 

@@ -15,7 +15,7 @@ from i3dconvert.cli.options import Json, Quiet
 if TYPE_CHECKING:
     from i3dconvert.catalogue import Table
 
-EXAMPLE = "Example: i3dconvert list 'resnet*'    i3dconvert list 'convnext*' --source timm"
+EXAMPLE = "i3dconvert list 'resnet*'\ni3dconvert list 'convnext*' --source timm"
 
 _COUNTED_AT_MOST = 50
 """Backbones whose parameters are counted at once where no table has them: to count all of timm's takes minutes."""
@@ -29,14 +29,15 @@ class Source(Enum):
 
 
 def command(
-    glob: Annotated[str, typer.Argument(help="Names to show, such as 'resnet*' (quote it).")] = "*",
+    glob: Annotated[str, typer.Argument(help="Names to show, such as 'resnet*' (quote it).", metavar="GLOB")] = "*",
     source: Annotated[
-        Source | None, typer.Option("--source", "-s", help="Only this library's.", show_default=False)
+        Source | None,
+        typer.Option("--source", "-s", help="Show only the backbones of this library.", show_default=False),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show the backbones: parameters, weights on offer, default recipe."""
+    """Show the backbones with their weights and default recipes."""
     from i3dconvert.errors import BackboneError
     from i3dconvert.names import SOURCES
 
@@ -77,7 +78,7 @@ def _table(source: str, wanted: Collection[str], quiet: bool) -> Table:
         from i3dconvert.backbones import census
 
         table = table if known else census.taken(source)
-        table = census.counted(source, table, _countable(table, wanted))
+        table = census.counted(source, table, _countable(table, wanted), step)
     catalogue.keep(source, table)
     return table
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i3dconvert.cli import render
+from i3dconvert.cli.help import OTHERS, PRINTING
 from i3dconvert.errors import CheckpointError, DeviceError
 
 if TYPE_CHECKING:
@@ -47,15 +48,17 @@ class Device(Enum):
 
 
 Init = Enum("Init", {"center": "center", "mean": "mean"})
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document instead of text.", rich_help_panel=PRINTING)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=PRINTING)]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 File = Annotated[
     Path | None,
     typer.Argument(
-        help="An i3dconvert file; by default the one checkpoint in the current directory.",
-        show_default=False,
-        metavar="[FILE]",
+        help="A file that i3dconvert wrote.",
+        show_default="the one checkpoint in this directory",
+        metavar="FILE",
     ),
 ]
 
@@ -65,30 +68,44 @@ Classes = Annotated[
     typer.Option(
         "--classes",
         metavar="FILE",
-        help="Names of the classes: a .txt file with one a line, or a .json file.",
+        help="The names of the classes: a .txt file with one a line, or a .json file.",
         show_default=False,
     ),
 ]
 Images = Annotated[
     list[Path] | None,
-    typer.Option("--images", "-i", help="Pictures to compare on as well; repeatable.", show_default=False),
+    typer.Option(
+        "--images",
+        "-i",
+        metavar="PICTURE",
+        help="Compare the networks on this picture too; repeatable.",
+        show_default=False,
+    ),
 ]
 Reference = Annotated[
-    Path | None, typer.Option(help="The file with the 2D weights, where it is not found.", show_default=False)
+    Path | None,
+    typer.Option(metavar="FILE", help="The file with the 2D weights, if it has moved.", show_default=False),
 ]
-Plot = Annotated[Path | None, typer.Option(help="Draw a chart to this .svg or .png file.", show_default=False)]
+Plot = Annotated[
+    Path | None, typer.Option(metavar="CHART", help="Draw a chart into this .svg or .png file.", show_default=False)
+]
 Layout = Annotated[
     str,
     typer.Option(
         metavar="NAME[:NETWORK]",
-        help="Another framework's names: pytorchvideo, slowfast, mmaction2, monai, … (docs/frameworks.md).",
+        help="Use this framework's names of tensors: pytorchvideo, slowfast, monai, … (docs/frameworks.md).",
         show_default=False,
+        rich_help_panel=OTHERS,
     ),
 ]
 FromLayout = Annotated[
     str,
     typer.Option(
-        "--from-layout", metavar="NAME[:NETWORK]", help="FILE is a checkpoint of that framework.", show_default=False
+        "--from-layout",
+        metavar="NAME[:NETWORK]",
+        help="FILE is a checkpoint of this framework.",
+        show_default=False,
+        rich_help_panel=OTHERS,
     ),
 ]
 

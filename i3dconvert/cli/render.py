@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from i3dconvert.progress import silent
+
 _PIPE_WIDTH = 200
 
 
@@ -115,16 +117,16 @@ def number(value: Any) -> str:
 def progress(quiet: bool) -> Iterator[Callable[..., None]]:
     """A function that says what is being done, and how much of it all, on a terminal's standard error."""
     if quiet or not sys.stderr.isatty():
-        yield lambda *_: None
+        yield silent
         return
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=_console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting …", total=None)
 
         def step(text: str, share: float | None = None) -> None:
             total = None if share is None else 1.0
-            bar.update(task, description=f"{text} …", total=total, completed=share or 0.0)
+            bar.update(task, description=f"{visible(text)} …", total=total, completed=share or 0.0)
 
         yield step

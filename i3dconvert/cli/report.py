@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from i3dconvert.benchmark import Measurement
     from i3dconvert.reporting import Subject
 
-EXAMPLE = "Example: i3dconvert report r152.safetensors r152.onnx -i cat.jpg    i3dconvert report r152.onnx bench.json"
+EXAMPLE = "i3dconvert report r152.safetensors r152.onnx -i cat.jpg\ni3dconvert report r152.onnx bench.json"
 
 TRAINED = "its weights were trained in 3D: no 2D network is there to be equal to"
 
@@ -24,17 +24,20 @@ TRAINED = "its weights were trained in 3D: no 2D network is there to be equal to
 def command(
     files: Annotated[
         list[Path],
-        typer.Argument(help="Checkpoints, exported .onnx files, and what `bench --json` printed.", metavar="FILE..."),
+        typer.Argument(help="Checkpoints, exported .onnx files, and what `bench --json` printed.", metavar="FILE"),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The page.", show_default="FILE-report.html")
+        Path | None,
+        typer.Option("--output", "-o", metavar="PAGE", help="The file to write.", show_default="FILE-report.html"),
     ] = None,
     images: Images = None,
     frames: Annotated[
-        int | None, typer.Option("--frames", "-f", min=1, help="Of the clips.", show_default="16, or fewer")
+        int | None,
+        typer.Option("--frames", "-f", min=1, metavar="N", help="Frames of the clips.", show_default="16, or fewer"),
     ] = None,
     size: Annotated[
-        int | None, typer.Option("--size", "-s", min=1, help="Height and width.", show_default="the backbone's")
+        int | None,
+        typer.Option("--size", "-s", min=1, metavar="PIXELS", help="Height and width.", show_default="the backbone's"),
     ] = None,
     reference: Reference = None,
     from_layout: FromLayout = "",
@@ -42,7 +45,7 @@ def command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Verify files and show what they are, on one page to look at and to pass on."""
+    """Verify files and write a page that shows the result."""
     from i3dconvert.chart import PAGE, check_chart
 
     networks = [path for path in files if path.suffix != ".json"]
@@ -53,6 +56,7 @@ def command(
     with render.progress(quiet or json) as step:
         step("importing torch")
         from i3dconvert.errors import VerificationError
+        from i3dconvert.progress import within
         from i3dconvert.reporting import write_report
         from i3dconvert.reporting.subject import subject_of
         from i3dconvert.verification import Settings, verify_file
@@ -61,10 +65,12 @@ def command(
         read = reader(from_layout)
         measured = [result for path in files if path not in networks for result in measurements(path)]
         subjects: list[Subject] = []
-        for path in networks:
+        for index, path in enumerate(networks):
+            told = within(step, index, len(networks), path.name)
+            told("reading")
             report, unproved = None, TRAINED if from_layout else ""
             try:
-                report = None if from_layout else verify_file(path, settings, reference, progress=step)
+                report = None if from_layout else verify_file(path, settings, reference, progress=told)
             except VerificationError as error:
                 unproved = str(error)
             subjects.append(subject_of(path, report, unproved, frames, read))

@@ -11,15 +11,18 @@ from i3dconvert import trust
 from i3dconvert.cli import render
 from i3dconvert.cli.options import Json, Quiet
 
-EXAMPLE = "Example: i3dconvert trust nets/mine.py"
+EXAMPLE = "i3dconvert trust nets/mine.py"
 
 
 def command(
-    file: Annotated[Path, typer.Argument(help="A Python file whose code you have read.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="A Python file whose code you have read.", metavar="FILE")],
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Allow a Python file that builds a network to run when a checkpoint names it, until its content changes."""
+    """Allow a Python file that builds a network to run.
+
+    It may then run when a checkpoint names it, until its content changes.
+    """
     trust.remember(file)
     if json:
         render.show_json({"trusted": str(file)})

@@ -14,24 +14,36 @@ from i3dconvert.cli.options import Device, Dtype, File, Force, Images, Json, Lay
 if TYPE_CHECKING:
     from i3dconvert.verification import Report
 
-EXAMPLE = "Example: i3dconvert verify r152.safetensors --images cat.jpg    i3dconvert verify r152.onnx --frames 8"
+EXAMPLE = "i3dconvert verify r152.safetensors --images cat.jpg\ni3dconvert verify r152.onnx --frames 8"
 
 
 def command(
     file: File = None,
     frames: Annotated[
         int | None,
-        typer.Option("--frames", "-f", min=1, help="Of the clips.", show_default="16, or what a minute is enough for"),
+        typer.Option(
+            "--frames",
+            "-f",
+            min=1,
+            metavar="N",
+            help="Frames of the clips.",
+            show_default="16, or what a minute is enough for",
+        ),
     ] = None,
     size: Annotated[
         int | None,
         typer.Option(
-            "--size", "-s", min=1, help="Height and width in pixels.", show_default="the backbone's, likewise"
+            "--size", "-s", min=1, metavar="PIXELS", help="Height and width.", show_default="the backbone's, likewise"
         ),
     ] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Only this type.", show_default="float64 and float32")] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Compute in this type only.", show_default="float64 and float32")
+    ] = None,
     tolerance: Annotated[
-        float | None, typer.Option(min=0.0, help="Relative error allowed.", show_default="1e-12 and 1e-5")
+        float | None,
+        typer.Option(
+            min=0.0, metavar="ERROR", help="The relative error that is allowed.", show_default="1e-12 and 1e-5"
+        ),
     ] = None,
     images: Images = None,
     layers: Annotated[bool, typer.Option("--layers", "-l", help="Show every layer's error.")] = False,
@@ -39,13 +51,14 @@ def command(
     reference: Reference = None,
     layout: Layout = "",
     report: Annotated[
-        Path | None, typer.Option("--report", help="Write what was found to this .html file.", show_default=False)
+        Path | None,
+        typer.Option("--report", metavar="PAGE", help="Write a report into this .html file.", show_default=False),
     ] = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Prove that a 3D checkpoint, or an exported ONNX file, equals its 2D network."""
+    """Prove that a checkpoint or an ONNX file equals its 2D network."""
     path = the_checkpoint(file)
     if report is not None:
         from i3dconvert.chart import PAGE, check_chart

@@ -38,7 +38,7 @@ from i3dconvert.lift.network import Network3d, cast, inflation_of, origin_of
 from i3dconvert.lift.tree.flat import graph_of
 from i3dconvert.media import read_clips
 from i3dconvert.preprocessing import Preprocessing
-from i3dconvert.progress import Progress, silent
+from i3dconvert.progress import Progress, silent, stages
 from i3dconvert.recipes import Attending
 from i3dconvert.weights import digest
 
@@ -49,6 +49,9 @@ _EXTERNAL_BYTES = 2**31 - 2**20
 """Protobuf holds no more; tensors beyond it go to a file beside the graph."""
 
 CALIBRATION_CLIPS = 8
+
+STAGES = TRACING, WRITING, CHECKING, QUANTISING = ("tracing", "writing", "checking with onnxruntime", "quantising")
+"""What progress tells of; the last of int8 alone."""
 
 LONGEST = 256
 """Frames of the clips that an export is traced and checked on."""
@@ -146,10 +149,12 @@ def export_onnx(
     compared = Compared(network, preprocessing, allowed, strict=tolerance is not None)
     written_dtype = next(network.parameters()).dtype
 
+    begin = stages(progress, STAGES if int8 else STAGES[:-1])
+
     def attempt(folder: Path, free: frozenset[str]) -> tuple[Any, Check, Shape]:
         """The graph with these axes free, written to the folder, and how the check went; raises `ExportError`."""
         traced_on, shapes = shapes_of(free)
-        progress("tracing for ONNX")
+        begin(TRACING)
         example = torch.zeros(traced_on, dtype=written_dtype)
         given = preprocessing.decode(example) if uint8_input else example
         kinds = {"batch": torch.export.Dim.DYNAMIC, "frames": torch.export.Dim.DYNAMIC}
@@ -159,9 +164,9 @@ def export_onnx(
         if dtype == torch.bfloat16:
             _store_as_bfloat16(model)
         describe(model, network, sha256, precision, finetuned, path.parent)
-        progress("writing")
+        begin(WRITING)
         save_in(folder, path.name, model, sha256, external_data)
-        progress("checking with onnxruntime")
+        begin(CHECKING)
         check, at = compared.check(folder / path.name, [_fixed_as_in(model, shape, traced_on) for shape in shapes])
         if not check.passed:
             at_all = compared.check(folder / path.name, [traced_on])[0].passed
@@ -177,7 +182,7 @@ def export_onnx(
             partial(attempt, folder), _attempts(static, inflation_of(network).any_size)
         )
         if clips is not None:
-            progress("quantising")
+            begin(QUANTISING)
             origin: Origin | None = origin_of(network)
             compare = likeness if origin is not None and origin.changes.head in HEADLESS else agreement
             share = _quantised(written, clips, preprocessing, compare)

@@ -73,7 +73,8 @@ def _verdict(subjects: Sequence[Subject]) -> dict[str, str]:
 def _shown(subject: Subject, before: Sequence[Subject]) -> dict[str, Any]:
     """A file with its charts; what another one has shown already (the same network) is left out."""
     report = subject.report
-    measured = [check for check in report.checks if check.tolerance is not None] if report else []
+    checks = report.checks if report else []
+    measured = [check for check in checks if check.tolerance is not None and check.error is not None]
     limits = [check.tolerance for check in measured if check.tolerance is not None]
     new = subject.layers and all(subject.network != other.network for other in before)
     return {
@@ -84,8 +85,9 @@ def _shown(subject: Subject, before: Sequence[Subject]) -> dict[str, Any]:
         else None,
         "stages": stages(subject) if new else [],
         "errors": _figure(charts.layer_errors(report.layers, limits[0] if limits else None), "Each layer's error")
-        if report and report.layers
+        if report and any(layer.error is not None for layer in report.layers)
         else None,
+        "moved": any(layer.trained for layer in subject.layers),
         "taps": _figure(charts.taps(subject), "Energy of each layer's kernel by tap") if subject.taps else None,
     }
 

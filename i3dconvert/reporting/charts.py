@@ -1,4 +1,4 @@
-"""The charts of a report, drawn by matplotlib as SVG whose colours are the page's."""
+"""The charts of a report: SVG in the colours of its page, in two widths, for phones have charts of their own."""
 
 from __future__ import annotations
 
@@ -7,96 +7,92 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec
+from itertools import cycle
+from typing import Any, Concatenate, ParamSpec
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from i3dconvert.chart import bars, plain
+from i3dconvert.chart import INKS, SERIES, WIDTH, bars, plain, style
 from i3dconvert.comparison.report import Check, LayerError
 from i3dconvert.reporting.subject import Subject, stage_of
 
-if TYPE_CHECKING:
-    from i3dconvert.benchmark import Measurement
-
-COLOURS = {name: f"#{3 * f'{number:02}'}" for number, name in enumerate("ink faint first second third bad".split(), 1)}
+COLOURS = {name: f"#{3 * f'{number:02}'}" for number, name in enumerate(INKS, 1)}
 """Stand-ins, which the page's own variables of these names replace, so that light and dark are its choice."""
 
 P = ParamSpec("P")
 
-WIDTH = 9.0
-MOST_TICKS = 32
+NARROW = 4.2
+"""Of a chart on a phone, in inches."""
+MOST_TICKS = 3.5
+"""For each inch of width."""
 SMALLEST = 1e-17
 """Errors below are drawn here: exact ones have no logarithm."""
 
 _NO_NOTES: Any = {"Date": None, "Creator": None}
-_INKED = ("text.color", "axes.labelcolor", "axes.titlecolor", "axes.edgecolor", "xtick.color", "ytick.color")
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "i3dconvert",
-    "font.size": 9,
-    "font.family": "sans-serif",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.linewidth": 0.5,
-    "legend.frameon": False,
-    **dict.fromkeys(_INKED, COLOURS["ink"]),
-    "grid.color": COLOURS["faint"],
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-}
 
 
-def as_svg(draw: Callable[P, Figure]) -> Callable[P, str]:
-    """What draws a figure → what gives it as SVG in the page's colours."""
+def as_svg(draw: Callable[Concatenate[float, P], Figure]) -> Callable[P, str]:
+    """What draws a figure of a width → what gives it as SVG in the page's colours, for wide pages and for phones."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
-        with mpl.rc_context(_STYLE):
-            buffer = io.StringIO()
-            draw(*args, **kwargs).savefig(buffer, format="svg", transparent=True, metadata=_NO_NOTES)
+        forms = (("wide", WIDTH), ("narrow", NARROW))
+        return "".join(f'<div class="{name}">{_svg(name, draw(width, *args, **kwargs))}</div>' for name, width in forms)
+
+    def _svg(name: str, figure: Figure) -> str:
+        buffer = io.StringIO()
+        # Each form has ids of its own: a browser looks for one in the whole page.
+        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+            figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_NOTES)
         svg = buffer.getvalue()
         svg = svg[svg.index("<svg") :]
-        for name, colour in COLOURS.items():
-            svg = svg.replace(colour, f"var(--{name})")
+        for ink, colour in COLOURS.items():
+            svg = svg.replace(colour, f"var(--{ink})")
         return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
 
-    return drawn
+    def styled(*args: P.args, **kwargs: P.kwargs) -> str:
+        with style(COLOURS):
+            return drawn(*args, **kwargs)
+
+    return styled
 
 
 @as_svg
-def checks(found: Sequence[Check]) -> Figure:
+def checks(width: float, found: Sequence[Check]) -> Figure:
     """One line a check: its error as a dot, its limit as a bar, on a logarithmic scale."""
-    figure = Figure(figsize=(WIDTH, 0.7 + 0.32 * len(found)), layout="constrained")
+    figure = Figure(figsize=(width, 0.8 + 0.38 * len(found)), layout="constrained")
     axes = figure.add_subplot()
     for row, check in enumerate(found):
         colour = COLOURS["first" if check.passed else "bad"]
         limit = check.tolerance or SMALLEST
-        axes.barh(row, limit, left=SMALLEST / 10, height=0.5, color=COLOURS["faint"])
-        axes.plot([limit, limit], [row - 0.32, row + 0.32], color=COLOURS["ink"], linewidth=1.5)
+        axes.barh(row, limit, left=SMALLEST / 10, height=0.4, color=COLOURS["faint"])
+        axes.plot([limit, limit], [row - 0.27, row + 0.27], color=COLOURS["ink"], linewidth=1.5)
         if check.error is not None:
             axes.plot([max(check.error, SMALLEST)], [row], "o", color=colour, markersize=6)
+        axes.text(SMALLEST / 2, row - 0.3, f" {plain(check.name)}", fontsize=8, va="bottom")
     axes.set_xscale("log")
     finite = [check.error for check in found if check.error is not None and math.isfinite(check.error)]
     axes.set_xlim(SMALLEST / 2, max(1.0, 2 * max(finite, default=0.0)))
-    axes.set_yticks(range(len(found)), [plain(check.name) for check in found])
-    axes.invert_yaxis()
+    axes.set(yticks=[], ylim=(len(found) - 0.5, -0.85))
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("relative error (dot) and its limit (bar)")
+    axes.set_xlabel("relative error: dot; its limit: bar")
     return figure
 
 
 @as_svg
-def top_classes(columns: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
-    """The best classes by each network, side by side."""
-    rows = max(len(classes) for classes in columns.values())
-    figure = Figure(figsize=(WIDTH - 2, 0.7 + 0.3 * rows), layout="constrained")
-    places = figure.subplots(1, len(columns), squeeze=False)[0]
-    for axes, (name, classes), colour in zip(places, columns.items(), _cycle(len(columns)), strict=True):
-        drawn = axes.barh(range(len(classes)), [score for _, score in classes], height=0.45, color=colour)
+def top_classes(width: float, columns: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
+    """The best classes by each network, side by side where there is room, else one below the other."""
+    columns = {name: classes for name, classes in columns.items() if classes}
+    height = 0.7 + 0.3 * max(map(len, columns.values()), default=0)
+    below = width < WIDTH
+    figure = Figure(
+        figsize=(width if below else width - 2, height * (len(columns) if below else 1)), layout="constrained"
+    )
+    places = figure.subplots(*((len(columns), 1) if below else (1, len(columns))), squeeze=False).flat
+    for axes, (name, classes), colour in zip(places, columns.items(), cycle(SERIES), strict=False):
+        drawn = axes.barh(range(len(classes)), [score for _, score in classes], height=0.45, color=COLOURS[colour])
         axes.bar_label(drawn, [f"{score:.3f}" for _, score in classes], padding=2, fontsize=7)
         for row, (label, _) in enumerate(classes):
             axes.text(0, row - 0.32, plain(_short(label)), fontsize=7.5, va="bottom")
@@ -106,54 +102,64 @@ def top_classes(columns: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
 
 
 @as_svg
-def over_depth(subject: Subject) -> Figure:
+def over_depth(width: float, subject: Subject) -> Figure:
     """Frames left, kernels and strides in time, and the receptive field, from the first layer to the last."""
-    layers = subject.layers
-    figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
-    left, kernels, fields = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 3))
-    places = list(range(len(layers)))
-    counts = [subject.left.get(layer.name, math.nan) for layer in layers]
-    left.fill_between(places, counts, step="mid", color=COLOURS["first"], alpha=0.35)
-    left.step(places, counts, where="mid", color=COLOURS["first"])
-    left.set_ylabel("frames left")
-    left.set_ylim(0, subject.frames * 1.1)
-    for strided, colour, label in ((False, "second", "stride 1"), (True, "bad", "stride 2 or more")):
-        mine = [
-            (place, layer.kernel3d[0])
-            for place, layer in zip(places, layers, strict=True)
-            if layer.kernel3d and (layer.stride3d[0] > 1) is strided
-        ]
-        if mine:
-            kernels.vlines(*zip(*((place, 0, taps) for place, taps in mine), strict=True), color=COLOURS[colour])
-            kernels.plot(*zip(*mine, strict=True), "o", color=COLOURS[colour], markersize=3, label=label)
-    kernels.set_ylabel("taps in time")
-    kernels.set_ylim(bottom=0)
-    handles, labels = kernels.get_legend_handles_labels()
-    if len(handles) > 1:
-        kernels.legend(handles, labels, loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2, fontsize=7.5)
-    seen = [math.nan if layer.receptive_field is None else layer.receptive_field for layer in layers]
-    fields.step(places, seen, where="mid", color=COLOURS["third"])
-    top = max((value for value in seen if not math.isnan(value)), default=subject.frames)
-    fields.axhline(subject.frames, color=COLOURS["ink"], linewidth=0.8, linestyle="--")
-    fields.text(0, subject.frames, f"the clip: {subject.frames} frames", fontsize=7.5, va="bottom")
-    everything = [place for place, layer in zip(places, layers, strict=True) if layer.receptive_field is None]
-    if everything:
-        height = max(top, subject.frames) * 1.15
-        fields.plot(everything, [height] * len(everything), "^", color=COLOURS["third"], markersize=4)
-        fields.text(everything[-1], height * 1.04, "all frames", fontsize=7.5, ha="right", va="bottom")
-        top = 1.1 * height
-    fields.set_ylabel("receptive field, frames")
-    fields.set_ylim(0, max(top, subject.frames) * 1.2)
-    for axes in (left, kernels, fields):
+    known = (
+        (_frames_left, any(layer.name in subject.left for layer in subject.layers)),
+        (_kernels, any(layer.kernel3d for layer in subject.layers)),
+        (_fields, True),
+    )
+    parts = [part for part, has_data in known if has_data]
+    figure = Figure(figsize=(width, 0.6 + 1.6 * len(parts)), layout="constrained")
+    for part, axes in zip(parts, figure.subplots(len(parts), 1, sharex=True, squeeze=False).flat, strict=True):
+        part(axes, subject)
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    _name_stages(fields, [layer.name for layer in layers])
+    _name_stages(figure.axes[-1], [layer.name for layer in subject.layers])
     return figure
 
 
+def _frames_left(axes: Any, subject: Subject) -> None:
+    counts = [subject.left.get(layer.name, math.nan) for layer in subject.layers]
+    axes.fill_between(range(len(counts)), counts, step="mid", color=COLOURS["first"], alpha=0.35)
+    axes.step(range(len(counts)), counts, where="mid", color=COLOURS["first"])
+    axes.set_ylabel("frames left")
+    axes.set_ylim(0, subject.frames * 1.1)
+
+
+def _kernels(axes: Any, subject: Subject) -> None:
+    convolving = [(place, layer) for place, layer in enumerate(subject.layers) if layer.kernel3d]
+    for strided, colour, label in ((False, "second", "stride 1"), (True, "bad", "stride 2 or more")):
+        mine = [(place, layer.kernel3d[0]) for place, layer in convolving if (layer.stride3d[0] > 1) is strided]
+        if mine:
+            axes.vlines(*zip(*((place, 0, taps) for place, taps in mine), strict=True), color=COLOURS[colour])
+            axes.plot(*zip(*mine, strict=True), "o", color=COLOURS[colour], markersize=3, label=label)
+    axes.set_ylabel("taps in time")
+    axes.set_ylim(bottom=0)
+    handles, labels = axes.get_legend_handles_labels()
+    if len(handles) > 1:
+        axes.legend(handles, labels, loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2, fontsize=7.5)
+
+
+def _fields(axes: Any, subject: Subject) -> None:
+    seen = [math.nan if layer.receptive_field is None else layer.receptive_field for layer in subject.layers]
+    everything = [place for place, field in enumerate(seen) if math.isnan(field)]
+    axes.step(range(len(seen)), seen, where="mid", color=COLOURS["third"])
+    top = max([subject.frames, *(field for field in seen if not math.isnan(field))])
+    axes.axhline(subject.frames, color=COLOURS["ink"], linewidth=0.8, linestyle="--")
+    axes.text(0, subject.frames, f"the clip: {subject.frames} frames", fontsize=7.5, va="bottom")
+    if everything:
+        height = top * 1.15
+        axes.plot(everything, [height] * len(everything), "^", color=COLOURS["third"], markersize=4)
+        axes.text(everything[-1], height * 1.04, "all frames", fontsize=7.5, ha="right", va="bottom")
+        top = 1.1 * height
+    axes.set_ylabel("frames seen")
+    axes.set_ylim(0, top * 1.2)
+
+
 @as_svg
-def layer_errors(layers: Sequence[LayerError], limit: float | None) -> Figure:
+def layer_errors(width: float, layers: Sequence[LayerError], limit: float | None) -> Figure:
     """The relative error of each layer, and the limit of the whole."""
-    figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
+    figure = Figure(figsize=(width, 2.4), layout="constrained")
     axes = figure.add_subplot()
     for diverges, colour in ((False, "first"), (True, "bad")):
         mine = [
@@ -174,11 +180,14 @@ def layer_errors(layers: Sequence[LayerError], limit: float | None) -> Figure:
 
 
 @as_svg
-def taps(subject: Subject) -> Figure:
-    """How each layer's energy lies over its taps, and how far its kernel is from its inflated state."""
+def taps(width: float, subject: Subject) -> Figure:
+    """How each layer's energy lies over its taps, and how far kernels moved, where any did."""
     names = list(subject.taps)
-    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
-    energy, distance = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    moved = {layer.name: layer.trained for layer in subject.layers}
+    away_from = [100 * (moved.get(name) or 0.0) for name in names]
+    rows = 2 if any(away_from) else 1
+    figure = Figure(figsize=(width, 1.2 + 1.5 * rows), layout="constrained")
+    energy, *others = figure.subplots(rows, 1, sharex=True, height_ratios=(3, 2)[:rows], squeeze=False).flat
     furthest = max(len(shares) for shares in subject.taps.values()) // 2
     below = [0.0] * len(names)
     for away in range(furthest + 1):
@@ -186,41 +195,35 @@ def taps(subject: Subject) -> Figure:
             sum(share for tap, share in enumerate(shares) if abs(tap - len(shares) // 2) == away)
             for shares in subject.taps.values()
         ]
+        if away and not any(mine):
+            continue
         label = "middle tap" if away == 0 else f"{away} frame{'s' * (away > 1)} away"
         colour = COLOURS[("first", "second", "third", "bad")[min(away, 3)]]
         energy.bar(range(len(names)), mine, width=0.85, bottom=below, color=colour, label=label)
         below = [a + b for a, b in zip(below, mine, strict=True)]
     energy.set(ylabel="share of energy", ylim=(0, 1))
     figure.legend(*energy.get_legend_handles_labels(), loc="outside upper right", ncols=furthest + 1, fontsize=7.5)
-    moved = {layer.name: layer.trained for layer in subject.layers}
-    away_from = [100 * (moved.get(name) or 0.0) for name in names]
-    distance.bar(range(len(names)), away_from, width=0.85, color=COLOURS["third"])
-    distance.set(ylabel="from inflated, %", ylim=(0, max(*away_from, 1.0) * 1.1))
-    _name_stages(distance, names)
+    for distance in others:
+        distance.bar(range(len(names)), away_from, width=0.85, color=COLOURS["third"])
+        distance.set(ylabel="moved, %", ylim=(0, max(away_from) * 1.1))
+    _name_stages(figure.axes[-1], names)
     return figure
 
 
-@as_svg
-def measured(results: Sequence[Measurement]) -> Figure:
-    """Bars of `bench`."""
-    return bars(results, colours=_cycle(len({result.case.runtime for result in results})))
+measured = as_svg(bars)
+"""The chart of `bench`."""
 
 
 def _name_stages(axes: Any, names: Sequence[str]) -> None:
     """Ticks where a stage begins, those that there is room for."""
     begins = [place for place, name in enumerate(names) if place == 0 or stage_of(name) != stage_of(names[place - 1])]
-    ticks = begins[:1]
+    most, ticks = MOST_TICKS * axes.figure.get_figwidth(), begins[:1]
     for place in begins:
-        if place - ticks[-1] >= len(names) / MOST_TICKS:
+        if place - ticks[-1] >= len(names) / most:
             ticks.append(place)
     axes.set_xticks(ticks, [plain(stage_of(names[place])) for place in ticks], rotation=45, ha="right")
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.grid(visible=False, axis="x")
-
-
-def _cycle(count: int) -> list[str]:
-    names = ("first", "second", "third", "bad")
-    return [COLOURS[names[index % len(names)]] for index in range(count)]
 
 
 def _short(name: str, most: int = 34) -> str:

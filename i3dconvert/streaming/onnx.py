@@ -16,6 +16,11 @@ from i3dconvert.comparison.report import Check
 from i3dconvert.errors import CheckpointError, ExportError, first_line
 from i3dconvert.export.deployed import BEST, SCORES, best_beside
 from i3dconvert.export.onnx import (
+    CHECKING,
+    QUANTISING,
+    STAGES,
+    TRACING,
+    WRITING,
     Exported,
     check_best,
     check_opset,
@@ -32,7 +37,7 @@ from i3dconvert.files import check_output, workshop
 from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.media import read_clips
 from i3dconvert.preprocessing import Preprocessing
-from i3dconvert.progress import Progress, silent
+from i3dconvert.progress import Progress, silent, stages
 from i3dconvert.streaming.runtime import STREAM, Feed, Given, Kept, Spec, StreamRuntime, of_file, together
 from i3dconvert.streaming.stream import Stream, stream
 from i3dconvert.weights import digest
@@ -80,20 +85,21 @@ def export_stream(
     step = _Step(flow, preprocessing if uint8_input else None, best)
     sha256 = digest({key: tensor.cpu() for key, tensor in network.state_dict().items()})
     checking = Checking(network, flow, preprocessing, TOLERANCES["float32"] if tolerance is None else tolerance)
-    progress("tracing for ONNX")
+    begin = stages(progress, STAGES if int8 else STAGES[:-1])
+    begin(TRACING)
     model, spec = _traced(step, window, opset)
     describe(model, network, sha256, "int8" if int8 else "float32", finetuned, path.parent)
     model.metadata_props[STREAM] = spec.dumps()
     share = None
     with workshop(path) as folder:
-        progress("writing")
+        begin(WRITING)
         written = save_in(folder, path.name, model, sha256, external_data)
-        progress("checking with onnxruntime")
+        begin(CHECKING)
         check = checking.check(written)
         if not check.passed:
             raise ExportError(f"the exported stream does not agree with torch: {check.detail}")
         if int8:
-            progress("quantising")
+            begin(QUANTISING)
             share = _quantised(written, _videos(flow, calibrate, preprocessing))
         files = put_in_place(folder, path, force)
     shape = tuple(size if isinstance(size, int) else str(size.value) for size in model.graph.inputs[0].shape)

@@ -48,6 +48,13 @@ def nets(tmp_path: Path) -> Path:
     return folder
 
 
+def test_frames_are_brought_to_the_size_that_a_network_is_read_at(nets: Path) -> None:
+    origin = Source(f"{nets / 'mine.py'}:small", "random", size=32).load()[1]
+    assert (origin.preprocessing.size, origin.preprocessing.resize) == (32, 37)
+    assert len(Source(f"{nets / 'mine.py'}:grey", "random", size=32).load()[1].preprocessing.mean) == 1
+    assert Source(f"{nets / 'mine.py'}:small", "random").load()[1].preprocessing.size == 224
+
+
 @pytest.mark.slow
 def test_inflate_verify_export(run: Run, nets: Path) -> None:
     done = run("inflate", "nets/mine.py:small", "-w", "random", "-s", 32, "-o", "nets/small.safetensors")

@@ -1,5 +1,6 @@
 """The examples, as their users run them. The demo checks its own answers and stops at a wrong one."""
 
+import json
 import os
 import subprocess
 import sys
@@ -67,3 +68,15 @@ def test_two_stream() -> None:
     said = run("two_stream.py", str(CLIP), "--classes", "7")
     assert "flow (1, 2, 16, 224, 224) of up to" in said
     assert "scores (1, 7)" in said
+
+
+@pytest.mark.slow
+def test_does_it_help(tmp_path: Path) -> None:
+    said = run("does_it_help.py", str(tmp_path), "--seeds", "1", "--steps", "2", "--stills", "2", "--tested", "4")
+    table = said[said.index("network  ") :].splitlines()
+    assert len(table) == 1 + 7
+    curves = json.loads((tmp_path / "results.json").read_text())
+    assert len({(curve["start"]["network"], curve["start"]["name"]) for curve in curves}) == len(curves) == 7
+    assert all([point[0] for point in curve["points"]] == [0, 1, 2] for curve in curves)
+    assert all(0 <= share <= 1 for curve in curves for point in curve["points"] for share in point[1:])
+    assert "<svg" in (tmp_path / "curves.svg").read_text()

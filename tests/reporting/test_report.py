@@ -25,7 +25,7 @@ from i3dconvert.benchmark import Case, Measurement
 from i3dconvert.errors import BenchmarkError
 from i3dconvert.inflation import inflate_to_file
 from i3dconvert.lift.describe import energy_by_tap
-from i3dconvert.reporting import page, stages
+from i3dconvert.reporting import charts, page, stages
 from i3dconvert.reporting.subject import Subject, stage_of, subject_of
 from i3dconvert.verification import Check, LayerError, Picture, Report, Settings, verify_file
 from tests.browser import chromium, console, needs_chromium
@@ -83,6 +83,35 @@ def test_opens_from_disk_with_its_verdict_and_without_a_word_on_the_console(
         assert brightness(ground) > 200 > 100 > brightness(ink) or brightness(ground) < 50 < 150 < brightness(ink)
         grounds.add(ground)
     assert len(grounds) == 2
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_charts_fit_on_a_phone_and_are_whole_on_paper(browser: Chrome, subject: Subject, tmp_path: Path) -> None:
+    measured = [Measurement(Case("resnet50", name), 0.1, 0.01, 1, 1.0, 1.0, 0.5) for name in ("eager", "onnx")]
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    )
+    try:
+        opened(browser, tmp_path / "report.html", page([subject], measured))
+        shown = [svg for svg in browser.find_elements(By.CSS_SELECTOR, "figure svg") if svg.is_displayed()]
+        assert len(shown) == len(browser.find_elements(By.TAG_NAME, "figure")) == 5
+        assert browser.execute_script("return document.documentElement.scrollWidth") == 390  # type: ignore[no-untyped-call]
+        sizes = {svg.find_element(By.TAG_NAME, "text").rect["height"] for svg in shown}
+        assert min(sizes) > 8  # pixels: it can be read
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        breaks = {one.value_of_css_property("break-inside") for one in browser.find_elements(By.TAG_NAME, "figure")}
+        assert breaks == {"avoid"}
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_axes_without_data_are_left_out(subject: Subject) -> None:
+    assert "moved, %" not in charts.taps(subject)
+    moved = [dataclasses.replace(layer, trained=0.5) for layer in subject.layers]
+    assert "moved, %" in charts.taps(dataclasses.replace(subject, layers=moved))
+    assert "frames left" not in charts.over_depth(dataclasses.replace(subject, left={}))
 
 
 def brightness(colour: str) -> float:
@@ -149,7 +178,7 @@ def test_pictures_are_shown_once_with_every_form_s_classes(subject: Subject, tmp
     text = page(two)
     assert text.count("data:image/jpeg") == 1
     labels = re.findall(r"<text[^>]*>(2D|3D|ONNX|tabby|lynx|espresso)</text>", text)
-    assert sorted(labels) == ["2D", "3D", "ONNX", "espresso", "lynx", "tabby"]
+    assert sorted(labels) == sorted(["2D", "3D", "ONNX", "espresso", "lynx", "tabby"] * 2)  # for screens and phones
     assert text.count("The network in time") == 1  # one network, two files
 
 
