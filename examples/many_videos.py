@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("videos", help="a folder, or a text file with a path or URI in each line")
     parser.add_argument("output", help="the folder of Parquet files")
     parser.add_argument("--address", help="of a Ray cluster; by default this machine alone")
-    parser.add_argument("--workers", type=int, help="networks side by side; by default one for each core")
+    parser.add_argument("--workers", type=int, help="networks side by side; by default one for each machine")
     parser.add_argument("--at-once", type=int, default=4, help="videos in one Parquet file")
     parser.add_argument("--top", type=int, default=5, help="classes of each video")
     parser.add_argument("--frames", type=int, help="of a window; by default the network's own")
@@ -115,7 +115,8 @@ def main() -> None:
     print(f"{len(everything)} videos, {len(before)} of them done before", flush=True)
     if not left:
         return
-    workers = options.workers or int(ray.cluster_resources()["CPU"])
+    # onnxruntime uses all cores by itself.
+    workers = options.workers or sum(node["Alive"] for node in ray.nodes())
     started = time.perf_counter()
     rows = ray.data.from_items(left, override_num_blocks=-(-len(left) // options.at_once))
     rows = rows.map_batches(
@@ -129,6 +130,7 @@ def main() -> None:
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(left))),
         num_cpus=1,
+        scheduling_strategy="SPREAD",
     )
     # Writing waits for no core: what is done is kept while the workers go on.
     rows.write_parquet(output, ray_remote_args={"num_cpus": 0})
