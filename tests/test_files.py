@@ -39,7 +39,8 @@ def normed() -> nn.Module:
 def model(schema: int) -> nn.Module:
     """The 2D network of the kept files: what each of them holds is this, inflated with `mean`.
 
-    In 2 with attention over all frames and a time embedding, in 3 with a norm within each frame, in 4 with a new head.
+    In 2 with attention over all frames and a time embedding, in 3 with a norm within each frame, in 4 with a new head,
+    in 5 from a module in memory that a name builds.
     """
     torch.manual_seed(0)
     if schema == 3:

@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from i3dconvert.errors import ExportError
-from i3dconvert.export.decomposing import apart_where_needed
 from i3dconvert.export.runtime import quietly
 
 
@@ -52,10 +51,4 @@ def _exported(
     options |= {"opset_version": opset, "dynamo": True, "verbose": False}
     # Fused attention gives memory in an order that the exporter, taking it apart, no longer finds (BEiT, Swin).
     with quietly(), sdpa_kernel(SDPBackend.MATH):
-        with apart_where_needed() as left_out:
-            try:
-                return torch.onnx.export(network, given, **options)
-            except Exception:
-                if not any(left_out):
-                    raise
         return torch.onnx.export(network, given, **options)
