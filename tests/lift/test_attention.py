@@ -206,6 +206,8 @@ class Windows(nn.Module):
             scores = scores.view(-1, 2, 5, 5)
         if self.how == "filled":
             scores = scores.masked_fill(self.mask[0] < -50, float("-inf"))
+        if self.how == "filled with a number":
+            scores = scores.masked_fill(self.mask[0] < -50, -2.0)
         if self.how == "capped":
             scores = torch.tanh(scores)
         weights = scores.softmax(-1)
@@ -263,11 +265,21 @@ def test_fused_attention_drops_in_training_as_its_module_says() -> None:
     assert torch.equal(network(clip), network.eval()(clip))
 
 
-def test_what_is_not_fused_says_so() -> None:
-    (row,) = (
-        row for row in describe(inflate(Windows("capped").eval(), STILL, size=16)) if "Attention" in row.operation
-    )
-    assert row.operation == "Attention (all frames, not fused: tanh of its scores)"
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("capped", "tanh of its scores"),
+        ("filled with a number", "its scores are filled with a value that others could be added to"),
+    ],
+)
+def test_what_is_not_fused_says_so_and_is_exact(how: str, reason: str) -> None:
+    model = Windows(how).double().eval()
+    network = inflate(model, STILL, size=16)
+    (row,) = (row for row in describe(network) if "Attention" in row.operation)
+    assert row.operation == f"Attention (all frames, not fused: {reason})"
+    still = drawn(1, 3, 1, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(network(still.expand(1, 3, 4, 16, 16)), model(still[:, :, 0]), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("how", ["plain", "all"])

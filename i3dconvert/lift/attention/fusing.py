@@ -28,6 +28,10 @@ _SHAPES = frozenset(("reshape", "view", "unsqueeze", "squeeze", "flatten", "unfl
 _NOTHING = frozenset(("contiguous", "clone"))
 
 
+LOWEST = -1e30
+"""Below it a score stays what it is when another is added, in float64 too."""
+
+
 @dataclass(frozen=True)
 class Step:
     """What a node between the products does to the scores, `of` another value."""
@@ -96,6 +100,8 @@ def _step(node: fx.Node, before: fx.Node) -> Step:
     if name in _SHAPES:
         return Step(_leading(before.meta["value"], node.meta["value"], node))
     if name == "masked_fill" and len(others) == 2 and node.args[0] is before:
+        if not isinstance(others[1], float) or others[1] > LOWEST:
+            raise NotFusedError("its scores are filled with a value that others could be added to")
         return Step("fill", torch.masked_fill, others[0])
     if len(node.args) != 2 or len(others) != 1 or node.kwargs or node.meta["value"].shape != before.meta["value"].shape:
         raise NotFusedError(f"{_name(node)} of its scores")
