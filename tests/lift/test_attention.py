@@ -141,7 +141,11 @@ def features(network: Network3d, clip: Tensor) -> Tensor:
 SMALL = {name for name in NETWORKS if name.startswith(("vit", "deit", "beit", "eva", "cait", "swin_tiny"))}
 
 
-MARKS = {"gcvit_xxtiny": pytest.mark.sweep, "twins_svt_small": pytest.mark.sweep}
+MARKS = {
+    "gcvit_xxtiny": pytest.mark.sweep,
+    "twins_svt_small": pytest.mark.sweep,
+    "maxvit_pico_rw_256": pytest.mark.sweep,
+}
 
 
 @pytest.mark.parametrize(
@@ -475,9 +479,14 @@ def test_files_say_so_and_older_ones_stay_as_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "span"), [("vit_tiny_patch16_224", "span:2"), ("swin_tiny_patch4_window7_224", "all")]
+    ("name", "span", "optimize"),
+    [
+        ("vit_tiny_patch16_224", "span:2", True),
+        ("vit_tiny_patch16_224", "span:2", False),
+        ("swin_tiny_patch4_window7_224", "all", True),
+        pytest.param("swin_tiny_patch4_window7_224", "all", False, marks=pytest.mark.sweep),
+    ],
 )
-@pytest.mark.parametrize("optimize", [True, False])
 def test_exported_it_is_the_same_on_moving_clips(name: str, span: str, optimize: bool, tmp_path: Path) -> None:
     model, size = build(name)
     told = preset("uniform").with_rules((parse_rule(f"*.attn={span}"),))

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     "backbone",
     [
-        "resnet18",
+        pytest.param("resnet18", marks=pytest.mark.sweep),  # README.md has it
         "shufflenet_v2_x0_5",
         pytest.param("timm/mobilenetv3_small_050", marks=pytest.mark.sweep),
         "timm/vit_tiny_patch16_224",
