@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -21,6 +20,7 @@ from i3dconvert.backbones.origin import MEMORY, Backbone, Origin, Weights, build
 from i3dconvert.backbones.source import IMAGENET_CLASSES, classes_of
 from i3dconvert.backbones.user import AS_BUILT
 from i3dconvert.comparison.forward import evaluating, outputs
+from i3dconvert.errors import I3DError
 from i3dconvert.names import USER, names
 from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.weights import SUFFIXES, digest
@@ -71,9 +71,7 @@ def _of_the_user(model: nn.Module, factory: Factory | None) -> Iterator[tuple[Ba
         name, path = getattr(function, "__qualname__", ""), getattr(module, "__file__", None) or ""
         by_itself = not getattr(module, "__package__", "") and getattr(module, "__name__", "") != "__main__"
         if by_itself and path.endswith(".py") and getattr(module, name, None) is function:
-            required = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
-            if all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in required):
-                yield Backbone(USER, f"{path}:{name}"), function
+            yield Backbone(USER, f"{path}:{name}"), function
 
 
 def _of_a_library(model: nn.Module) -> Iterator[tuple[Backbone, Factory]]:
@@ -87,11 +85,12 @@ def _of_a_library(model: nn.Module) -> Iterator[tuple[Backbone, Factory]]:
     else:
         return
     for name in found:
-        backbone = Backbone.of(source, name, None, classes_of(model) or None)
-        with torch.device("meta"):
-            fits = _alike(model, build(backbone))
-        if fits:
-            yield backbone, lambda backbone=backbone: build(backbone)  # type: ignore[misc]
+        with suppress(I3DError, RuntimeError):  # a network that says a name which its library does not have
+            backbone = Backbone.of(source, name, None, classes_of(model) or None)
+            with torch.device("meta"):
+                fits = _alike(model, build(backbone))
+            if fits:
+                yield backbone, partial(build, backbone)
 
 
 _NEAREST = 2

@@ -24,8 +24,12 @@ def trace(
 
     Raises `ExportError`.
     """
+    options: dict[str, Any] = {"input_names": inputs, "output_names": names, "dynamic_shapes": free}
+    options |= {"opset_version": opset, "dynamo": True, "verbose": False}
     try:
-        program = _exported(network, inputs, names, given, free, opset)
+        # Fused attention gives memory in an order that the exporter, taking it apart, no longer finds (BEiT, Swin).
+        with quietly(), sdpa_kernel(SDPBackend.MATH):
+            program = torch.onnx.export(network, given, **options)
     except Exception as error:  # the exporter raises as many types as it has stages
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -37,18 +41,3 @@ def trace(
     if opset is not None and model.opset_imports[""] != opset:
         raise ExportError(f"torch wrote opset {model.opset_imports['']} where {opset} was asked for")
     return model
-
-
-def _exported(
-    network: nn.Module,
-    inputs: list[str],
-    names: list[str] | None,
-    given: tuple[Any, ...],
-    free: tuple[Any, ...] | None,
-    opset: int | None,
-) -> Any:
-    options: dict[str, Any] = {"input_names": inputs, "output_names": names, "dynamic_shapes": free}
-    options |= {"opset_version": opset, "dynamo": True, "verbose": False}
-    # Fused attention gives memory in an order that the exporter, taking it apart, no longer finds (BEiT, Swin).
-    with quietly(), sdpa_kernel(SDPBackend.MATH):
-        return torch.onnx.export(network, given, **options)

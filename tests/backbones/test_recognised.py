@@ -72,6 +72,13 @@ def test_a_network_that_was_changed_is_not_recognised() -> None:
     assert not name_of(timm.create_model("test_resnet", drop_path_rate=0.1))
 
 
+def test_a_name_that_its_library_does_not_have_is_no_error() -> None:
+    model = timm.create_model("test_resnet")
+    for said in ("no_such_network", None):
+        model.pretrained_cfg = {"architecture": said}
+        assert not name_of(model)
+
+
 def test_a_users_own_by_its_function_or_class(nets: ModuleType) -> None:
     assert name_of(nets.Home()).endswith("homes.py:Home")
     assert not name_of(nets.Home(slope=0.2))
