@@ -20,7 +20,7 @@ from i3dconvert.backbones.library import Library
 from i3dconvert.backbones.wrappers import unwrapped
 from i3dconvert.errors import BackboneError, WeightsError
 from i3dconvert.names import HF, SOURCES, USER, qualified
-from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.video.preprocessing import Preprocessing
 from i3dconvert.weights import NoInit, State, digest, fit, randomise, read_state
 
 

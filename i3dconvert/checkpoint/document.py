@@ -16,11 +16,11 @@ from i3dconvert.checkpoint.trained import Trained
 from i3dconvert.errors import CheckpointError, I3DError, LayoutError
 from i3dconvert.files import check_text
 from i3dconvert.frameworks import Target, check_fits, framework_of, split
-from i3dconvert.kernels import Style
-from i3dconvert.lift.inflation import Inflation, Sizes
-from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.lift.kernels import Style
+from i3dconvert.lift.record import Inflation, Sizes
 from i3dconvert.recipes import Recipe
 from i3dconvert.version import VERSION
+from i3dconvert.video.preprocessing import Preprocessing
 from i3dconvert.weights import State
 
 SCHEMA = 5

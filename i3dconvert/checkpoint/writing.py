@@ -20,8 +20,8 @@ from i3dconvert.errors import CheckpointError, LayoutError, OutputError
 from i3dconvert.files import WEIGHTS, replacing, replacing_in
 from i3dconvert.frameworks import framework_of
 from i3dconvert.frameworks.framework import Place
-from i3dconvert.labels import Given
 from i3dconvert.progress import Progress, silent
+from i3dconvert.video.labels import Given
 from i3dconvert.weights import Digest, State, Stream, raw
 
 _DTYPES = {

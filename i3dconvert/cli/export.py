@@ -247,7 +247,7 @@ def _to_onnx(
     """Export it, alone or in a folder for the hub; what to print of that, as JSON and in lines."""
     from i3dconvert.backbones.changes import HEADLESS
     from i3dconvert.export import export_onnx
-    from i3dconvert.hub import write_folder
+    from i3dconvert.hub.folder import write_folder
     from i3dconvert.lift.network import origin_of
     from i3dconvert.streaming.onnx import export_stream
 

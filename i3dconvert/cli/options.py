@@ -119,7 +119,8 @@ def complete_backbone(incomplete: str) -> list[str]:
 
 def reader(from_layout: str) -> Any:
     """What reads a checkpoint: ours, or that of a framework."""
-    from i3dconvert import adoption, checkpoint
+    from i3dconvert import checkpoint
+    from i3dconvert.checkpoint import adoption
     from i3dconvert.frameworks import framework_of
 
     targets = framework_of(from_layout).targets if from_layout else ()

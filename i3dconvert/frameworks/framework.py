@@ -17,10 +17,10 @@ from i3dconvert.backbones.changes import STRUCTURE, UNCHANGED
 from i3dconvert.errors import LayoutError
 from i3dconvert.frameworks.keys import SAME, Rows, translated
 from i3dconvert.lift.counterparts import full_name
-from i3dconvert.lift.inflation import Inflation
 from i3dconvert.lift.network import plan
-from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.lift.record import Inflation
 from i3dconvert.recipes import Recipe, Temporal
+from i3dconvert.video.preprocessing import Preprocessing
 from i3dconvert.weights import State
 
 Call = Callable[[Any], Any]

@@ -13,8 +13,8 @@ from i3dconvert.backbones import Changes, Origin
 from i3dconvert.frameworks.framework import Form, Framework, Target
 from i3dconvert.frameworks.keys import SAME
 from i3dconvert.frameworks.r2plus1d import STEM, factorised
-from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import Recipe, Rule, preset
+from i3dconvert.video.preprocessing import Preprocessing
 
 _SOURCE = "torchvision, models/video/resnet.py"
 _R3D = Recipe(

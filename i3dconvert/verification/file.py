@@ -19,12 +19,12 @@ from i3dconvert.errors import LayoutError, VerificationError
 from i3dconvert.frameworks import split
 from i3dconvert.lift.network import inflation_of
 from i3dconvert.progress import Progress, silent
-from i3dconvert.verification.frameworks import check_framework
+from i3dconvert.verification.foreign import check_framework
 from i3dconvert.verification.proof import verify
 from i3dconvert.verification.running import reference_of
 from i3dconvert.verification.settings import CLIPS, TOLERANCES, Settings
+from i3dconvert.verification.tensors import check_weights
 from i3dconvert.verification.trained import verify_trained
-from i3dconvert.verification.weights import check_weights
 from i3dconvert.weights import State, digest
 
 ROUNDING = 64

@@ -11,8 +11,8 @@ import pytest
 
 from i3dconvert.checkpoint.document import SCHEMA, Document
 from i3dconvert.errors import CheckpointError
-from i3dconvert.kernels import Style
-from i3dconvert.lift.inflation import Inflation
+from i3dconvert.lift.kernels import Style
+from i3dconvert.lift.record import Inflation
 from i3dconvert.recipes import PRESETS, Recipe, Rule
 
 WHERE = Path("net.safetensors")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from i3dconvert.adoption import adopt
 from i3dconvert.backbones import Changes, Source
 from i3dconvert.checkpoint import filled, read, rebuild
+from i3dconvert.checkpoint.adoption import adopt
 from i3dconvert.cli import app
 from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import FramesError, LayoutError, VerificationError
@@ -21,7 +21,7 @@ from i3dconvert.export.runtime import Runtime
 from i3dconvert.files import in_folder
 from i3dconvert.frameworks import FRAMEWORKS, framework_of, statements
 from i3dconvert.inflation import Manner, inflate_to_file
-from i3dconvert.kernels import Style
+from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.network import plan
 from i3dconvert.verification import Settings, verify_file
 from i3dconvert.weights import State, read_state

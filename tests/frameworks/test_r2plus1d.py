@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from typer.testing import CliRunner
 
 from i3dconvert import inflate, load
-from i3dconvert.adoption import adopt
 from i3dconvert.backbones import Changes, Source
 from i3dconvert.checkpoint import Document, entries_in, save, write
+from i3dconvert.checkpoint.adoption import adopt
 from i3dconvert.cli import app
 from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import LayoutError
 from i3dconvert.frameworks import r2plus1d
 from i3dconvert.inflation import Manner, inflate_to_file
-from i3dconvert.kernels import Style
+from i3dconvert.lift.kernels import Style
 from i3dconvert.verification import Settings, verify_file
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from i3dconvert import inflate
 from i3dconvert.comparison.report import Check
 from i3dconvert.lift.network import Network3d
-from i3dconvert.verification.weights import check_weights
+from i3dconvert.verification.tensors import check_weights
 
 
 class Small(nn.Module):

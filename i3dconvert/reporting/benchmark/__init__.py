@@ -1,6 +1,6 @@
 """How fast networks run: forward passes in several runtimes side by side, and what attention over time costs."""
 
-from i3dconvert.benchmark.ratios import FORMULA, Ratio, ratios
-from i3dconvert.benchmark.runtimes import Case, Measurement, measure
+from i3dconvert.reporting.benchmark.ratios import FORMULA, Ratio, ratios
+from i3dconvert.reporting.benchmark.runtimes import Case, Measurement, measure
 
 __all__ = ["FORMULA", "Case", "Measurement", "Ratio", "measure", "ratios"]

@@ -14,9 +14,9 @@ from i3dconvert.checkpoint.document import Document
 from i3dconvert.errors import LayoutError
 from i3dconvert.files import in_folder
 from i3dconvert.frameworks import Framework, Target, framework_of, split
-from i3dconvert.kernels import Style
 from i3dconvert.lift.attention.divided import TIME
 from i3dconvert.lift.attention.joint import RELATIVE
+from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.network import plan
 from i3dconvert.weights import State, digest, read_state
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from i3dconvert.fillings import Filling
-from i3dconvert.kernels import Style
 from i3dconvert.lift.convolutions import Convolutions
+from i3dconvert.lift.fillings import Filling
+from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.rewriting import Layer
 from i3dconvert.recipes import Recipe
 

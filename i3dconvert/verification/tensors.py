@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from i3dconvert.comparison.report import Check
-from i3dconvert.kernels import deflate
-from i3dconvert.lift.inflation import Inflation
+from i3dconvert.lift.kernels import deflate
+from i3dconvert.lift.record import Inflation
 
 NAME = "weight identity"
 
