@@ -145,8 +145,7 @@ class Origin:
         if backbone.of_files and beside is not None:
             backbone = replace(backbone, name=os.path.normpath(beside / backbone.name))
         channels, height, width = document["input"]
-        changes = Changes(**document.get("changes", {}))
-        changes.check()
+        changes = Changes.from_dict(document.get("changes", {}))
         return cls(
             backbone=backbone,
             weights=weights,

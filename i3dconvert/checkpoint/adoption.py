@@ -65,10 +65,6 @@ def _means(document: Document) -> tuple[Any, ...]:
 
 
 def _adopted(framework: Framework, target: Target, tensors: State, name: str, path: Path) -> tuple[Document, State]:
-    if target.transform is not None:
-        raise LayoutError(
-            f"{framework.name}'s {target.name} is no 3D form of one of our networks: it can't be read back"
-        )
     state = framework.restored(target, tensors, str(path))
     backbone, changes, classes = _backbone(state, framework, target, name, path)
     if target.headless and changes.head != "none":

@@ -21,7 +21,6 @@ from i3dconvert.lift.record import Inflation, Sizes
 from i3dconvert.recipes import Recipe
 from i3dconvert.version import VERSION
 from i3dconvert.video.preprocessing import Preprocessing
-from i3dconvert.weights import State
 
 SCHEMA = 5
 _MOST = 4096
@@ -109,18 +108,6 @@ class Document:
         """The network that the tensors are named for, where it is not our own."""
         return framework_of(self.layout).network(split(self.layout)[1]) if self.layout else None
 
-    @property
-    def is_ours(self) -> bool:
-        """Whether the tensors are those of our own network, under whatever names, and not made of the 2D network's for
-        another framework's alone."""
-        return self.target is None or self.target.transform is None
-
-    def stored(self, state2d: State) -> tuple[Inflation, State]:
-        """How the file's tensors come about, and of which: of the 2D network's, or of what a layout makes of those."""
-        if self.target is None or self.target.transform is None:
-            return self.inflation, state2d
-        return self.inflation.as_it_is(), self.target.transform(state2d)
-
     def dumps(self, beside: Path | None = None) -> str:
         """JSON; the path of a weight file is written relative to the directory `beside`."""
         style = asdict(self.inflation.style)
@@ -179,8 +166,7 @@ class Document:
                 tried=tried,
             )
             intact = document["seal"] == _seal(document)
-            changes = Changes(**document.get("changes", {}))
-            changes.check()
+            changes = Changes.from_dict(document.get("changes", {}))
             return cls(
                 inflation,
                 origin,

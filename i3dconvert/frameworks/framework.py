@@ -53,8 +53,6 @@ class Target:
     """What a user has to know of its weights."""
     keys: Rows = ()
     """Its names, where they are not those of the framework's other networks."""
-    transform: Callable[[Mapping[str, Tensor]], State] | None = None
-    """Makes its tensors of the 2D network's, where they are not the kernels of our own 3D network."""
     headless: bool = False
     """Whether it has no classifier."""
     others: str = ""
@@ -275,8 +273,6 @@ def check_fits(framework: Framework, target: Target, inflation: Inflation, origi
         raise LayoutError(f"{where} has full 3D convolutions that {how}; --conv 3d --padding {target.padding}")
     if inflation.style.time_embedding != target.time_embedding:
         raise LayoutError(f"{where} differs in the time embedding; --time-embedding {target.time_embedding}")
-    if target.transform is not None and inflation.style.init != "center":
-        raise LayoutError(f"{where} is made with --init center alone")
     if inflation.recipe == target.recipe:
         return
     if differing := {*inflation.recipe.pools} ^ {*target.recipe.pools}:

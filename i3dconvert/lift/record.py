@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -63,10 +63,6 @@ class Inflation:
     def keys(self, state2d: Iterable[str]) -> list[str]:
         """The 3D network's keys for the 2D network's: the same, and those of temporal convolutions of their own."""
         return [*state2d, *(key for key, filling in self.fillings.items() if filling.is_new)]
-
-    def as_it_is(self) -> Inflation:
-        """The same of tensors that another framework's network is made of, and that stay as they are given."""
-        return replace(self, fillings={})
 
     def source(self, key: str, state2d: Mapping[str, Tensor]) -> Tensor:
         """The 2D tensor that the 3D one called `key` is made from, or takes its dtype from."""
