@@ -28,7 +28,7 @@ from i3dconvert.verification.weights import check_weights
 from i3dconvert.weights import State, digest
 
 ROUNDING = 64
-"""Of what is made by sums and products, in units of the dtype's epsilon, of a tensor's largest value."""
+"""Tolerance for tensors that are computed, in units of the dtype's epsilon times the tensor's largest value."""
 
 
 def verify_file(
@@ -85,7 +85,7 @@ def verify_file(
 def _check_made(
     layout: str, document: Document, state: State, model2d: nn.Module, settings: Settings, progress: Progress
 ) -> list[Check]:
-    """Of tensors that are made for a framework's network alone."""
+    """Check the tensors of a file that only a framework's network can load."""
     Document.for_layout(document.inflation, document.origin, document.layout)
     if layout not in ("", split(document.layout)[0], document.layout):
         raise LayoutError(f"the checkpoint is for {document.layout}, not for {layout}")
