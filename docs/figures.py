@@ -64,7 +64,7 @@ TABLES = {
     "Centered taps (zeros elsewhere): as inflated": "as inflated",
     "All taps in use: as after fine-tuning": "all taps in use",
 }
-"""Of docs/performance.md, and what they are called here."""
+"""Tables of docs/performance.md, and what they are called here."""
 
 Inks = dict[str, str]
 

@@ -48,14 +48,14 @@ class Classifier:
     """A network that gives class scores, as it is called and what its classes are called."""
 
     probabilities: Callable[[Tensor], tuple[Tensor, Tensor]]
-    """Of a clip `(1, C, T, H, W)`: the probabilities, the best first, and the indices of their classes."""
+    """Map a clip `(1, C, T, H, W)` to probabilities, the highest first, and the indices of their classes."""
     preprocessing: Preprocessing
     names: tuple[str, ...]
     frames: int = FRAMES
-    """Of the windows that it takes; those of a file exported with `--static` are of one length."""
+    """Frames in a window; files exported with `--static` accept one length only."""
 
     def name(self, index: int) -> str:
-        """Of a class."""
+        """Return the name of a class."""
         return self.names[index] if index < len(self.names) else f"class {index}"
 
 
@@ -114,7 +114,7 @@ def _exported(path: Path) -> Classifier:
 
 
 def _names(path: Path) -> tuple[str, ...]:
-    """Of the classes of an exported file."""
+    """Return the class names of an exported file."""
     try:
         return tuple(str(name) for name in json.loads(read_metadata(path).get(CLASSES, "[]")))
     except (ValueError, TypeError, RecursionError) as error:
@@ -268,7 +268,7 @@ class Done:
     classified: int
     failed: int
     passed_over: int
-    """Of which an earlier run had written a line."""
+    """Videos that an earlier run had already classified."""
     seconds: float
 
 

@@ -35,7 +35,7 @@ from i3dconvert.recipes import Recipe, Rule, default_recipe, resolve
 from i3dconvert.video.labels import check_count
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""Of BatchNorms, no parameters."""
+"""Names of BatchNorm's buffers."""
 
 Recipes = str | Path | Recipe | None
 
@@ -50,7 +50,7 @@ class Manner:
     """On top of the recipe."""
     style: Style = field(default_factory=Style)
     dtype: torch.dtype | None = None
-    """Of the floating-point tensors; None: as they are."""
+    """The type of the floating-point tensors; None keeps it."""
     layout: str = ""
     """The framework whose names the tensors of a file get, `NAME` or `NAME:NETWORK`."""
     strict: bool = False

@@ -26,7 +26,7 @@ from i3dconvert.files import MOST_TEXT, check_input, check_text, check_unpacked,
 State = dict[str, Tensor]
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pyth", ".json")
-"""Of files with weights, by which a name is one of a file."""
+"""Suffixes of files with weights."""
 _NESTS = ("state_dict", "model", "model_state", "model_state_dict", "state_dict_ema", "model_ema", "ema", "teacher")
 """The first that is there is taken."""
 

@@ -193,7 +193,7 @@ def whole_or_fewer_blocks(name: str, whole_below: float) -> tuple[Backbone, nn.M
 
 
 def own_shape(backbone: Backbone, model: nn.Module) -> tuple[int, int, int]:
-    """Of the images `(C, H, W)` that it was made for."""
+    """Return the shape `(C, H, W)` of the images that it was made for."""
     known = backbones.library(backbone.source)
     size = known.image_size(backbone.name, None, backbone.arguments)
     return known.channels(backbone.name, model), size, size

@@ -60,17 +60,17 @@ class Changes:
     """Nothing, by default."""
 
     channels: int = 0
-    """Of the input; 0: its own."""
+    """Input channels; 0 keeps the network's own."""
     in_init: str = ""
     head: str = ""
     """`fresh`; `none`, which gives what goes into it; `maps`, what goes into the pool in front of it; or its own."""
     classes: int = 0
-    """Of a fresh head."""
+    """Classes of a fresh head."""
     seed: int = 0
     without: str = ""
     """A module without weights that is left out, by name."""
     stem_stride: int = 0
-    """Of the convolution over the image; 0: its own."""
+    """Stride of the convolution over the image; 0 keeps its own."""
     dilated: str = ""
     """Stages that widen their kernels instead of taking strides, `layer3=2,layer4=4`."""
     same: bool = False

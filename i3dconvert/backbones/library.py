@@ -14,7 +14,7 @@ from i3dconvert.weights import State
 
 _ADDRESSES = ("hf-hub:", "hf_hub:", "local-dir:")
 _MOST = 2**15
-"""Of classes, pixels and the like that a file may ask for."""
+"""The most classes, pixels and the like that a file may ask for."""
 
 
 def first_channels(model: nn.Module) -> int:
@@ -81,9 +81,9 @@ class Library(ABC):
         return first_channels(model)
 
     def licence(self, name: str, weights: str) -> str:
-        """Of a pretrained set, by the hub's word for it; empty where it is not known."""
+        """Return the licence of a pretrained set by its name on the Hugging Face hub; empty if unknown."""
         return ""
 
     def class_names(self, name: str, weights: str | None) -> list[str]:
-        """Of what the weights were trained on; none where they are not known."""
+        """Return the names of the classes that the weights were trained on; none if unknown."""
         return []

@@ -165,7 +165,7 @@ class Origin:
         return names if len(names) == self.classes else []
 
     def licence(self) -> str:
-        """Of the 2D weights, by the Hugging Face hub's word for it; empty where it is not known."""
+        """Return the licence of the 2D weights by its name on the Hugging Face hub; empty if unknown."""
         if self.weights.kind != "pretrained" or self.backbone.source == USER:
             return ""
         with self._as_cached(), suppress(WeightsError):

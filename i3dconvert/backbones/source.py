@@ -30,7 +30,7 @@ class Source:
     weights: str = "default"
     """`default`, a pretrained set's name, `random`, or the path of a file."""
     seed: int = 0
-    """Of random weights."""
+    """Seeds random weights."""
     features: bool = False
     """Whether to take a timm backbone without its head, which gives a list of feature maps."""
     size: int | None = None

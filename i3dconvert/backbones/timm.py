@@ -125,7 +125,7 @@ class Timm(Library):
         return int(_config(name, None).input_size[0])
 
     def licence(self, name: str, weights: str) -> str:
-        """Of a pretrained set, by the hub's word for it, where timm knows it."""
+        """Return the licence of a pretrained set by its name on the Hugging Face hub; empty if unknown."""
         return str(getattr(_config(name, weights), "license", None) or "")
 
     def class_names(self, name: str, weights: str | None) -> list[str]:

@@ -128,7 +128,7 @@ class Torchvision(Library):
         return next((size for glob, size in _SIZES if fnmatchcase(name, glob)), 224)
 
     def licence(self, name: str, weights: str) -> str:
-        """Of a pretrained set, by the hub's word for it; the library's own, but for sets that name another."""
+        """Return the licence of a pretrained set by its name on the Hugging Face hub."""
         licence = str(_entry(name, weights).meta.get("license", ""))
         return "cc-by-nc-4.0" if "SWAG" in licence else "other" if licence else "bsd-3-clause"
 

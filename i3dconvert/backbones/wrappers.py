@@ -16,7 +16,7 @@ PREFIXES = (*TRAINERS, "model.", "backbone.", "encoder_q.", "teacher.")
 """Beside those: Lightning's modules, detectors' and self-supervised learners' (MoCo, DINO)."""
 _DEEPEST = 4
 _COUNTERS = ("n_averaged",)
-"""Of `torch.optim.swa_utils.AveragedModel`, beside the network."""
+"""Buffers that `torch.optim.swa_utils.AveragedModel` adds beside the network."""
 
 
 def bare(state: State) -> State:

@@ -36,7 +36,7 @@ class Document:
     inflation: Inflation
     origin: Origin | None
     sha256: str = ""
-    """Of the 3D tensors under our names: names, dtypes, shapes, bytes."""
+    """Hash of the 3D tensors under our names: names, dtypes, shapes, bytes."""
     finetuned: bool = False
     layout: str = ""
     """The framework and the network of it that the tensors are named for, `NAME:NETWORK`; ours if empty."""

@@ -32,7 +32,7 @@ class Trained:
 
     @property
     def keys(self) -> set[str]:
-        """Of all that moved."""
+        """The keys of all tensors that moved."""
         return {*self.moved, *self.others}
 
     def __str__(self) -> str:

@@ -22,7 +22,7 @@ def command(
     networks: Annotated[
         list[str],
         typer.Argument(
-            help="Backbones (with random weights), checkpoints, or exported ONNX files.",
+            help="Backbones (random weights), checkpoints, or .onnx files.",
             autocompletion=complete_backbone,
             metavar="BACKBONE|FILE",
         ),
@@ -31,34 +31,32 @@ def command(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Runtimes, with commas between: eager, frames, compile, onnx, onnx-plain, openvino.",
+            help="Comma-separated: eager, frames, compile, onnx, onnx-plain, openvino.",
             show_default="eager,onnx,onnx-plain; onnx for an ONNX file",
         ),
     ] = None,
-    init: Annotated[
-        Init, typer.Option(help="How backbones are inflated; with mean all taps are in use, as after fine-tuning.")
-    ] = Init.center,
+    init: Annotated[Init, typer.Option(help="Fill the middle tap, or all.")] = Init.center,
     batch: Annotated[
-        list[int] | None, typer.Option(min=1, metavar="N", help="Clips at once; repeatable.", show_default="1")
+        list[int] | None, typer.Option(min=1, metavar="N", help="Batch size. Repeatable.", show_default="1")
     ] = None,
-    frames: Annotated[int, typer.Option("--frames", "-f", min=1, metavar="N", help="Frames of each clip.")] = 16,
+    frames: Annotated[int, typer.Option("--frames", "-f", min=1, metavar="N", help="Frames per clip.")] = 16,
     size: Annotated[
         int | None,
         typer.Option("--size", "-s", min=1, metavar="PIXELS", help="Height and width.", show_default="the backbone's"),
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
-    dtype: Annotated[Dtype, typer.Option(help="The type of weights and clips.")] = Dtype.float32,
+    device: Annotated[Device, typer.Option(help="Device to run on.")] = Device.cpu,
+    dtype: Annotated[Dtype, typer.Option(help="Type of weights and clips.")] = Dtype.float32,
     channels_last: Annotated[
-        bool, typer.Option("--channels-last", help="torch: keep tensors in channels_last_3d.")
+        bool, typer.Option("--channels-last", help="torch: use the memory format channels_last_3d.")
     ] = False,
-    runs: Annotated[int, typer.Option(min=1, metavar="N", help="Runs to time, after two that warm up.")] = 7,
+    runs: Annotated[int, typer.Option(min=1, metavar="N", help="Timed runs, after two warm-up runs.")] = 7,
     attention: Annotated[
         list[int] | None,
         typer.Option(
             "--attention",
             min=2,
             metavar="FRAMES",
-            help="Instead: the time of attention over so many frames over that of each frame alone; repeatable.",
+            help="Time attention over FRAMES frames against frame by frame instead. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -67,7 +65,7 @@ def command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Time networks, runtimes side by side."""
+    """Measure the speed of networks in each runtime."""
     wanted = [name.strip() for name in runtime.split(",")] if runtime else []
     for name in wanted:
         if name not in RUNTIMES:

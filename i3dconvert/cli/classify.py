@@ -23,7 +23,7 @@ def command(
     network: Annotated[
         str,
         typer.Argument(
-            help="A checkpoint, an exported .onnx file, or a backbone's name.",
+            help="A checkpoint, an .onnx file, or a backbone's name.",
             autocompletion=complete_backbone,
             metavar="FILE|BACKBONE",
         ),
@@ -31,7 +31,7 @@ def command(
     sources: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Videos, directories of frames, pictures.", metavar="VIDEO|DIR|PICTURE", show_default=False
+            help="Videos, directories of frames, or pictures.", metavar="VIDEO|DIR|PICTURE", show_default=False
         ),
     ] = None,
     folder: Annotated[
@@ -39,34 +39,32 @@ def command(
         typer.Option(
             "--folder",
             metavar="DIR",
-            help="Classify all videos and pictures below it, a JSON line each; go on where the last run stopped.",
+            help="Classify every file in DIR, one JSON line each. Resumes an interrupted run.",
             show_default=False,
         ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="For --folder: the file to write.", show_default="DIR/classes.jsonl"
+            "--output", "-o", metavar="FILE", help="For --folder: output file.", show_default="DIR/classes.jsonl"
         ),
     ] = None,
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="Show the N best classes.")] = 5,
     frames: Annotated[
         int | None,
         typer.Option(
-            "--frames", "-f", min=1, metavar="N", help="Frames of a window.", show_default="16, or the file's own"
+            "--frames", "-f", min=1, metavar="N", help="Frames per window.", show_default="16, or the file's own"
         ),
     ] = None,
     stride: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Frames from window to window.", show_default="half a window"),
+        typer.Option(min=1, metavar="N", help="Frames between windows.", show_default="half a window"),
     ] = None,
     fps: Annotated[
         float | None,
-        typer.Option(min=0.01, metavar="RATE", help="Frames to take in a second.", show_default="all of the video's"),
+        typer.Option(min=0.01, metavar="RATE", help="Frames per second to use.", show_default="all"),
     ] = None,
-    as_stream: Annotated[
-        bool, typer.Option("--stream", help="Go step by step, as with a live video, and say what it shows so far.")
-    ] = False,
+    as_stream: Annotated[bool, typer.Option("--stream", help="Classify step by step, as on live video.")] = False,
     window: Annotated[
         int | None,
         typer.Option(
@@ -86,7 +84,7 @@ def command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Name what videos and pictures show, over time."""
+    """Classify videos over time, and pictures."""
     if window is not None and not as_stream:
         raise typer.BadParameter("--window is for --stream")
     if as_stream and frames is not None:

@@ -28,7 +28,7 @@ def command(
         typer.Option(
             "--hub",
             metavar="DIR",
-            help="Write a folder for the Hugging Face hub: both files, the configuration and a card.",
+            help="Write a folder for the Hugging Face hub.",
             show_default=False,
         ),
     ] = None,
@@ -38,7 +38,7 @@ def command(
             "--output",
             "-o",
             metavar="FILE",
-            help="The file to write.",
+            help="Output file.",
             show_default="FILE.onnx or FILE-export.safetensors",
         ),
     ] = None,
@@ -48,20 +48,18 @@ def command(
             "--weights",
             "-w",
             metavar="WEIGHTS",
-            help="Take the weights from this fine-tuned state dict.",
+            help="Use the weights of this fine-tuned state dict.",
             show_default=False,
         ),
     ] = None,
-    dtype: Annotated[
-        Dtype | None, typer.Option(help="Store the weights in this type.", show_default="float32 in ONNX")
-    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Type of weights.", show_default="float32 in ONNX")] = None,
     classes: Classes = None,
     force: Force = False,
     uint8_input: Annotated[
         bool,
         typer.Option(
             "--uint8-input",
-            help="Take decoded frames (N, T, H, W, 3) in uint8 and normalise them inside.",
+            help="Accept uint8 frames (N, T, H, W, 3) and normalise them in the graph.",
             rich_help_panel=GRAPH,
         ),
     ] = False,
@@ -71,31 +69,31 @@ def command(
             "--top-k",
             min=1,
             metavar="K",
-            help="Give the K best classes and their probabilities instead of logits.",
+            help="Output the K best classes and probabilities.",
             rich_help_panel=GRAPH,
         ),
     ] = None,
     int8: Annotated[
         bool,
-        typer.Option("--int8", help="Compute in 8 bits, by onnxruntime's quantiser.", rich_help_panel=GRAPH),
+        typer.Option("--int8", help="Quantise to 8 bits with onnxruntime.", rich_help_panel=GRAPH),
     ] = False,
     calibrate: Annotated[
         Path | None,
         typer.Option(
             metavar="VIDEO|DIR",
-            help="For --int8: a video or a directory of frames like the real input.",
+            help="For --int8: typical input.",
             show_default="noise",
             rich_help_panel=GRAPH,
         ),
     ] = None,
     static: Annotated[
-        bool, typer.Option("--static", help="Fix the shape: batch 1, 16 frames, the size.", rich_help_panel=GRAPH)
+        bool, typer.Option("--static", help="Fix the batch (1), frames (16) and size.", rich_help_panel=GRAPH)
     ] = False,
     optimize: Annotated[
         bool,
         typer.Option(
             "--optimize/--no-optimize",
-            help="Write 2D convolutions over frames (the default), or plain 3D ones.",
+            help="Write 3D convolutions as 2D ones. The default.",
             show_default=False,
             rich_help_panel=GRAPH,
         ),
@@ -104,7 +102,7 @@ def command(
         bool,
         typer.Option(
             "--external-data",
-            help="Put the tensors into a file of their own; needs less memory.",
+            help="Store tensors in a second file; saves memory.",
             rich_help_panel=GRAPH,
         ),
     ] = False,
@@ -112,7 +110,7 @@ def command(
         int | None,
         typer.Option(
             metavar="N",
-            help="The version of the operator set; from 23 on, attention is one operator.",
+            help="ONNX opset. 23 and later have an Attention operator.",
             show_default="torch's",
             rich_help_panel=GRAPH,
         ),
@@ -122,16 +120,14 @@ def command(
         typer.Option(
             min=0.0,
             metavar="ERROR",
-            help="The relative error from torch that is allowed.",
+            help="Relative tolerance.",
             show_default="1e-5 in float32",
             rich_help_panel=GRAPH,
         ),
     ] = None,
     stream: Annotated[
         bool,
-        typer.Option(
-            "--stream", help="Take a live video step by step; the state goes in and comes out.", rich_help_panel=LIVE
-        ),
+        typer.Option("--stream", help="Run step by step on live video.", rich_help_panel=LIVE),
     ] = False,
     window: Annotated[
         int | None,
@@ -139,7 +135,7 @@ def command(
             "--window",
             min=1,
             metavar="N",
-            help="For --stream: average the scores of the last N outputs.",
+            help="For --stream: average the last N outputs.",
             show_default="all",
             rich_help_panel=LIVE,
         ),
@@ -149,14 +145,14 @@ def command(
         typer.Option(
             "--triton",
             metavar="DIR",
-            help="Write a model folder for NVIDIA Triton as well.",
+            help="Also write a model folder for NVIDIA Triton.",
             show_default=False,
             rich_help_panel=LIVE,
         ),
     ] = None,
     layout: Layout = "",
     from_layout: FromLayout = "",
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show where the time went.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show how long each step took.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

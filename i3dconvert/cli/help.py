@@ -10,7 +10,7 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-PRINTING = "What is printed"
+PRINTING = "Printed output"
 OTHERS = "Other frameworks"
 _FIRST = "Options"
 _NAMES = 28

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from i3dconvert.lift.describe import LayerRow
 
 EXAMPLE = "i3dconvert inflate resnet152 -o r152.safetensors\ni3dconvert inflate timm/convnext_tiny -w random"
-ENDS, TIME, STORED = "Input and output of the network", "Time", "The weights"
+ENDS, TIME, STORED = "Input and output of the network", "Time", "Weights"
 
 
 Form = Enum("Form", {"full": "3d", "factorised": "2plus1d"})
@@ -34,16 +34,14 @@ def command(
     backbone: Annotated[
         str,
         typer.Argument(
-            help="A name (resnet152), timm/NAME, hf/FOLDER, hf/ORG/NAME, or PATH.py:FUNCTION, whose code is run.",
+            help="A name, timm/NAME, hf/ORG/NAME, hf/FOLDER, or PATH.py:FUNCTION (runs its code).",
             autocompletion=complete_backbone,
             metavar="BACKBONE",
         ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="The file to write.", show_default="BACKBONE-i3d.safetensors"
-        ),
+        typer.Option("--output", "-o", metavar="FILE", help="Output file.", show_default="BACKBONE-i3d.safetensors"),
     ] = None,
     weights: Annotated[
         str,
@@ -51,8 +49,7 @@ def command(
             "--weights",
             "-w",
             metavar="WEIGHTS",
-            help="2D weights: a file (.pth, .ckpt, .safetensors, .index.json), a set's name, hf-hub:ORG/NAME, "
-            "random, or default: the library's.",
+            help="2D weights: a file, a pretrained set's name, hf-hub:ORG/NAME, random, or default.",
             show_default=False,
         ),
     ] = "default",
@@ -62,8 +59,8 @@ def command(
             "--recipe",
             "-r",
             metavar="RECIPE",
-            help="Where time goes: a preset or a .toml file.",
-            show_default="the backbone's own",
+            help="Preset or .toml file.",
+            show_default="by backbone",
         ),
     ] = None,
     classes: Classes = None,
@@ -71,29 +68,33 @@ def command(
     num_classes: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Give it a new head with N classes.", show_default=False, rich_help_panel=ENDS
+            min=1,
+            metavar="N",
+            help="Replace the head by a new one for N classes.",
+            show_default=False,
+            rich_help_panel=ENDS,
         ),
     ] = None,
     no_head: Annotated[
-        bool, typer.Option("--no-head", help="Give pooled features instead of scores.", rich_help_panel=ENDS)
+        bool, typer.Option("--no-head", help="Return pooled features instead of scores.", rich_help_panel=ENDS)
     ] = False,
     no_pool: Annotated[
         bool,
-        typer.Option("--no-pool", help="Give feature maps (N, C, T', H', W') instead of scores.", rich_help_panel=ENDS),
+        typer.Option("--no-pool", help="Return feature maps (N, C, T', H', W').", rich_help_panel=ENDS),
     ] = False,
     features: Annotated[
-        bool, typer.Option("--features", help="timm: give the feature maps of every stage.", rich_help_panel=ENDS)
+        bool, typer.Option("--features", help="timm: return the feature maps of every stage.", rich_help_panel=ENDS)
     ] = False,
     temporal_pool: Annotated[
         TemporalPool,
-        typer.Option(help="Average scores over time, or give one for each frame left.", rich_help_panel=ENDS),
+        typer.Option(help="Pool the scores over time.", rich_help_panel=ENDS),
     ] = TemporalPool.mean,
     in_channels: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="N",
-            help="Channels of the input: 1 for grey volumes, 2k for optical flow.",
+            help="Input channels, e.g. 1 for grey.",
             show_default="3",
             rich_help_panel=ENDS,
         ),
@@ -101,7 +102,7 @@ def command(
     in_init: Annotated[
         InInit | None,
         typer.Option(
-            help="How to make the first kernels from those for RGB.",
+            help="How to adapt the first kernels from RGB.",
             show_default="sum for 1, else mean",
             rich_help_panel=ENDS,
         ),
@@ -113,7 +114,7 @@ def command(
             "-s",
             min=8,
             metavar="PIXELS",
-            help="Read the network at this height and width.",
+            help="Height and width.",
             show_default="the backbone's",
             rich_help_panel=ENDS,
         ),
@@ -123,7 +124,7 @@ def command(
         typer.Option(
             "--input",
             metavar="CxHxW",
-            help="Read a network of your own at an image of this shape.",
+            help="Image shape, for a network of your own.",
             show_default=False,
             rich_help_panel=ENDS,
         ),
@@ -134,46 +135,46 @@ def command(
             "--temporal",
             "-t",
             metavar="RULE",
-            help="Change layers of the recipe: GLOB=KERNEL[/STRIDE]; attentions: GLOB=all, GLOB=span:SPAN[/SHIFT]; "
-            "repeatable.",
+            help="Override the recipe: GLOB=KERNEL[/STRIDE]; for attention GLOB=all or GLOB=span:SPAN[/SHIFT]. "
+            "Repeatable.",
             show_default=False,
             rich_help_panel=TIME,
         ),
     ] = None,
     init: Annotated[
         Init,
-        typer.Option(help="Put the 2D kernel at the middle tap, or spread it over all taps.", rich_help_panel=TIME),
+        typer.Option(help="Fill the middle tap, or all.", rich_help_panel=TIME),
     ] = Init.center,
     padding: Annotated[
         Padding | None,
         typer.Option(
-            help="Pad time with zeros or with the border frames.",
-            show_default="what keeps it equal",
+            help="How to pad time.",
+            show_default="whichever is exact",
             rich_help_panel=TIME,
         ),
     ] = None,
     conv: Annotated[
         Form,
-        typer.Option(help="Make 3D kernels, or put a temporal kernel behind each 2D one.", rich_help_panel=TIME),
+        typer.Option(help="Full 3D or factorised kernels.", rich_help_panel=TIME),
     ] = Form.full,
     time_embedding: Annotated[
         TimeEmbedding,
         typer.Option(
             "--time-embedding",
-            help="Tell attention over time which frame is which; starts at zero.",
+            help="Temporal position embedding.",
             rich_help_panel=TIME,
         ),
     ] = TimeEmbedding.none,
     seed: Annotated[
-        int, typer.Option(metavar="N", help="Draw random weights and new heads from it.", rich_help_panel=STORED)
+        int, typer.Option(metavar="N", help="Seed of random weights and heads.", rich_help_panel=STORED)
     ] = 0,
     dtype: Annotated[
         Dtype | None,
-        typer.Option(help="Store the weights in this type.", show_default="as they are", rich_help_panel=STORED),
+        typer.Option(help="Type of the weights.", show_default="unchanged", rich_help_panel=STORED),
     ] = None,
     allow_nonfinite: Annotated[
         bool,
-        typer.Option("--allow-nonfinite", help="Take weights that are NaN or infinite.", rich_help_panel=STORED),
+        typer.Option("--allow-nonfinite", help="Accept weights that are NaN or infinite.", rich_help_panel=STORED),
     ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail if a convolution stays 2D.", rich_help_panel=STORED)

@@ -37,7 +37,7 @@ def command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show the backbones with their weights and default recipes."""
+    """List the backbones with their weights and recipes."""
     from i3dconvert.errors import BackboneError
     from i3dconvert.names import SOURCES
 

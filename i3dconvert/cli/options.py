@@ -48,16 +48,14 @@ class Device(Enum):
 
 
 Init = Enum("Init", {"center": "center", "mean": "mean"})
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document instead of text.", rich_help_panel=PRINTING)
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=PRINTING)]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.", rich_help_panel=PRINTING)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.", rich_help_panel=PRINTING)]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 File = Annotated[
     Path | None,
     typer.Argument(
-        help="A file that i3dconvert wrote.",
-        show_default="the one checkpoint in this directory",
+        help="A file written by i3dconvert.",
+        show_default="the only checkpoint in this directory",
         metavar="FILE",
     ),
 ]
@@ -68,7 +66,7 @@ Classes = Annotated[
     typer.Option(
         "--classes",
         metavar="FILE",
-        help="The names of the classes: a .txt file with one a line, or a .json file.",
+        help="Class names, in a .txt or .json file.",
         show_default=False,
     ),
 ]
@@ -78,22 +76,22 @@ Images = Annotated[
         "--images",
         "-i",
         metavar="PICTURE",
-        help="Compare the networks on this picture too; repeatable.",
+        help="Also compare on this picture. Repeatable.",
         show_default=False,
     ),
 ]
 Reference = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="The file with the 2D weights, if it has moved.", show_default=False),
+    typer.Option(metavar="FILE", help="The file of the 2D weights, if it has moved.", show_default=False),
 ]
 Plot = Annotated[
-    Path | None, typer.Option(metavar="CHART", help="Draw a chart into this .svg or .png file.", show_default=False)
+    Path | None, typer.Option(metavar="CHART", help="Save a chart to this .svg or .png file.", show_default=False)
 ]
 Layout = Annotated[
     str,
     typer.Option(
         metavar="NAME[:NETWORK]",
-        help="Use this framework's names of tensors: pytorchvideo, slowfast, monai, … (docs/frameworks.md).",
+        help="Use this framework's tensor names, such as slowfast; docs/frameworks.md lists them.",
         show_default=False,
         rich_help_panel=OTHERS,
     ),

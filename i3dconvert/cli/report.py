@@ -24,16 +24,16 @@ TRAINED = "its weights were trained in 3D: no 2D network is there to be equal to
 def command(
     files: Annotated[
         list[Path],
-        typer.Argument(help="Checkpoints, exported .onnx files, and what `bench --json` printed.", metavar="FILE"),
+        typer.Argument(help="Checkpoints, .onnx files, `bench --json` output.", metavar="FILE"),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="PAGE", help="The file to write.", show_default="FILE-report.html"),
+        typer.Option("--output", "-o", metavar="PAGE", help="Output file.", show_default="FILE-report.html"),
     ] = None,
     images: Images = None,
     frames: Annotated[
         int | None,
-        typer.Option("--frames", "-f", min=1, metavar="N", help="Frames of the clips.", show_default="16, or fewer"),
+        typer.Option("--frames", "-f", min=1, metavar="N", help="Frames per clip.", show_default="16, or fewer"),
     ] = None,
     size: Annotated[
         int | None,
@@ -45,7 +45,7 @@ def command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Verify files and write a page that shows the result."""
+    """Verify files and write an HTML report."""
     from i3dconvert.reporting.drawing import PAGE, check_chart
 
     networks = [path for path in files if path.suffix != ".json"]

@@ -19,9 +19,9 @@ def command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Allow a Python file that builds a network to run.
+    """Trust a Python file that builds a network.
 
-    It may then run when a checkpoint names it, until its content changes.
+    Commands may then run it for a checkpoint that names it, until it changes.
     """
     trust.remember(file)
     if json:

@@ -26,33 +26,29 @@ def command(
             "-f",
             min=1,
             metavar="N",
-            help="Frames of the clips.",
-            show_default="16, or what a minute is enough for",
+            help="Frames per clip.",
+            show_default="16, or fewer",
         ),
     ] = None,
     size: Annotated[
         int | None,
         typer.Option(
-            "--size", "-s", min=1, metavar="PIXELS", help="Height and width.", show_default="the backbone's, likewise"
+            "--size", "-s", min=1, metavar="PIXELS", help="Height and width.", show_default="the backbone's, or less"
         ),
     ] = None,
-    dtype: Annotated[
-        Dtype | None, typer.Option(help="Compute in this type only.", show_default="float64 and float32")
-    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Type to compute in.", show_default="float64, float32")] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(
-            min=0.0, metavar="ERROR", help="The relative error that is allowed.", show_default="1e-12 and 1e-5"
-        ),
+        typer.Option(min=0.0, metavar="ERROR", help="Relative tolerance.", show_default="1e-12, 1e-5"),
     ] = None,
     images: Images = None,
-    layers: Annotated[bool, typer.Option("--layers", "-l", help="Show every layer's error.")] = False,
-    device: Annotated[Device, typer.Option(help="Where torch runs both networks.")] = Device.cpu,
+    layers: Annotated[bool, typer.Option("--layers", "-l", help="Show the error of every layer.")] = False,
+    device: Annotated[Device, typer.Option(help="Device that torch uses.")] = Device.cpu,
     reference: Reference = None,
     layout: Layout = "",
     report: Annotated[
         Path | None,
-        typer.Option("--report", metavar="PAGE", help="Write a report into this .html file.", show_default=False),
+        typer.Option("--report", metavar="PAGE", help="Write a report to this .html file.", show_default=False),
     ] = None,
     force: Force = False,
     json: Json = False,

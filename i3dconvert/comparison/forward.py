@@ -137,16 +137,16 @@ class OwnRounding:
 
     @classmethod
     def of_narrowing(cls, function: str | None) -> OwnRounding:
-        """Of a float64 run in which `function` gave float32."""
+        """Return the tolerance for a float64 run in which `function` returned float32."""
         if function is None:
             return cls()
         return cls(1e-5, f"the network itself computes in float32 ({function}), whatever its weights are in")
 
     @classmethod
     def between(cls, exact: list[Tensor] | None, rounded: list[Tensor]) -> OwnRounding:
-        """Of a float32 run, by a float64 run in which the two networks were equal: four times the 2D network's error.
+        """Return the tolerance for a float32 run: four times the 2D network's error against an equal float64 run.
 
-        Two networks that round differently are each that far from the exact value, and a half of it is reserve.
+        Two networks that round differently are each that far from the exact value, and half of it is reserve.
         """
         if exact is None:
             return cls()

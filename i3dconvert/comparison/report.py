@@ -47,7 +47,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     """What was chosen for the user, and how to choose otherwise."""
     trained: str = ""
-    """Of a trained network, what moved: it is not held against the 2D network any more."""
+    """What training moved. A trained network is no longer compared with the 2D network."""
 
     @property
     def passed(self) -> bool:

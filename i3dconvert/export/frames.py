@@ -40,7 +40,7 @@ from i3dconvert.lift.tree.straight import Straight
 from i3dconvert.recipes import Temporal
 
 FRAMES = 16
-"""Of the clips that the form is chosen for; it computes any number."""
+"""Frames in the clips that the form is chosen for; it accepts any number."""
 
 _LOOKS_ALONG_TIME = frozenset(("group_norm", "instance_norm", "resize_time", "whole_clip"))
 

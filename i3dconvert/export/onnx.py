@@ -66,13 +66,12 @@ class Exported:
     input: str
     """`clip` `(N, C, T, H, W)`, or `frames` `(N, T, H, W, C)` in uint8."""
     shape: tuple[int | str, ...]
-    """Of the input; names where any size will do."""
+    """Shape of the input; a name where any size will do."""
     opset: int
     checked_on: tuple[int, ...]
     check: Check
     agreement: float | None = None
-    """Of int8 with float32: how often the top class is the same on the clips that it was calibrated on, or for
-    features their cosine."""
+    """For int8: the share of calibration clips on which the top class equals float32's; for features, their cosine."""
     warning: str | None = None
     precision: str = "float32"
 
@@ -286,7 +285,7 @@ def in_dtype(network: Network3d, dtype: torch.dtype) -> Network3d:
 
 
 def preprocessing_of(network: Network3d, needed: bool) -> Preprocessing:
-    """Of the 2D network; raises `ExportError` where there is none and it is needed."""
+    """Return the preprocessing of the 2D network; raises `ExportError` if it is needed and there is none."""
     origin: Origin | None = origin_of(network)
     if origin is None and needed:
         raise ExportError("a network made from a module in memory has no preprocessing to put pictures through")

@@ -34,7 +34,7 @@ AXES: Mapping[str, tuple[str, ...]] = {
     CLIP: ("batch", "channels", "frames", "height", "width"),
     FRAMES: ("batch", "frames", "height", "width", "channels"),
 }
-"""Of the two inputs."""
+"""Names of the axes of the two kinds of input."""
 
 TOLERANCES: Mapping[str, float] = {"float32": 1e-5, "float16": 2e-2, "bfloat16": 5e-2}
 """Relative, of onnxruntime against torch in float32, by what the weights are stored in; int8 is held to none.

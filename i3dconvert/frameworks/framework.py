@@ -64,17 +64,17 @@ class Target:
     package: str = ""
     """Where the class called as the target is, of which the 2D network has to be: one of the user's own, by a file."""
     forms: Mapping[str, Form] = field(default_factory=dict)
-    """Of its tensors that are not stored as ours are, by a glob over our keys."""
+    """How the tensors that it stores otherwise than we do are converted, by a glob over our keys."""
     needs: tuple[str, ...] = ()
     """Globs of tensors that a file has if it is this network's, and not another's of the same kernels."""
     read_only: str = ""
     """Why no file is written for it, where none is."""
     padding: str = "zeros"
-    """Of time, in its convolutions."""
+    """How its convolutions pad time."""
     time_embedding: str = "none"
     """Which one it has, of `--time-embedding`."""
     frames: int = 0
-    """Of the clips that it takes, where those are of one length alone."""
+    """Frames in the clips that it accepts, if only one length."""
     files: Callable[[Origin], Mapping[str, Any]] | None = None
     """What stands beside the weights in a folder of its network, JSON by file name."""
 
@@ -125,7 +125,7 @@ class Framework:
     inside: str = ""
     """What a larger network's checkpoint has in front of the names, or the end of that."""
     forms: Mapping[str, Form] = field(default_factory=dict)
-    """Of tensors that are not stored as ours are, by a glob over our keys."""
+    """How the tensors that it stores otherwise than we do are converted, by a glob over our keys."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     """What its own checkpoints were trained on."""
 

@@ -23,9 +23,9 @@ RESNETS = "resnet50|resnet101|resnet152|wide_resnet50_2|wide_resnet101_2"
 DENSENETS = "densenet121|densenet161|densenet169|densenet201"
 
 FRAMES = 16
-"""Of the scripts' clips, which the head of I3DenseNet depends on."""
+"""Frames in the scripts' clips, which the size of I3DenseNet's head depends on."""
 _LEFT = 2
-"""Of those, behind the three transitions of a DenseNet."""
+"""Frames left after the three transitions of a DenseNet."""
 
 _VOLUMES = Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3)
 """Merlin's: Hounsfield units from -1000 to 1000 as 0 to 1, in three equal channels."""

@@ -38,7 +38,7 @@ def _video(name: str, origin: Origin) -> nn.Module:
 
 
 WINDOW = 7
-"""Of torchvision's Swin, height and width; its video form has 8 frames."""
+"""Height and width of the windows of torchvision's Swin; its video form has 8 frames."""
 _DISTANCES = 2 * WINDOW - 1
 
 

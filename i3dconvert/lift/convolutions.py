@@ -15,7 +15,7 @@ from i3dconvert.lift.reading import Reading
 
 @dataclass(frozen=True)
 class Convolutions:
-    """Of the 2D kernels that the network convolves images with, each counted once, calls of functions included."""
+    """Counts of the 2D kernels that convolve images, each counted once, including those called by functions."""
 
     run: int = 0
     lifted: int = 0

@@ -16,7 +16,7 @@ class Filling(ABC):
     """How one 3D tensor comes about: of the 2D tensor of its name, or, where it is new, of those that it is `like`."""
 
     like: tuple[str, ...] = field(default=(), kw_only=True)
-    """Of a new tensor: the 2D tensors that it is made of, one after the other, or has the dtype of."""
+    """For a new tensor: the 2D tensors that it is made from, in order, or whose dtype it takes."""
     is_kernel: ClassVar[bool] = False
     """Whether it is a 2D kernel with a temporal axis, `(O, I, T, kH, kW)`, which is filled as `--init` says."""
 

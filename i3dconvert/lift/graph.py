@@ -72,7 +72,7 @@ class Lift(Rewriting):
         self.attention, self.traced = AttentionOverTime(self, traced), traced
         self.calls = Calls(self, traced.calls)
         self.functions: dict[fx.Node, str] = {}
-        """Of each convolution that a function computes, why it stays 2D; empty for those that are 3D."""
+        """For each convolution that a function computes, why it stays 2D; empty for those that are 3D."""
         self.pools = {_last_node(traced.graph, pool.after): pool for pool in recipe.pools}
 
     def run(self) -> Lifted:

@@ -80,15 +80,16 @@ class Style:
 
     init: str = "center"
     padding: str = ""
-    """Of time; empty: what keeps the init equal."""
+    """Padding of time: `zeros` or `replicate`; empty selects the one that keeps the networks equal."""
     conv: str = "3d"
     """`3d`, or `2plus1d`: the 2D kernel followed by a temporal one that starts as the identity (Tran et al.,
     arXiv:1711.11248)."""
     temporal_pool: str = "mean"
-    """Of scores and features without space: the `mean` over time, or one for each frame left, `(N, T', K)` (`none`)."""
+    """How scores and features without space are pooled: `mean` over time, or `none`, one for each frame, `(N, T', K)`.
+    """
     time_embedding: str = "none"
-    """Of what attends to other frames: `none`; `zeros`, a table over frames that starts so and is trained; or
-    `sinusoidal-learned`, sinusoids of the frame's number through a projection that starts as zeros and is trained."""
+    """What tells attention over time which frame is which: `none`; `zeros`, a trained table over frames that starts at
+    zero; or `sinusoidal-learned`, sinusoids of the frame's index through a trained projection that starts at zero."""
 
     def checked(self) -> Style:
         """The style with its padding; raises `RecipeError` for names that are not known."""

@@ -21,7 +21,7 @@ from i3dconvert.lift.tree.flat import graph_of
 from i3dconvert.recipes import Attending
 
 COPIES = 3
-"""Of the scores that are held at once: as products, with biases and masks, behind the softmax."""
+"""Copies of the scores in memory at once: products, with biases and masks, after the softmax."""
 
 
 def available(device: str = "cpu") -> int:

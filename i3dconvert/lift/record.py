@@ -91,6 +91,6 @@ class Inflation:
             yield key, self.tensor(key, self.source(key, state2d))
 
     def shape(self, key: str, tensor2d: Tensor) -> tuple[int, ...]:
-        """Of `tensor(key, tensor2d)`, without making it."""
+        """Return the shape of `tensor(key, tensor2d)` without computing it."""
         filling = self.fillings.get(key)
         return tuple(tensor2d.shape) if filling is None else filling.shape(tuple(tensor2d.shape))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Seal(NamedTuple):
-    """Of one tensor."""
+    """The seal of one tensor."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -47,4 +47,4 @@ def _eps(seal: Seal) -> float:
 
 
 _ROUNDING = 1e-5
-"""Of a norm, which another number of threads adds up in another order."""
+"""Tolerance of a norm, whose rounding depends on the number of threads."""

@@ -31,7 +31,7 @@ class Geometry:
     """None where it follows from the size, as in 'same' padding."""
     dilation: int = 1
     output_padding: int = 0
-    """Of transposed convolutions."""
+    """For transposed convolutions only."""
     outside: tuple[int, int] = (0, 0)
     """What an operation in front of the layer pads, before and after."""
 
@@ -53,7 +53,7 @@ class Temporal:
 
     @property
     def first_tap(self) -> int | None:
-        """Of the `stride` taps that a transposed kernel starts with, as near the middle as every frame allows."""
+        """The first of the `stride` taps that a transposed kernel fills, as near the middle as every frame allows."""
         least, most = self.kernel + self.after - self.stride - self.before, min(self.before, self.kernel - self.stride)
         middle = (self.kernel - self.stride + 1) // 2
         return None if max(least, 0) > most else min(max(middle, least, 0), most)
@@ -113,18 +113,18 @@ class Rule:
     padding: Padding | None = None
     dilation: Size | None = None
     span: int | Literal["all"] | None = None
-    """Of attentions: how many frames a query attends to, in groups of so many consecutive ones; 1 is its own alone.
-    Of norms: `1` normalises each frame by itself, `all` (where no rule says so) over all frames of the clip. Of global
-    pools: `1` (where no rule says so) is over each frame's space, `all` over time too."""
+    """Frames that a query attends to, in groups of consecutive ones; 1 is its own frame only. For norms: `1` normalises
+    each frame by itself, `all` (the default) over all frames of the clip. For global pools: `1` (the default) pools
+    each frame's space, `all` pools over time too."""
     shift: int | None = None
-    """Of attentions in groups: by how many frames the groups are shifted, cyclically, as windows are in space; what was
-    not side by side before does not attend to one another (Video Swin, arXiv:2106.13230, section 3.2)."""
+    """Frames by which groups of attention are shifted, cyclically, as windows are in space; frames that were not
+    neighbours before do not attend to each other (Video Swin, arXiv:2106.13230, section 3.2)."""
     relative: bool | None = None
-    """Of attentions in groups: whether their table of relative positions is repeated for each distance in time, of
-    which there are 2·span − 1 (the same, section 3.3)."""
+    """Whether grouped attention repeats its table of relative positions for each of the 2·span − 1 distances in time
+    (Video Swin, section 3.3)."""
     divided: bool | None = None
-    """Of attentions: whether a query attends to all frames at its own place alone, in an attention that is put in front
-    of the one within a frame (TimeSformer, arXiv:2102.05095, section 3)."""
+    """Whether a query attends to the same place in all frames, in an attention that is added before the one within a
+    frame (TimeSformer, arXiv:2102.05095, section 3)."""
 
     def matches(self, name: str, kind: str) -> bool:
         """Whether the rule speaks of the layer called `name`."""
@@ -234,7 +234,7 @@ class Recipe:
     def _enlarging(
         self, geometry: Geometry, kernel: int, stride: int, dilation: int, padding: Padding | None
     ) -> Temporal:
-        """Of what makes time longer; without a padding of its own, by the stride exactly."""
+        """Return the rule of a layer that makes time longer; without a padding of its own, exactly by the stride."""
         if geometry.kind == "upsample":
             return Temporal(stride, stride, transposed=True)
         kernel = max(kernel, stride)
@@ -311,7 +311,7 @@ _RULE = {"layer": str, "kind": str, **dict.fromkeys((*_SIZES, "span", "shift"), 
 _POOL: dict[str, type] = {"after": str, "kernel": int, "stride": int, "padding": int, "kind": str}
 _LARGEST = 1024
 _MOST = 4096
-"""Of rules, of pools, and of characters in a name or a glob."""
+"""The most rules, pools, and characters in a name or a glob."""
 
 
 def _table(value: Any, where: str, schema: dict[str, type]) -> dict[str, Any]:

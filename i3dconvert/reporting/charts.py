@@ -24,7 +24,7 @@ COLOURS = {name: f"#{3 * f'{number:02}'}" for number, name in enumerate(INKS, 1)
 P = ParamSpec("P")
 
 NARROW = 4.2
-"""Of a chart on a phone, in inches."""
+"""The width of a chart on a phone, in inches."""
 MOST_TICKS = 3.5
 """For each inch of width."""
 SMALLEST = 1e-17

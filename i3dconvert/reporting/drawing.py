@@ -21,7 +21,7 @@ PAGE = (".html",)
 LINES = 5
 """Classes in a time line."""
 WIDTH = 9.0
-"""Of a chart on a page or a screen, in inches."""
+"""The width of a chart on a page or a screen, in inches."""
 INKS = {
     "ink": "#1c2128",
     "faint": "#d5dae1",

@@ -52,7 +52,7 @@ def page(subjects: Sequence[Subject], measured: Sequence[Measurement] = ()) -> s
 
 
 def _verdict(subjects: Sequence[Subject]) -> dict[str, str]:
-    """Of all files together: its class in the page, its mark and its words."""
+    """Return the verdict on all files: its class in the page, its mark and its words."""
     names = ", ".join(subject.path.name for subject in subjects)
     for subject in subjects:
         if subject.report is not None and not subject.report.passed:

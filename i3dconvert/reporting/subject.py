@@ -31,7 +31,7 @@ class Subject:
     """Why there is no report."""
     layers: Sequence[LayerRow] = ()
     frames: int = FRAMES
-    """Of the clip whose way through the network is drawn."""
+    """The frames of the clip whose way through the network is drawn."""
     left: Mapping[str, int] = field(default_factory=dict)
     """Frames at each layer's output."""
     taps: Mapping[str, tuple[float, ...]] = field(default_factory=dict)

@@ -57,9 +57,9 @@ class Flowing:
     frames: int
     delay: int
     leaves: tuple[Leaf | None, ...]
-    """Of the output's tensors in order; None for what does not vary with the clip."""
+    """The output's tensors in order; None for those that do not vary with the clip."""
     names: tuple[str, ...]
-    """Of what is kept, the clock first."""
+    """The names of the tensors that are kept, the clock first."""
 
 
 def flowing(network: Network3d, size: int | None) -> Flowing:
@@ -81,7 +81,7 @@ class Streaming(OverFrames):
         self.numbers: set[fx.Node] = set()
         """What follows from sizes alone."""
         self.later: dict[fx.Node, dict[int, fx.Node]] = {}
-        """Of each value, those that are so many frames later."""
+        """For each value, the nodes that hold it so many frames later."""
         self.kept: dict[str, fx.Node] = {}
         """What is kept by each layer, behind the step."""
         self.leaves: list[Leaf | None] = []
@@ -274,7 +274,7 @@ def _unused(name: str, names: Mapping[str, Any]) -> str:
 
 
 def _weights(pool: nn.Module, kernel: int) -> tuple[float, ...] | None:
-    """Of the frames in a window; None where the largest counts."""
+    """Return the weights of the frames in a window; None for a maximum."""
     if isinstance(pool, BlurPool3d):
         return tuple(pool.taps.tolist())
     return None if isinstance(pool, nn.MaxPool3d) else (1 / kernel,) * kernel

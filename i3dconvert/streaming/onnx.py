@@ -43,9 +43,9 @@ from i3dconvert.video.preprocessing import Preprocessing
 from i3dconvert.weights import digest
 
 STEPS = 3
-"""Of the videos that a file is checked on, before their end."""
+"""Steps in the videos that a file is checked on."""
 VIDEOS = (3, 1)
-"""Of a batch, in the checks."""
+"""Batch sizes in the checks."""
 
 
 def export_stream(

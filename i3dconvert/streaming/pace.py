@@ -18,11 +18,11 @@ _LONG = 4096
 
 @dataclass(frozen=True)
 class Pace:
-    """Of a value: in step `k`, frame `t` is the clip's frame `k · frames − late + t`, of which a video of n steps has
-    `n · frames + beyond`."""
+    """When a value's frames arrive: in step `k`, frame `t` is the clip's frame `k · frames − late + t`. A video of n
+    steps has `n · frames + beyond` of them."""
 
     frames: int
-    """Of each step."""
+    """Frames in each step."""
     late: int = 0
     """Frames before the clip's first one."""
     beyond: int = 0
@@ -48,7 +48,7 @@ class Leaf:
 
     pace: Pace
     axis: int | None
-    """Of time; None for a running mean, which has none."""
+    """The axis of time; None for a running mean, which has none."""
 
     @property
     def due(self) -> int:
@@ -67,7 +67,7 @@ class Window:
     """What a layer over time sees in a step: frames that it keeps, and the new ones behind them."""
 
     pace: Pace
-    """Of what goes in."""
+    """The pace of the input."""
     out: Pace
     kept: int
     first: tuple[int, ...]

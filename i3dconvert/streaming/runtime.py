@@ -51,7 +51,7 @@ class Spec:
     frames: int
     delay: int
     window: int | None
-    """Of the running mean; None for all outputs."""
+    """Steps in the running mean; None for a mean over all outputs."""
     state: tuple[Kept, ...]
     """The clock first."""
     outputs: tuple[Given, ...]

@@ -42,11 +42,11 @@ class Stream(nn.Module):
     """
 
     frames: int
-    """Of a step: what the temporal strides multiply to."""
+    """Frames in a step: the product of the temporal strides."""
     delay: int
     """Steps until the first output is the video's; until then outputs are zeros."""
     names: tuple[str, ...]
-    """Of the state's tensors."""
+    """The names of the state's tensors."""
 
     def __init__(self, flowing: Flowing, channels: int, size: tuple[int, int], fixed: bool) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ from i3dconvert.verification.settings import CLIPS, Settings, noise
 from i3dconvert.verification.tensors import check_weights
 
 FRAMES_AT_ONCE = 32
-"""Of pictures, so that any number of them fits into memory; larger allocations take longer, too."""
+"""Pictures are run in batches of so many frames, so that any number of them fits into memory."""
 
 
 def verify(

@@ -26,7 +26,7 @@ from i3dconvert.weights import State
 def verify_trained(
     document: Document, state: State, path: Path, settings: Settings, reference: Path | None, progress: Progress
 ) -> Report:
-    """Of a checkpoint: the network loads and runs, and onnxruntime gives what it gives."""
+    """Check a trained checkpoint: the network loads and runs, and onnxruntime agrees with torch."""
     document = replace(document, trained=document.trained or trained_by(document, state, reference))
     report = Report(trained=checkpoint.sentence(document.trained))
     if document.origin is None:
@@ -55,7 +55,7 @@ def trained_by(document: Document, state: State, reference: Path | None) -> Trai
 
 
 def verify_exported(path: Path, document: Document, runtime: Runtime, settings: Settings) -> Report:
-    """Of an ONNX file: it gives what the network of the checkpoint beside it gives, where there is one."""
+    """Check an ONNX file: its outputs equal those of the checkpoint beside it, if there is one."""
     report = Report(trained=checkpoint.sentence(document.trained))
     channels, *size = document.inflation.input
     compute, fixed = whole(path, runtime, settings.frames)

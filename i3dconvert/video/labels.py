@@ -67,7 +67,7 @@ def _in_json(document: Any) -> Names:
 
 
 def _by_number(document: Mapping[str, Any]) -> Names:
-    """Of `{"0": name, …}` or `{name: 0, …}`."""
+    """Return the names from `{"0": name, …}` or `{name: 0, …}`."""
     turned = all(isinstance(value, int) for value in document.values())
     by_number = {int(value if turned else key): _name(key if turned else value) for key, value in document.items()}
     return tuple(by_number[index] for index in range(len(document)))

@@ -85,7 +85,7 @@ def stream(path: Path, preprocessing: Preprocessing, fps: float | None = None) -
 
 
 def duration(path: Path) -> float | None:
-    """Of a video in seconds, where its file says."""
+    """Return a video's length in seconds; None if its file does not say."""
     if path.is_dir() or is_picture(path):
         return None
     with _opened(path) as container:

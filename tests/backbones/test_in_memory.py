@@ -155,7 +155,7 @@ def test_kernels_over_other_channels(channels: int | None, said: str, tmp_path: 
 
 
 def test_old_files_of_timm_are_brought_up_to_date() -> None:
-    """Of before patches were made by a convolution."""
+    """The files come from before patches were embedded by a convolution."""
     with torch.device("meta"):
         model = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32)
     state = {key: torch.zeros(tensor.shape) for key, tensor in model.state_dict().items()}

@@ -30,7 +30,7 @@ YOUNG = (
     "Tipsv2VisionModel",
     "UVDocBackbone",
 )
-"""Of transformers, whose code was another a year ago, or not there."""
+"""Networks of transformers whose code was different a year ago, or missing."""
 IS_OLD = Version(transformers.__version__) < Version("5.20")
 
 

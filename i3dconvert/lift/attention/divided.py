@@ -77,7 +77,7 @@ class Block:
 
     @property
     def name(self) -> str:
-        """Of the module that is added."""
+        """The name of the module that is added."""
         return f"{self.attention.name}{TIME}"
 
     def module(self, dtype: torch.dtype) -> TimeAttention:

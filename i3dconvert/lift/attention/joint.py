@@ -33,7 +33,7 @@ from i3dconvert.recipes import Attending, Geometry, Temporal
 
 ATTENTION = Geometry("attention", 1, 1, 0)
 EMBEDDED_FRAMES = 16
-"""Of a time embedding's table; of one by sinusoids, as many of those."""
+"""Rows of a time embedding's table, or its number of sinusoids."""
 
 RELATIVE = "relative_position_bias_table"
 """The last name of tables of relative positions, as Swin has them in torchvision, timm and transformers."""
@@ -250,7 +250,7 @@ class AttentionOverTime:
         return to.graph.create_node("call_module", name, (to.clip(node),), {}, name.replace(".", "_")), Layout.CLIP
 
     def _steps(self, traced: Reading) -> tuple[dict[fx.Node, dict[fx.Node, Step]], dict[fx.Node, str]]:
-        """Of each attention between two products what is done to its scores, or why it can't be one operation."""
+        """Return, for each attention between two products, the steps on its scores, or why it stays two products."""
         steps: dict[fx.Node, dict[fx.Node, Step]] = {}
         apart: dict[fx.Node, str] = {}
         for attention in {id(of): of for of, _ in self.parts.values()}.values():

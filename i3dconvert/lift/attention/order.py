@@ -1,4 +1,4 @@
-"""Of which image each row of a value is: attention over frames is for rows that stand image by image.
+"""Which image each row of a value belongs to: attention over frames needs rows that stand image by image.
 
 In 2D a network may put heads, windows or halves in front of the images, as `torch.cat(x.split(...), dim=0)` does. Then
 the rows of one clip's frames are not side by side.

@@ -95,7 +95,7 @@ def _conv_geometry(conv: nn.Conv2d) -> Geometry:
 
 
 def _padding(conv: nn.Conv2d) -> Pair | None:
-    """Of height and width; None where it follows from the kernel or the size."""
+    """Return the padding of height and width; None if it follows from the kernel or the size."""
     if conv.padding == "same" or is_same(conv):
         return None
     return (0, 0) if isinstance(conv.padding, str) else pair(conv.padding)

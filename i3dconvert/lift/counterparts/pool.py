@@ -73,7 +73,7 @@ def _pool_pad(pool: Any, value: float) -> SpatialPad | None:
 
 
 def padding(cls: type[nn.Module]) -> Counterpart:
-    """Of a padding of images, which becomes one of clips that leaves time alone."""
+    """Return the counterpart of a padding of images: it pads space and leaves time alone."""
     return Counterpart(lambda pad, temporal, style: cls((*pad.padding, 0, 0)))
 
 

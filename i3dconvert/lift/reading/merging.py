@@ -222,7 +222,7 @@ def _numbers(rows: list[Row]) -> Iterator[tuple[Ref, Any]]:
 
 
 def _axis(rows: list[Row], ref: Ref) -> tuple[int, int | None]:
-    """Of how many axes a tensor is whose size a number is, and which of them it is (None: of all together)."""
+    """Return the number of axes of the tensor whose size a number is, and which axis it is (None: all together)."""
     row = rows[ref.row]
     source: Any = rows[row.args[0].row].value
     for part in row.args[0].path:

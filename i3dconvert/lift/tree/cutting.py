@@ -34,7 +34,7 @@ class Cut:
     """Each `Sequential` whose code is a chain of its children."""
     inlined: Mapping[str, str]
     constants: Mapping[str, tuple[str, ...]]
-    """Of each module, the names of constants that its code reads."""
+    """For each module, the names of the constants that its code reads."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Ratio:
     runtime: str
     seconds: float
     seconds_per_frame: float
-    """Of all frames, each by itself."""
+    """Seconds for each frame when frames run one by one."""
     arithmetic: float
     """How many times the arithmetic of the network frame by frame."""
 

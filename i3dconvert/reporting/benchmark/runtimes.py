@@ -67,11 +67,11 @@ class Measurement:
     """Bytes that loading and running the network took: of the process, or of torch's allocator on a GPU; 0 where the
     system does not say."""
     gflops: float
-    """Of one forward pass of the 3D network, a multiplication and an addition counting two (10⁹)."""
+    """GFLOP of one forward pass of the 3D network; a multiplication and an addition count as two."""
     matrix_gflops: float
     """10⁹ floating-point operations a second of a large matrix product on the device, in this type, measured beside."""
     share: float
-    """Of that rate. An optimised form that leaves work out may pass 1."""
+    """Share of that rate. An optimised form that skips work may exceed 1."""
 
     @property
     def frames_per_second(self) -> float:
