@@ -12,6 +12,10 @@ Multiples = Any
 the value is."""
 
 
+class PerSize(int):
+    """A multiple that another height and width change, as they change the number of windows."""
+
+
 def rows(node: Any) -> int:
     """How many rows a tensor has for each image of the batch; 0 where its first axis is not of the batch."""
     value = node.meta.get("value") if isinstance(node, fx.Node) else None
@@ -32,7 +36,12 @@ def is_image(node: Any) -> bool:
 
 
 def _is_image(value: Any, multiples: Multiples) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 4 and rows_in(value, multiples) == 1
+    return isinstance(value, Tensor) and value.dim() == 4 and one_each(value, multiples)
+
+
+def one_each(value: Any, multiples: Multiples) -> bool:
+    """Whether a tensor has one row for each image of the batch, at every height and width."""
+    return rows_in(value, multiples) == 1 and not isinstance(multiples[0], PerSize)
 
 
 def varies(node: fx.Node) -> bool:
