@@ -1,4 +1,4 @@
-"""Weight identity: every 3D tensor is what its 2D tensor inflates to."""
+"""Weight identity: every 3D tensor equals what its 2D tensor inflates to."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ NAME = "weight identity"
 def check_weights(
     inflation: Inflation, state2d: Mapping[str, Tensor], state3d: Mapping[str, Tensor], rounding: float = 0.0
 ) -> Check:
-    """Compare bit for bit for `center` and for what is not inflated, to rounding for `mean`; one tensor at a time.
+    """Compare bit for bit for `center` and tensors that are not inflated, to rounding for `mean`; one tensor at a time.
 
-    The taps' places count, not only their sum. The detail names the tensors that differ. With `rounding`, each value
-    may be off by so many epsilons of its tensor's largest.
+    The positions of taps count, not only their sum. The detail names the tensors that differ. With `rounding`, each
+    value may differ by that many epsilons of its tensor's largest value.
     """
     expected = inflation.keys(state2d)
     if keys := sorted(set(expected) ^ set(state3d)):
@@ -34,7 +34,7 @@ def check_weights(
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         return Check(NAME, False, f"{problems[0]}{more} differ{'' if more else 's'} from the 2D network")
     if rounding:
-        return Check(NAME, True, f"{len(expected)} tensors, made of the 2D network's, are equal to rounding")
+        return Check(NAME, True, f"{len(expected)} tensors, computed from the 2D network's, are equal to rounding")
     how = "bit for bit" if inflation.style.init == "center" else "to rounding"
     count = len(inflation.fillings)
     return Check(NAME, True, f"{count} inflated kernels {how}, {len(expected) - count} others equal")
@@ -54,7 +54,7 @@ def _difference(inflation: Inflation, key: str, tensor2d: Tensor, tensor3d: Tens
     if kernel and inflation.style.init == "mean" and _same_to_rounding(expected, tensor3d):
         return ""
     if kernel and torch.equal(deflate(tensor3d), deflate(expected)):
-        return "its taps sum to the 2D kernel, but stand in other places"
+        return "its taps sum to the 2D kernel, but are at other positions"
     difference = (tensor3d.double() - expected.double()).abs()
     return (
         f"off by up to {float(difference.max()):.3g} in {int((difference != 0).sum())} of {difference.numel()} values"
@@ -66,6 +66,6 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _same_to_rounding(a: Tensor, b: Tensor, relative: float = 4.0, absolute: float = 0.0) -> bool:
-    """`relative` and `absolute` are in units of the dtype's epsilon."""
+    """Compare with tolerances in units of the dtype's epsilon."""
     eps = torch.finfo(a.dtype).eps if a.is_floating_point() else 0.0
     return torch.allclose(a.double(), b.double(), rtol=relative * eps, atol=absolute * eps)
