@@ -65,7 +65,7 @@ def test_r2plus1d_is_for_its_network_alone(tmp_path: Path) -> None:
         load(path)
     with pytest.raises(LayoutError, match="can't be read back"):
         adopt(path, layout)
-    with pytest.raises(LayoutError, match="compared on noise alone"):
+    with pytest.raises(LayoutError, match="compared on noise only"):
         verify_file(path, Settings(4, 32, (torch.float32,), images=(tmp_path / "cat.png",)))
     with pytest.raises(LayoutError, match="not for torchvision-video:r3d_18"):
         verify_file(path, small, layout="torchvision-video:r3d_18")
