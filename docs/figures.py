@@ -189,7 +189,7 @@ def helping(inks: Inks) -> Figure:
 
 ROOMS = {
     "cli": "a module for each command",
-    "reporting": "the page that shows the proof",
+    "reporting": "the report, its charts, the benchmark",
     "hub": "a folder that others load",
     "verification": "the proof",
     "export": "ONNX, over frames",
@@ -197,11 +197,12 @@ ROOMS = {
     "checkpoint": "document, writing, reading",
     "frameworks": "others' networks: recipes and names",
     "backbones": "2D networks by name",
-    "lift": "trace → canonical → graph → lengths → network",
+    "lift": "reading → canonical → graph → lengths → network",
+    "video": "decoding, preprocessing, labels",
     "comparison": "two networks' outputs side by side",
 }
 """What is said of a room; the others have their names alone."""
-TENSOR = ("weights", "backbones", "fillings", "checkpoint", "verification", "export")
+TENSOR = ("weights", "backbones", "lift", "checkpoint", "verification", "export")
 RECIPE = ("recipes", "lift", "checkpoint", "verification")
 
 

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from i3dconvert.errors import I3DError
     from i3dconvert.export import export_onnx
     from i3dconvert.export.frames import optimize
+    from i3dconvert.hub.pretrained import from_pretrained, push_to_hub, save_pretrained
     from i3dconvert.inflation import inflate
     from i3dconvert.lift.network import Network3d, frames_left, gives_scores, inflation_of, origin_of, preprocessing_of
     from i3dconvert.lift.trainers import head_name, reset_head, set_grad_checkpointing
     from i3dconvert.lift.tree.blocks import code_of
     from i3dconvert.lift.tree.flat import graph_of
     from i3dconvert.names import list_models
-    from i3dconvert.pretrained import from_pretrained, push_to_hub, save_pretrained
     from i3dconvert.recipes import Recipe
     from i3dconvert.streaming import Stream, stream
     from i3dconvert.verification import Report, verify
@@ -33,7 +33,7 @@ _HOMES = {
     "code_of": "lift.tree.blocks",
     "export_onnx": "export",
     "frames_left": "lift.network",
-    "from_pretrained": "pretrained",
+    "from_pretrained": "hub.pretrained",
     "gives_scores": "lift.network",
     "graph_of": "lift.tree.flat",
     "head_name": "lift.trainers",
@@ -44,10 +44,10 @@ _HOMES = {
     "optimize": "export.frames",
     "origin_of": "lift.network",
     "preprocessing_of": "lift.network",
-    "push_to_hub": "pretrained",
+    "push_to_hub": "hub.pretrained",
     "reset_head": "lift.trainers",
     "save": "checkpoint",
-    "save_pretrained": "pretrained",
+    "save_pretrained": "hub.pretrained",
     "set_grad_checkpointing": "lift.trainers",
     "stream": "streaming",
     "verify": "verification",

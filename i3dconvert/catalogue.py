@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from i3dconvert import cache
+from i3dconvert.files import cache_folder
 
 SHIPPED = Path(__file__).parent / "backbones" / "tables"
 
@@ -76,7 +76,7 @@ def _file_name(source: str) -> str:
 
 
 def _kept(name: str) -> Path:
-    return cache.folder() / "backbones" / name
+    return cache_folder() / "backbones" / name
 
 
 def _read(path: Path) -> Table:

@@ -20,13 +20,13 @@ from i3dconvert.checkpoint import PICKLED
 from i3dconvert.errors import BackboneError, CheckpointError, FramesError, MediaError, OutputError, first_line
 from i3dconvert.export.runtime import CLASSES, Runtime, as_input, read_document, read_metadata
 from i3dconvert.inflation import inflate
-from i3dconvert.labels import Given, check_count, names_of
 from i3dconvert.lift.network import gives_scores, inflation_of
-from i3dconvert.media import PICTURES, Frame, duration, is_picture, stream
-from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.progress import Progress, silent
 from i3dconvert.streaming import stream as stream_of
 from i3dconvert.streaming.runtime import StreamRuntime, is_stream
+from i3dconvert.video.labels import Given, check_count, names_of
+from i3dconvert.video.media import PICTURES, Frame, duration, is_picture, stream
+from i3dconvert.video.preprocessing import Preprocessing
 
 FRAMES = 16
 

@@ -15,6 +15,15 @@ from pathlib import Path
 from i3dconvert.errors import I3DError, OutputError
 
 
+def cache_folder() -> Path:
+    """i3dconvert's part of the user's cache; for a user without a home, a path that nothing can be written to."""
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(given or Path.home() / ".cache") / "i3dconvert"
+    except RuntimeError:  # there is no home
+        return Path(os.devnull) / "i3dconvert"
+
+
 def check_input(path: Path, error: type[I3DError], wanted: str) -> None:
     """Raise `error` unless `path` is a readable regular file: reading a pipe could block for ever."""
     if path.is_dir():

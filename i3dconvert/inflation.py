@@ -26,13 +26,13 @@ from i3dconvert.comparison.alone import mixing
 from i3dconvert.comparison.forward import given
 from i3dconvert.errors import BackboneError, LiftError
 from i3dconvert.frameworks import framework_of, split
-from i3dconvert.kernels import Style
-from i3dconvert.labels import check_count
-from i3dconvert.lift.inflation import Inflation
+from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.network import Network3d, cloned, fill, plan, set_origin, warn_of
 from i3dconvert.lift.reading import check_is_python
+from i3dconvert.lift.record import Inflation
 from i3dconvert.progress import Progress, silent
 from i3dconvert.recipes import Recipe, Rule, default_recipe, resolve
+from i3dconvert.video.labels import check_count
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Names of BatchNorm's buffers."""
@@ -96,9 +96,9 @@ def inflate(
             of your own that takes no arguments; else `load` takes the module.
         recipe: a preset's name, the path of a `.toml` file, or a `Recipe`; by default the backbone's own preset, which
             a module of torchvision's or timm's has too (`uniform` for others).
-        init: how the taps are filled, `center` or `mean` (see `i3dconvert.kernels`).
+        init: how the taps are filled, `center` or `mean` (see `i3dconvert.lift.kernels`).
         padding: of time, in the convolutions, `zeros` or `replicate`; by default what keeps the network equal.
-        conv, temporal_pool, time_embedding: see `i3dconvert.kernels.Style`.
+        conv, temporal_pool, time_embedding: see `i3dconvert.lift.kernels.Style`.
         weights: for a name, see `i3dconvert.backbones.Source`; for a module, the path of a file, or `random`; by
             default those that it has.
         seed, size: of random weights and fresh heads; the height and width that the network is read at.

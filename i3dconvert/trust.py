@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from i3dconvert import cache
 from i3dconvert.errors import BackboneError, CheckpointError
+from i3dconvert.files import cache_folder
 
 
 def remember(path: Path) -> None:
@@ -38,4 +38,4 @@ def _mark(path: Path) -> Path:
     except OSError as error:
         raise BackboneError(f"can't read {path}, which builds the 2D network: {error.strerror}") from None
     digest = hashlib.sha256(f"{path.resolve()}\0".encode() + content).hexdigest()
-    return cache.folder() / "trusted" / digest
+    return cache_folder() / "trusted" / digest

@@ -23,8 +23,8 @@ from i3dconvert import classification
 from i3dconvert.backbones import Source
 from i3dconvert.classification import Moment, classify, load_classifier, mean_of, windows
 from i3dconvert.errors import CheckpointError, FramesError, MediaError
-from i3dconvert.media import Frame, stream
-from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.video.media import Frame, stream
+from i3dconvert.video.preprocessing import Preprocessing
 from tests.conftest import Run
 from tests.examples.test_examples import CLIP
 

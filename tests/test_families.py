@@ -10,7 +10,7 @@ from i3dconvert import verify
 from i3dconvert.backbones import Source
 from i3dconvert.errors import FramesError, RecipeError
 from i3dconvert.inflation import Manner, inflate_loaded
-from i3dconvert.kernels import Style
+from i3dconvert.lift.kernels import Style
 from i3dconvert.recipes import PRESETS
 from i3dconvert.verification import Settings
 from tools.sweep import verify_small

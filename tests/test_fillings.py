@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from i3dconvert.fillings import Copy, Filling, Identity, Phases, Repeated, Taps, Zeros
-from i3dconvert.kernels import mean
+from i3dconvert.lift.fillings import Copy, Filling, Identity, Phases, Repeated, Taps, Zeros
+from i3dconvert.lift.kernels import mean
 
 KERNEL = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
 FILLINGS: tuple[tuple[Filling, torch.Tensor, int, int], ...] = (

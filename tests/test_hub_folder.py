@@ -23,10 +23,11 @@ from i3dconvert.comparison.report import Check
 from i3dconvert.errors import CheckpointError, ExportError, OutputError
 from i3dconvert.export import Exported
 from i3dconvert.files import replacing_in
-from i3dconvert.hub import base_model, write_folder
+from i3dconvert.hub.folder import base_model, write_folder
 from i3dconvert.lift.network import Network3d
 from i3dconvert.lift.seals import sealed
 from i3dconvert.verification import verify_file
+from i3dconvert.video.preprocessing import Preprocessing
 from tests.conftest import Run
 
 NETWORK = "shufflenet_v2_x0_5"
@@ -95,7 +96,7 @@ def test_what_an_earlier_folder_has_beside_its_graph_goes(tmp_path: Path, monkey
         files = (path.with_name(f"model.onnx.{'1' * 12}.data"), path)
         return Exported(path, files, "clip", (1, 3, 16, 32, 32), 20, (1, 3, 16, 32, 32), check)
 
-    monkeypatch.setattr("i3dconvert.hub.export_onnx", export)
+    monkeypatch.setattr("i3dconvert.hub.folder.export_onnx", export)
     graph.parent.mkdir()
     for name in (data, "mine.data"):
         (graph.parent / name).write_text("old")
@@ -154,7 +155,7 @@ def test_command_writes_tuned_weights_and_says_that_nothing_is_proved(run: Run) 
 def test_the_source_and_its_licence(name: str, weights: str, repository: str, licence: str) -> None:
     source, bare = parse(name)
     backbone = i3dconvert.backbones.Backbone(source, bare)
-    origin = Origin(backbone, Weights("pretrained", weights), i3dconvert.preprocessing.Preprocessing(), (3, 1, 1), 0)
+    origin = Origin(backbone, Weights("pretrained", weights), Preprocessing(), (3, 1, 1), 0)
     if source == "timm" and timm.models.get_pretrained_cfg(f"{bare}.{weights}").license is None:
         pytest.skip("this timm does not know the licence")
     assert (base_model(origin), origin.licence()) == (repository, licence)

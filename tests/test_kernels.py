@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from i3dconvert.errors import RecipeError
-from i3dconvert.kernels import Style, center, deflate, identity, mean, phased
+from i3dconvert.lift.kernels import Style, center, deflate, identity, mean, phased
 
 floats = st.floats(-(2.0**60), 2.0**60, width=32).map(lambda x: x if abs(x) > 2.0**-60 else 0.0)
 kernels = hnp.arrays(np.float32, (2, 3, 1, 2), elements=floats).map(torch.from_numpy)

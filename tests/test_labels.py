@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from i3dconvert.errors import ClassesError
-from i3dconvert.labels import check_count, names_of, read_names
+from i3dconvert.video.labels import check_count, names_of, read_names
 
 
 @pytest.mark.parametrize(

@@ -37,11 +37,11 @@ from i3dconvert import backbones, inflate
 from i3dconvert.backbones import Backbone
 from i3dconvert.comparison.forward import check_outputs, evaluating, outputs
 from i3dconvert.errors import I3DError, RecipeError, VerificationError
-from i3dconvert.kernels import Style
 from i3dconvert.lift import reading
 from i3dconvert.lift.attention.found import attentions
 from i3dconvert.lift.canonical import canonical
 from i3dconvert.lift.counterparts import is_layer
+from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.network import Network3d, fill, plan
 from i3dconvert.recipes import Recipe, default_recipe, parse_rule, preset
 from i3dconvert.verification import TOLERANCES, Report, Settings, verify

@@ -71,8 +71,6 @@ class Changes:
     """The name of a module without weights that is removed."""
     stem_stride: int = 0
     """Stride of the convolution over the image; 0 keeps its own."""
-    stem_rank: int = 0
-    """Principal components that approximate that convolution's kernels; 0 keeps them."""
     dilated: str = ""
     """Stages with dilated kernels instead of strides, such as `layer3=2,layer4=4`."""
     same: bool = False
@@ -92,6 +90,18 @@ class Changes:
         fresh = num_classes is not None
         return cls(channels, how, "fresh" if fresh else head, num_classes or 0, seed if fresh else 0)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Changes:
+        """Read the changes in a file; raises `BackboneError` for impossible ones.
+
+        Files of older versions have a `stem_rank`, which only the stem of r2plus1d_18 had.
+        """
+        if values.get("stem_rank", 0) != 0:
+            raise BackboneError("r2plus1d_18 is no longer supported: its stem is not the 2D network's; use r3d_18")
+        changes = cls(**{name: value for name, value in values.items() if name != "stem_rank"})
+        changes.check()
+        return changes
+
     @property
     def before(self) -> Changes:
         """Return the changes that the network had before its weights were trained."""
@@ -100,7 +110,7 @@ class Changes:
     def check(self) -> None:
         """Raise `BackboneError` for impossible changes."""
         numbers = {"channels": MOST_CHANNELS, "classes": MOST_CLASSES, "seed": 2**63}
-        numbers |= {"stem_stride": MOST_CHANNELS, "stem_rank": MOST_CHANNELS}
+        numbers |= {"stem_stride": MOST_CHANNELS}
         for name, most in numbers.items():
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value <= most:
@@ -133,9 +143,6 @@ class Changes:
         if self.stem_stride:
             for stem in _stems(model, self.channels):
                 stem.stride = (self.stem_stride,) * 2
-        if self.stem_rank:
-            for stem in _stems(model, self.channels):
-                stem.weight = nn.Parameter(_of_rank(self.stem_rank, stem.weight.detach()), stem.weight.requires_grad)
         for stage, dilation in (text.split("=") for text in self.dilated.split(",") if text):
             _dilate(_submodule(model, stage), int(dilation))
         if self.same:
@@ -156,7 +163,7 @@ UNCHANGED = Changes()
 
 HEADLESS = ("none", "maps")
 
-STRUCTURE = ("without", "stem_stride", "stem_rank", "dilated", "same")
+STRUCTURE = ("without", "stem_stride", "dilated", "same")
 """Changes that make another network with the same tensors."""
 
 
@@ -181,25 +188,11 @@ def stem_channels(model: nn.Module, state: Mapping[str, Tensor]) -> int:
     return found.pop() if len(found) == 1 and found != {RGB} else 0
 
 
-def principal(rank: int, kernels: Tensor) -> tuple[Tensor, Tensor]:
-    """Kernels `(O, I, k, k)` as `(O, rank)` weights of their principal components, `(rank, I·k·k)`, in float64."""
-    left, scale, right = torch.linalg.svd(kernels.double().flatten(1), full_matrices=False)
-    return (left * scale)[:, :rank], right[:rank]
-
-
-def _of_rank(rank: int, kernels: Tensor) -> Tensor:
-    """The kernels of that rank that are nearest to the given ones (Eckart and Young)."""
-    if not kernels.isfinite().all():  # of a network that has no weights yet
-        return kernels
-    weights, components = principal(rank, kernels)
-    return (weights @ components).view(kernels.shape).to(kernels.dtype)
-
-
 def head_of(model: nn.Module) -> str:
     """Return the name of the last linear or convolutional layer, if no other has as many outputs."""
     layers: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     if not layers:
-        raise BackboneError("the network has no linear or convolutional layerto use as its head")
+        raise BackboneError("the network has no linear or convolutional layer to use as its head")
     name: str = list(layers)[-1]
     alike = [other for other, layer in layers.items() if _outputs(layer) == _outputs(layers[name])]
     if len(alike) > 1 and isinstance(layers[name], nn.Linear):

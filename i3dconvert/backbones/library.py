@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from i3dconvert.errors import BackboneError
-from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.video.preprocessing import Preprocessing
 from i3dconvert.weights import State
 
 _ADDRESSES = ("hf-hub:", "hf_hub:", "local-dir:")

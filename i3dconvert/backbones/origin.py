@@ -20,7 +20,7 @@ from i3dconvert.backbones.library import Library
 from i3dconvert.backbones.wrappers import unwrapped
 from i3dconvert.errors import BackboneError, WeightsError
 from i3dconvert.names import HF, SOURCES, USER, qualified
-from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.video.preprocessing import Preprocessing
 from i3dconvert.weights import NoInit, State, digest, fit, randomise, read_state
 
 
@@ -145,8 +145,7 @@ class Origin:
         if backbone.of_files and beside is not None:
             backbone = replace(backbone, name=os.path.normpath(beside / backbone.name))
         channels, height, width = document["input"]
-        changes = Changes(**document.get("changes", {}))
-        changes.check()
+        changes = Changes.from_dict(document.get("changes", {}))
         return cls(
             backbone=backbone,
             weights=weights,

@@ -22,7 +22,7 @@ from i3dconvert.backbones.user import AS_BUILT
 from i3dconvert.comparison.forward import evaluating, outputs
 from i3dconvert.errors import I3DError
 from i3dconvert.names import USER, names
-from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.video.preprocessing import Preprocessing
 from i3dconvert.weights import SUFFIXES, digest
 
 Factory = Callable[[], nn.Module]

@@ -16,7 +16,7 @@ from i3dconvert.backbones.likely import likely
 from i3dconvert.backbones.origin import Backbone, Origin, Weights, build, library, state_of
 from i3dconvert.errors import BackboneError, WeightsError
 from i3dconvert.names import USER, parse
-from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.video.preprocessing import Preprocessing
 from i3dconvert.weights import SUFFIXES, State, classes_in, digest, fit, inspect, randomise
 
 IMAGENET_CLASSES = 1000

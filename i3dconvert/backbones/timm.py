@@ -17,7 +17,7 @@ from torch import nn
 
 from i3dconvert.backbones.library import Library
 from i3dconvert.errors import BackboneError, WeightsError, first_line
-from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.video.preprocessing import Preprocessing
 from i3dconvert.weights import State
 
 HUB = "hf-hub:"

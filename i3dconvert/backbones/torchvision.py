@@ -14,7 +14,7 @@ from torchvision import models
 
 from i3dconvert.backbones.library import Library
 from i3dconvert.errors import WeightsError
-from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.video.preprocessing import Preprocessing
 from i3dconvert.weights import State
 
 _ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (

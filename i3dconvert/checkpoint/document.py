@@ -16,12 +16,11 @@ from i3dconvert.checkpoint.trained import Trained
 from i3dconvert.errors import CheckpointError, I3DError, LayoutError
 from i3dconvert.files import check_text
 from i3dconvert.frameworks import Target, check_fits, framework_of, split
-from i3dconvert.kernels import Style
-from i3dconvert.lift.inflation import Inflation, Sizes
-from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.lift.kernels import Style
+from i3dconvert.lift.record import Inflation, Sizes
 from i3dconvert.recipes import Recipe
 from i3dconvert.version import VERSION
-from i3dconvert.weights import State
+from i3dconvert.video.preprocessing import Preprocessing
 
 SCHEMA = 5
 _MOST = 4096
@@ -109,18 +108,6 @@ class Document:
         """The framework's network that the tensors are named for; None if ours."""
         return framework_of(self.layout).network(split(self.layout)[1]) if self.layout else None
 
-    @property
-    def is_ours(self) -> bool:
-        """Whether the tensors are those of our network under any names, not computed from the 2D network's for another
-        framework only."""
-        return self.target is None or self.target.transform is None
-
-    def stored(self, state2d: State) -> tuple[Inflation, State]:
-        """Return how the file's tensors are computed, and from which: the 2D network's, or a layout's."""
-        if self.target is None or self.target.transform is None:
-            return self.inflation, state2d
-        return self.inflation.as_it_is(), self.target.transform(state2d)
-
     def dumps(self, beside: Path | None = None) -> str:
         """Return JSON; the path of a weight file is written relative to the directory `beside`."""
         style = asdict(self.inflation.style)
@@ -179,8 +166,7 @@ class Document:
                 tried=tried,
             )
             intact = document["seal"] == _seal(document)
-            changes = Changes(**document.get("changes", {}))
-            changes.check()
+            changes = Changes.from_dict(document.get("changes", {}))
             return cls(
                 inflation,
                 origin,

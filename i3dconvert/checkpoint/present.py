@@ -14,11 +14,11 @@ from i3dconvert.backbones.changes import UNCHANGED
 from i3dconvert.checkpoint.document import Document
 from i3dconvert.checkpoint.trained import Trained
 from i3dconvert.errors import CheckpointError, first_line
-from i3dconvert.labels import Given, check_count, names_of
 from i3dconvert.lift.exchange import exchanged
 from i3dconvert.lift.network import Network3d, inflation_of, origin_of, set_origin
 from i3dconvert.lift.reading import on_meta
 from i3dconvert.lift.seals import moved
+from i3dconvert.video.labels import Given, check_count, names_of
 
 
 @dataclass(frozen=True)

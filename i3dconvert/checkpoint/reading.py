@@ -14,7 +14,7 @@ from i3dconvert.backbones.origin import of_a_user
 from i3dconvert.backbones.wrappers import unwrapped
 from i3dconvert.checkpoint.document import KEY, Document
 from i3dconvert.checkpoint.present import note, note_document
-from i3dconvert.errors import CheckpointError, LayoutError, WeightsError
+from i3dconvert.errors import CheckpointError, WeightsError
 from i3dconvert.files import check_input, in_folder
 from i3dconvert.frameworks import framework_of
 from i3dconvert.lift.exchange import put
@@ -61,7 +61,6 @@ def rebuild(document: Document, model: nn.Module | None = None, where: str | Pat
     Raises `LayoutError` if its tensors are for another framework's network only, `CheckpointError` if only the user has
     the 2D network.
     """
-    check_is_ours(document, str(where))
     if model is None:
         if document.origin is None:
             raise CheckpointError(
@@ -149,12 +148,3 @@ def finetuned(document: Document, weights: Path, inflated: Mapping[str, Tensor])
     network._i3d_seals = sealed(inflated)
     note(network, finetuned=True)
     return network
-
-
-def check_is_ours(document: Document, what: str) -> None:
-    """Raise `LayoutError` if the tensors are for another framework's network only."""
-    if not document.is_ours:
-        raise LayoutError(
-            f"{what} is for {document.layout} only, whose tensors `inflate --layout` computes from the 2D network's: "
-            "only that network, `inspect` and `verify` can read them"
-        )

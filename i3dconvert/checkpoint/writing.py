@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from i3dconvert.checkpoint.document import KEY, Document
 from i3dconvert.checkpoint.present import document_of, network_in, note
-from i3dconvert.checkpoint.reading import PICKLED, check_is_ours, read, rebuild
-from i3dconvert.errors import CheckpointError, LayoutError, OutputError
+from i3dconvert.checkpoint.reading import PICKLED, read, rebuild
+from i3dconvert.errors import CheckpointError, OutputError
 from i3dconvert.files import WEIGHTS, replacing, replacing_in
 from i3dconvert.frameworks import framework_of
 from i3dconvert.frameworks.framework import Place
-from i3dconvert.labels import Given
 from i3dconvert.progress import Progress, silent
+from i3dconvert.video.labels import Given
 from i3dconvert.weights import Digest, State, Stream, raw
 
 _DTYPES = {
@@ -84,22 +84,20 @@ def write_inflated(
 
     Returns the SHA-256 and the entries written; raises what `write` raises.
     """
-    if not document.is_ours and dtype is not None and dtype.itemsize < torch.float32.itemsize:
-        raise LayoutError(f"{document.layout} needs sums and products, which {dtype} can't hold; use --dtype float32")
-    inflation, state = document.stored(state2d)
-    stream = Stream(document.is_ours and document.origin is not None and document.origin.weights.kind == "file")
+    inflation = document.inflation
+    stream = Stream(document.origin is not None and document.origin.weights.kind == "file")
 
     def stored(tensor: Tensor) -> torch.dtype:
         return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
 
     def pieces(entry: Entry) -> Iterator[Tensor]:
-        tensor = inflation.source(entry.key, state)
+        tensor = inflation.source(entry.key, state2d)
         progress(f"writing {path.name}", sum(written) / total)
         written.append(math.prod(entry.shape))
         yield from inflation.pieces(entry.key, tensor.to(entry.dtype))
         stream.passed(tensor)
 
-    sources = {key: inflation.source(key, state) for key in inflation.keys(state)}
+    sources = {key: inflation.source(key, state2d) for key in inflation.keys(state2d)}
     entries = [Entry(key, stored(tensor), inflation.shape(key, tensor)) for key, tensor in sources.items()]
     written: list[int] = []
     total = sum(math.prod(entry.shape) for entry in entries) or 1
@@ -132,7 +130,6 @@ def save(
     inner, path = network_in(network), Path(path)
     check_suffix(path, layout)
     document, state = document_of(inner, layout, finetuned, classes), inner.state_dict()
-    check_is_ours(document, layout)
     entries = entries_in(state)
     sha256 = write(path, document, entries, lambda entry: [state[entry.key].cpu()], force, _read_back)
     if classes is not None:

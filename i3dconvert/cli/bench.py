@@ -71,7 +71,7 @@ def command(
         if name not in RUNTIMES:
             raise typer.BadParameter(f"unknown runtime {name!r}; {near(name, RUNTIMES)}known: {', '.join(RUNTIMES)}")
     if plot is not None:
-        from i3dconvert.chart import check_chart
+        from i3dconvert.reporting.drawing import check_chart
 
         check_chart(plot, force)
     if attention:
@@ -80,7 +80,7 @@ def command(
     with render.progress(quiet or json) as step:
         step("importing torch")
 
-        from i3dconvert.benchmark import Case, measure
+        from i3dconvert.reporting.benchmark import Case, measure
 
         device.check()
         cases = [
@@ -91,7 +91,7 @@ def command(
         ]
         results = list(measure(cases, step))
         if plot is not None:
-            from i3dconvert.chart import draw
+            from i3dconvert.reporting.drawing import draw
 
             draw(results, plot, force)
     if json:
@@ -124,7 +124,7 @@ def _attention(networks: list[str], frames: list[int], wanted: list[str], runs: 
         raise typer.BadParameter("--attention needs backbones and the runtimes eager or onnx")
     with render.progress(quiet or json) as step:
         step("importing torch")
-        from i3dconvert.benchmark import FORMULA, ratios
+        from i3dconvert.reporting.benchmark import FORMULA, ratios
 
         found = list(ratios(networks, frames, runtimes=wanted, runs=runs, progress=step))
     if json:

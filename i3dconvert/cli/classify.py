@@ -96,7 +96,7 @@ def command(
     if as_stream and folder is not None:
         raise typer.BadParameter("--folder can't be used with --stream")
     if plot is not None:
-        from i3dconvert.chart import check_chart
+        from i3dconvert.reporting.drawing import check_chart
 
         check_chart(plot, force)
     with render.progress(quiet or json) as step:
@@ -134,7 +134,7 @@ def command(
             for path, told in told_of(sources):
                 found[str(path)] = list(classify(classifier, path, frames, stride, fps, top, told))
         if plot is not None:
-            from i3dconvert.chart import draw_timeline
+            from i3dconvert.reporting.drawing import draw_timeline
 
             draw_timeline(found, plot, force)
     if json:

@@ -241,7 +241,7 @@ def _to_onnx(
     """Export the network, alone or in a folder for the hub; return what to print, as JSON and as lines."""
     from i3dconvert.backbones.changes import HEADLESS
     from i3dconvert.export import export_onnx
-    from i3dconvert.hub import write_folder
+    from i3dconvert.hub.folder import write_folder
     from i3dconvert.lift.network import origin_of
     from i3dconvert.streaming.onnx import export_stream
 

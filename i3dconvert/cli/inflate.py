@@ -202,9 +202,9 @@ def command(
         step("importing torch")
         from i3dconvert.backbones import Changes, Source
         from i3dconvert.inflation import Manner, inflate_to_file
-        from i3dconvert.kernels import Style
-        from i3dconvert.labels import names_of
         from i3dconvert.lift.describe import describe
+        from i3dconvert.lift.kernels import Style
+        from i3dconvert.video.labels import names_of
 
         head = "maps" if no_pool else "none" if no_head else ""
         changes = Changes.asked(in_channels, in_init.value if in_init else None, num_classes, head, seed)

@@ -39,7 +39,7 @@ def command(
         else:
             document, state = reader(from_layout)(path)
         layers, counted, sizes = [], None, document.inflation.sizes()
-        if document.origin is not None and document.is_ours and not toml:
+        if document.origin is not None and not toml:
             network = checkpoint.rebuild(document)
             layers, counted = describe(network), inflation_of(network).convolutions
             sizes = inflation_of(network).sizes()

@@ -117,7 +117,8 @@ def complete_backbone(incomplete: str) -> list[str]:
 
 def reader(from_layout: str) -> Any:
     """Return the function that reads a checkpoint, ours or a framework's."""
-    from i3dconvert import adoption, checkpoint
+    from i3dconvert import checkpoint
+    from i3dconvert.checkpoint import adoption
     from i3dconvert.frameworks import framework_of
 
     targets = framework_of(from_layout).targets if from_layout else ()

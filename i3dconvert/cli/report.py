@@ -13,8 +13,8 @@ from i3dconvert.cli import render
 from i3dconvert.cli.options import Force, FromLayout, Images, Json, Quiet, Reference, reader
 
 if TYPE_CHECKING:
-    from i3dconvert.benchmark import Measurement
-    from i3dconvert.reporting import Subject
+    from i3dconvert.reporting.benchmark import Measurement
+    from i3dconvert.reporting.page import Subject
 
 EXAMPLE = "i3dconvert report r152.safetensors r152.onnx -i cat.jpg\ni3dconvert report r152.onnx bench.json"
 
@@ -46,7 +46,7 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     """Verify files and write an HTML report."""
-    from i3dconvert.chart import PAGE, check_chart
+    from i3dconvert.reporting.drawing import PAGE, check_chart
 
     networks = [path for path in files if path.suffix != ".json"]
     if not networks:
@@ -57,7 +57,7 @@ def command(
         step("importing torch")
         from i3dconvert.errors import VerificationError
         from i3dconvert.progress import within
-        from i3dconvert.reporting import write_report
+        from i3dconvert.reporting.page import write_report
         from i3dconvert.reporting.subject import subject_of
         from i3dconvert.verification import Settings, verify_file
 
@@ -87,9 +87,9 @@ def command(
 
 def measurements(path: Path) -> list[Measurement]:
     """Read the measurements in a file with the output of `bench --json`; raises `BenchmarkError`."""
-    from i3dconvert.benchmark import Measurement
     from i3dconvert.errors import BenchmarkError
     from i3dconvert.files import check_input
+    from i3dconvert.reporting.benchmark import Measurement
 
     check_input(path, BenchmarkError, "a file with the output of `bench --json`")
     try:

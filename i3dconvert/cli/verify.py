@@ -57,7 +57,7 @@ def command(
     """Prove that a checkpoint or an ONNX file equals its 2D network."""
     path = the_checkpoint(file)
     if report is not None:
-        from i3dconvert.chart import PAGE, check_chart
+        from i3dconvert.reporting.drawing import PAGE, check_chart
 
         check_chart(report, force, "report", PAGE)
     with render.progress(quiet or json) as step:
@@ -71,7 +71,7 @@ def command(
             settings = replace(settings, layers=True)
         found = verify_file(path, settings, reference, layout, progress=step)
         if report is not None:
-            from i3dconvert.reporting import write_report
+            from i3dconvert.reporting.page import write_report
             from i3dconvert.reporting.subject import subject_of
 
             step("drawing")

@@ -17,7 +17,7 @@ from i3dconvert.errors import CheckpointError, ExportError, first_line
 from i3dconvert.export.deployed import best_beside
 from i3dconvert.export.runtime import Runtime, as_input
 from i3dconvert.lift.network import Network3d
-from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.video.preprocessing import Preprocessing
 
 Shape = tuple[int, ...]
 

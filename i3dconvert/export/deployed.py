@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.video.preprocessing import Preprocessing
 
 SCORES, BEST = "scores", "classes"
 """The outputs of a network with `top_k`: probabilities and indices."""

@@ -36,10 +36,10 @@ from i3dconvert.files import check_output, replacing, workshop
 from i3dconvert.lift.lengths import left, lengths
 from i3dconvert.lift.network import Network3d, cast, inflation_of, origin_of
 from i3dconvert.lift.tree.flat import graph_of
-from i3dconvert.media import read_clips
-from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.progress import Progress, silent, stages
 from i3dconvert.recipes import Attending
+from i3dconvert.video.media import read_clips
+from i3dconvert.video.preprocessing import Preprocessing
 from i3dconvert.weights import digest
 
 OLDEST_OPSET = 18

@@ -21,7 +21,7 @@ from i3dconvert.checkpoint.document import KEY, Document
 from i3dconvert.errors import CheckpointError, first_line
 from i3dconvert.export.deployed import BEST, SCORES
 from i3dconvert.files import check_input
-from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.video.preprocessing import Preprocessing
 
 CLIP, FRAMES = "clip", "frames"
 """The input: `(N, C, T, H, W)`, normalised, or `(N, T, H, W, C)` in uint8."""

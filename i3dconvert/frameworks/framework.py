@@ -17,10 +17,10 @@ from i3dconvert.backbones.changes import STRUCTURE, UNCHANGED
 from i3dconvert.errors import LayoutError
 from i3dconvert.frameworks.keys import SAME, Rows, translated
 from i3dconvert.lift.counterparts import full_name
-from i3dconvert.lift.inflation import Inflation
 from i3dconvert.lift.network import plan
-from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.lift.record import Inflation
 from i3dconvert.recipes import Recipe, Temporal
+from i3dconvert.video.preprocessing import Preprocessing
 from i3dconvert.weights import State
 
 Call = Callable[[Any], Any]
@@ -53,8 +53,6 @@ class Target:
     """What a user needs to know about its weights."""
     keys: Rows = ()
     """Its tensor names, if they differ from those of the framework's other networks."""
-    transform: Callable[[Mapping[str, Tensor]], State] | None = None
-    """Computes its tensors from the 2D network's, if they are not the kernels of our own 3D network."""
     headless: bool = False
     """Whether it has no classifier."""
     others: str = ""
@@ -275,8 +273,6 @@ def check_fits(framework: Framework, target: Target, inflation: Inflation, origi
         raise LayoutError(f"{where} has full 3D convolutions that {how}; use --conv 3d --padding {target.padding}")
     if inflation.style.time_embedding != target.time_embedding:
         raise LayoutError(f"{where} differs in the time embedding; use --time-embedding {target.time_embedding}")
-    if target.transform is not None and inflation.style.init != "center":
-        raise LayoutError(f"{where} needs --init center")
     if inflation.recipe == target.recipe:
         return
     if differing := {*inflation.recipe.pools} ^ {*target.recipe.pools}:

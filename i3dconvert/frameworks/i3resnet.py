@@ -16,8 +16,8 @@ from i3dconvert.backbones import Origin
 from i3dconvert.errors import LayoutError
 from i3dconvert.frameworks.framework import CONVOLUTION, Form, Framework, Target, called
 from i3dconvert.frameworks.keys import SAME, Rows
-from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import preset
+from i3dconvert.video.preprocessing import Preprocessing
 
 RESNETS = "resnet50|resnet101|resnet152|wide_resnet50_2|wide_resnet101_2"
 DENSENETS = "densenet121|densenet161|densenet169|densenet201"

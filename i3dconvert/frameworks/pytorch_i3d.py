@@ -6,8 +6,8 @@ from torch import nn
 
 from i3dconvert.backbones import Changes, Origin
 from i3dconvert.frameworks.framework import CONVOLUTION, Framework, Target, called
-from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import InsertedPool, Recipe, Rule, preset
+from i3dconvert.video.preprocessing import Preprocessing
 
 _UNITS = (("conv", "conv3d"), ("bn", "bn"))
 _BRANCHES = (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import InsertedPool, Recipe, Rule
+from i3dconvert.video.preprocessing import Preprocessing
 
 RESNETS = "resnet18|resnet34|resnet50|resnet101|resnet152"
 BOTTLENECKS = "resnet50|resnet101|resnet152"

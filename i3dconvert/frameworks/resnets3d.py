@@ -7,8 +7,8 @@ from torch import nn
 from i3dconvert.backbones import Changes, Origin
 from i3dconvert.frameworks.framework import Framework, Target, called
 from i3dconvert.frameworks.resnets import RESNETS
-from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import Recipe, Rule, preset
+from i3dconvert.video.preprocessing import Preprocessing
 
 _R3D = Recipe(
     "3d-resnets",

@@ -1,8 +1,7 @@
-"""torchvision.models.video: r3d_18, mc3_18 and r2plus1d_18 (Tran et al., arXiv:1711.11248), and Video Swin."""
+"""torchvision.models.video: r3d_18 and mc3_18 (Tran et al., arXiv:1711.11248), and Video Swin."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,10 +10,8 @@ from torch import Tensor, nn
 
 from i3dconvert.backbones import Changes, Origin
 from i3dconvert.frameworks.framework import Form, Framework, Target
-from i3dconvert.frameworks.keys import SAME
-from i3dconvert.frameworks.r2plus1d import STEM, factorised
-from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import Recipe, Rule, preset
+from i3dconvert.video.preprocessing import Preprocessing
 
 _SOURCE = "torchvision, models/video/resnet.py"
 _R3D = Recipe(
@@ -95,19 +92,6 @@ FRAMEWORK = Framework(
                 structure=Changes(without="maxpool"),
             )
             for recipe in (_R3D, _MC3)
-        ),
-        Target(
-            "r2plus1d_18",
-            "resnet18",
-            replace(_R3D, name="r2plus1d_18"),
-            partial(_video, "r2plus1d_18"),
-            "torchvision.models.video.r2plus1d_18(num_classes={classes})",
-            "all of ResNet-18 but its max-pool, which the video network lacks, and its stem, of which the 44 principal "
-            "components of 64 kernels are carried over; equal up to there, in eval mode: keep the BatchNorms between "
-            "spatial and temporal kernels in eval mode when training begins",
-            keys=SAME,
-            transform=factorised,
-            structure=Changes(without="maxpool", stem_rank=STEM - 1),
         ),
         *_SWINS,
     ),

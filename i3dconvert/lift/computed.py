@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from i3dconvert.fillings import Filling
 from i3dconvert.lift import layout
+from i3dconvert.lift.fillings import Filling
 from i3dconvert.lift.modules import PaddedConv3d, pad_time
 
 CLASSES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {

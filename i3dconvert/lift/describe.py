@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from i3dconvert.fillings import Filling
-from i3dconvert.kernels import deflate
 from i3dconvert.lift.attention.divided import TIME
-from i3dconvert.lift.inflation import Inflation
+from i3dconvert.lift.fillings import Filling
+from i3dconvert.lift.kernels import deflate
 from i3dconvert.lift.lengths import lengths
 from i3dconvert.lift.modules import PaddedPool3d, in_space
 from i3dconvert.lift.network import Network3d, inflation_of
+from i3dconvert.lift.record import Inflation
 from i3dconvert.lift.rewriting import Layer
 from i3dconvert.lift.tree.flat import graph_of
 from i3dconvert.recipes import Attending, Temporal

@@ -15,7 +15,6 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from i3dconvert.errors import LiftError, RecipeError
-from i3dconvert.kernels import Style
 from i3dconvert.lift import layout
 from i3dconvert.lift.attention.found import attentions
 from i3dconvert.lift.attention.joint import AttentionOverTime
@@ -32,11 +31,12 @@ from i3dconvert.lift.counterparts import (
     draws_rows,
     full_name,
 )
-from i3dconvert.lift.inflation import Inflation
+from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.lengths import minimum_frames
 from i3dconvert.lift.modules import SpatialPad
 from i3dconvert.lift.reading import CallOf, Multiples, Reading, is_image, place, reason, rows, rows_in, varies
+from i3dconvert.lift.record import Inflation
 from i3dconvert.lift.rewriting import Layer, New, Rewriting
 from i3dconvert.recipes import Geometry, InsertedPool, Recipe, Temporal
 

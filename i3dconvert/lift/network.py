@@ -19,15 +19,14 @@ from torch import Tensor, fx, nn
 
 from i3dconvert.comparison.forward import given
 from i3dconvert.errors import CheckpointError, I3DWarning, LiftError
-from i3dconvert.kernels import Style
-from i3dconvert.labels import Given
 from i3dconvert.lift import layout, trainers
 from i3dconvert.lift.counterparts import is_layer
 from i3dconvert.lift.exchange import marks
 from i3dconvert.lift.graph import Lifted, lift
-from i3dconvert.lift.inflation import Inflation
+from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.lengths import checked
 from i3dconvert.lift.reading import Reading, read
+from i3dconvert.lift.record import Inflation
 from i3dconvert.lift.seals import Seal, sealed
 from i3dconvert.lift.tree.blocks import Block, Chain
 from i3dconvert.lift.tree.calling import named
@@ -35,8 +34,9 @@ from i3dconvert.lift.tree.code import Code
 from i3dconvert.lift.tree.cutting import Cut, cut
 from i3dconvert.lift.tree.flat import graph_of
 from i3dconvert.lift.tree.straight import Straight, straightened
-from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import Recipe
+from i3dconvert.video.labels import Given
+from i3dconvert.video.preprocessing import Preprocessing
 
 HUB: dict[str, Callable[..., Any]] = {}
 """What reads and writes the hub's files, which the package puts here: it stands above all of this."""

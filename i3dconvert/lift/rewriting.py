@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from i3dconvert.fillings import Filling
-from i3dconvert.kernels import Style
 from i3dconvert.lift import layout
+from i3dconvert.lift.fillings import Filling
 from i3dconvert.lift.forms import FRAMES
+from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.reading import Reading
 from i3dconvert.lift.sizes import BatchSizes

@@ -14,8 +14,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from i3dconvert.chart import INKS, SERIES, WIDTH, bars, plain, style
 from i3dconvert.comparison.report import Check, LayerError
+from i3dconvert.reporting.drawing import INKS, SERIES, WIDTH, bars, plain, style
 from i3dconvert.reporting.subject import Subject, stage_of
 
 COLOURS = {name: f"#{3 * f'{number:02}'}" for number, name in enumerate(INKS, 1)}

@@ -80,7 +80,7 @@ def subject_of(
     """
     exported = path.suffix == ".onnx"
     document, state = (read_document(path), {}) if exported else read(path)
-    if document.origin is None or not document.is_ours:
+    if document.origin is None:
         return Subject(path, document, report, unproved)
     network = checkpoint.rebuild(document)
     layers, taps = describe(network), {}

@@ -35,11 +35,11 @@ from i3dconvert.export.runtime import CLIP, FRAMES, TOLERANCES, as_input, quietl
 from i3dconvert.export.tracing import trace
 from i3dconvert.files import check_output, workshop
 from i3dconvert.lift.network import Network3d, inflation_of
-from i3dconvert.media import read_clips
-from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.progress import Progress, silent, stages
 from i3dconvert.streaming.runtime import STREAM, Feed, Given, Kept, Spec, StreamRuntime, of_file, together
 from i3dconvert.streaming.stream import Stream, stream
+from i3dconvert.video.media import read_clips
+from i3dconvert.video.preprocessing import Preprocessing
 from i3dconvert.weights import digest
 
 STEPS = 3

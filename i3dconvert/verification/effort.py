@@ -15,9 +15,9 @@ from i3dconvert.comparison.forward import evaluating, replicated
 from i3dconvert.comparison.report import Report
 from i3dconvert.errors import FramesError, VerificationError
 from i3dconvert.lift.lengths import checked, left
+from i3dconvert.lift.memory import check_room, has_room
 from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.lift.tree.flat import graph_of
-from i3dconvert.memory import check_room, has_room
 from i3dconvert.progress import Progress
 from i3dconvert.verification.running import run
 from i3dconvert.verification.settings import CLIPS, FRAMES, Settings, noise

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from i3dconvert import checkpoint
 from i3dconvert.backbones import Origin
@@ -16,19 +16,15 @@ from i3dconvert.checkpoint import Document
 from i3dconvert.comparison.forward import check_outputs, evaluating, outputs
 from i3dconvert.comparison.report import Check, Report
 from i3dconvert.errors import LayoutError, VerificationError
-from i3dconvert.frameworks import split
 from i3dconvert.lift.network import inflation_of
 from i3dconvert.progress import Progress, silent
-from i3dconvert.verification.frameworks import check_framework
+from i3dconvert.verification.foreign import check_framework
 from i3dconvert.verification.proof import verify
 from i3dconvert.verification.running import reference_of
 from i3dconvert.verification.settings import CLIPS, TOLERANCES, Settings
+from i3dconvert.verification.tensors import check_weights
 from i3dconvert.verification.trained import verify_trained
-from i3dconvert.verification.weights import check_weights
-from i3dconvert.weights import State, digest
-
-ROUNDING = 64
-"""Tolerance for tensors that are computed, in units of the dtype's epsilon times the tensor's largest value."""
+from i3dconvert.weights import digest
 
 
 def verify_file(
@@ -56,7 +52,7 @@ def verify_file(
     document, state = checkpoint.read(path)
     progress("integrity")
     integrity = _check_integrity(document, state)
-    if document.finetuned and document.is_ours:
+    if document.finetuned:
         if layout or settings.images:
             raise VerificationError(f"{checkpoint.sentence(document.trained)}; omit --layout and --images")
         if not integrity.passed:
@@ -65,8 +61,6 @@ def verify_file(
         return replace(report, checks=[integrity, *report.checks])
     progress("reading the 2D network")
     model2d = reference_of(document, path, reference)
-    if not document.is_ours:
-        return Report([integrity, *_check_made(layout, document, state, model2d, settings, progress)])
     network = checkpoint.rebuild(document, model2d)
     if {k: v.shape for k, v in network.state_dict().items()} != {k: v.shape for k, v in state.items()}:
         weights = check_weights(inflation_of(network), model2d.state_dict(), state)
@@ -79,21 +73,6 @@ def verify_file(
     if layout:
         report.checks += check_framework(layout, document, state, model2d, settings, progress)
     return replace(report, checks=[integrity, *inputs, *report.checks])
-
-
-def _check_made(
-    layout: str, document: Document, state: State, model2d: nn.Module, settings: Settings, progress: Progress
-) -> list[Check]:
-    """Check the tensors of a file that only a framework's network can load."""
-    Document.for_layout(document.inflation, document.origin, document.layout)
-    if layout not in ("", split(document.layout)[0], document.layout):
-        raise LayoutError(f"the checkpoint is for {document.layout}, not for {layout}")
-    if settings.images:
-        raise LayoutError(f"{document.layout} is compared on noise only; --images needs a network of our own")
-    identity = check_weights(*document.stored(model2d.state_dict()), state, rounding=ROUNDING)
-    if not identity.passed:
-        return [identity]
-    return [identity, *check_framework(document.layout, document, state, model2d, settings, progress)]
 
 
 def _check_integrity(document: Document, state: Mapping[str, Tensor]) -> Check:

@@ -16,13 +16,13 @@ from i3dconvert.errors import CheckpointError, FramesError, VerificationError
 from i3dconvert.export.deployed import best_beside
 from i3dconvert.export.runtime import TOLERANCES, Runtime, as_input, read_document
 from i3dconvert.export.seal import broken
-from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.progress import Progress
 from i3dconvert.streaming.runtime import is_stream, whole
 from i3dconvert.verification.pictures import add_pictures, read_pictures
 from i3dconvert.verification.running import reference_of
 from i3dconvert.verification.settings import CLIPS, FRAMES, Settings
 from i3dconvert.verification.trained import verify_exported
+from i3dconvert.video.preprocessing import Preprocessing
 
 
 def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress: Progress) -> Report:

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from i3dconvert import media
 from i3dconvert.backbones import Origin
 from i3dconvert.comparison.report import Check, Picture, Report
 from i3dconvert.errors import VerificationError
+from i3dconvert.video import media
 
 
 def read_pictures(paths: Sequence[Path], origin: Origin | None) -> Tensor | None:

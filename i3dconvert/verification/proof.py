@@ -21,7 +21,7 @@ from i3dconvert.verification.pictures import add_pictures, read_pictures
 from i3dconvert.verification.reach import check_reach
 from i3dconvert.verification.running import run_both
 from i3dconvert.verification.settings import CLIPS, Settings, noise
-from i3dconvert.verification.weights import check_weights
+from i3dconvert.verification.tensors import check_weights
 
 FRAMES_AT_ONCE = 32
 """Pictures are run in batches of so many frames, so that any number of them fits into memory."""

@@ -23,7 +23,7 @@ from i3dconvert.errors import BackboneError, I3DError, RecipeError
 from i3dconvert.export.runtime import Runtime
 from i3dconvert.frameworks import framework_of
 from i3dconvert.inflation import Manner, inflate_loaded, inflate_to_file
-from i3dconvert.kernels import Style
+from i3dconvert.lift.kernels import Style
 from i3dconvert.verification import Settings, verify, verify_file
 
 QUICK = Settings(frames=8, size=64)

@@ -19,9 +19,9 @@ from i3dconvert.checkpoint import Document
 from i3dconvert.errors import BackboneError, CheckpointError, I3DError, RecipeError, WeightsError
 from i3dconvert.export import runtime
 from i3dconvert.export.runtime import read_document
-from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import toml
 from i3dconvert.recipes.rules import Recipe
+from i3dconvert.video.preprocessing import Preprocessing
 from i3dconvert.weights import read_state
 from tests.checkpoint.test_strangers import forged
 from tests.conftest import Run

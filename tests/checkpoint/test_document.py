@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from i3dconvert.backbones.changes import Changes
 from i3dconvert.checkpoint.document import SCHEMA, Document
-from i3dconvert.errors import CheckpointError
-from i3dconvert.kernels import Style
-from i3dconvert.lift.inflation import Inflation
+from i3dconvert.errors import BackboneError, CheckpointError
+from i3dconvert.lift.kernels import Style
+from i3dconvert.lift.record import Inflation
 from i3dconvert.recipes import PRESETS, Recipe, Rule
 
 WHERE = Path("net.safetensors")
@@ -29,8 +30,7 @@ def test_it_comes_back_as_it_was() -> None:
     again = Document.loads(DOCUMENT.dumps(), WHERE)
     assert again == DOCUMENT
     assert again.intact
-    assert (again.schema, again.is_ours, again.target) == (1, True, None)
-    assert again.stored({}) == (again.inflation, {})
+    assert (again.schema, again.target) == (1, None)
     tuned = replace(DOCUMENT, finetuned=True)
     assert Document.loads(tuned.dumps(), WHERE).finetuned
 
@@ -93,3 +93,9 @@ def test_what_can_not_be_read_is_refused(values: dict[str, Any], said: str) -> N
 def test_text_that_is_no_document(text: str) -> None:
     with pytest.raises(CheckpointError, match=r"net\.safetensors has damaged i3dconvert metadata"):
         Document.loads(text, WHERE)
+
+
+def test_changes_of_older_files_are_read_but_for_a_stem_that_is_not_the_2d_networks() -> None:
+    assert Changes.from_dict({"without": "maxpool", "stem_rank": 0}) == Changes(without="maxpool")
+    with pytest.raises(BackboneError, match="use r3d_18"):
+        Changes.from_dict({"without": "maxpool", "stem_rank": 44})

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from i3dconvert import I3DError, load
 from i3dconvert.checkpoint import KEY
 from i3dconvert.checkpoint.document import _seal
-from i3dconvert.media import read_pictures
-from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.video.media import read_pictures
+from i3dconvert.video.preprocessing import Preprocessing
 from tests.conftest import Run
 
 

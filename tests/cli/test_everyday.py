@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from i3dconvert.benchmark import Case, Measurement
 from i3dconvert.classification import Classifier, Moment, classify_folder, mean_of
 from i3dconvert.cli.bench import USUAL_OF_FILES
 from i3dconvert.errors import FramesError, OutputError, RecipeError
 from i3dconvert.lift.lengths import checked
 from i3dconvert.lift.tree.flat import graph_of
-from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.recipes import Recipe, Rule
+from i3dconvert.reporting.benchmark import Case, Measurement
+from i3dconvert.video.preprocessing import Preprocessing
 from tests.conftest import Run
 
 

@@ -19,7 +19,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 import i3dconvert
-from i3dconvert.hub import write_folder
+from i3dconvert.hub.folder import write_folder
 from tests.browser import chromium, console, needs_chromium
 from tests.examples.test_examples import CLIP
 

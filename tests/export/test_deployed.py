@@ -20,9 +20,9 @@ from i3dconvert.errors import ExportError, MediaError, VerificationError
 from i3dconvert.export.runtime import PRECISION, Runtime
 from i3dconvert.inflation import inflate_loaded
 from i3dconvert.lift.network import Network3d
-from i3dconvert.media import read_clips
-from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.verification import Settings, verify_file
+from i3dconvert.video.media import read_clips
+from i3dconvert.video.preprocessing import Preprocessing
 from tests.conftest import Run
 
 SIZE = 64

@@ -17,7 +17,7 @@ from i3dconvert.export.frames import frames_form
 from i3dconvert.export.framewise import MinimalConv, StackedConv, StemInHalves, SummedConv
 from i3dconvert.export.runtime import Runtime
 from i3dconvert.inflation import Manner, inflate_loaded
-from i3dconvert.kernels import Style
+from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.network import Network3d
 from i3dconvert.recipes import Recipe, Rule
 

@@ -12,7 +12,7 @@ from torch import nn
 from i3dconvert import backbones
 from i3dconvert.backbones import Origin, Source
 from i3dconvert.frameworks import framework_of
-from i3dconvert.kernels import Style
+from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.network import plan
 
 Shapes = dict[str, tuple[int, ...]]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from i3dconvert import export_onnx, inflate
-from i3dconvert.adoption import adopt
 from i3dconvert.backbones import Source
 from i3dconvert.checkpoint import filled, rebuild
+from i3dconvert.checkpoint.adoption import adopt
 from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import LayoutError
 from i3dconvert.export.runtime import TOLERANCES, Runtime

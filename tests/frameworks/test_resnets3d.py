@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from i3dconvert import load
-from i3dconvert.adoption import adopt
 from i3dconvert.backbones import Changes, Source
 from i3dconvert.checkpoint import filled, rebuild
+from i3dconvert.checkpoint.adoption import adopt
 from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import LayoutError
 from i3dconvert.inflation import Manner, inflate_to_file

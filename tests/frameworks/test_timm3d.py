@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from i3dconvert.backbones import Source
 from i3dconvert.frameworks import framework_of
-from i3dconvert.kernels import Style
+from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.network import plan
 
 

@@ -24,9 +24,9 @@ from i3dconvert.lift import layout
 from i3dconvert.lift.attention import groups as attention
 from i3dconvert.lift.attention import joint
 from i3dconvert.lift.describe import describe, order_seen
+from i3dconvert.lift.memory import COPIES, check_room
 from i3dconvert.lift.network import Network3d
 from i3dconvert.lift.tree.blocks import Block
-from i3dconvert.memory import COPIES, check_room
 from i3dconvert.recipes import Recipe, Rule, parse_rule, preset, toml
 from i3dconvert.verification import Settings, verify
 from i3dconvert.weights import randomise

@@ -13,9 +13,9 @@ import torchvision
 from torch import Tensor, nn
 
 from i3dconvert import export_onnx, inflate, load, save
-from i3dconvert.adoption import adopt
 from i3dconvert.backbones import hf
 from i3dconvert.checkpoint import filled, rebuild
+from i3dconvert.checkpoint.adoption import adopt
 from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import LayoutError, RecipeError
 from i3dconvert.export.runtime import Runtime

@@ -7,8 +7,8 @@ from i3dconvert import backbones
 from i3dconvert.backbones import Source
 from i3dconvert.errors import RecipeError
 from i3dconvert.inflation import Manner, inflate_loaded
-from i3dconvert.kernels import Style
 from i3dconvert.lift.describe import describe
+from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.network import Network3d, plan
 from i3dconvert.recipes import Attending, default_recipe, resolve
 from i3dconvert.verification import Settings, verify

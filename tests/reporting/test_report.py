@@ -21,11 +21,12 @@ from selenium.webdriver.common.by import By
 import i3dconvert
 from i3dconvert import export_onnx
 from i3dconvert.backbones import Source
-from i3dconvert.benchmark import Case, Measurement
 from i3dconvert.errors import BenchmarkError
 from i3dconvert.inflation import inflate_to_file
 from i3dconvert.lift.describe import energy_by_tap
-from i3dconvert.reporting import charts, page, stages
+from i3dconvert.reporting import charts
+from i3dconvert.reporting.benchmark import Case, Measurement
+from i3dconvert.reporting.page import page, stages
 from i3dconvert.reporting.subject import Subject, stage_of, subject_of
 from i3dconvert.verification import Check, LayerError, Picture, Report, Settings, verify_file
 from tests.browser import chromium, console, needs_chromium

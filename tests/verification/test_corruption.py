@@ -17,7 +17,7 @@ from i3dconvert import I3DError
 from i3dconvert.backbones import Source
 from i3dconvert.checkpoint import KEY
 from i3dconvert.inflation import Manner, inflate_to_file
-from i3dconvert.kernels import Style
+from i3dconvert.lift.kernels import Style
 from i3dconvert.recipes import PRESETS
 from i3dconvert.verification import Settings, verify_file
 from i3dconvert.weights import digest

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from i3dconvert.errors import RecipeError
-from i3dconvert.fillings import Copy, Filling, Zeros
 from i3dconvert.lift import layout
 from i3dconvert.lift.attention.found import Attention, channels_carried, module_of, operands
+from i3dconvert.lift.fillings import Copy, Filling, Zeros
 from i3dconvert.lift.lengths import above_of
 from i3dconvert.lift.reading import BATCH, Reading, rows
 

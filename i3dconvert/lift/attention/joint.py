@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, fx
 
 from i3dconvert.errors import RecipeError
-from i3dconvert.fillings import Repeated, Zeros
 from i3dconvert.lift.attention.divided import Block, NoBlockError, block_of, leading_alike
 from i3dconvert.lift.attention.found import Attention, attentions, operands
 from i3dconvert.lift.attention.fusing import NotFusedError, Step, steps_of
@@ -24,6 +23,7 @@ from i3dconvert.lift.attention.groups import (
 from i3dconvert.lift.attention.nodes import Nodes, Parts
 from i3dconvert.lift.attention.order import Orders
 from i3dconvert.lift.counterparts import counterpart
+from i3dconvert.lift.fillings import Repeated, Zeros
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.lengths import above_of
 from i3dconvert.lift.modules import TIME_EMBEDDINGS

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from i3dconvert.errors import RecipeError
-from i3dconvert.fillings import Filling, Identity, Phases, Taps
-from i3dconvert.kernels import INITS, Style
 from i3dconvert.lift.counterparts.row import Counterpart, full_name, is_same, like, refuse_dilation
+from i3dconvert.lift.fillings import Filling, Identity, Phases, Taps
+from i3dconvert.lift.kernels import INITS, Style
 from i3dconvert.lift.modules import PaddedConv3d, Pair, SpatialPad, StandardizedConv3d, pair
 from i3dconvert.recipes import Geometry, Temporal
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from i3dconvert.kernels import Style
 from i3dconvert.lift.counterparts.row import Counterpart, like
+from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.modules import BatchNormAct3d, LayerNorm3d
 from i3dconvert.recipes import Temporal
 

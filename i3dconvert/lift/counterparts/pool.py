@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from i3dconvert.errors import RecipeError
-from i3dconvert.kernels import Style
 from i3dconvert.lift.counterparts.row import Counterpart, is_same, refuse_dilation
+from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.modules import AvgPool3d, BlurPool3d, GlobalAvgPool, PaddedPool3d, SpatialPad, pair
 from i3dconvert.recipes import Geometry, Temporal
 

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from i3dconvert.errors import RecipeError
-from i3dconvert.fillings import Filling
-from i3dconvert.kernels import Style
+from i3dconvert.lift.fillings import Filling
+from i3dconvert.lift.kernels import Style
 from i3dconvert.recipes import Geometry, Temporal
 
 

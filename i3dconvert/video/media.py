@@ -14,7 +14,7 @@ from torch import Tensor
 
 from i3dconvert.errors import MediaError, first_line
 from i3dconvert.files import check_input
-from i3dconvert.preprocessing import Preprocessing
+from i3dconvert.video.preprocessing import Preprocessing
 
 
 def read_pictures(paths: Sequence[Path], preprocessing: Preprocessing) -> Tensor:

@@ -14,9 +14,9 @@ from i3dconvert.checkpoint.document import Document
 from i3dconvert.errors import LayoutError
 from i3dconvert.files import in_folder
 from i3dconvert.frameworks import Framework, Target, framework_of, split
-from i3dconvert.kernels import Style
 from i3dconvert.lift.attention.divided import TIME
 from i3dconvert.lift.attention.joint import RELATIVE
+from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.network import plan
 from i3dconvert.weights import State, digest, read_state
 
@@ -62,10 +62,6 @@ def _means(document: Document) -> tuple[Any, ...]:
 
 
 def _adopted(framework: Framework, target: Target, tensors: State, name: str, path: Path) -> tuple[Document, State]:
-    if target.transform is not None:
-        raise LayoutError(
-            f"{framework.name}'s {target.name} is not the 3D form of one of our networks, so it can't be read"
-        )
     state = framework.restored(target, tensors, str(path))
     backbone, changes, classes = _backbone(state, framework, target, name, path)
     if target.headless and changes.head != "none":

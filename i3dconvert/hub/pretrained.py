@@ -11,9 +11,9 @@ from i3dconvert import checkpoint
 from i3dconvert.checkpoint import document_of, network_in
 from i3dconvert.errors import CheckpointError, I3DError, first_line
 from i3dconvert.files import WEIGHTS
-from i3dconvert.hub import CONFIG, describe_in, finetuned_by, named_origin
-from i3dconvert.labels import Given
+from i3dconvert.hub.folder import CONFIG, describe_in, finetuned_by, named_origin
 from i3dconvert.lift.network import Network3d
+from i3dconvert.video.labels import Given
 
 try:
     from huggingface_hub import ModelHubMixin, snapshot_download

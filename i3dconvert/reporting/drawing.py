@@ -13,8 +13,8 @@ from i3dconvert.files import check_output, replacing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from i3dconvert.benchmark import Measurement
     from i3dconvert.classification import Moment
+    from i3dconvert.reporting.benchmark import Measurement
 
 FORMATS = (".svg", ".png")
 PAGE = (".html",)

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 _ENVIRONMENT = Environment(
-    loader=PackageLoader("i3dconvert"),
+    loader=PackageLoader("i3dconvert.reporting"),
     autoescape=select_autoescape(["html"]),
     undefined=StrictUndefined,
     trim_blocks=True,

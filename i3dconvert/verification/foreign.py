@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from i3dconvert.backbones import Origin
@@ -63,9 +62,7 @@ def check_framework(
         except VerificationError as error:
             raise FramesError(f"{theirs} can't run on a clip of {shape} ({error}); change --frames or --size") from None
         label = f"forward equality of {theirs}, {name}, noise {shape}"
-        # Sums and products of kernels are rounded to the dtype they are stored in.
-        tolerance = settings.tolerance_for(dtype if written.is_ours else torch.float32)
-        checks.append(check_outputs(label, expected, value, tolerance))
+        checks.append(check_outputs(label, expected, value, settings.tolerance_for(dtype)))
     return checks
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from i3dconvert.kernels import INITS, identity, phased
+from i3dconvert.lift.kernels import INITS, identity, phased
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from i3dconvert import checkpoint
-from i3dconvert.benchmark.ratios import arithmetic
 from i3dconvert.errors import BenchmarkError, I3DError, first_line
 from i3dconvert.export import export_onnx
 from i3dconvert.export.frames import optimize
 from i3dconvert.export.runtime import Runtime, as_input, read_document
 from i3dconvert.inflation import inflate
+from i3dconvert.lift.memory import check_room, told_by_linux
 from i3dconvert.lift.network import Network3d, inflation_of
-from i3dconvert.memory import check_room, told_by_linux
-from i3dconvert.preprocessing import Preprocessing
 from i3dconvert.progress import Progress, silent
+from i3dconvert.reporting.benchmark.ratios import arithmetic
+from i3dconvert.video.preprocessing import Preprocessing
 
 WARM_UP, RUNS = 2, 7
 _MATRIX = 2048

@@ -8,19 +8,16 @@ import torch
 from torch import Tensor
 
 from i3dconvert.comparison.report import Check
-from i3dconvert.kernels import deflate
-from i3dconvert.lift.inflation import Inflation
+from i3dconvert.lift.kernels import deflate
+from i3dconvert.lift.record import Inflation
 
 NAME = "weight identity"
 
 
-def check_weights(
-    inflation: Inflation, state2d: Mapping[str, Tensor], state3d: Mapping[str, Tensor], rounding: float = 0.0
-) -> Check:
+def check_weights(inflation: Inflation, state2d: Mapping[str, Tensor], state3d: Mapping[str, Tensor]) -> Check:
     """Compare bit for bit for `center` and tensors that are not inflated, to rounding for `mean`; one tensor at a time.
 
-    The positions of taps count, not only their sum. The detail names the tensors that differ. With `rounding`, each
-    value may differ by that many epsilons of its tensor's largest value.
+    The positions of taps count, not only their sum. The detail names the tensors that differ.
     """
     expected = inflation.keys(state2d)
     if keys := sorted(set(expected) ^ set(state3d)):
@@ -28,27 +25,23 @@ def check_weights(
     problems = [
         f"{key} ({problem})"
         for key in expected
-        if (problem := _difference(inflation, key, inflation.source(key, state2d), state3d[key], rounding))
+        if (problem := _difference(inflation, key, inflation.source(key, state2d), state3d[key]))
     ]
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         return Check(NAME, False, f"{problems[0]}{more} differ{'' if more else 's'} from the 2D network")
-    if rounding:
-        return Check(NAME, True, f"{len(expected)} tensors, computed from the 2D network's, are equal to rounding")
     how = "bit for bit" if inflation.style.init == "center" else "to rounding"
     count = len(inflation.fillings)
     return Check(NAME, True, f"{count} inflated kernels {how}, {len(expected) - count} others equal")
 
 
-def _difference(inflation: Inflation, key: str, tensor2d: Tensor, tensor3d: Tensor, rounding: float) -> str:
+def _difference(inflation: Inflation, key: str, tensor2d: Tensor, tensor3d: Tensor) -> str:
     tensor3d = tensor3d.detach().cpu()
     source = tensor2d.detach().cpu().to(tensor3d.dtype)
     expected = inflation.tensor(key, source)
     if expected.shape != tensor3d.shape:
         return f"shape {tuple(tensor3d.shape)} instead of {tuple(expected.shape)}"
     if _same_bits(expected, tensor3d):
-        return ""
-    if rounding and _same_to_rounding(expected, tensor3d, 0.0, rounding * float(expected.double().abs().max())):
         return ""
     kernel = key in inflation.fillings and inflation.fillings[key].is_kernel
     if kernel and inflation.style.init == "mean" and _same_to_rounding(expected, tensor3d):
@@ -65,7 +58,6 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
 
 
-def _same_to_rounding(a: Tensor, b: Tensor, relative: float = 4.0, absolute: float = 0.0) -> bool:
-    """Compare with tolerances in units of the dtype's epsilon."""
+def _same_to_rounding(a: Tensor, b: Tensor) -> bool:
     eps = torch.finfo(a.dtype).eps if a.is_floating_point() else 0.0
-    return torch.allclose(a.double(), b.double(), rtol=relative * eps, atol=absolute * eps)
+    return torch.allclose(a.double(), b.double(), rtol=4 * eps, atol=0.0)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from i3dconvert import inflate
 from i3dconvert.comparison.report import Check
 from i3dconvert.lift.network import Network3d
-from i3dconvert.verification.weights import check_weights
+from i3dconvert.verification.tensors import check_weights
 
 
 class Small(nn.Module):
@@ -28,9 +28,9 @@ def made(request: pytest.FixtureRequest) -> tuple[Small, Network3d, str]:
     return model, inflate(model, "uniform", init=request.param, size=8), request.param
 
 
-def checked(model: Small, network: Network3d, rounding: float = 0.0, **changed: Tensor) -> Check:
+def checked(model: Small, network: Network3d, **changed: Tensor) -> Check:
     state = dict(network.state_dict()) | {f"conv.{key}": tensor for key, tensor in changed.items()}
-    return check_weights(network.inflation, model.state_dict(), state, rounding)
+    return check_weights(network.inflation, model.state_dict(), state)
 
 
 def test_the_last_bit_counts_where_taps_are_copies(made: tuple[Small, Network3d, str]) -> None:
@@ -42,15 +42,6 @@ def test_the_last_bit_counts_where_taps_are_copies(made: tuple[Small, Network3d,
     bias = network.state_dict()["conv.bias"]
     assert not checked(model, network, bias=torch.nextafter(bias, torch.tensor(torch.inf))).passed
     assert not checked(model, network, weight=kernel * 1.001).passed
-
-
-def test_rounding_is_in_epsilons_of_the_largest(made: tuple[Small, Network3d, str]) -> None:
-    model, network, _ = made
-    kernel = network.state_dict()["conv.weight"]
-    off = kernel + 8 * torch.finfo(kernel.dtype).eps * kernel.abs().max()
-    assert checked(model, network, rounding=10, weight=off).passed
-    assert not checked(model, network, rounding=6, weight=off).passed
-    assert not checked(model, network, weight=off).passed
 
 
 def test_a_key_too_many_or_too_few_is_seen(made: tuple[Small, Network3d, str]) -> None:

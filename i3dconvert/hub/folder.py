@@ -20,7 +20,7 @@ from i3dconvert.files import WEIGHTS, replacing_in
 from i3dconvert.lift.network import Network3d, gives_scores, origin_of
 from i3dconvert.names import HF, USER
 from i3dconvert.progress import Progress, silent
-from i3dconvert.templates import render
+from i3dconvert.reporting.templates import render
 from i3dconvert.verification import FRAMES, Report, verify
 from i3dconvert.version import VERSION
 

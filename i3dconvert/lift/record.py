@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from i3dconvert.fillings import Filling
-from i3dconvert.kernels import Style
 from i3dconvert.lift.convolutions import Convolutions
+from i3dconvert.lift.fillings import Filling
+from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.rewriting import Layer
 from i3dconvert.recipes import Recipe
 
@@ -63,10 +63,6 @@ class Inflation:
     def keys(self, state2d: Iterable[str]) -> list[str]:
         """Return the 3D network's keys: the 2D network's, and those of added temporal convolutions."""
         return [*state2d, *(key for key, filling in self.fillings.items() if filling.is_new)]
-
-    def as_it_is(self) -> Inflation:
-        """Return the inflation of tensors for another framework's network, which are stored unchanged."""
-        return replace(self, fillings={})
 
     def source(self, key: str, state2d: Mapping[str, Tensor]) -> Tensor:
         """Return the 2D tensor that the 3D one called `key` is computed from, or takes its dtype from."""
