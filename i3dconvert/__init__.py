@@ -71,7 +71,7 @@ __all__ += ["preprocessing_of"]
 
 
 def __getattr__(name: str) -> Any:
-    """Names are imported when they are used: the command line answers `--help` without torch."""
+    """Import names on first use, so that the command line answers `--help` without torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
@@ -85,7 +85,7 @@ def __dir__() -> list[str]:
 
 
 _OF_THE_HUB = ("from_pretrained", "push_to_hub", "save_pretrained")
-"""Functions that stand above everything else, and are methods of a network too."""
+"""Functions of the topmost module that are also methods of a network."""
 
 
 def _of_the_hub(function: str, *args: Any, **options: Any) -> Any:

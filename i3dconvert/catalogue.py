@@ -1,7 +1,7 @@
-"""What is known of the libraries' backbones without importing a library: a table for each version of it.
+"""Facts about the libraries' backbones without importing a library: a table for each of its versions.
 
-The tables of the versions in constraints.txt are shipped; `python -m tools.catalogue` makes them. What another version
-has to say is asked of it once, by `backbones.census`, and kept in the user's cache.
+The tables of the versions in constraints.txt are shipped; `python -m tools.catalogue` writes them. Tables of other
+versions are computed once, by `backbones.census`, and kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ SHIPPED = Path(__file__).parent / "backbones" / "tables"
 
 
 class Entry(NamedTuple):
-    """What a table says of one backbone."""
+    """A backbone's row in a table."""
 
     parameters: int | None
-    """How many it has; None where nobody has counted them."""
+    """The number of parameters; None if they were not counted."""
     weights: tuple[str, ...]
-    """The names of the pretrained sets, the default one first."""
+    """The names of the pretrained sets, the default first."""
 
 
 Table = Mapping[str, Entry]
 
 
 def version(source: str) -> str:
-    """The version of the installed library, without what it was compiled for (`+cpu`); empty where it says none."""
+    """Return the installed library's version without its build (`+cpu`); empty if it is not installed."""
     try:
         return metadata.version(source).partition("+")[0]
     except metadata.PackageNotFoundError:
@@ -41,20 +41,20 @@ def version(source: str) -> str:
 
 
 def read(source: str) -> Table:
-    """The table of the installed version, shipped or kept; empty where there is none, or it is damaged."""
+    """Return the table of the installed version, shipped or cached; empty if there is none or it is damaged."""
     name = _file_name(source)
     return _read(SHIPPED / name) or _read(_kept(name))
 
 
 def keep(source: str, table: Table) -> None:
-    """Write the table of the installed version to the user's cache, if that can be written to."""
+    """Write the table of the installed version to the user's cache, if possible."""
     if version(source):
         with suppress(OSError):
             write(_kept(_file_name(source)), table)
 
 
 def write(path: Path, table: Table) -> None:
-    """Write a table, a backbone a line: whole, or not at all."""
+    """Write a table atomically, one backbone per line."""
     dumps = partial(json.dumps, separators=(",", ":"))
     rows = (f"{dumps(name)}:{dumps([parameters, *weights])}" for name, (parameters, weights) in sorted(table.items()))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def write(path: Path, table: Table) -> None:
 
 
 def path_of(source: str) -> Path:
-    """Where the table of the installed version is shipped."""
+    """Return the path of the shipped table of the installed version."""
     return SHIPPED / _file_name(source)
 
 

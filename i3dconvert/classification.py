@@ -1,4 +1,4 @@
-"""What a video shows, moment by moment: a window of frames slides over it, through a network in whatever form."""
+"""Classify a video moment by moment: a window of frames slides over it, through a network in any form."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ FRAMES = 16
 
 @dataclass(frozen=True)
 class Moment:
-    """What is seen in one window; `start` and `end` are the times of its first and last frame, in seconds."""
+    """The classes in one window; `start` and `end` are the times of its first and last frame, in seconds."""
 
     start: float
     end: float
     best: tuple[tuple[str, float], ...]
     """Classes and their probabilities, the best first."""
     every: tuple[tuple[str, float], ...] = ()
-    """The same of all classes that the network names."""
+    """The same for all classes of the network."""
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network that gives class scores, as it is called and what its classes are called."""
+    """A classifier, with its class names."""
 
     probabilities: Callable[[Tensor], tuple[Tensor, Tensor]]
     """Map a clip `(1, C, T, H, W)` to probabilities, the highest first, and the indices of their classes."""
@@ -60,9 +60,9 @@ class Classifier:
 
 
 def load_classifier(network: str, weights: str = "default", classes: Given = None) -> Classifier:
-    """A checkpoint, an exported `.onnx` file, or a backbone by its name, inflated as `inflate` does by default.
+    """Load a checkpoint, an exported `.onnx` file, or a backbone by name, inflated like `inflate` does by default.
 
-    `classes` are the names of the classes, or a file with them; by default the network's own. Raises `CheckpointError`,
+    `classes` are the class names, or a file with them; by default the network's own. Raises `CheckpointError`,
     `BackboneError`, `WeightsError`, `ClassesError`.
     """
     path, names = Path(network), names_of(classes)
@@ -75,14 +75,14 @@ def load_classifier(network: str, weights: str = "default", classes: Given = Non
         model = inflate(network, weights=weights)
     document = checkpoint.document_of(model)
     if not document.gives_classes:
-        raise CheckpointError(f"{network} gives features, and no class scores to tell classes by")
+        raise CheckpointError(f"{network} returns features instead of class scores")
     model.eval().float()
 
     def probabilities(clip: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
             scores = model(clip)
         if not isinstance(scores, Tensor) or scores.dim() != 2:
-            raise BackboneError(f"{network} gives no class scores for a clip, but maps or several outputs")
+            raise BackboneError(f"{network} returns maps or several outputs instead of class scores")
         check_count(names, scores.shape[1])
         best = scores.softmax(-1).sort(descending=True)
         return best.values[0], best.indices[0]
@@ -92,11 +92,11 @@ def load_classifier(network: str, weights: str = "default", classes: Given = Non
 
 
 def _exported(path: Path) -> Classifier:
-    document, runtime = read_document(path), Runtime(path)  # which computes what is constant as it loads
+    document, runtime = read_document(path), Runtime(path)  # it folds constants while loading
     if is_stream(path):
-        raise CheckpointError(f"{path} takes a video step by step: classify --stream")
+        raise CheckpointError(f"{path} is a stream; use classify --stream")
     if not document.gives_classes:
-        raise CheckpointError(f"{path} gives features, and no class scores to tell classes by")
+        raise CheckpointError(f"{path} returns features instead of class scores")
     preprocessing = document.preprocessing
 
     def probabilities(clip: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +104,7 @@ def _exported(path: Path) -> Classifier:
         if runtime.names_best:
             return found[0][0], found[1][0]
         if len(found) != 1 or found[0].dim() != 2:
-            raise CheckpointError(f"{path} gives no class scores for a clip, but maps or several outputs")
+            raise CheckpointError(f"{path} returns maps or several outputs instead of class scores")
         best = found[0].float().softmax(-1).sort(descending=True)
         return best.values[0], best.indices[0]
 
@@ -118,17 +118,17 @@ def _names(path: Path) -> tuple[str, ...]:
     try:
         return tuple(str(name) for name in json.loads(read_metadata(path).get(CLASSES, "[]")))
     except (ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path} has damaged names of classes ({first_line(error)})") from None
+        raise CheckpointError(f"{path} has damaged class names ({first_line(error)})") from None
 
 
 @dataclass(frozen=True)
 class Live:
-    """A network that gives class scores of a live video, step by step."""
+    """A classifier of live video, step by step."""
 
     begin: Callable[[], Any]
-    """The state before the first step."""
+    """Return the state before the first step."""
     step: Callable[[Tensor, Any], tuple[list[Tensor], Any]]
-    """The outputs for the next frames `(1, C, S, H, W)`: logits, or probabilities and classes, the best first."""
+    """Return the outputs for frames `(1, C, S, H, W)`: logits, or probabilities and classes, the best first."""
     flush: Callable[[Any], list[list[Tensor]]]
     frames: int
     delay: int
@@ -136,7 +136,7 @@ class Live:
     names: tuple[str, ...]
 
     def best(self, outputs: list[Tensor], top: int) -> tuple[tuple[str, float], ...]:
-        """Classes and their probabilities."""
+        """Return the best classes and their probabilities."""
         if len(outputs) == 1:
             found = outputs[0].float().softmax(-1).sort(descending=True)
             outputs = [found.values, found.indices]
@@ -145,16 +145,16 @@ class Live:
 
 
 def load_live(network: str, weights: str = "default", window: int | None = None, classes: Given = None) -> Live:
-    """The stream of a checkpoint or of a backbone by its name, or an `.onnx` file that `export --stream` wrote.
+    """Load the stream of a checkpoint or of a backbone by name, or an `.onnx` file of `export --stream`.
 
-    `classes` are the names of the classes, or a file with them; by default the network's own. Raises `StreamError`,
+    `classes` are the class names, or a file with them; by default the network's own. Raises `StreamError`,
     `CheckpointError`, `BackboneError`, `WeightsError`, `ClassesError`.
     """
     path, names = Path(network), names_of(classes)
     if path.suffix == ".onnx":
         document, flow = read_document(path), StreamRuntime(path)
         if document.origin is None or [one.axis for one in flow.spec.outputs] not in ([None], [None, None]):
-            raise CheckpointError(f"{path} gives no class scores for a video")
+            raise CheckpointError(f"{path} returns no class scores for a video")
         preprocessing = document.origin.preprocessing
 
         def run(clip: Tensor, state: Any) -> tuple[list[Tensor], Any]:
@@ -167,7 +167,7 @@ def load_live(network: str, weights: str = "default", window: int | None = None,
     model = checkpoint.load(path) if is_file else inflate(network, weights=weights)
     document = checkpoint.document_of(model)
     if not gives_scores(model) or not document.gives_classes:
-        raise CheckpointError(f"{network} gives no class scores for a video")
+        raise CheckpointError(f"{network} returns no class scores for a video")
     live = stream_of(model.eval().float(), window)
 
     def step(clip: Tensor, state: Any) -> tuple[list[Tensor], Any]:
@@ -190,9 +190,9 @@ def classify_live(
     top: int = 5,
     progress: Progress = silent,
 ) -> Iterator[Moment]:
-    """What `path` shows so far, every so many frames (16 by default) and at its end: each moment begins with the video.
+    """Yield the classes of `path` so far, every `every` frames (16 by default) and at its end.
 
-    No more than a step of frames is held in memory; the last step's last frame is held. Raises `MediaError`.
+    At most one step of frames is in memory; the last step is filled with the last frame. Raises `MediaError`.
     """
     length, state, times = duration(path), live.begin(), [0.0]
     every = max(-(-(every or FRAMES) // live.frames), 1)
@@ -211,7 +211,7 @@ def classify_live(
 
 
 def _steps(given: Iterable[Frame], frames: int) -> Iterator[list[Frame]]:
-    """So many frames at a time; the last of all is held for the rest of its step."""
+    """Yield `frames` frames at a time; the last frame fills the rest of its step."""
     step: list[Frame] = []
     for frame in given:
         step.append(frame)
@@ -231,15 +231,15 @@ def classify(
     top: int = 5,
     progress: Progress = silent,
 ) -> Iterator[Moment]:
-    """What `path` shows, a video, a directory of pictures in the order of their names, or a picture held still.
+    """Yield the classes of `path`: a video, a directory of pictures in the order of their names, or a still picture.
 
-    Windows of `frames` (by default those that the network was made for) start every `stride` frames, by default half a
-    window; the last one ends with the video. A video of fewer frames is one window, its last frame held. `fps` takes
-    that many frames a second, whatever the video's own rate and however it varies. No more than a window of frames is
-    held in memory. Raises `MediaError`, `FramesError`.
+    Windows of `frames` (by default the network's own number) start every `stride` frames, by default half a window; the
+    last one ends with the video. A video with fewer frames is one window, filled with its last frame. `fps` takes that
+    many frames per second, at any constant or variable rate of the video. At most one window of frames is in memory.
+    Raises `MediaError`, `FramesError`.
     """
     if fps is not None and not 0 < fps < math.inf:
-        raise MediaError(f"{fps} frames a second can't be taken: --fps is a number above 0")
+        raise MediaError(f"--fps is {fps}; it must be above 0")
     frames = frames or classifier.frames
     stride = stride or max(frames // 2, 1)
     length = duration(path)
@@ -262,7 +262,7 @@ def classify(
 
 @dataclass(frozen=True)
 class Done:
-    """What a run over a folder did."""
+    """The result of a run over a folder."""
 
     output: Path
     classified: int
@@ -284,9 +284,9 @@ def classify_folder(
 ) -> Done:
     """Classify every video and picture below a folder, and append a JSON line for each to `output`.
 
-    A line has `source`, and the `best` classes and `moments`, or the `error` of a file that can't be read. Files with a
-    line that says their classes are passed over, so that a run that was stopped goes on; with `force`, it begins anew.
-    `options` are those of `classify`. Raises `MediaError`, `OutputError`.
+    A line has `source`, and either the `best` classes and `moments` or the `error` of a file that can't be read. Files
+    whose line has classes are skipped, so that an interrupted run resumes; `force` starts again. `options` are those of
+    `classify`. Raises `MediaError`, `OutputError`.
     """
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (*VIDEOS, *PICTURES))
     if not files:
@@ -322,7 +322,7 @@ def _line(classifier: Classifier, path: Path, top: int, options: Mapping[str, An
 
 
 def _known(output: Path) -> set[str]:
-    """The files that have a line with their classes; a last line that was cut off counts for nothing, and is ended."""
+    """Return the files whose line has classes; a last line that was cut off is removed."""
     if not output.exists():
         return set()
     text = output.read_text(encoding="utf-8")
@@ -333,7 +333,7 @@ def _known(output: Path) -> set[str]:
         entries = [json.loads(line) for line in text.splitlines()]
         return {str(entry["source"]) for entry in entries if "error" not in entry}
     except (ValueError, TypeError, KeyError):
-        raise OutputError(f"{output} is no file of an earlier run; --force begins it anew, -o names another") from None
+        raise OutputError(f"{output} is not from an earlier run; --force overwrites it, -o names another") from None
 
 
 def _scored(classifier: Classifier, clip: Tensor) -> tuple[Tensor, Tensor]:
@@ -341,12 +341,12 @@ def _scored(classifier: Classifier, clip: Tensor) -> tuple[Tensor, Tensor]:
         return classifier.probabilities(clip)
     except (CheckpointError, RuntimeError) as error:
         raise FramesError(
-            f"the network can't take a window of {clip.shape[2]} frames: {first_line(error)}; --frames"
+            f"the network can't run on a window of {clip.shape[2]} frames: {first_line(error)}; change --frames"
         ) from None
 
 
 def windows(given: Iterable[Frame], frames: int, stride: int) -> Iterator[list[Frame]]:
-    """Windows of `frames`, every `stride`; the last ends with the last frame, which a short video holds."""
+    """Yield windows of `frames`, every `stride`; the last ends with the last frame, which fills a short window."""
     window: deque[Frame] = deque(maxlen=frames)
     count, seen = 0, 0
     for frame in given:
@@ -362,7 +362,7 @@ def windows(given: Iterable[Frame], frames: int, stride: int) -> Iterator[list[F
 
 
 def mean_of(moments: list[Moment], top: int = 5) -> list[tuple[str, float]]:
-    """The best classes by their mean probability over all moments: all classes are summed, then the best are taken."""
+    """Return the best classes by their mean probability over all moments and all classes."""
     total: dict[str, float] = {}
     for moment in moments:
         for name, score in moment.every or moment.best:
@@ -371,6 +371,6 @@ def mean_of(moments: list[Moment], top: int = 5) -> list[tuple[str, float]]:
 
 
 def to_dict(moment: Moment) -> dict[str, Any]:
-    """Plain data."""
+    """Return plain data."""
     best = [{"class": name, "probability": score} for name, score in moment.best]
     return {"start": moment.start, "end": moment.end, "best": best}

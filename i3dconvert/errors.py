@@ -1,16 +1,16 @@
-"""Everything the library raises on purpose. The messages are written for the user of the command line as well."""
+"""The errors that the library raises. Their messages also address users of the command line."""
 
 
 class I3DError(Exception):
-    """The root of all errors that a user can act on."""
+    """The base class of all errors that a user can act on."""
 
 
 class BackboneError(I3DError):
-    """No such 2D network, or it can't be built."""
+    """A 2D network that does not exist or can't be built."""
 
 
 class WeightsError(I3DError):
-    """A weight file that can't be read, or that doesn't fit the network."""
+    """A weight file that can't be read or does not fit the network."""
 
 
 class RecipeError(I3DError):
@@ -18,7 +18,7 @@ class RecipeError(I3DError):
 
 
 class LiftError(I3DError):
-    """The 2D network can't be traced or lifted; the message names the operation and the module."""
+    """A 2D network that can't be traced or lifted; the message names the operation and the module."""
 
 
 class FramesError(I3DError, ValueError):
@@ -26,49 +26,49 @@ class FramesError(I3DError, ValueError):
 
 
 class CheckpointError(I3DError):
-    """A file that is no i3dconvert checkpoint, or a damaged one; or a network that no checkpoint can keep."""
+    """A file that is not an i3dconvert checkpoint or is damaged, or a network that a checkpoint can't store."""
 
 
 class VerificationError(I3DError):
-    """A check could not be carried out (one that ran and failed is a report, not an error)."""
+    """A check that could not run. A check that failed is part of the report instead."""
 
 
 class MediaError(I3DError):
-    """Pictures or a video that can't be read."""
+    """A picture or video that can't be read."""
 
 
 class StreamError(I3DError, ValueError):
-    """A network that can't be computed step by step, or a step that does not fit its stream."""
+    """A network that can't run step by step, or a step that does not fit its stream."""
 
 
 class ExportError(I3DError):
-    """The export failed, or what it wrote does not agree with torch."""
+    """An export that failed or differs from torch."""
 
 
 class BenchmarkError(I3DError):
-    """A case could not be measured."""
+    """A case that could not be measured."""
 
 
 class DeviceError(I3DError):
-    """There is no such device to compute on."""
+    """A device that does not exist."""
 
 
 class OutputError(I3DError):
-    """The place to write to exists already or can't be written."""
+    """An output that already exists or can't be written."""
 
 
 class LayoutError(I3DError):
-    """No such framework, or its networks are not what a checkpoint holds."""
+    """A framework that does not exist, or whose networks do not match the checkpoint."""
 
 
 class ClassesError(I3DError):
-    """Names of classes that can't be read, or not as many as the network has classes."""
+    """Class names that can't be read, or whose number differs from the network's classes."""
 
 
 class I3DWarning(UserWarning):
-    """Something that a user should know of a network that was made."""
+    """Something that a user should know about a network."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first; its type where it says nothing."""
+    """Return the first line of an error's message, or its type if it has none."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

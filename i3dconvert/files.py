@@ -1,4 +1,4 @@
-"""Inputs that are what they should be before they are opened, outputs that appear whole or not at all."""
+"""Check inputs before they are opened, and write outputs atomically."""
 
 from __future__ import annotations
 
@@ -25,67 +25,67 @@ def cache_folder() -> Path:
 
 
 def check_input(path: Path, error: type[I3DError], wanted: str) -> None:
-    """Raise `error` unless `path` is a regular file that may be read: a pipe would be waited on for ever."""
+    """Raise `error` unless `path` is a readable regular file: reading a pipe could block for ever."""
     if path.is_dir():
-        raise error(f"{path} is a directory; name {wanted}")
+        raise error(f"{path} is a directory; give {wanted}")
     if not path.exists():
         raise error(f"there is no file {path}")
     if not path.is_file():
-        raise error(f"{path} is a pipe or a device; name {wanted}")
+        raise error(f"{path} is a pipe or a device; give {wanted}")
     if not os.access(path, os.R_OK):
         raise error(f"no permission to read {path}")
 
 
 MOST_TEXT = 2**23
-"""Bytes of names and settings, which no network comes near: a file of more would fill memory before it is refused."""
+"""The most bytes of names and settings, far above any network's; larger files would fill memory before an error."""
 _TIMES = 4
-"""What a file may unpack to, of its own size: weights hardly shrink when they are packed."""
+"""The most times its own size that a file may unpack to: weights hardly compress."""
 
 
 def check_text(size: int, what: str, error: type[I3DError], most: int = MOST_TEXT) -> None:
-    """Raise `error` where `what` (names, settings, rules) has more than `most` bytes, 8 MiB by default."""
+    """Raise `error` if `what` (names, settings, rules) has more than `most` bytes, by default 8 MiB."""
     if size > most:
-        raise error(f"{what} has {size / 2**20:.0f} MiB of names and settings; a network has less than {most >> 20}")
+        raise error(f"{what} has {size / 2**20:.0f} MiB of names and settings; at most {most >> 20} are allowed")
 
 
 def check_unpacked(path: Path, size: int, error: type[I3DError]) -> None:
-    """Raise `error` where `path` would unpack to `size` bytes, many times its own."""
+    """Raise `error` if `path` would unpack to `size` bytes, many times its own size."""
     packed = path.stat().st_size
     if size > _TIMES * packed + MOST_TEXT:
         raise error(f"{path} has {packed / 2**20:.1f} MiB and unpacks to {size / 2**20:,.0f} MiB; nothing was unpacked")
 
 
 WEIGHTS = "model.safetensors"
-"""In a folder as transformers has them."""
+"""The weights in a folder of transformers."""
 
 
 def in_folder(path: Path) -> Path:
-    """The weights in a folder as transformers has them; any other path as it is."""
+    """Return the path of the weights in a folder of transformers; any other path is unchanged."""
     return path / WEIGHTS if (path / WEIGHTS).is_file() else path
 
 
 def check_output(path: Path, force: bool, folder: bool = False) -> None:
-    """Raise `OutputError` early, before any work, when `path` can't become an output file, or `folder`."""
+    """Raise `OutputError` before any work if `path` can't become an output file, or a `folder`."""
     if path.is_dir() and not folder:
-        raise OutputError(f"{path} is a directory; name a file")
+        raise OutputError(f"{path} is a directory; give a file")
     if path.is_file() and folder:
-        raise OutputError(f"{path} is a file; name a folder")
+        raise OutputError(f"{path} is a file; give a folder")
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise OutputError(f"{path} is a device or a pipe; name a file")
+        raise OutputError(f"{path} is a device or a pipe; give a file")
     if path.exists() and not force:
-        raise OutputError(f"{path} exists already; --force replaces it, -o names another file")
+        raise OutputError(f"{path} already exists; --force overwrites it, -o names another file")
     if not path.parent.is_dir():
         raise OutputError(f"there is no directory {path.parent} to write {path.name} in")
     if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"no permission to write in {path.parent}")
+        raise OutputError(f"no permission to write to {path.parent}")
 
 
 @contextmanager
 def replacing(path: Path, force: bool = False) -> Iterator[Path]:
-    """Yield a place beside `path` to write to; on success it is flushed to disk and renamed to `path`.
+    """Yield a temporary path beside `path`; on success, it is flushed to disk and renamed to `path`.
 
-    On any error, Ctrl-C included, what was written is removed and an earlier file at `path` is left as it was.
-    Raises `OutputError` when `path` exists (without `force`) or can't be written.
+    On any error, including Ctrl-C, it is removed, and an existing file at `path` stays unchanged. Raises `OutputError`
+    if `path` exists (without `force`) or can't be written.
     """
     check_output(path, force)
     _clear_strays(path)
@@ -107,11 +107,11 @@ def replacing(path: Path, force: bool = False) -> Iterator[Path]:
 
 
 def _place_new(partial: Path, path: Path) -> None:
-    """Rename that never replaces: a file that came to be at `path` meanwhile is somebody's."""
+    """Rename without overwriting a file that was created at `path` meanwhile."""
     try:
         os.link(partial, path)
     except FileExistsError:
-        raise OutputError(f"{path} exists already; --force replaces it, -o names another file") from None
+        raise OutputError(f"{path} already exists; --force overwrites it, -o names another file") from None
     except OSError:  # a file system without hard links
         partial.replace(path)
 
@@ -127,7 +127,7 @@ def _sync_directory(directory: Path) -> None:
 
 @contextmanager
 def replacing_in(folder: Path, force: bool = False) -> Iterator[Path]:
-    """Yield a folder to write files to, on success moved to `folder`, or into it where it exists (with `force`)."""
+    """Yield a temporary folder; on success, it becomes `folder`, or its files move into it (with `force`)."""
     check_output(folder, force, folder=True)
     with workshop(folder) as work:
         yield work
@@ -144,7 +144,7 @@ def replacing_in(folder: Path, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def workshop(path: Path) -> Iterator[Path]:
-    """A folder beside `path` to make it in where that takes several steps or files; it is removed afterwards."""
+    """Yield a temporary folder beside `path`, for outputs of several steps or files; it is removed afterwards."""
     _clear_strays(path)
     folder = path.with_name(f".{path.name}.work.{os.getpid()}.partial")
     try:
@@ -168,7 +168,7 @@ def _clear_strays(path: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
-    if sys.platform == "win32":  # there is no asking without a signal
+    if sys.platform == "win32":  # it can't be asked without a signal
         return True
     try:
         os.kill(pid, 0)
@@ -180,10 +180,10 @@ def _alive(pid: int) -> bool:
 
 
 def release(addresses: Collection[int]) -> None:
-    """Take the mapped files that lie at any of `addresses` out of this process's memory; reading brings them back.
+    """Drop the mapped files at any of `addresses` from this process's memory; reading loads them again.
 
-    Changes that were made to private mappings in place are lost: only for what was just read. Where the system has no
-    such call, nothing is done.
+    In-place changes to private mappings are lost, so use it only for data that was just read. Does nothing on systems
+    without such a call.
     """
     if not sys.platform.startswith("linux"):
         return

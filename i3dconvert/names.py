@@ -1,4 +1,4 @@
-"""The names of the installed libraries' backbones, read from their sources, so that completion needs no torch."""
+"""The names of the installed libraries' backbones, read from their sources, so that completion does not need torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from i3dconvert.errors import BackboneError
 
 SOURCES = ("torchvision", "timm")
 USER = "user"
-"""The source of `PATH.py:FACTORY`, a network of the user's own."""
+"""The source of `PATH.py:FACTORY`, a user's own network."""
 HF = "hf"
 """The source of `hf/FOLDER` and `hf/ORG/NAME`, a network of Hugging Face transformers."""
 
@@ -25,7 +25,7 @@ _REGISTERED = re.compile(r"^@register_model\b.*?^def (\w+)", re.MULTILINE | re.D
 
 @cache
 def names(source: str) -> tuple[str, ...]:
-    """Every backbone of `source`, sorted, without a prefix; none where the library is not installed."""
+    """Return every backbone of `source`, sorted and without a prefix; none if the library is not installed."""
     spec = find_spec(source)
     if spec is None or not spec.submodule_search_locations:
         return ()
@@ -41,37 +41,36 @@ def _registered(file: Path) -> Iterator[str]:
 
 
 def qualified(source: str, name: str) -> str:
-    """The name as the command line takes it: torchvision's and the user's bare, timm's as `timm/NAME`."""
+    """Return the name on the command line: plain for torchvision and users' networks, `timm/NAME` for timm."""
     return f"{source}/{name}" if source in ("timm", HF) else name
 
 
 def qualified_names(source: str | None = None) -> list[str]:
-    """The names as the command line takes them."""
+    """Return the names on the command line."""
     wanted = SOURCES if source is None else (source,)
     return [qualified(s, name) for s in wanted for name in names(s)]
 
 
 def near(text: str, known: Iterable[str]) -> str:
-    """`did you mean …? ` with the names most like a word, for a message; empty where none is."""
+    """Return `did you mean …? ` with the names most like a word; empty if there are none."""
     close = get_close_matches(text, list(known), n=3, cutoff=0.6)
     return f"did you mean {', '.join(close)}? " if close else ""
 
 
 def list_models(pattern: str = "*", source: str | None = None) -> list[str]:
-    """The backbones that `inflate` takes whose names match a glob such as `resnet*` or `timm/convnext*`.
+    """Return the names of backbones for `inflate` that match a glob such as `resnet*` or `timm/convnext*`.
 
-    A pattern matches timm's names with `timm/` and without. `source` is `torchvision` or `timm`.
+    A pattern matches timm's names with and without `timm/`. `source` is `torchvision` or `timm`.
     """
     found = qualified_names(source)
     return [name for name in found if fnmatchcase(name, pattern) or fnmatchcase(name.rpartition("/")[2], pattern)]
 
 
 def parse(text: str) -> tuple[str, str]:
-    """`resnet50` → `("torchvision", "resnet50")`, `timm/resnet50.a1_in1k` → `("timm", "resnet50.a1_in1k")`.
+    """Split `resnet50` to `("torchvision", "resnet50")`, `timm/resnet50.a1_in1k` to `("timm", "resnet50.a1_in1k")`.
 
-    `path/to/module.py:factory` is a network of the user's own, `hf/FOLDER` one of transformers; both are taken as said.
-
-    Raises `BackboneError` with close matches for an unknown name, or with the way to install timm.
+    `path/to/module.py:factory` is a user's own network, `hf/FOLDER` one of transformers; neither is checked. Raises
+    `BackboneError` with close matches for an unknown name, or with how to install the library.
     """
     if ".py:" in text:
         return USER, text
@@ -93,5 +92,5 @@ def parse(text: str) -> tuple[str, str]:
         return source, name
     close = get_close_matches(text, qualified_names(), n=4, cutoff=0.6)
     close += [f"timm/{text}"] if text in names("timm") and f"timm/{text}" not in close else []
-    hint = f"did you mean {', '.join(close)}?" if close else "`i3dconvert list` shows all"
+    hint = f"did you mean {', '.join(close)}?" if close else "`i3dconvert list` lists all"
     raise BackboneError(f"there is no backbone {text!r}; {hint}")

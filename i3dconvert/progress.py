@@ -1,4 +1,4 @@
-"""How long work tells of itself."""
+"""Report the progress of work."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -6,31 +6,31 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told what is being done, and where it is known how much of it all is done, between 0 and 1."""
+    """Receives the current step, and the share of the work that is done, from 0 to 1, if known."""
 
     def __call__(self, step: str, share: float | None = None, /) -> None: ...
 
 
 def silent(step: str, share: float | None = None, /) -> None:
-    """Tells nobody."""
+    """Report nothing."""
 
 
 class Timed:
-    """Passes on what it is told, and keeps how long each step took."""
+    """Forwards progress and records how long each step took."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._seconds = progress, dict[str, float]()
         self._step, self._began = "", time.perf_counter()
 
     def __call__(self, step: str, share: float | None = None, /) -> None:
-        """The step that is now begun, or goes on."""
+        """Begin or continue a step."""
         if step != self._step:
             self._end()
             self._step = step
         self._progress(step, share)
 
     def seconds(self) -> dict[str, float]:
-        """By step, in the order in which they began; the last one ends here."""
+        """Return the seconds of each step, in the order in which they began; the last one ends here."""
         self._end()
         return dict(self._seconds)
 
@@ -42,7 +42,7 @@ class Timed:
 
 
 def stages(progress: Progress, names: Sequence[str]) -> Callable[[str], None]:
-    """Tells which of the stages has begun, `writing, 2 of 3`, and that those before it are done."""
+    """Return a function that reports which stage began, such as `writing, 2 of 3`."""
 
     def begin(name: str) -> None:
         index = names.index(name)
@@ -52,7 +52,7 @@ def stages(progress: Progress, names: Sequence[str]) -> Callable[[str], None]:
 
 
 def within(progress: Progress, index: int, count: int, name: str) -> Progress:
-    """What tells of one of several pieces of work, as a part of them all."""
+    """Return a function that reports one of several pieces of work as a part of them all."""
 
     def told(step: str, share: float | None = None, /) -> None:
         which = f"{name}, {index + 1} of {count}" if count > 1 else name

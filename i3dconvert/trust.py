@@ -1,7 +1,7 @@
 """Which of the user's own Python files may run again when a checkpoint names them.
 
-`inflate path/module.py:factory` runs a file because the user typed its name. A checkpoint that names one may come from
-anywhere, so it runs only if this user has inflated from, or trusted, that very file with that very content.
+`inflate path/module.py:factory` runs a file because the user typed its name. A checkpoint that names a file may come
+from anywhere, so the file runs only if this user has inflated from it, or trusted it, with its current content.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from i3dconvert.files import cache_folder
 
 
 def remember(path: Path) -> None:
-    """Note that the file may run from now on, as it is. Raises `BackboneError` when it can't be read."""
+    """Allow the file to run with its current content. Raises `BackboneError` if it can't be read."""
     mark = _mark(path)
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
     except OSError:
-        pass  # without a home to write to, checkpoints that name the file ask again
+        pass  # without a writable home, checkpoints that name the file ask again
 
 
 def check(path: Path) -> None:
-    """Raise `CheckpointError` unless the file, as it is now, was noted."""
+    """Raise `CheckpointError` unless the file is allowed to run with its current content."""
     if not _mark(path).exists():
         raise CheckpointError(
-            f"the 2D network is built by {path}, which is new here or has changed, and would run; "
-            f"if you trust that code: i3dconvert trust {path}"
+            f"the 2D network is built by {path}, which is new or has changed; "
+            f"if you trust its code, run i3dconvert trust {path}"
         )
 
 

@@ -1,3 +1,3 @@
-"""The version, below everything that writes it into files."""
+"""The version, in a module that imports nothing."""
 
 VERSION = "0.1.0"

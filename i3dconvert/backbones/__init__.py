@@ -1,4 +1,4 @@
-"""A name and weights → a 2D network, and where it came from."""
+"""Build a 2D network from a name and weights, and record where it came from."""
 
 from i3dconvert.backbones.changes import Changes
 from i3dconvert.backbones.origin import Backbone, Origin, Weights, build, library

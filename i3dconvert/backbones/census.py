@@ -1,4 +1,4 @@
-"""What the libraries say of their backbones, for `catalogue` to keep."""
+"""Read from the libraries what `catalogue` stores about their backbones."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from i3dconvert.progress import Progress, silent
 
 
 def taken(source: str) -> Table:
-    """Every backbone of the library, with as many parameters as it says, where it does."""
+    """Return every backbone of the library, with its number of parameters if the library gives one."""
     found = library(source)
     return {name: Entry(found.parameters(name), tuple(found.offered(name))) for name in names(source)}
 
 
 def counted(source: str, table: Table, some: Sequence[str], progress: Progress = silent) -> Table:
-    """The table, with the parameters of some of its backbones counted, which takes a tenth of a second for each."""
+    """Return the table with the parameters of some backbones counted, which takes 0.1 s for each."""
     found = {}
     for done, name in enumerate(some):
         progress(f"counting {name}", done / len(some))
@@ -29,7 +29,7 @@ def counted(source: str, table: Table, some: Sequence[str], progress: Progress =
 
 
 def _count(source: str, name: str) -> int | None:
-    """How many parameters the backbone has; None where it can't be built without memory for them."""
+    """Return the number of parameters; None if the backbone can't be built without allocating them."""
     try:
         with torch.device("meta"):
             return sum(parameter.numel() for parameter in build(Backbone.of(source, name)).parameters())

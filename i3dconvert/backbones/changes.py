@@ -1,4 +1,4 @@
-"""What is changed of a pretrained 2D network before it is inflated: the channels of its input, its head."""
+"""Changes to a pretrained 2D network before it is inflated: the channels of its input, and its head."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ MOST_CHANNELS, MOST_CLASSES = 4096, 2**20
 
 @dataclass(frozen=True)
 class InInit:
-    """How the kernels `(O, 3, …)` over RGB become `(O, N, …)`, and on which inputs the network stays equal."""
+    """How kernels `(O, 3, …)` over RGB become `(O, N, …)`, and for which inputs the network's output stays the same."""
 
     kernels: Callable[[Tensor, int], Tensor]
     inputs: Callable[[Tensor, int], tuple[Tensor, Tensor] | None]
-    """RGB images `(B, 3, H, W)`, N → images for the RGB network and for the other that give the same; None: no such."""
+    """RGB images `(B, 3, H, W)`, N → images for both networks that give equal outputs; None if there are none."""
 
 
 def _grey(images: Tensor, channels: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -41,58 +41,58 @@ IN_INITS: Mapping[str, InInit] = {
         lambda x, n: (x, x.repeat(1, n // RGB, 1, 1)) if n % RGB == 0 else None,
     ),
 }
-"""`sum`: a grey image in every channel gives what it gives in RGB. `mean`: the mean over RGB in every channel, as in
-cross-modality pretraining (Wang et al., "Temporal Segment Networks", arXiv:1608.00859, section 3.3), equal for N
-channels of 3/N of the grey image. `repeat`: R, G, B, R, … scaled by 3/N, equal on an RGB image repeated."""
+"""`sum`: a grey image in every channel has the same output as in RGB. `mean`: the mean over RGB in every channel, as in
+cross-modality pretraining (Wang et al., "Temporal Segment Networks", arXiv:1608.00859, section 3.3); equal for N
+channels of 3/N times the grey image. `repeat`: R, G, B, R, … times 3/N; equal on a repeated RGB image."""
 
 
 OWN = "own"
-"""In the place of an `in_init`: the weights have kernels over these channels by themselves."""
+"""Used instead of an `in_init` when the weights already have kernels over these channels."""
 
 
 def default_in_init(channels: int) -> str:
-    """`sum` for grey pictures and volumes, `mean` for stacks of optical flow and the rest."""
+    """Return `sum` for grey pictures and volumes, `mean` for stacks of optical flow and others."""
     return "sum" if channels == 1 else "mean"
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Nothing, by default."""
+    """Changes to a 2D network; none by default."""
 
     channels: int = 0
     """Input channels; 0 keeps the network's own."""
     in_init: str = ""
     head: str = ""
-    """`fresh`; `none`, which gives what goes into it; `maps`, what goes into the pool in front of it; or its own."""
+    """`fresh`; `none`: return the head's input; `maps`: return the input of the pool before it; empty: its own."""
     classes: int = 0
     """Classes of a fresh head."""
     seed: int = 0
     without: str = ""
-    """A module without weights that is left out, by name."""
+    """The name of a module without weights that is removed."""
     stem_stride: int = 0
     """Stride of the convolution over the image; 0 keeps its own."""
     dilated: str = ""
-    """Stages that widen their kernels instead of taking strides, `layer3=2,layer4=4`."""
+    """Stages with dilated kernels instead of strides, such as `layer3=2,layer4=4`."""
     same: bool = False
-    """Whether strided layers pad as TensorFlow's 'SAME' does, and the input is normalised as there, to [-1, 1]."""
+    """Whether strided layers pad like TensorFlow's 'SAME' and the input is normalised to [-1, 1]."""
 
     @classmethod
     def asked(
         cls, in_channels: int | None, in_init: str | None, num_classes: int | None, head: str, seed: int
     ) -> Changes:
-        """What a user asks for by the options of those names; raises `BackboneError`."""
+        """Return the changes for the command-line options of those names; raises `BackboneError`."""
         channels = 0 if in_channels in (None, RGB) else int(in_channels or 0)
         if num_classes is not None and head:
-            raise BackboneError("a network without a head has no --num-classes")
+            raise BackboneError("--num-classes needs a head; drop --no-head or --no-pool")
         if in_init is not None and not channels:
-            raise BackboneError("--in-init is for another number of --in-channels than 3")
+            raise BackboneError("--in-init needs --in-channels other than 3")
         how = (in_init or default_in_init(channels)) if channels else ""
         fresh = num_classes is not None
         return cls(channels, how, "fresh" if fresh else head, num_classes or 0, seed if fresh else 0)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Changes:
-        """Read what a file records; raises `BackboneError` for what no network takes.
+        """Read the changes in a file; raises `BackboneError` for impossible ones.
 
         Files of older versions have a `stem_rank`, which only the stem of r2plus1d_18 had.
         """
@@ -104,30 +104,30 @@ class Changes:
 
     @property
     def before(self) -> Changes:
-        """What is changed before the network gets its weights, which were trained with it."""
+        """Return the changes that the network had before its weights were trained."""
         return Changes(self.channels, OWN) if self.in_init == OWN else UNCHANGED
 
     def check(self) -> None:
-        """Raise `BackboneError` for what can't be."""
+        """Raise `BackboneError` for impossible changes."""
         numbers = {"channels": MOST_CHANNELS, "classes": MOST_CLASSES, "seed": 2**63}
         numbers |= {"stem_stride": MOST_CHANNELS}
         for name, most in numbers.items():
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value <= most:
-                raise BackboneError(f"no network with {name} {value!r}: it takes a number up to {most}")
+                raise BackboneError(f"{name} is {value!r}; it must be an integer from 0 to {most}")
         if not re.fullmatch(r"(\w+=[1-9]\d?(,(?!$)|$))*", str(self.dilated)):
-            raise BackboneError(f"no network with dilated {self.dilated!r}: it is like layer3=2,layer4=4")
+            raise BackboneError(f"dilated is {self.dilated!r}; it must look like layer3=2,layer4=4")
         if type(self.same) is not bool:
-            raise BackboneError(f"no network with same {self.same!r}: it is true or false")
+            raise BackboneError(f"same is {self.same!r}; it must be true or false")
         if self.channels and self.in_init not in (*IN_INITS, OWN):
-            raise BackboneError(f"no --in-init {self.in_init!r}; known: {', '.join(IN_INITS)}")
+            raise BackboneError(f"unknown --in-init {self.in_init!r}; known: {', '.join(IN_INITS)}")
         if self.head not in ("", "fresh", *HEADLESS):
-            raise BackboneError(f"no head {self.head!r}; known: fresh, {', '.join(HEADLESS)}")
+            raise BackboneError(f"unknown head {self.head!r}; known: fresh, {', '.join(HEADLESS)}")
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """The changed network, `model` itself or with its tensors; `model` is changed in place.
+        """Apply the changes to `model` in place and return the network, which may be a new module with its tensors.
 
-        Raises `BackboneError` where it has no RGB input, no feature maps, or a head that can't be told.
+        Raises `BackboneError` if it has no RGB input, no feature maps, or no unambiguous head.
         """
         self.check()
         if self.channels and self.in_init == OWN:
@@ -164,14 +164,14 @@ UNCHANGED = Changes()
 HEADLESS = ("none", "maps")
 
 STRUCTURE = ("without", "stem_stride", "dilated", "same")
-"""What makes it another network, with the same tensors."""
+"""Changes that make another network with the same tensors."""
 
 
 def _stems(model: nn.Module, channels: int = 0) -> list[nn.Conv2d]:
-    """The convolutions over an image, of RGB or of so many `channels`."""
+    """Return the convolutions over an image, of RGB or of `channels` channels."""
     found = _over(model, channels or RGB)
     if not found:
-        raise BackboneError("the network has no convolution over 3 channels whose kernels --in-channels could spread")
+        raise BackboneError("--in-channels needs a convolution over 3 channels; the network has none")
     return found
 
 
@@ -180,7 +180,7 @@ def _over(model: nn.Module, channels: int) -> list[nn.Conv2d]:
 
 
 def stem_channels(model: nn.Module, state: Mapping[str, Tensor]) -> int:
-    """The channels that the weights of a file have their first kernels over; 0 where they fit those over RGB."""
+    """Return the input channels of a weight file's first kernels; 0 if they are those of RGB."""
     kernels = model.state_dict()
     stems = {id(stem.weight) for stem in _over(model, RGB)}
     names = [name for name, parameter in model.named_parameters() if id(parameter) in stems]
@@ -189,16 +189,16 @@ def stem_channels(model: nn.Module, state: Mapping[str, Tensor]) -> int:
 
 
 def head_of(model: nn.Module) -> str:
-    """The name of the last linear or convolutional layer, the only one with so many outputs."""
+    """Return the name of the last linear or convolutional layer, if no other has as many outputs."""
     layers: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     if not layers:
-        raise BackboneError("the network has no linear or convolutional layer, hence no head")
+        raise BackboneError("the network has no linear or convolutional layer to use as its head")
     name: str = list(layers)[-1]
     alike = [other for other, layer in layers.items() if _outputs(layer) == _outputs(layers[name])]
     if len(alike) > 1 and isinstance(layers[name], nn.Linear):
         alike = [other for other in alike if isinstance(layers[other], nn.Linear)]
     if len(alike) > 1:
-        raise BackboneError(f"which of {', '.join(alike[:4])} is the head can't be told")
+        raise BackboneError(f"can't tell which of {', '.join(alike[:4])} is the head")
     return name
 
 
@@ -207,7 +207,7 @@ def _outputs(layer: Any) -> int:
 
 
 def _fresh(head: Any, classes: int, seed: int) -> nn.Module:
-    """A head of the same kind: weights of deviation 0.01, as I3D's heads start, and no bias."""
+    """Return a new head of the same kind: weights with a standard deviation of 0.01, as in I3D, and zero biases."""
     options: dict[str, Any] = {"bias": head.bias is not None, "dtype": head.weight.dtype}
     if isinstance(head, nn.Linear):
         fresh: nn.Module = nn.Linear(head.in_features, classes, **options)
@@ -243,7 +243,7 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 
 @contextmanager
 def beheaded(*models: nn.Module, name: str) -> Iterator[None]:
-    """The networks without the layer called `name`, giving what goes into it."""
+    """Replace the layer called `name` by the identity while active."""
     with ExitStack() as stack:
         for model in models:
             stack.callback(_put, model, name, model.get_submodule(name))

@@ -1,6 +1,6 @@
-"""Hugging Face transformers' image networks: `hf/FOLDER`, as `save_pretrained` writes it, or `hf/ORG/NAME` of the hub.
+"""Image networks of Hugging Face transformers: `hf/FOLDER`, written by `save_pretrained`, or `hf/ORG/NAME` on the hub.
 
-No code of a folder or of the hub is run: its `config.json` names a class of the installed transformers.
+No code from a folder or the hub is run: `config.json` names a class of the installed transformers.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from i3dconvert.video.preprocessing import Preprocessing
 from i3dconvert.weights import State, check_bounds
 
 PRETRAINED = "pretrained"
-"""The one set of weights on offer: the folder's own."""
+"""The only set of weights: the folder's own."""
 
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-"""By PIL's numbers, which preprocessor configurations give."""
+"""Names of PIL's numbers, which preprocessor configurations use."""
 
 
 def _class(name: str, arguments: Mapping[str, Any]) -> Any:
@@ -41,7 +41,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _giving_logits(network: Any) -> nn.Module:
-    """The same network under the same names, whose forward pass gives the logits alone, where it has any."""
+    """Make the network's forward pass return its logits only, if it has any."""
     cls: Any = type(network)
 
     def forward(self: Any, pixel_values: Any) -> Any:
@@ -54,23 +54,23 @@ def _giving_logits(network: Any) -> nn.Module:
 
 
 def _file(name: str, file: str) -> Path:
-    """A file of a folder, or of the hub's cache, downloaded into it if need be."""
+    """Return the path of a file in a folder or in the hub's cache, downloading it if necessary."""
     if Path(name).is_dir():
         path = Path(name) / file
         if not path.is_file():
-            raise BackboneError(f"{name} has no {file}: it is no folder that transformers' save_pretrained wrote")
+            raise BackboneError(f"{name} has no {file}: it is not a folder written by transformers' save_pretrained")
         return path
     if name.startswith((".", "/")) or name.count("/") != 1:
         raise BackboneError(
-            f"there is no folder {name}; hf/FOLDER is one that save_pretrained wrote, hf/ORG/NAME the hub's"
+            f"there is no folder {name}; use hf/FOLDER for one from save_pretrained, hf/ORG/NAME for the hub"
         )
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(name, file))
-    except Exception as error:  # noqa: BLE001 - the hub client has its own errors for every way to be offline
+    except Exception as error:  # noqa: BLE001 - the hub client raises many kinds of errors when it is offline
         raise BackboneError(
-            f"{name} is no folder, and its {file} is not to be had from the hub: {_first_line(error)}"
+            f"{name} is not a folder, and its {file} can't be downloaded from the hub: {_first_line(error)}"
         ) from None
 
 
@@ -85,24 +85,24 @@ def _read(name: str, file: str) -> dict[str, Any]:
 
 
 def _edge(size: Any) -> int | None:
-    """The height that a size of a preprocessor's configuration says."""
+    """Return the height in a preprocessor configuration's size."""
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge")
     return None if size is None else int(size)
 
 
 _MOST_LAYERS, _MOST_CHANNELS, _MOST_IN_ALL = 1_000, 100_000, 10_000
-"""In the configuration of a network that a file asks for."""
+"""Upper bounds for a configuration from a file."""
 
 
 _OF_OTHERS = frozenset(
     ("model_args", "backbone", "backbone_kwargs", "use_pretrained_backbone", "use_timm_backbone", "pretrained_cfg")
 )
-"""Keys whose values go to another library's builder, which fetches and unpickles what they say."""
+"""Keys whose values go to another library's builder, which downloads and unpickles what they name."""
 
 
 def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The entries of a configuration at any depth, those of lists under the list's key; but not the labels' names."""
+    """Yield the entries of a configuration at any depth, those of lists under the list's key, without label names."""
     waiting: list[tuple[str, Any]] = list(config.items())
     while waiting:
         key, value = waiting.pop()
@@ -118,40 +118,38 @@ def _is_of_others(key: str, value: Any) -> bool:
 
 
 class Transformers(Library):
-    """A folder's or a repository's."""
+    """The networks of transformers, from a folder or a repository."""
 
     version = transformers.__version__
     takes = {"architecture": str, "config": dict, "folder": bool}  # noqa: RUF012
 
     def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
-        """The network of a configuration, called with images and giving its logits where it is a classifier."""
+        """Build the network of a configuration; it takes images and returns logits if it is a classifier."""
         cls = _class(name, arguments)
         try:
             network: Any = cls(cls.config_class.from_dict(dict(arguments["config"])))
-        except Exception as error:  # noqa: BLE001 - configurations are checked by as many types as they have fields
+        except Exception as error:  # noqa: BLE001 - configurations raise errors of many types
             raise BackboneError(
                 f"transformers can't build the {cls.__name__} of {name}: {_first_line(error)}"
             ) from None
         return _giving_logits(network)
 
     def arguments(self, name: str, weights: str | None, classes: int | None) -> dict[str, Any]:
-        """The class and configuration that the folder names, of so many classes."""
+        """Return the class and the configuration that the folder names, for `classes` classes."""
         config = _read(name, "config.json")
         if not isinstance(config.get("architectures"), list) or not config["architectures"]:
-            raise BackboneError(
-                f"the config.json of {name} names no architecture: it is of no network that can be built"
-            )
+            raise BackboneError(f"the config.json of {name} names no architecture to build")
         if classes is not None:
             config |= {"num_labels": classes, "id2label": None, "label2id": None}
         return {"architecture": config["architectures"][0], "config": config, "folder": Path(name).is_dir()}
 
     def check(self, name: str, arguments: Mapping[str, Any]) -> None:
-        """Beside that: no configuration of a wrapper around another library's builder, and no network without end."""
+        """Also reject wrappers around another library's builder, and networks of unlimited size."""
         super().check(name, arguments)
         config = arguments.get("config", {})
         others = [key for key, value in _entries(config) if _is_of_others(key, value)]
         if others or str(arguments.get("architecture", "")).startswith("Timm"):
-            raise BackboneError("the configuration is of a wrapper around another library, with arguments of that")
+            raise BackboneError("the configuration wraps a network of another library, which is not supported")
         layers = 0.0
         for key, value in _entries(config):
             if isinstance(value, int | float):
@@ -159,15 +157,15 @@ class Transformers(Library):
                 layers += abs(value) if of_layers else 0
                 most = _MOST_LAYERS if of_layers else _MOST_CHANNELS
                 if not (abs(value) <= most and layers <= _MOST_IN_ALL):
-                    raise BackboneError(f"the configuration has {key}={str(value)[:60]}, more than any network has")
+                    raise BackboneError(f"the configuration has {key}={str(value)[:60]}, more than any network needs")
 
     def offered(self, name: str) -> list[str]:
         return [PRETRAINED]
 
     def pretrained(self, name: str, weights: str, progress: bool) -> State:
-        """The folder's weights, by transformers' own loading, which knows under what names they were saved.
+        """Return the folder's weights, loaded by transformers, which knows the names they were saved under.
 
-        Raises `WeightsError` for what can't be read, and for weights that are not all there.
+        Raises `WeightsError` if they can't be read or are incomplete.
         """
         for file in Path(name).glob("*.bin"):
             check_bounds(file)
@@ -181,7 +179,7 @@ class Transformers(Library):
             )
         except BackboneError:
             raise
-        except Exception as error:  # noqa: BLE001 - the hub client and the readers have errors of their own
+        except Exception as error:  # noqa: BLE001 - the hub client and the readers raise errors of many types
             raise WeightsError(f"can't read the weights of {name}: {_first_line(error)}; -w PATH, -w random") from None
         finally:
             utils.logging.set_verbosity(verbosity)
@@ -193,7 +191,7 @@ class Transformers(Library):
         return dict(loaded.state_dict())
 
     def preprocessing(self, name: str, weights: str | None) -> Preprocessing:
-        """That of the folder's preprocessor_config.json, or ImageNet's."""
+        """Return the preprocessing of the folder's preprocessor_config.json, or ImageNet's."""
         try:
             config = _read(name, "preprocessor_config.json")
         except BackboneError:
@@ -224,7 +222,7 @@ class Transformers(Library):
         return int(getattr(model.config, "num_channels", 3))
 
     def class_names(self, name: str, weights: str | None) -> list[str]:
-        """Those of the configuration, where the folder is still there."""
+        """Return the configuration's class names, if the folder still exists."""
         try:
             labels = _read(name, "config.json").get("id2label") or {}
             return [str(labels[key]) for key in sorted(labels, key=int)]

@@ -1,4 +1,4 @@
-"""What images a user's own network takes."""
+"""Find out which images a user's own network takes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from i3dconvert.errors import BackboneError
 from i3dconvert.lift.reading import on_meta
 
 SIZE = 224
-"""The height and width where nobody says another."""
+"""The default height and width."""
 
 Shape = tuple[int, int, int]
 
@@ -27,9 +27,9 @@ def shape_of(
     size: int | None = None,
     constants: Mapping[str, Any] | None = None,
 ) -> Shape:
-    """The image `(C, H, W)` that a network is read at: `shape` where it is given, else one of `size` that it takes.
+    """Return the image shape `(C, H, W)` that a network is read at: `shape`, or one of `size` that it accepts.
 
-    Raises `BackboneError` where the two contradict each other.
+    Raises `BackboneError` if the two contradict each other.
     """
     if shape is None:
         height = width = size or SIZE
@@ -39,22 +39,22 @@ def shape_of(
 
 
 def check_shape(shape: Shape, size: int | None) -> None:
-    """Raise `BackboneError` where `shape` is no image's, or of another size."""
+    """Raise `BackboneError` if `shape` is not an image's, or is of another size."""
     if len(shape) != 3 or min(shape) < 1:
-        raise BackboneError(f"input={shape} is no (channels, height, width)")
+        raise BackboneError(f"input must be (channels, height, width), not {shape}")
     if size is not None and tuple(shape[1:]) != (size, size):
-        raise BackboneError(f"input={shape} and size={size} contradict each other; input has the size in it")
+        raise BackboneError(f"input={shape} and size={size} contradict each other; input already sets the size")
 
 
 def channels_of(model: nn.Module, height: int, width: int, constants: Mapping[str, Any]) -> int:
-    """The first number of channels that the network runs with: its first convolution's, 3, 1, another convolution's.
+    """Return the first number of channels that the network runs with: its first convolution's, 3, 1, or another's.
 
-    It is run on the meta device, without arithmetic. Where it runs with none of them, its first convolution's.
+    The network runs on the meta device, without arithmetic. If none works, the first convolution's is returned.
     """
     first = first_channels(model)
     others = [int(m.in_channels) for m in model.modules() if isinstance(m, nn.Conv2d)]
     for channels in dict.fromkeys([first, RGB, 1, *others]):
-        with suppress(Exception):  # whatever somebody's network raises
+        with suppress(Exception):  # a user's network may raise anything
             network = on_meta(model).eval()
             tensor = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
             with given(network, constants), torch.no_grad():

@@ -1,4 +1,4 @@
-"""A 2D network in memory: what is asked of one by name is asked of it, too."""
+"""Apply to a 2D network in memory what users can ask for by name."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from i3dconvert.weights import SUFFIXES, fit, randomise, read_state
 
 
 def with_weights(model: nn.Module, weights: str, seed: int, shape: tuple[int, int, int]) -> nn.Module:
-    """The network with the weights of a file, or `random` ones, in a copy; itself by `default`.
+    """Return a copy of the network with the weights of a file, or `random` ones; the network itself for `default`.
 
-    Raises `BackboneError` for the name of a set, which only libraries have, and `WeightsError`.
+    Raises `WeightsError`, and `BackboneError` for the name of a pretrained set, which only libraries have.
     """
     if weights == "default":
         return model
     if weights != "random" and Path(weights).suffix not in SUFFIXES:
-        raise BackboneError(f"a module has no weights {weights!r} on offer: weights= takes a file, or 'random'")
+        raise BackboneError(f"a module has no pretrained weights {weights!r}; weights= takes a file, or 'random'")
     model = copy.deepcopy(model)
     if weights == "random":
         randomise(model, seed, shape)
@@ -45,15 +45,15 @@ def changed(
     size: int | None,
     constants: Mapping[str, Any],
 ) -> tuple[nn.Module, Changes]:
-    """A copy of the network with the changes that a user asks for (see `Changes.asked`), and these; else itself."""
+    """Return a copy of the network with the requested changes (see `Changes.asked`), or itself if there are none."""
     if in_channels is not None and in_channels == channels_of(model, size or SIZE, size or SIZE, constants):
-        in_channels = None  # it takes them by itself
+        in_channels = None  # it already takes them
     changes = Changes.asked(in_channels, in_init, num_classes, head, seed)
     return (model if changes == UNCHANGED else changes.apply(copy.deepcopy(model))), changes
 
 
 def as_recorded(model: nn.Module, changes: Changes, state: Mapping[str, Tensor]) -> nn.Module:
-    """The network as a file has it: a changed copy, where the file's tensors say that it is not changed yet."""
+    """Return the network as a file stores it: changed, if the file's tensors show that it has not been changed yet."""
     wanted = {key: _over_images(tensor) for key, tensor in state.items()}
     own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     fits = all(wanted.get(key) == shape for key, shape in own.items())
@@ -61,20 +61,20 @@ def as_recorded(model: nn.Module, changes: Changes, state: Mapping[str, Tensor])
 
 
 def _over_images(tensor: Tensor) -> tuple[int, ...]:
-    """The shape of a tensor, of an inflated kernel without time."""
+    """Return the shape of a tensor; an inflated kernel's without time."""
     return tuple(tensor.shape[:2] + tensor.shape[3:]) if tensor.dim() == 5 else tuple(tensor.shape)
 
 
 def recipe_of(model: nn.Module) -> Recipe:
-    """The recipe that the network's name would take, where a library built it; else `uniform`."""
+    """Return the default recipe of the network's name, if a library built it; else `uniform`."""
     name = name_of(model)
     return default_recipe(name) if name else preset("uniform")
 
 
 def name_of(model: Any) -> str:
-    """A name that a library gives to networks like this one; empty for others'.
+    """Return a name that a library gives to networks like this one; empty if none does.
 
-    timm's know theirs. torchvision's are told by the file of their class, a family of which has one recipe.
+    timm's networks know their names. torchvision's are found by their file, a family of which has one recipe.
     """
     home, _, family = type(model).__module__.rpartition(".")
     if home.startswith("timm"):

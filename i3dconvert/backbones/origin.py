@@ -1,4 +1,4 @@
-"""Where a 2D network came from: all that builds it again, with its weights."""
+"""Where a 2D network came from: everything needed to build it again, with its weights."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from i3dconvert.weights import NoInit, State, digest, fit, randomise, read_state
 
 
 def of_a_user(origin: Origin | None) -> bool:
-    """Whether a network is a user's own: one in memory, or one that a file of the user's builds."""
+    """Return whether a network is a user's own: in memory, or built by a user's file."""
     return origin is None or origin.backbone.source == USER
 
 
 def library(source: str) -> Library:
-    """The library called `source` (`torchvision`, `timm`, `hf`, `user`), imported when it is asked for."""
+    """Import and return the library called `source` (`torchvision`, `timm`, `hf`, `user`)."""
     if source not in (*SOURCES, HF, USER):
-        raise BackboneError(f"there is no library of networks called {str(source)[:60]!r}")
+        raise BackboneError(f"unknown library of networks {str(source)[:60]!r}")
     found: Library = importlib.import_module(f"i3dconvert.backbones.{source}").LIBRARY
     return found
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A 2D network by name, and the arguments that its library's builder is called with."""
+    """A 2D network by name, with the arguments for its library's builder."""
 
     source: str
     name: str
@@ -48,37 +48,37 @@ class Backbone:
 
     @property
     def of_files(self) -> bool:
-        """Whether its name is a path of the user's."""
+        """Whether its name is a path on the user's disk."""
         return self.source == USER or (self.source == HF and bool(self.arguments.get("folder")))
 
     @classmethod
     def of(cls, source: str, name: str, weights: str | None = None, classes: int | None = None) -> Backbone:
-        """A network as its library builds it for these weights and so many classes, by default its own."""
+        """Return a network as its library builds it for these weights and `classes` classes, by default its own."""
         return cls(source, name, library(source).arguments(name, weights, classes), library(source).version)
 
     @property
     def library(self) -> Library:
-        """Where it is from."""
+        """The library that it belongs to."""
         return library(self.source)
 
     def canonical(self, state: State, model: nn.Module, where: str) -> State:
-        """The keys of a weight file, which `where` names, as `model`, the network built today, has them."""
+        """Return the weights of a file, which `where` names, under the keys of `model`, which was built today."""
         state = unwrapped(state, model.state_dict(), where)
         return self.library.canonical(self.name, self.arguments, state, model)
 
     @property
     def model(self) -> str:
-        """The name without paths and sets of weights."""
+        """The name without paths and names of weights."""
         return self.name.rpartition("/")[2].partition(".")[0]
 
     @property
     def depth(self) -> int:
-        """The first number in the name, 50 of `resnet50`."""
+        """The first number in the name, such as 50 in `resnet50`."""
         return int((re.findall(r"\d+", self.model) or [0])[0])
 
     @property
     def qualified(self) -> str:
-        """The name as the command line takes it."""
+        """The name on the command line."""
         return qualified(self.source, self.name)
 
 
@@ -89,7 +89,7 @@ KINDS = ("pretrained", "random", "file", MEMORY)
 @dataclass(frozen=True)
 class Weights:
     """Where 2D weights come from: a `pretrained` set by `name`, `random` ones by `seed`, the `file` at `path`, or a
-    module in `memory`, which nothing gives back."""
+    module in `memory`, which can't be loaded again."""
 
     kind: str
     name: str | None = None
@@ -104,7 +104,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Origin:
-    """All that is needed to build a 2D network again, with its weights."""
+    """Everything needed to build a 2D network again, with its weights."""
 
     backbone: Backbone
     weights: Weights
@@ -112,10 +112,10 @@ class Origin:
     input: tuple[int, int, int]
     classes: int
     changes: Changes = UNCHANGED
-    """Made after the weights were read, and hashed."""
+    """Applied after the weights were read and hashed."""
 
     def to_dict(self, beside: Path | None = None) -> dict[str, Any]:
-        """Plain data; paths of the user's files are written relative to the directory `beside`."""
+        """Return plain data; paths of the user's files are written relative to the directory `beside`."""
         weights = {key: value for key, value in vars(self.weights).items() if value is not None}
         if self.weights.kind != "random":
             weights.pop("seed")
@@ -135,10 +135,10 @@ class Origin:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any], beside: Path | None = None) -> Origin:
-        """Read what `to_dict` wrote."""
+        """Read the data written by `to_dict`."""
         weights = Weights(**document["weights"])
         if weights.kind not in KINDS:
-            raise WeightsError(f"there are no weights of the kind {str(weights.kind)[:60]!r}")
+            raise WeightsError(f"unknown kind of weights {str(weights.kind)[:60]!r}")
         if weights.path is not None and beside is not None:
             weights = replace(weights, path=str(beside / weights.path))
         backbone = Backbone(**document["backbone"])
@@ -156,7 +156,7 @@ class Origin:
         )
 
     def class_names(self) -> list[str]:
-        """The names of the classes, or none when they are not the library's own."""
+        """Return the class names; none if they are not the library's own."""
         if self.changes.head:
             return []
         names: list[str] = []
@@ -174,7 +174,7 @@ class Origin:
 
     @contextmanager
     def _as_cached(self) -> Iterator[None]:
-        """While active, a repository that a file names is read from the hub's cache, and nothing of it is fetched."""
+        """Read repositories that a file names from the hub's cache only; download nothing while active."""
         hub = self.backbone.library.hub
         if self.backbone.source != HF and not (hub and str(self.weights.name).startswith(hub)):
             yield
@@ -188,23 +188,23 @@ class Origin:
             constants.HF_HUB_OFFLINE = before
 
     def with_classes(self, classes: int) -> Origin:
-        """The same network with a head for so many classes."""
+        """Return the same network with a head for `classes` classes."""
         if self.changes.head == "fresh":
             return replace(self, changes=replace(self.changes, classes=classes), classes=classes)
         arguments = self.backbone.library.arguments(self.backbone.name, self.weights.name, classes)
         return replace(self, backbone=replace(self.backbone, arguments=arguments), classes=classes)
 
     def build(self) -> nn.Module:
-        """The 2D network in eval mode, its parameters not yet set.
+        """Build the 2D network in eval mode, with its parameters not yet set.
 
-        Raises `CheckpointError` where that would run a file that the user has not run or trusted before.
+        Raises `CheckpointError` if that would run a file that the user has neither run nor trusted before.
         """
         if self.backbone.source == USER:
             trust.check(user.split(self.backbone.name)[0])
         return self.changes.apply(build(self.backbone))
 
     def changed(self, changes: Changes) -> Origin:
-        """The same with changes made to the 2D network, which has none yet."""
+        """Return the origin with changes to the 2D network, which has none yet."""
         shape, preprocessing = self.input, self.preprocessing
         if changes.channels:
             shape, preprocessing = (changes.channels, *shape[1:]), preprocessing.with_channels(changes.channels)
@@ -212,15 +212,15 @@ class Origin:
         return replace(self, preprocessing=preprocessing, input=shape, classes=classes, changes=changes)
 
     def unchanged(self) -> Origin:
-        """The 2D network as its weights were trained."""
+        """Return the 2D network as its weights were trained."""
         before = self.changes.before
         channels = RGB if self.changes.channels and not before.channels else self.input[0]
         return replace(self, changes=before, input=(channels, *self.input[1:]))
 
     def load(self, reference: Path | None = None, progress: bool = False) -> nn.Module:
-        """The 2D network with its weights, from `reference` if given, else from where they came the first time.
+        """Return the 2D network with its weights, from `reference` if given, else from where they first came from.
 
-        Raises `WeightsError` when they are not to be had, or are not the ones of the recorded hash.
+        Raises `WeightsError` if they can't be read, or do not match the recorded hash.
         """
         if self.changes != self.changes.before:
             return self.changes.apply(self.unchanged().load(reference, progress))
@@ -243,9 +243,9 @@ class Origin:
 
 
 def build(backbone: Backbone) -> nn.Module:
-    """The 2D network of a backbone in eval mode; its parameters hold whatever was in memory.
+    """Build a backbone's 2D network in eval mode; its parameters are uninitialised.
 
-    Raises `BackboneError`, also where its arguments are none that a file of ours has.
+    Raises `BackboneError`, also for arguments that our files never contain.
     """
     backbone.library.check(backbone.name, backbone.arguments)
     with NoInit():
@@ -253,14 +253,14 @@ def build(backbone: Backbone) -> nn.Module:
 
 
 def state_of(backbone: Backbone, weights: Weights, progress: bool) -> State | None:
-    """The state dict that `weights` names; None for random ones, which are drawn into the network itself.
+    """Return the state dict that `weights` names; None for random ones, which are drawn into the network itself.
 
-    Raises `WeightsError` where they are not to be had.
+    Raises `WeightsError` if they can't be read.
     """
     if weights.kind == MEMORY:
         raise WeightsError(
-            f"the 2D weights of {backbone.qualified} were those of a module in memory; --reference PATH names a file "
-            "of its state dict"
+            f"{backbone.qualified} was inflated from a module in memory; pass a file of its state dict with "
+            "--reference PATH"
         )
     if weights.kind == "random":
         return None

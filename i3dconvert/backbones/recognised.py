@@ -1,4 +1,4 @@
-"""Which name builds a 2D network that is in memory: a library's, or `PATH.py:NAME` of the user's own."""
+"""Find the name that builds a 2D network in memory: a library's, or `PATH.py:NAME` for a user's own."""
 
 from __future__ import annotations
 
@@ -31,14 +31,13 @@ Factory = Callable[[], nn.Module]
 def recognised(
     model: nn.Module, weights: str, seed: int, shape: Shape, factory: Factory | None = None
 ) -> Origin | None:
-    """Where `model` could have come from, so that its file needs no module in memory; None where nothing is found.
+    """Return an origin that builds `model` again, so that its file needs no module in memory; None if none is found.
 
-    A name is right when what it builds has the same modules with the same settings, and gives the same for an image.
-    `factory` is the function that built the model, where the user gave that. `weights` and `seed` are those of
-    `inflate`.
+    A name is right if it builds the same modules with the same settings, and the outputs for an image are equal.
+    `factory` is the function that built the model, if the user gave one. `weights` and `seed` are those of `inflate`.
     """
     for backbone, make in [*_of_the_user(model, factory), *_of_a_library(model)]:
-        with suppress(Exception), torch.random.fork_rng(devices=[]):  # a user's class raises whatever it likes
+        with suppress(Exception), torch.random.fork_rng(devices=[]):  # a user's class may raise anything
             built = make()
             if _alike(model, built) and _same(model, built, shape):
                 return _origin(model, built, backbone, weights, seed, shape)
@@ -56,7 +55,7 @@ def _origin(model: nn.Module, built: nn.Module, backbone: Backbone, weights: str
     else:
         known = Weights(MEMORY, sha256=sha256)
     if backbone.source == USER:
-        trust.remember(Path(backbone.name.rpartition(":")[0]))  # its code ran here already
+        trust.remember(Path(backbone.name.rpartition(":")[0]))  # its code has already run here
         preprocessing = Preprocessing.of_images(shape)
     else:
         preprocessing = backbone.library.preprocessing(backbone.name, None).at(min(shape[1:]))
@@ -64,7 +63,7 @@ def _origin(model: nn.Module, built: nn.Module, backbone: Backbone, weights: str
 
 
 def _of_the_user(model: nn.Module, factory: Factory | None) -> Iterator[tuple[Backbone, Factory]]:
-    """The function or the class, where it is found by its name in a file that runs by itself."""
+    """Yield the function or the class, if a file that runs on its own defines it under its name."""
     functions: list[Factory] = [type(model)] if factory is None else [factory, type(model)]
     for function in functions:
         module = sys.modules.get(getattr(function, "__module__", ""))
@@ -85,7 +84,7 @@ def _of_a_library(model: nn.Module) -> Iterator[tuple[Backbone, Factory]]:
     else:
         return
     for name in found:
-        with suppress(I3DError, RuntimeError):  # a network that says a name which its library does not have
+        with suppress(I3DError, RuntimeError):  # a network may carry a name that its library does not have
             backbone = Backbone.of(source, name, None, classes_of(model) or None)
             with torch.device("meta"):
                 fits = _alike(model, build(backbone))
@@ -94,11 +93,11 @@ def _of_a_library(model: nn.Module) -> Iterator[tuple[Backbone, Factory]]:
 
 
 _NEAREST = 2
-"""Candidates of a family, by their number of parameters."""
+"""The most candidates of a family, nearest in number of parameters."""
 
 
 def _difference(model: nn.Module, name: str) -> int:
-    """Between the parameters of the network called so and those of `model` with ImageNet's classes."""
+    """Return the difference in parameters between `model` with ImageNet's classes and the network called `name`."""
     head = next((m for m in reversed([*model.modules()]) if isinstance(m, nn.Linear | nn.Conv2d)), None)
     weight = getattr(head, "weight", torch.empty(1))
     more = (IMAGENET_CLASSES - len(weight)) * (weight[0].numel() + 1)
@@ -106,14 +105,14 @@ def _difference(model: nn.Module, name: str) -> int:
 
 
 def _module_of(name: str) -> str:
-    """The module of torchvision's that has the builder called so."""
+    """Return the torchvision module that defines the builder called `name`."""
     from torchvision import models
 
     return str(models.get_model_builder(name).__module__).rpartition(".")[2]
 
 
 def _alike(model: nn.Module, built: nn.Module) -> bool:
-    """Whether both have the same modules, settings and shapes of tensors, and `model` no hooks."""
+    """Return whether both have the same modules, settings and tensor shapes, and `model` has no hooks."""
     pairs = zip_longest(model.named_modules(), built.named_modules(), fillvalue=("", None))
     same = all(name == other and _settings(one) == _settings(two) for (name, one), (other, two) in pairs)
     shapes = ({key: tensor.shape for key, tensor in net.state_dict().items()} for net in (model, built))
@@ -122,7 +121,7 @@ def _alike(model: nn.Module, built: nn.Module) -> bool:
 
 
 def _settings(module: nn.Module | None) -> tuple[type, dict[str, Any]]:
-    """A module's type, and what it holds that is plain data."""
+    """Return a module's type and its attributes that are plain data."""
     held = vars(module) if module is not None else {}
     return type(module), {key: value for key, value in held.items() if key != "training" and _is_plain(value)}
 
@@ -134,7 +133,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _same(model: nn.Module, built: nn.Module, shape: Shape) -> bool:
-    """Whether both give the same for an image, with the tensors of `model`."""
+    """Return whether both networks return the same for an image, with the tensors of `model`."""
     built = copy.deepcopy(built)
     built.load_state_dict(model.state_dict())
     tensor = next(iter(model.parameters()), torch.empty(0))

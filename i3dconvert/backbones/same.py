@@ -1,4 +1,4 @@
-"""Layers that pad as TensorFlow's 'SAME' does: as much as the size needs, the odd pixel behind."""
+"""Layers that pad like TensorFlow's 'SAME': as much as the size requires, the odd pixel at the end."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class MaxPool2dSame(nn.MaxPool2d):
     """`(N, C, H, W)` → `(N, C, ⌈H/stride⌉, ⌈W/stride⌉)`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Pad with what is never the largest, then pool."""
+        """Pad with −∞, then pool."""
         pooled: Tensor = super().forward(_padded(input, self, float("-inf")))
         return pooled
 
 
 def pad_as_same(model: nn.Module) -> None:
-    """Let the convolutions and max-pools of `model` that have a stride pad so, in place; the others do already."""
+    """Make the strided convolutions and max-pools of `model` pad like 'SAME', in place; the others already do."""
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d) and pair(layer.stride) != (1, 1):
             layer.padding = (0, 0)

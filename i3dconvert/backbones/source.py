@@ -1,4 +1,4 @@
-"""Which 2D network a user asks for, and its loading."""
+"""Choose and load the 2D network that a user asks for."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ IMAGENET_CLASSES = 1000
 
 @dataclass(frozen=True)
 class Source:
-    """A 2D network by name (`resnet50`, `timm/NAME`, `hf/…`, `PATH.py:FUNCTION`, whose code is run)."""
+    """A 2D network by name: `resnet50`, `timm/NAME`, `hf/…`, or `PATH.py:FUNCTION`, whose code is run."""
 
     name: str
     weights: str = "default"
-    """`default`, a pretrained set's name, `random`, or the path of a file."""
+    """`default`, the name of a pretrained set, `random`, or the path of a file."""
     seed: int = 0
     """Seeds random weights."""
     features: bool = False
-    """Whether to take a timm backbone without its head, which gives a list of feature maps."""
+    """Whether to build a timm backbone without its head, which returns a list of feature maps."""
     size: int | None = None
-    """The height and width in pixels that it is traced at; by default the backbone's own."""
+    """Height and width in pixels that it is traced at; by default the backbone's own."""
     allow_nonfinite: bool = False
-    """Whether to take weights with NaN or infinite values."""
+    """Whether to accept weights with NaN or infinite values."""
     changes: Changes = UNCHANGED
-    """Made to the input and the head once the weights are there."""
+    """Applied to the input and the head after the weights are loaded."""
     input: Shape | None = None
-    """The image `(C, H, W)` that a user's own network is traced at, where it is not to be found out."""
+    """The image shape `(C, H, W)` that a user's own network is traced at, if it can't be found out."""
 
     def load(self, progress: bool = False) -> tuple[nn.Module, Origin]:
-        """The network, and where it came from.
+        """Return the network and its origin.
 
-        Raises `BackboneError` for an unknown name or changes that can't be made, `WeightsError` for weights that are
-        not to be had, do not fit, or are not all finite.
+        Raises `BackboneError` for an unknown name or impossible changes, `WeightsError` for weights that can't be read,
+        do not fit, or are not all finite.
         """
         changes = self.changes
         changes.check()
         backbone, weights = self._chosen()
         name, library2d = backbone.name, backbone.library
-        model = build(backbone)  # before the weights: it checks what a folder asks for
+        model = build(backbone)  # before the weights, as it checks a folder's configuration
         state = state_of(backbone, weights, progress)
         classes = 0 if self.features else classes_of(model) or IMAGENET_CLASSES
         if state is not None:
@@ -66,7 +66,7 @@ class Source:
                 model, classes = changes.before.apply(build(backbone)), count
         preprocessing = library2d.preprocessing(name, weights.name)
         if (changes.channels or changes.same) and backbone.arguments.get("transform_input"):
-            # The network's own step from ImageNet's normalisation of RGB to this one.
+            # The network's own conversion from ImageNet's normalisation of RGB to this one.
             preprocessing = replace(preprocessing, mean=(0.5,) * RGB, std=(0.5,) * RGB)
             backbone = replace(backbone, arguments=dict(backbone.arguments) | {"transform_input": False})
             model = changes.before.apply(build(backbone))
@@ -84,15 +84,15 @@ class Source:
         return changes.apply(model), origin.changed(changes)
 
     def _chosen(self) -> tuple[Backbone, Weights]:
-        """What the library builds, and the weights."""
+        """Return the backbone and the weights."""
         source, name = parse(self.name)
         if self.input is not None:
             if source != USER:
-                raise BackboneError(f"{self.name} has an input of its own; --size and --in-channels change it")
+                raise BackboneError(f"{self.name} has an input of its own; change it with --size and --in-channels")
             check_shape(self.input, self.size)
         library2d, weights = library(source), self.weights
         if self.features and source != "timm":
-            raise BackboneError(f"feature maps are given by timm's backbones; {self.name} is none (timm/NAME)")
+            raise BackboneError(f"only timm's backbones (timm/NAME) return feature maps; {self.name} is not one")
         if source == USER:
             trust.remember(user.split(name)[0])
         if source == "timm" and "." in name and weights == "default":
@@ -117,7 +117,7 @@ def _weights(library2d: Library, name: str, weights: str, seed: int) -> Weights:
         return Weights("pretrained", name=offered[0])
     if weights in offered:
         return Weights("pretrained", name=weights)
-    sets = f"on offer: {', '.join(offered)}" if offered else "there are no pretrained weights for it"
+    sets = f"available: {', '.join(offered)}" if offered else "there are no pretrained weights for it"
     wanted = "" if weights == "default" else f" weights {weights!r};"
     raise WeightsError(f"{name} has no{wanted or ' default weights;'} {sets}; or -w PATH, -w random")
 
@@ -130,12 +130,12 @@ def _fit(model: nn.Module, state: State, where: str, backbone: Backbone) -> None
         hint = f"; they look like those of {other}: i3dconvert inflate {other} -w {where}"
         hint = hint if other not in (None, backbone.qualified) else ""
         if channels := stem_channels(model, state):
-            hint = f"; its first kernels are over {channels} channels: --in-channels {channels}"
+            hint = f"; its first kernels have {channels} channels: use --in-channels {channels}"
         raise WeightsError(f"{error}{hint}") from None
 
 
 def classes_of(model: nn.Module) -> int:
-    """The outputs of the last linear or convolutional layer: the head."""
+    """Return the number of outputs of the head: the last linear or convolutional layer."""
     heads = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     head = heads[-1] if heads else None
     return int(head.out_features if isinstance(head, nn.Linear) else head.out_channels) if head is not None else 0

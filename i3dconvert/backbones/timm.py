@@ -21,14 +21,14 @@ from i3dconvert.video.preprocessing import Preprocessing
 from i3dconvert.weights import State
 
 HUB = "hf-hub:"
-"""Before the name of a repository on the Hugging Face hub, as timm has it."""
+"""timm's prefix for repositories on the Hugging Face hub."""
 
 
 def _hub_config(name: str, weights: str) -> dict[str, Any]:
-    """What a repository on the Hugging Face hub says of itself, by timm's own resolver."""
+    """Return the configuration of a repository on the Hugging Face hub, read by timm."""
     try:
         config, architecture, _ = load_model_config_from_hf(weights.removeprefix(HUB))
-    except Exception as error:  # noqa: BLE001 - the hub client has its own errors for every way to be offline
+    except Exception as error:  # noqa: BLE001 - the hub client raises many kinds of errors when it is offline
         raise _unavailable(name, weights, error) from None
     if architecture != name.partition(".")[0]:
         raise WeightsError(f"{weights} holds weights of timm/{architecture}, not of timm/{name}")
@@ -51,23 +51,23 @@ def _config(name: str, weights: str | None) -> Any:
         return PretrainedCfg(**_hub_config(name, weights))
     config = timm.models.get_pretrained_cfg(_tagged(name, weights), allow_unregistered=True)
     if config is None:
-        raise BackboneError(f"timm knows no configuration of {name!r}")
+        raise BackboneError(f"timm has no configuration for {name!r}")
     return config
 
 
 def _filtered(state: State, model: nn.Module) -> State:
-    """A file of an older format, by the architecture's own `checkpoint_filter_fn`; as it is where that has no use."""
+    """Convert a file of an older format with the architecture's own `checkpoint_filter_fn`, if that works."""
     for cls in type(model).__mro__:
         function = getattr(sys.modules.get(cls.__module__), "checkpoint_filter_fn", None)
         if function is not None:
-            with suppress(Exception):  # what it makes of a file that is not of its architecture
+            with suppress(Exception):  # it may fail on a file of another architecture
                 found = function(dict(state), model)
                 return {key: tensor for key, tensor in found.items() if isinstance(tensor, torch.Tensor)}
     return state
 
 
 class Timm(Library):
-    """timm's."""
+    """The networks of timm."""
 
     version = timm.__version__
     takes = {"num_classes": int, "features_only": bool}  # noqa: RUF012
@@ -81,7 +81,7 @@ class Timm(Library):
         return network
 
     def offered(self, name: str) -> list[str]:
-        """The tags of the pretrained sets, the default one first."""
+        """Return the tags of the pretrained sets, the default first."""
         base = name.partition(".")[0]
         tags = [entry.partition(".")[2] for entry in timm.list_pretrained(f"{base}.*")]
         default = timm.models.get_pretrained_cfg(base)
@@ -95,12 +95,12 @@ class Timm(Library):
             given = {"model_name": name, "pretrained_cfg": config, "num_classes": config.get("num_classes")}
         try:
             state: State = timm.create_model(**given, pretrained=True).state_dict()
-        except Exception as error:  # noqa: BLE001 - the hub client has its own errors for every way to be offline
+        except Exception as error:  # noqa: BLE001 - the hub client raises many kinds of errors when it is offline
             raise _unavailable(name, weights, error) from None
         return state
 
     def canonical(self, name: str, arguments: Mapping[str, Any], state: State, model: nn.Module) -> State:
-        """The keys of a classifier's weights as the network without a head has them; else as they are."""
+        """Return a classifier's weights under the keys of the network without a head, if that is asked for."""
         if not arguments.get("features_only"):
             return state if state.keys() == model.state_dict().keys() else _filtered(state, model)
         flat = {key.replace(".", "_"): key for key in state}
@@ -129,7 +129,7 @@ class Timm(Library):
         return str(getattr(_config(name, weights), "license", None) or "")
 
     def class_names(self, name: str, weights: str | None) -> list[str]:
-        """The ImageNet classes, where the configuration is of that kind."""
+        """Return the ImageNet classes, if the configuration has those."""
         subset = timm.data.infer_imagenet_subset(_config(name, weights).to_dict())
         if not subset:
             return []

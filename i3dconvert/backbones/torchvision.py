@@ -23,13 +23,13 @@ _ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
     *((glob, {"weights_backbone": None, "aux_loss": False}) for glob in ("fcn_*", "deeplabv3_*")),
     ("lraspp_*", {"weights_backbone": None}),
 )
-"""What a builder is given beside the number of classes: no auxiliary heads (I3D has none), no slow initialisation."""
+"""Further arguments of the builders: no auxiliary heads (I3D has none), no slow initialisation."""
 
 _PRETRAINED_ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("googlenet", {"transform_input": True}),
     ("inception_v3", {"transform_input": True}),
 )
-"""What torchvision's builders change when they are given their own weights."""
+"""Arguments that torchvision's builders change when they get their own weights."""
 
 _DROPPED = (
     ("googlenet", r"aux[12]\."),
@@ -38,16 +38,16 @@ _DROPPED = (
     ("deeplabv3_*", r"aux_classifier\."),
 )
 _RENAMED = (("densenet*", r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)", r"\1\2"),)
-"""Keys of torchvision's weight files that its builders drop, or rename since the files are older than the code."""
+"""Keys in torchvision's weight files that its builders drop, or rename because the files are older than the code."""
 
 _SIZES = (("inception_v3", 299), ("swin_v2_*", 256))
 
 
 def _entry(name: str, weights: str) -> Any:
-    """A pretrained set; raises `WeightsError` where the library has none of that name."""
+    """Return a pretrained set; raises `WeightsError` if the library has none of that name."""
     sets = models.get_model_weights(name)
     if weights not in sets.__members__:
-        raise WeightsError(f"{name} has no weights {str(weights)[:60]!r}; on offer: {', '.join(sets.__members__)}")
+        raise WeightsError(f"{name} has no weights {str(weights)[:60]!r}; available: {', '.join(sets.__members__)}")
     return sets[weights]
 
 
@@ -84,7 +84,7 @@ class Torchvision(Library):
         return int(sets.DEFAULT.meta["num_params"]) if len(sets) else None
 
     def recognise(self, name: str, file_name: str) -> str | None:
-        """The pretrained set that a file of this name is, by the name that torchvision gives it."""
+        """Return the name of the pretrained set that torchvision stores in a file of this name."""
         return next(
             (entry.name for entry in models.get_model_weights(name) if entry.url.endswith(f"/{file_name}")), None
         )

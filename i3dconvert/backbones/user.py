@@ -17,26 +17,26 @@ from i3dconvert.errors import BackboneError, first_line
 from i3dconvert.weights import State
 
 AS_BUILT = "as-built"
-"""The one set of weights on offer: what the factory itself puts into the network."""
+"""The only set of weights: those that the factory itself puts into the network."""
 
 
 def split(name: str) -> tuple[Path, str]:
-    """`path/to/module.py:factory` → its two halves."""
+    """Split `path/to/module.py:factory` into its two parts."""
     path, _, factory = name.rpartition(":")
     return Path(path), factory
 
 
 def build_in_volumes(name: str) -> nn.Module:
-    """The same network over volumes, by the factory's own `spatial_dims`, as MONAI's networks take it.
+    """Build the same network for volumes with the factory's own `spatial_dims`, as in MONAI.
 
-    Raises `BackboneError` where the factory takes none, and for whatever goes wrong in it.
+    Raises `BackboneError` if the factory does not take it, and for any error in the factory.
     """
     factory = _factory(name)
     if "spatial_dims" not in inspect.signature(factory).parameters:
         path, function = split(name)
         raise BackboneError(
-            f"{path} says nothing of volumes: let {function}(spatial_dims=2) build the network, for "
-            f"{function}(spatial_dims=3) to build the one that the weights are compared in"
+            f"{path} can't build the network for volumes: let {function}(spatial_dims=2) build the 2D network and "
+            f"{function}(spatial_dims=3) the 3D one that the weights are compared with"
         )
     network: nn.Module = _call(name, factory, spatial_dims=3)
     return network
@@ -55,7 +55,7 @@ def _factory(name: str) -> Callable[..., Any]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickles look themselves up there
+    sys.modules[spec.name] = module  # dataclasses and pickle look up classes there
     sys.path.insert(0, str(path.resolve().parent))
     try:
         _call(str(path), spec.loader.exec_module, module)
@@ -69,32 +69,32 @@ def _factory(name: str) -> Callable[..., Any]:
 
 
 class User(Library):
-    """What the user's file says."""
+    """The networks that users' files build."""
 
     version = ""
 
     def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
-        """Run the file and call the factory. Raises `BackboneError` for whatever goes wrong in the user's code."""
+        """Run the file and call the factory. Raises `BackboneError` for any error in the user's code."""
         network: Any = _call(name, _factory(name), **arguments)
         if not isinstance(network, nn.Module):
             raise BackboneError(f"{name} returned {type(network).__name__}, not a torch.nn.Module")
         return network
 
     def channels(self, name: str, model: nn.Module, size: int) -> int:
-        """Those that it runs with."""
+        """Return the number of channels that it runs with."""
         return channels_of(model, size, size, {})
 
     def arguments(self, name: str, weights: str | None, classes: int | None) -> dict[str, Any]:
-        """The factory is called without arguments, unless it takes `num_classes` and a weight file asks for another."""
+        """Return `num_classes` if the factory takes it and a weight file needs it; otherwise no arguments."""
         takes = classes is not None and "num_classes" in inspect.signature(_factory(name)).parameters
         return {"num_classes": classes} if takes else {}
 
     def offered(self, name: str) -> list[str]:
-        """What the factory leaves in the network."""
+        """Return the only set of weights, the factory's own."""
         return [AS_BUILT]
 
     def pretrained(self, name: str, weights: str, progress: bool) -> State:
-        """The state dict of the network as the factory returns it."""
+        """Return the state dict of the network that the factory returns."""
         return dict(self.build(name, {}).state_dict())
 
 

@@ -1,4 +1,4 @@
-"""What training wrappers put before the names of a network's tensors, and taking it off again."""
+"""Remove the prefixes that training wrappers add to the names of a network's tensors."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from i3dconvert.errors import I3DWarning
 from i3dconvert.weights import State
 
 TRAINERS = ("_orig_mod.", "module.")
-"""`torch.compile`'s and `DataParallel`'s: no network has them by itself."""
+"""Prefixes of `torch.compile` and `DataParallel`; no network uses them itself."""
 PREFIXES = (*TRAINERS, "model.", "backbone.", "encoder_q.", "teacher.")
-"""Beside those: Lightning's modules, detectors' and self-supervised learners' (MoCo, DINO)."""
+"""And those of Lightning modules, detectors and self-supervised learners (MoCo, DINO)."""
 _DEEPEST = 4
 _COUNTERS = ("n_averaged",)
 """Buffers that `torch.optim.swa_utils.AveragedModel` adds beside the network."""
 
 
 def bare(state: State) -> State:
-    """`state` without the prefixes of `TRAINERS` that all names have."""
+    """Return `state` without the prefixes of `TRAINERS` that all names share."""
     for prefix in TRAINERS * _DEEPEST:
         if state and all(key.startswith(prefix) for key in state):
             state = _within(state, prefix)
@@ -28,9 +28,10 @@ def bare(state: State) -> State:
 
 
 def unwrapped(state: State, wanted: Mapping[str, Tensor], where: str) -> State:
-    """The part of `state`, and without the prefixes (`PREFIXES`, however nested), that has the most names of `wanted`.
+    """Return the part of `state`, without the prefixes (`PREFIXES`, however nested), that has the most names of
+    `wanted`.
 
-    Prefixes that `wanted` has too stay. What was left out is said, as an `I3DWarning`; `where` names the file.
+    Prefixes that `wanted` also has stay. An `I3DWarning` reports what is left out; `where` names the file.
     """
     state = {key: tensor for key, tensor in state.items() if key in wanted or key not in _COUNTERS}
     readings = [*_readings("", state), *((prefix, _within(state, prefix)) for prefix in _own_prefixes(state, wanted))]
@@ -38,7 +39,7 @@ def unwrapped(state: State, wanted: Mapping[str, Tensor], where: str) -> State:
     head = _head_beside(state, prefix, found, wanted)
     if others := [key for key in state if not key.startswith(prefix) and key not in head.values()]:
         warnings.warn(
-            f"{where} also holds {others[0]} and {len(others) - 1} more tensors; those under {prefix} were taken",
+            f"{where} also holds {others[0]} and {len(others) - 1} more tensors; those under {prefix} were used",
             I3DWarning,
             stacklevel=2,
         )
@@ -46,7 +47,7 @@ def unwrapped(state: State, wanted: Mapping[str, Tensor], where: str) -> State:
 
 
 def _head_beside(state: State, prefix: str, found: State, wanted: Mapping[str, Tensor]) -> dict[str, str]:
-    """The names of the head's tensors, and those that they have beside the backbone (MMPretrain's `head.fc`)."""
+    """Map the names of the head's tensors to their names outside the backbone (MMPretrain's `head.fc`)."""
     missing = [key for key in wanted if key not in found]
     others = [key for key in state if not key.startswith(prefix)]
     beside = {key.rpartition(".")[2]: key for key in others}
@@ -57,13 +58,13 @@ def _head_beside(state: State, prefix: str, found: State, wanted: Mapping[str, T
 
 
 def _own_prefixes(state: State, wanted: Mapping[str, Tensor]) -> list[str]:
-    """What a module of a user's (`self.network = …`) puts before the names: whatever stands before a known one."""
+    """Return the prefixes that a user's module (`self.network = …`) adds: whatever precedes a known name."""
     known = next((key for key in wanted if key.count(".") > 1), next(iter(wanted), ""))
     return [key.removesuffix(known) for key in state if known and key.endswith(f".{known}")]
 
 
 def _readings(prefix: str, state: State, depth: int = 0) -> Iterator[tuple[str, State]]:
-    """What `state` may be of a network: itself, then its parts under each nesting of prefixes."""
+    """Yield the candidates for a network: `state` itself, then its parts under each nesting of prefixes."""
     yield prefix, state
     for inner in PREFIXES if depth < _DEEPEST else ():
         if part := _within(state, inner):

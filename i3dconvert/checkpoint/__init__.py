@@ -1,4 +1,4 @@
-"""The checkpoint: safetensors, the 2D network's own key names, and one JSON document that says all about its origin."""
+"""The checkpoint: safetensors under the 2D network's own keys, and a JSON document that records its origin."""
 
 from i3dconvert.checkpoint.document import KEY, SCHEMA, Document
 from i3dconvert.checkpoint.present import class_names, document_of, name_classes, network_in

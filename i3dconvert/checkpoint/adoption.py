@@ -1,4 +1,4 @@
-"""Checkpoints of other frameworks, read as if they were ours: which network they are of follows from their tensors."""
+"""Read checkpoints of other frameworks like our own, recognising their network from their tensors."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from i3dconvert.weights import State, digest, read_state
 
 
 def adopt(path: Path, layout: str) -> tuple[Document, State]:
-    """The document and the tensors, under our names, of a framework's checkpoint; `layout` is `NAME` or `NAME:NETWORK`.
+    """Return a document and the tensors, under our names, of a framework's checkpoint; `layout` is `NAME[:NETWORK]`.
 
-    Its weights count as fine-tuned: there is no 2D network that they should be equal to. Raises `LayoutError`,
-    `WeightsError`.
+    Its weights count as fine-tuned, as they equal no 2D network. Raises `LayoutError`, `WeightsError`.
     """
     framework, name = framework_of(layout), split(layout)[1]
     tensors = framework.unwrapped(bare(read_state(in_folder(path))), str(path))
@@ -33,7 +32,7 @@ def adopt(path: Path, layout: str) -> tuple[Document, State]:
     refusals = []
     if name and (own := framework.network(name) if not framework.named_by_backbone else None) and own.package:
         raise LayoutError(
-            f"which {name} {path} is of does not follow from its tensors; in Python: "
+            f"the tensors of {path} do not tell which {name} it is; in Python: "
             "inflate(model2d, 'volumetric').load_state_dict(torch.load(path))"
         )
     for target in (target for target in framework.targets if not target.package):
@@ -47,9 +46,7 @@ def adopt(path: Path, layout: str) -> tuple[Document, State]:
     found = list(fitting.values())
     if len(fitting) > 1 and any(_means(document) != _means(found[0][0]) for document, _ in found):
         choices = " and ".join(f"{framework.name}:{target}" for target in fitting)
-        raise LayoutError(
-            f"{path} has the tensors of {choices} alike, which differ in what its tensors don't tell; name one"
-        )
+        raise LayoutError(f"{path} fits {choices}, which have the same tensors; name one")
     if not fitting:
         if not refusals:
             framework.network(name)
@@ -58,7 +55,7 @@ def adopt(path: Path, layout: str) -> tuple[Document, State]:
 
 
 def _means(document: Document) -> tuple[Any, ...]:
-    """What a document says of its network."""
+    """Return what a document says about its network."""
     assert document.origin is not None
     inflation, origin = document.inflation, document.origin
     return inflation.recipe, inflation.style, origin.backbone, origin.changes, origin.preprocessing, document.sha256
@@ -68,7 +65,7 @@ def _adopted(framework: Framework, target: Target, tensors: State, name: str, pa
     state = framework.restored(target, tensors, str(path))
     backbone, changes, classes = _backbone(state, framework, target, name, path)
     if target.headless and changes.head != "none":
-        raise LayoutError(f"{path} has a head, which {framework.name}'s {target.name} has not")
+        raise LayoutError(f"{path} has a head, but {framework.name}'s {target.name} has none")
     channels = changes.channels or RGB
     preprocessing = target.preprocessing or framework.preprocessing
     preprocessing = preprocessing if channels == RGB else preprocessing.with_channels(channels)
@@ -81,14 +78,14 @@ def _adopted(framework: Framework, target: Target, tensors: State, name: str, pa
     for key, tensor in model.state_dict().items():
         found, wanted = tuple(state[key].shape), inflation.shape(key, tensor)
         if found != wanted:
-            raise LayoutError(f"{path} has {key} {found} where {framework.name}'s {target.name} has {wanted}")
+            raise LayoutError(f"{path} has {key} {found}, but {framework.name}'s {target.name} has {wanted}")
     return Document(inflation, origin, digest(state), finetuned=True), state
 
 
 def _backbone(
     state: State, framework: Framework, target: Target, name: str, path: Path
 ) -> tuple[Backbone, Changes, int]:
-    """The 2D network whose kernels the checkpoint's are over time; what it has of it changed, and how many classes."""
+    """Return the 2D network whose inflated kernels the checkpoint has, its changes, and its number of classes."""
     flat = {
         key: tuple(tensor.shape[:2] + tensor.shape[3:] if tensor.dim() == 5 else tensor.shape)
         for key, tensor in state.items()
@@ -96,7 +93,7 @@ def _backbone(
     }
     if framework.named_by_backbone and not name:
         raise LayoutError(
-            f"{framework.name} has many networks; --from-layout {framework.name}:NAME says which {path} is of"
+            f"{framework.name} has many networks; name that of {path} with --from-layout {framework.name}:NAME"
         )
     candidates = [f"timm/{name}"] if framework.named_by_backbone else qualified_names(framework.sources)
     for candidate in candidates:
@@ -110,7 +107,7 @@ def _backbone(
         if not flat.keys() <= own.keys() or not own.keys() - flat.keys() <= {f"{head}.weight", f"{head}.bias"}:
             continue
         odd = [key for key in flat if flat[key] != own[key] and (not key.startswith(f"{head}.") or not flat[key])]
-        odd = [key for key in odd if not key.endswith(RELATIVE)]  # of which only the inflation knows the size
+        odd = [key for key in odd if not key.endswith(RELATIVE)]  # only the inflation knows their size
         stems = [key for key in odd if flat[key][:1] == own[key][:1] and flat[key][2:] == own[key][2:]]
         if odd != stems or len(stems) > 1:
             continue
@@ -121,4 +118,4 @@ def _backbone(
         classes = flat[f"{head}.weight"][0]
         given = None if classes == own[f"{head}.weight"][0] else classes
         return Backbone.of(source, bare, classes=given), changes, classes
-    raise LayoutError(f"{path} has the names of {framework.name}, but the shapes of no network known here")
+    raise LayoutError(f"{path} has the names of {framework.name}, but the shapes of no known network")

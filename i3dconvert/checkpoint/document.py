@@ -1,4 +1,4 @@
-"""What a file says of itself: one JSON document, in safetensors and ONNX alike."""
+"""The metadata of a file: one JSON document, in safetensors and ONNX alike."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from i3dconvert.video.preprocessing import Preprocessing
 
 SCHEMA = 5
 _MOST = 4096
-"""Channels, frames and pixels that a file may be for."""
+"""The most channels, frames and pixels that a file may be for."""
 KEY = "i3dconvert"
 """The key of the document in a file's metadata."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """What a file says of itself."""
+    """The metadata of a file."""
 
     inflation: Inflation
     origin: Origin | None
@@ -39,29 +39,29 @@ class Document:
     """Hash of the 3D tensors under our names: names, dtypes, shapes, bytes."""
     finetuned: bool = False
     layout: str = ""
-    """The framework and the network of it that the tensors are named for, `NAME:NETWORK`; ours if empty."""
+    """The framework and the network that the tensors are named for, `NAME:NETWORK`; empty for our own names."""
     intact: bool = True
-    """Whether the document, when it was read, had the seal that it was written with."""
+    """Whether the document's seal matched when it was read."""
     trained: Trained | None = None
-    """Which tensors moved since they were inflated, where that is known."""
+    """Which tensors moved since they were inflated, if that is known."""
     exchanged: Mapping[str, Any] = field(default_factory=dict)
-    """What stands where the 2D network had something else, such as its head: see `lift.exchange`."""
+    """Modules that replace others of the 2D network, such as its head: see `lift.exchange`."""
     classes: tuple[str, ...] = ()
-    """Their names, where a user gave them."""
+    """Class names given by the user."""
     changes: Changes = UNCHANGED
-    """Made to a 2D network in memory; those to a network by name are in its origin."""
+    """Changes to a 2D network in memory; those to a network with a name are in its origin."""
 
     @classmethod
     def for_layout(cls, inflation: Inflation, origin: Origin | None, layout: str, **rest: Any) -> Document:
-        """The document of a file with a framework's names, `NAME` or `NAME:NETWORK`, or with ours if that is empty.
+        """Return the document of a file with a framework's names, `NAME` or `NAME:NETWORK`, or with ours if empty.
 
-        Raises `LayoutError` where the framework's network is not the 3D form that was made.
+        Raises `LayoutError` if the framework's network is not the 3D form that was made.
         """
         if not layout:
             return cls(inflation, origin, **rest)
         if origin is None:
             raise LayoutError(
-                f"a network made from a module in memory has no layout {layout}: whose 3D form it is is not known"
+                f"a network made from a module in memory can't have the layout {layout}: its architecture is unknown"
             )
         framework = framework_of(layout)
         target = framework.target(origin.backbone.qualified, split(layout)[1])
@@ -70,10 +70,10 @@ class Document:
 
     @property
     def schema(self) -> int:
-        """The oldest that says all of it.
+        """The oldest schema that can express the document.
 
-        Attention over time is new in 2, rules for norms and global pools in 3, exchanged modules and changes to
-        networks in memory in 4, weights that were in memory in 5.
+        Schema 2 added attention over time, 3 rules for norms and global pools, 4 exchanged modules and changes to
+        networks in memory, 5 weights that were in memory.
         """
         rules, style = self.inflation.recipe.rules, self.inflation.style
         if self.origin is not None and self.origin.weights.kind == MEMORY:
@@ -86,32 +86,32 @@ class Document:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The user's own, or those of the 2D weights; none where they are not known."""
+        """The user's class names, or those of the 2D weights; none if unknown."""
         return self.classes or tuple(self.origin.class_names() if self.origin is not None else ())
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What pictures go through before the network; of one in memory, what most networks are trained with."""
+        """The preprocessing of pictures; for a network in memory, the one that most networks are trained with."""
         if self.origin is not None:
             return self.origin.preprocessing
         return Preprocessing.of_images(self.inflation.input)
 
     @property
     def gives_classes(self) -> bool:
-        """Whether what it gives for a clip are scores of classes, as far as is known."""
+        """Whether its outputs are class scores, as far as is known."""
         if self.origin is None:
             return True
         return bool(self.origin.classes) and self.origin.changes.head not in HEADLESS
 
     @property
     def target(self) -> Target | None:
-        """The network that the tensors are named for, where it is not our own."""
+        """The framework's network that the tensors are named for; None if ours."""
         return framework_of(self.layout).network(split(self.layout)[1]) if self.layout else None
 
     def dumps(self, beside: Path | None = None) -> str:
-        """JSON; the path of a weight file is written relative to the directory `beside`."""
+        """Return JSON; the path of a weight file is written relative to the directory `beside`."""
         style = asdict(self.inflation.style)
-        if style["time_embedding"] == "none":  # unknown to schema 1
+        if style["time_embedding"] == "none":  # schema 1 lacks it
             del style["time_embedding"]
         document: dict[str, Any] = {
             "schema": self.schema,
@@ -141,7 +141,7 @@ class Document:
 
     @classmethod
     def loads(cls, text: str, where: Path) -> Document:
-        """Read what `dumps` wrote; raises `CheckpointError` naming the file `where`."""
+        """Read what `dumps` wrote; raises `CheckpointError`, which names the file `where`."""
         check_text(len(text), str(where), CheckpointError)
         try:
             document = json.loads(text)
@@ -155,7 +155,7 @@ class Document:
             channels, height, width = map(int, document["input"])
             clip = (channels, frames, height, width, *(origin.input if origin is not None else ()))
             if not all(0 < size <= _MOST for size in clip):
-                raise CheckpointError(f"{where} is for clips of {clip}; no network has a size beyond {_MOST}")
+                raise CheckpointError(f"{where} is for clips of {clip}; no network has a size above {_MOST}")
             tried = _tried(document["tried"]) if "tried" in document else None
             inflation = Inflation(
                 recipe,
@@ -193,6 +193,6 @@ def _tried(axes: Any) -> Sizes:
 
 
 def _seal(document: Mapping[str, Any]) -> str:
-    """SHA-256 over all of a document but its hashes."""
+    """Return the SHA-256 of a document without its hashes."""
     rest = {key: value for key, value in document.items() if key not in ("seal", "sha256")}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What a network is now, and what a file says of that."""
+"""Describe a network as it is now, for the file."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from i3dconvert.video.labels import Given, check_count, names_of
 
 @dataclass(frozen=True)
 class Noted:
-    """What is known of a network beside its modules and tensors."""
+    """What is known of a network besides its modules and tensors."""
 
     finetuned: bool = False
-    """Whether a user or a file said so."""
+    """Whether a user or a file said that it was fine-tuned."""
     moved: frozenset[str] = field(default_factory=frozenset)
-    """Keys of the tensors that had moved when the network was read."""
+    """Keys of the tensors that had already moved when the network was read."""
     classes: tuple[str, ...] = ()
     changes: Changes = UNCHANGED
-    """Made to its 2D network, which was in memory."""
+    """Changes to its 2D network, which was in memory."""
 
 
 def noted(network: Network3d) -> Noted:
-    """What is known of a network beside its modules."""
+    """Return what is known of a network besides its modules."""
     found: Noted = network.__dict__["_i3d_meta"].get("noted", Noted())
     return found
 
 
 def note(network: Network3d, **known: Any) -> None:
-    """Note what is known of a network; the rest stays."""
+    """Update what is known of a network."""
     network._i3d_meta["noted"] = replace(noted(network), **known)
 
 
 def note_document(network: Network3d, document: Document) -> None:
-    """Note of a network what its file says."""
+    """Record the metadata of a network's file."""
     set_origin(network, document.origin)
     keys = document.trained.keys if document.trained is not None else ()
     note(
@@ -59,13 +59,13 @@ def note_document(network: Network3d, document: Document) -> None:
 
 
 def class_names(network: nn.Module) -> list[str]:
-    """The names of a network's classes, by their numbers; none where they are not known."""
+    """Return the class names of a network by index; none if unknown."""
     inner, origin = network_in(network), origin_of(network_in(network))
     return list(noted(inner).classes or (origin.class_names() if origin is not None else ()))
 
 
 def name_classes(network: Network3d, classes: Given) -> None:
-    """Give a network's classes names, or the path of a file with them; raises `ClassesError`."""
+    """Set a network's class names, or read them from a path; raises `ClassesError`."""
     if classes is not None:
         note(network, classes=document_of(network, classes=classes).classes)
 
@@ -73,9 +73,9 @@ def name_classes(network: Network3d, classes: Given) -> None:
 def document_of(
     network: Network3d, layout: str = "", finetuned: bool = False, classes: Given = None, sha256: str = ""
 ) -> Document:
-    """What a file has to say of a network as it is now.
+    """Return the document that describes a network as it is now.
 
-    Raises `CheckpointError`, naming what no file can keep, `ClassesError`, and `LayoutError`.
+    Raises `CheckpointError`, naming what a file can't store, `ClassesError`, and `LayoutError`.
     """
     origin: Origin | None = origin_of(network)
     forms, known, state = exchanged(network, network._i3d_marks), noted(network), network.state_dict()
@@ -101,7 +101,7 @@ def document_of(
 
 
 def _outputs(network: Network3d, forms: Mapping[str, Any]) -> int | None:
-    """How many numbers it gives for a clip, by a run without arithmetic; None where it gives maps or several values."""
+    """Return the number of outputs for a clip, from a run on the meta device; None for maps or several outputs."""
     channels, *size = inflation_of(network).input
     bare = on_meta(network).eval()
     clip = torch.empty(1, channels, inflation_of(network).minimum_frames, *size, device="meta")
@@ -111,7 +111,7 @@ def _outputs(network: Network3d, forms: Mapping[str, Any]) -> int | None:
             found = bare(clip.to(dtype))
     except Exception as error:
         where = ", ".join(forms) or "its modules"
-        raise CheckpointError(f"the network does not run with what stands at {where}: {first_line(error)}") from error
+        raise CheckpointError(f"the network does not run with the module at {where}: {first_line(error)}") from error
     return int(found.shape[1]) if isinstance(found, Tensor) and found.dim() == 2 else None
 
 
@@ -119,16 +119,16 @@ _WITH_OUTPUTS = ("Linear", "Conv1d", "Conv2d", "Conv3d")
 
 
 def _scores(forms: Mapping[str, Any], outputs: int, classes: int) -> bool:
-    """Whether what a network gives are scores: as many as before, or of a layer that makes them."""
+    """Whether the outputs are scores: as many as before, or from a layer that computes scores."""
     return outputs == classes or any(name in str(list(forms.values())) for name in _WITH_OUTPUTS)
 
 
 WRAPPERS = ("module", "_orig_mod")
-"""Where DDP, moving averages and `torch.compile` keep the network that they wrap."""
+"""Attributes in which DDP, moving averages and `torch.compile` keep the wrapped network."""
 
 
 def network_in(network: nn.Module) -> Network3d:
-    """The inflated network itself, out of the wrappers that training puts around it; raises `CheckpointError`."""
+    """Return the inflated network inside the wrappers of training; raises `CheckpointError`."""
     found: Any = network
     while not isinstance(found, Network3d):
         inner = next((found._modules[name] for name in WRAPPERS if found._modules.get(name) is not None), None)
@@ -141,7 +141,7 @@ def network_in(network: nn.Module) -> Network3d:
 def _not_a_network(module: nn.Module) -> str:
     what = f"{type(module).__module__}.{type(module).__qualname__}"
     if what.startswith("peft."):
-        return f"{what} has adapters beside the network, which a file can't keep: tuned.merge_and_unload() gives it"
+        return f"{what} has adapters, which a file can't store: save the result of tuned.merge_and_unload()"
     inner = next((name for name, child in module.named_modules() if isinstance(child, Network3d)), None)
-    hint = f"save the network in it, .{inner}" if inner else "save what inflate gave, and load gives"
-    return f"{what} is no inflated network: {hint}"
+    hint = f"save the network inside it, .{inner}" if inner else "save the network that inflate or load returned"
+    return f"{what} is not an inflated network: {hint}"

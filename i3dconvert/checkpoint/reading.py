@@ -1,4 +1,4 @@
-"""Reading a checkpoint, and building its network again."""
+"""Read a checkpoint and build its network again."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from i3dconvert.lift.seals import sealed
 from i3dconvert.weights import State, classes_in, fit, nested, read_pickle, read_safetensors, read_state, tensors_in
 
 PICKLED = (".pth", ".pt", ".pyth")
-"""The suffixes of what `torch.load` reads."""
+"""Suffixes of files for `torch.load`."""
 
 
 def read(path: Path, pickled: bool | None = None) -> tuple[Document, State]:
-    """The document and the tensors (memory-mapped, under our names) of a checkpoint.
+    """Return the document and the tensors of a checkpoint, memory-mapped and under our names.
 
-    Whether it is a pickle, its suffix says by default. Raises `CheckpointError`.
+    `pickled` defaults to what the suffix says. Raises `CheckpointError`.
     """
     path = in_folder(path)
-    check_input(path, CheckpointError, "a checkpoint that `i3dconvert inflate` wrote")
+    check_input(path, CheckpointError, "a checkpoint written by `i3dconvert inflate`")
     if path.suffix in PICKLED if pickled is None else pickled:
         metadata, state = _read_pickle(path)
     else:
@@ -40,8 +40,8 @@ def read(path: Path, pickled: bool | None = None) -> tuple[Document, State]:
     text = metadata.get(KEY)
     if text is None:
         raise CheckpointError(
-            f"{path} is no i3dconvert checkpoint: its metadata has no {KEY!r}; "
-            "--from-layout NAME reads those of other frameworks"
+            f"{path} is not an i3dconvert checkpoint: its metadata has no {KEY!r}; "
+            "--from-layout NAME reads checkpoints of other frameworks"
         )
     document = Document.loads(text, path)
     if document.target is not None:
@@ -56,15 +56,15 @@ def _read_pickle(path: Path) -> tuple[Mapping[str, Any], State]:
 
 
 def rebuild(document: Document, model: nn.Module | None = None, where: str | Path = "the file") -> Network3d:
-    """The 3D network of a document over its 2D `model`, by default that of its origin, without weights (see `fill`).
+    """Build the 3D network of a document from its 2D `model`, by default its origin's, without weights (see `fill`).
 
-    Raises `LayoutError` where its tensors are made for another framework's network alone, `CheckpointError` where only
-    the user has the 2D network.
+    Raises `LayoutError` if its tensors are for another framework's network only, `CheckpointError` if only the user has
+    the 2D network.
     """
     if model is None:
         if document.origin is None:
             raise CheckpointError(
-                f"{where} was made from a module in memory; give that 2D module, in Python: load(path, model)"
+                f"{where} was made from a module in memory; pass that 2D module in Python: load(path, model)"
             )
         model = document.origin.build()
     inflation = document.inflation
@@ -77,10 +77,10 @@ def rebuild(document: Document, model: nn.Module | None = None, where: str | Pat
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> Network3d:
-    """The 3D network in a checkpoint, in eval mode.
+    """Return the 3D network of a checkpoint, in eval mode.
 
-    `model` is the 2D network, needed only for checkpoints of a user's own module; it is left as it is. What the file
-    records of it (another head, other classes and channels) is done to a copy. Raises `CheckpointError`.
+    `model` is the 2D network, needed only for checkpoints of a user's own module. It is not modified: changes that the
+    file records (another head, other classes or channels) apply to a copy. Raises `CheckpointError`.
     """
     path = Path(path)
     document, state = read(path)
@@ -92,26 +92,26 @@ def load(path: str | Path, model: nn.Module | None = None) -> Network3d:
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """A tensor where torch would have put it: matrix products can differ in their last bit where it lies elsewhere."""
+    """Return a tensor at torch's alignment: otherwise matrix products can differ in the last bit."""
     return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
 
 
 _ALIGNMENT = 64
-"""Bytes, of memory that torch allocates on a CPU."""
+"""Alignment in bytes of memory that torch allocates on a CPU."""
 
 
 def filled(network: Network3d, state: Mapping[str, Tensor], path: Path) -> Network3d:
-    """`network` with the tensors of the file at `path`, which may not fit: `CheckpointError`."""
+    """Fill `network` with the tensors of the file at `path`; raises `CheckpointError` if they do not fit."""
     try:
         return fill(network, state.items())
     except RuntimeError as error:
         _check_age(network, state, path)
         lines = [line.strip() for line in str(error).splitlines()[1:4]]
-        raise CheckpointError(f"the tensors of {path} are not those of its own recipe: {' '.join(lines)}") from None
+        raise CheckpointError(f"the tensors of {path} do not match its recipe: {' '.join(lines)}") from None
 
 
 def _check_age(network: Network3d, state: Mapping[str, Tensor], path: Path) -> None:
-    """Raise `CheckpointError` where a kernel of the file is 2D and the network's is 3D: older versions left it so."""
+    """Raise `CheckpointError` if a kernel is 2D in the file and 3D in the network, as in files of older versions."""
     own = network.state_dict()
     flat = [key for key, tensor in state.items() if key in own and tensor.dim() == own[key].dim() - 1 >= 3]
     if not flat:
@@ -120,16 +120,16 @@ def _check_age(network: Network3d, state: Mapping[str, Tensor], path: Path) -> N
     name = origin.backbone.qualified if origin is not None else "MODULE"
     more = f" and {len(flat) - 1} more" if len(flat) > 1 else ""
     raise CheckpointError(
-        f"{path} is of an older i3dconvert, which left {flat[0]}{more} 2D; they become 3D now. Make it again: "
+        f"{path} was written by an older i3dconvert, which left {flat[0]}{more} 2D. Inflate it again: "
         f"i3dconvert inspect {path} --toml > recipe.toml && i3dconvert inflate {name} -r recipe.toml; "
-        "if it was trained, load it with the version that made it"
+        "if it was trained, load it with the version that wrote it"
     )
 
 
 def finetuned(document: Document, weights: Path, inflated: Mapping[str, Tensor]) -> Network3d:
-    """The network of a document with the state dict in `weights`, which may have another class count.
+    """Return a document's network with the state dict in `weights`, which may have another number of classes.
 
-    `inflated` are the tensors of the document's file, from which the others have moved. Raises `CheckpointError`,
+    `inflated` holds the tensors of the document's file, to tell which have moved. Raises `CheckpointError`,
     `WeightsError`.
     """
     network = rebuild(document)

@@ -13,18 +13,18 @@ NO_LONGER = "equality with the 2D network no longer applies"
 
 @dataclass(frozen=True)
 class Trained:
-    """What training did to a network's tensors."""
+    """The tensors that training moved."""
 
     kernels: int
-    """How many there are: weights of two axes or more."""
+    """The number of kernels: weights with two axes or more."""
     moved: tuple[str, ...]
-    """The keys of those that are not what they were inflated to."""
+    """Keys of the kernels that no longer equal the inflated ones."""
     others: tuple[str, ...] = ()
-    """The keys of other tensors that moved, such as biases and the statistics of norms."""
+    """Keys of other tensors that moved, such as biases and the statistics of norms."""
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor], moved: Collection[str]) -> Trained | None:
-        """What moved of a state dict; None where nothing did."""
+        """Return what moved in a state dict; None if nothing did."""
         kernels = {key for key, tensor in state.items() if tensor.is_floating_point() and tensor.dim() > 1}
         keys = sorted(set(moved) & state.keys())
         own = tuple(key for key in keys if key in kernels), tuple(key for key in keys if key not in kernels)
@@ -40,16 +40,16 @@ class Trained:
         return f"{len(self.moved)} of {self.kernels} kernels moved{beside}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; `from_dict` is its inverse."""
+        """Return plain data; `from_dict` is the inverse."""
         return {"kernels": self.kernels, "moved": list(self.moved), "others": list(self.others)}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Trained:
-        """Read what `to_dict` wrote."""
+        """Read the data written by `to_dict`."""
         moved, others = (tuple(map(str, document[key])) for key in ("moved", "others"))
         return cls(int(document["kernels"]), moved, others)
 
 
 def sentence(trained: Trained | None) -> str:
-    """What is said of a network whose weights are no longer the 2D network's."""
+    """Return the sentence for a network whose weights are no longer the 2D network's."""
     return f"trained: {trained or 'its weights were fine-tuned'}; {NO_LONGER}"

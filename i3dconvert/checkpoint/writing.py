@@ -1,4 +1,4 @@
-"""Writing a checkpoint, tensor by tensor, under our names or another framework's."""
+"""Write a checkpoint tensor by tensor, under our names or another framework's."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _UNKNOWN = "0" * 64
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor to be written: what is known before it is made."""
+    """The description of a tensor before it is computed."""
 
     key: str
     dtype: torch.dtype
@@ -42,7 +42,7 @@ class Entry:
 
 
 Pieces = Callable[[Entry], Iterable[Tensor]]
-"""The parts of a tensor along its first axis, so that a large one need not be made as a whole."""
+"""Yields a tensor in parts along its first axis, so that large ones are never whole in memory."""
 ReadBack = Callable[[Path, bool], None]
 
 
@@ -54,12 +54,12 @@ def write(
     force: bool,
     check: ReadBack = lambda path, pickled: None,
 ) -> str:
-    """Write a checkpoint, safetensors or by its suffix a `.pth`; returns the SHA-256 of its tensors.
+    """Write a checkpoint as safetensors, or as `.pth` by its suffix; returns the SHA-256 of its tensors.
 
-    `check` is given what was written, and whether that is a pickle, before it is put in place.
+    `check` gets the written file, and whether it is a pickle, before the file replaces an existing one.
 
-    Raises `OutputError`, and `LayoutError` when the document's layout has no place for a tensor; nothing is left at
-    `path` then but what was there before.
+    Raises `OutputError`, and `LayoutError` if the document's layout has no place for a tensor; `path` is then
+    unchanged.
     """
     places, target = _placed(document, list(entries)), document.target
     if target is not None and target.files is not None:
@@ -80,9 +80,9 @@ def write_inflated(
     force: bool = False,
     progress: Progress = silent,
 ) -> tuple[str, list[Entry]]:
-    """Write what a 2D network's tensors inflate to, floating-point ones in `dtype` where one is given.
+    """Write the inflated tensors of a 2D network, floating-point ones in `dtype` if given.
 
-    Returns the SHA-256 and what was written; raises what `write` raises.
+    Returns the SHA-256 and the entries written; raises what `write` raises.
     """
     inflation = document.inflation
     stream = Stream(document.origin is not None and document.origin.weights.kind == "file")
@@ -112,20 +112,20 @@ def save(
     layout: str = "",
     classes: Given = None,
 ) -> str:
-    """Write an inflated network, its weights as they are now; returns the SHA-256 of its tensors.
+    """Write an inflated network with its current weights; returns the SHA-256 of its tensors.
 
-    Layers of torch's own that stand in the place of others, such as a new head, are kept. A network whose weights
-    moved since they were inflated is written as trained; what was written is read back before it is put in place.
+    Layers of torch that replace others, such as a new head, are kept. A network whose weights moved since they were
+    inflated is written as trained. The file is read back before it replaces an existing one.
 
     Args:
-        network: also inside DDP, a moving average or `torch.compile`.
-        path: `.safetensors`, or `.pth`, `.pt`, `.pyth`; an existing file only with `force`.
-        finetuned: notes that the weights are no longer those of the 2D network, where nothing shows it.
+        network: the network, also inside DDP, a moving average or `torch.compile`.
+        path: `.safetensors`, or `.pth`, `.pt`, `.pyth`; replaces an existing file only with `force`.
+        finetuned: records that the weights are no longer the 2D network's, if nothing else shows it.
         layout: the framework whose names the tensors get, `NAME` or `NAME:NETWORK`.
-        classes: the names of the classes, or the path of a `.txt` or `.json` file with them.
+        classes: the class names, or the path of a `.txt` or `.json` file with them.
 
-    Raises `CheckpointError`, naming what no file can keep (adapters, parametrizations, a cut network, classes of
-    others), `ClassesError`, `OutputError`, `LayoutError`.
+    Raises `CheckpointError`, naming what a file can't store (adapters, parametrizations, a cut network, foreign
+    classes), `ClassesError`, `OutputError`, `LayoutError`.
     """
     inner, path = network_in(network), Path(path)
     check_suffix(path, layout)
@@ -138,29 +138,29 @@ def save(
 
 
 def check_suffix(path: Path, layout: str = "") -> None:
-    """Raise `OutputError` for a name that says another kind of file."""
+    """Raise `OutputError` if the suffix is not a checkpoint's."""
     folder = bool(layout) and framework_of(layout).suffix == ""
     if not folder and path.suffix not in (".safetensors", *PICKLED):
         suffixes = ", ".join((".safetensors", *PICKLED))
-        raise OutputError(f"{path} is no name of a checkpoint: its suffix is one of {suffixes}")
+        raise OutputError(f"{path} is not a checkpoint's name: use one of the suffixes {suffixes}")
 
 
 def _read_back(path: Path, pickled: bool) -> None:
-    """Raise `CheckpointError` for a file, not yet in place, whose network is not that of its tensors."""
+    """Raise `CheckpointError` if a file that is not yet in place does not describe the network of its tensors."""
     document, state = read(path, pickled)
     if document.exchanged and document.origin is not None:
         found = {key: tensor.shape for key, tensor in rebuild(document, where=path).state_dict().items()}
         if wrong := sorted(key for key in found.keys() | state.keys() if key not in found or key not in state):
-            raise CheckpointError(f"the network can't be built again from a file: {wrong[0]}")
+            raise CheckpointError(f"the network can't be built again from its file: {wrong[0]}")
 
 
 def entries_in(state: Mapping[str, Tensor]) -> list[Entry]:
-    """The tensors of a state dict."""
+    """Return the entries of a state dict's tensors."""
     return [Entry(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in state.items()]
 
 
 def _placed(document: Document, entries: list[Entry]) -> list[tuple[Place, Entry]]:
-    """Where each tensor goes; zeros that the layout adds have an entry without a key."""
+    """Return the place of each tensor; zeros that the layout adds have an entry without a key."""
     target = document.target
     if target is None:
         return [(Place(entry.key, entry.shape, entry.key), entry) for entry in entries]
@@ -173,7 +173,7 @@ def _placed(document: Document, entries: list[Entry]) -> list[tuple[Place, Entry
 def _write_safetensors(
     path: Path, document: Document, places: list[tuple[Place, Entry]], pieces: Pieces, force: bool, check: ReadBack
 ) -> str:
-    """One piece at a time."""
+    """Write one piece at a time."""
     places = sorted(places, key=lambda placed: (-placed[1].dtype.itemsize, placed[0].name))
     header: dict[str, Any] = {
         "__metadata__": {"format": "pt", KEY: replace(document, sha256=_UNKNOWN).dumps(path.parent)}
@@ -201,7 +201,7 @@ def _write_safetensors(
 def _write_pickle(
     path: Path, document: Document, places: list[tuple[Place, Entry]], pieces: Pieces, force: bool, check: ReadBack
 ) -> str:
-    """The document goes where torch keeps the versions of modules, so that the state dict holds tensors alone."""
+    """Write a pickle; the document goes where torch keeps module versions, beside the state dict's tensors."""
     total = Digest()
     state: Any = OrderedDict()
     for place, entry in places:

@@ -1,6 +1,6 @@
-"""The command line: parses, calls the library, renders.
+"""The command line: parse the arguments, call the library, print the results.
 
-Exit codes: 0 fine, 1 the check failed or the input is bad, 2 wrong usage.
+Exit codes: 0 success, 1 a failed check or bad input, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ for module in (list, inflate, verify, export, report, inspect, classify, bench, 
     app.command(module.__name__.rpartition(".")[2], cls=help.Command, epilog=module.EXAMPLE)(module.command)
 
 
-OUT_OF_MEMORY = "out of memory; fewer --frames or a smaller --size need less"
+OUT_OF_MEMORY = "out of memory; reduce --frames or --size"
 
 
 def _version(wanted: bool) -> None:
@@ -57,7 +57,7 @@ def _root(
 
 
 def _warned(message: Warning | str, category: type[Warning], *where: Any, **beside: Any) -> None:
-    """Our own warnings are for the user; those of the libraries below are not."""
+    """Show our own warnings to the user, and hide those of other libraries."""
     if issubclass(category, I3DWarning):
         show_warning(str(message))
 
@@ -67,7 +67,7 @@ def _terminated(signum: int, frame: Any) -> None:
 
 
 def _wrong_usage(error: Any, as_json: bool) -> int:
-    """Say what click found wrong with the words, and what is like a value that is not known."""
+    """Print click's error, and the known value that is most like an unknown one."""
     message = error.format_message()
     found = _NOT_ONE_OF.search(message)
     hint = near(found[1], re.findall(r"'([^']+)'", found[2])).strip() if found else ""
@@ -88,9 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminated)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # of a locale without the multiplication sign
+            stream.reconfigure(errors="replace")  # for locales without the multiplication sign
     warnings.showwarning = _warned
-    # Python looks for cycles in all that is left when it ends; in what torch's import leaves, for most of a second.
+    # At exit, Python would look for reference cycles in all objects that torch's import creates, for almost a second.
     atexit.register(gc.freeze)
     words = [*(sys.argv[1:] if arguments is None else arguments)]
     show_error = render.show_error_as_json if "--json" in words else render.show_error
@@ -105,13 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        if hasattr(error, "format_message"):  # click's, of wrong usage, whichever click typer has
+        if hasattr(error, "format_message"):  # click's usage errors, from whichever click typer uses
             return _wrong_usage(error, as_json="--json" in words)
         if type(error).__name__ == "Abort":
             return 130
         if os.environ.get("I3DCONVERT_DEBUG"):
             raise
-        if isinstance(error, RuntimeError) and "allocate" in first_line(error):  # torch's word for it
+        if isinstance(error, RuntimeError) and "allocate" in first_line(error):  # torch's message
             show_error(OUT_OF_MEMORY)
             return 1
         show_error(f"unexpected {type(error).__name__}: {first_line(error)} (a bug; I3DCONVERT_DEBUG=1 shows where)")

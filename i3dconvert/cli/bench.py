@@ -69,7 +69,7 @@ def command(
     wanted = [name.strip() for name in runtime.split(",")] if runtime else []
     for name in wanted:
         if name not in RUNTIMES:
-            raise typer.BadParameter(f"no runtime {name!r}; {near(name, RUNTIMES)}known: {', '.join(RUNTIMES)}")
+            raise typer.BadParameter(f"unknown runtime {name!r}; {near(name, RUNTIMES)}known: {', '.join(RUNTIMES)}")
     if plot is not None:
         from i3dconvert.reporting.drawing import check_chart
 
@@ -117,11 +117,11 @@ def command(
 
 
 def _attention(networks: list[str], frames: list[int], wanted: list[str], runs: int, quiet: bool, json: bool) -> None:
-    """The table of `--attention`."""
+    """Measure and print the table of `--attention`."""
     if any(name not in OF_ATTENTION for name in wanted) or any(
         name.endswith((".onnx", ".safetensors")) for name in networks
     ):
-        raise typer.BadParameter("--attention is for backbones, in the runtimes eager and onnx")
+        raise typer.BadParameter("--attention needs backbones and the runtimes eager or onnx")
     with render.progress(quiet or json) as step:
         step("importing torch")
         from i3dconvert.reporting.benchmark import FORMULA, ratios

@@ -86,15 +86,15 @@ def command(
 ) -> None:
     """Classify videos over time, and pictures."""
     if window is not None and not as_stream:
-        raise typer.BadParameter("--window is for --stream")
+        raise typer.BadParameter("--window needs --stream")
     if as_stream and frames is not None:
-        raise typer.BadParameter("--frames is for windows; --stream goes by the network's own steps")
+        raise typer.BadParameter("--frames can't be used with --stream, which uses the network's own steps")
     if bool(sources) == (folder is not None):
-        raise typer.BadParameter("name videos and pictures, or give --folder DIR")
+        raise typer.BadParameter("give videos and pictures, or --folder DIR")
     if output is not None and folder is None:
-        raise typer.BadParameter("--output is for --folder")
+        raise typer.BadParameter("--output needs --folder")
     if as_stream and folder is not None:
-        raise typer.BadParameter("--folder goes by windows, without --stream")
+        raise typer.BadParameter("--folder can't be used with --stream")
     if plot is not None:
         from i3dconvert.reporting.drawing import check_chart
 
@@ -152,7 +152,7 @@ def _show_done(done: Done, json: bool, quiet: bool) -> None:
         render.show_json(asdict(done) | {"output": str(done.output)})
     elif not quiet:
         rate = f" ({done.classified / max(done.seconds, 1e-9):.1f} a second)" if done.classified else ""
-        failed = f", {done.failed} can't be read: their lines say why" if done.failed else ""
+        failed = f", {done.failed} can't be read (see their lines)" if done.failed else ""
         render.show(f"{done.classified} files{rate}, {done.passed_over} done before{failed}; wrote {done.output}")
 
 

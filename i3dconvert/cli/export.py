@@ -158,28 +158,26 @@ def command(
 ) -> None:
     """Write ONNX or safetensors and check it against torch."""
     if onnx + safetensors + (hub is not None) != 1:
-        raise typer.BadParameter("say one of --onnx, --safetensors and --hub DIR")
+        raise typer.BadParameter("choose one of --onnx, --safetensors and --hub DIR")
     if calibrate is not None and not int8:
-        raise typer.BadParameter("--calibrate is for --int8")
+        raise typer.BadParameter("--calibrate needs --int8")
     if safetensors and (uint8_input or top_k or int8 or static or opset or external_data or tolerance):
         raise typer.BadParameter(
-            "--static, --uint8-input, --top-k, --int8, --opset, --external-data and --tolerance are for --onnx"
+            "--static, --uint8-input, --top-k, --int8, --opset, --external-data and --tolerance need --onnx"
         )
     if triton is not None and (not onnx or external_data):
-        raise typer.BadParameter("--triton is for --onnx, without --external-data")
+        raise typer.BadParameter("--triton needs --onnx, without --external-data")
     if window is not None and not stream:
-        raise typer.BadParameter("--window is for --stream")
+        raise typer.BadParameter("--window needs --stream")
     if stream and (not onnx or static or not optimize or dtype not in (None, Dtype.float32)):
         raise typer.BadParameter(
-            "--stream is for --onnx, in float32 or int8, of the network's own size: it goes without --static, "
-            "--no-optimize and --dtype"
+            "--stream needs --onnx, and can't be used with --static, --no-optimize or --dtype: it is float32 or "
+            "int8, at the network's own size"
         )
     if layout and not safetensors:
-        raise typer.BadParameter("--layout is for --safetensors; ONNX has no names to load by")
+        raise typer.BadParameter("--layout needs --safetensors")
     if hub is not None and (output is not None or from_layout):
-        raise typer.BadParameter(
-            "--hub names the folder itself, of a network of our own; it goes without -o and --from-layout"
-        )
+        raise typer.BadParameter("--hub can't be used with -o, as it names the folder, or --from-layout")
     from i3dconvert.files import check_output
 
     path = the_checkpoint(file)
@@ -225,7 +223,7 @@ def command(
                 from i3dconvert.streaming.triton import write_repository
 
                 printed["triton"] = list(map(str, write_repository(target, triton, force)))
-                lines.append(f"a model for Triton in {triton}")
+                lines.append(f"wrote a model folder for Triton to {triton}")
         if verbose:
             printed["seconds"] = step.seconds()
     if json:
@@ -240,7 +238,7 @@ def command(
 def _to_onnx(
     network: Network3d, target: Path, as_folder: bool, stream: bool, options: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Export it, alone or in a folder for the hub; what to print of that, as JSON and in lines."""
+    """Export the network, alone or in a folder for the hub; return what to print, as JSON and as lines."""
     from i3dconvert.backbones.changes import HEADLESS
     from i3dconvert.export import export_onnx
     from i3dconvert.hub.folder import write_folder
@@ -267,14 +265,14 @@ def _to_onnx(
         f"{done.check.name} at {render.number(done.checked_on)}: {done.check.detail}",
     ]
     if done.agreement is not None:
-        agrees = f"the features' cosine with float32's is {done.agreement:.4f} on"
-        agrees = agrees if features else f"the top class is float32's in {done.agreement:.0%} of"
-        lines.append(f"int8: {agrees} the clips calibrated on")
-    lines += [f"with the tensors in {part}" for part in done.files if part != done.path]
+        agrees = f"the features' cosine similarity to float32's is {done.agreement:.4f} on"
+        agrees = agrees if features else f"the top class equals float32's on {done.agreement:.0%} of"
+        lines.append(f"int8: {agrees} the calibration clips")
+    lines += [f"wrote the tensors to {part}" for part in done.files if part != done.path]
     if folder is not None:
         proved = folder.report is not None
         printed |= {"files": list(map(str, folder.files)), "proved": proved, "unproved": folder.unproved}
-        lines.append("the card has the proof" if proved else f"not proved: {folder.unproved}")
+        lines.append("the model card shows the proof" if proved else f"not proved: {folder.unproved}")
     if done.warning:
         render.show_warning(done.warning)
     return printed, lines

@@ -1,6 +1,6 @@
-"""How help looks: options in named groups, whole words, each example on its line.
+"""The layout of help: options in named groups, whole words, each example on its own line.
 
-It is plain text: rich's help alone takes 0.15 s to import.
+Help is plain text, as importing rich's help takes 0.15 s.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ PRINTING = "Printed output"
 OTHERS = "Other frameworks"
 _FIRST = "Options"
 _NAMES = 28
-"""Columns for the names of options, at most; a longer one stands on a line of its own."""
+"""The most columns for option names; longer names get a line of their own."""
 
 
 class _Examples:
-    """Writes the examples, one a line, as they are typed."""
+    """Writes the examples as they are typed, one on each line."""
 
     epilog: str | None
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Called by typer, last."""
+        """Write the examples; typer calls this last."""
         if self.epilog:
             first, *others = self.epilog.splitlines()
             formatter.write(f"\n  Example: {first}\n" + "".join(f"           {line}\n" for line in others))
 
 
 class Group(_Examples, TyperGroup):
-    """All commands."""
+    """The list of commands."""
 
 
 class Command(_Examples, TyperCommand):
-    """A command whose options stand under the `rich_help_panel` that each names, in the order of the function."""
+    """A command that lists its options under the `rich_help_panel` that each names, in the order of the function."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Arguments, then group by group."""
+        """Write the arguments, then group by group."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
@@ -52,7 +52,7 @@ class Command(_Examples, TyperCommand):
 
 
 def _placed(param: Any, shown: str) -> tuple[str, str]:
-    """The group that an argument or an option is in, and its name there."""
+    """Return the group of an argument or an option, and its name there."""
     if param.param_type_name == "argument":
         return "Arguments", param.metavar or param.name
     of_its_own = PRINTING if param.name == "help" else _FIRST
@@ -60,14 +60,14 @@ def _placed(param: Any, shown: str) -> tuple[str, str]:
 
 
 def _said(param: Any) -> str:
-    """What it does, and its default where that is of use."""
+    """Return the help of a parameter, with its default if that is useful."""
     default = "" if param.show_default is False or getattr(param, "is_flag", False) else param.default
     default = param.show_default if isinstance(param.show_default, str) else getattr(default, "value", default)
     return f"{param.help} [default: {default}]" if isinstance(default, str | int) and default != "" else str(param.help)
 
 
 def _row(name: str, said: str, column: int, width: int) -> str:
-    """A name, and beside it what is said of it; hyphens are parts of options' names, and no place to break a line."""
+    """Return a name and its help beside it; lines do not break at hyphens, which option names contain."""
     lines = textwrap.wrap(said, width - column - 2, break_on_hyphens=False, break_long_words=False)
     beside = lines.pop(0) if len(name) <= column - 2 else ""
     first = f"  {name:{column}}{beside}".rstrip()

@@ -221,7 +221,7 @@ def command(
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:
-    """`3x224x224` → channels, height and width; raises `typer.BadParameter`."""
+    """Parse `3x224x224` to channels, height and width; raises `typer.BadParameter`."""
     sizes = text.lower().replace("×", "x").split("x")
     if len(sizes) != 3 or not all(size.isdecimal() and int(size) for size in sizes):
         raise typer.BadParameter(f"--input {text}: give channels, height and width, as in 3x224x224")
@@ -230,15 +230,14 @@ def parse_shape(text: str) -> tuple[int, int, int]:
 
 
 def default_stem(backbone: str) -> str:
-    """What a file is called after a backbone: `timm/resnet50` → `timm-resnet50`, `nets/mine.py:unet` → `unet`."""
+    """Return the file name for a backbone: `timm/resnet50` → `timm-resnet50`, `nets/mine.py:unet` → `unet`."""
     if backbone.startswith("hf/"):
         return Path(backbone).resolve().name
     return backbone.rpartition(":")[2] if ".py:" in backbone else backbone.replace("/", "-")
 
 
 def default_ending(layout: str) -> tuple[str, bool]:
-    """What is put behind the backbone in the name of an output, as a framework's loader expects, and whether that
-    reads a folder."""
+    """Return the ending of an output's name that a framework's loader expects, and whether it reads a folder."""
     if not layout:
         return "i3d.safetensors", False
     from i3dconvert.frameworks import framework_of
@@ -248,17 +247,17 @@ def default_ending(layout: str) -> tuple[str, bool]:
 
 
 def show_layout(layout: str, origin: Origin) -> None:
-    """What a framework's user has to know of weights in its layout."""
+    """Print what a framework's user needs to know about weights in its layout."""
     from i3dconvert.frameworks import framework_of, how_to_load, split, statements
 
     framework, network = framework_of(layout), split(layout)[1]
     target = framework.target(origin.backbone.qualified, network)
     pasted, channels = statements(target, origin), origin.input[0]
-    render.show(f"loads into {framework.name}'s {target.name}:")
+    render.show(f"for {framework.name}'s {target.name}:")
     for line in pasted or [how_to_load(target, origin)]:
         render.show(line)
     if pasted and channels != 3 and "{channels}" not in target.built_by:
-        render.show(f"note: it is built for 3 channels; replace its first convolution by one of {channels}")
+        render.show(f"note: it has 3 input channels; replace its first convolution by one with {channels}")
     if target.note:
         render.show(f"note: {target.note}")
 
@@ -305,7 +304,7 @@ def _show(written: Written, layers: list[LayerRow], verbose: bool) -> None:
     render.show(f"clips of {least} frame{'s' * (least > 1)} or more")
     kept = sum(layer.operation == "Attention (one frame)" for layer in layers)
     if kept:
-        render.show(f"{kept} attentions see one frame each; --recipe joint, divided or video-swin lets them see others")
+        render.show(f"{kept} attentions see one frame each; --recipe joint, divided or video-swin extends them")
     render.show(f"parameters {written.parameters2d:,} → {written.parameters3d:,}")
     render.show(f"SHA-256 of the 2D weights {written.origin.weights.sha256}")
     render.show(f"SHA-256 of the 3D weights {written.sha256}")
@@ -315,7 +314,7 @@ def _show(written: Written, layers: list[LayerRow], verbose: bool) -> None:
 
 
 def show_layers(layers: list[LayerRow], trained: str = "") -> None:
-    """Every layer, one a line; `trained` is the column that says how far it has left its inflated state."""
+    """Print one line for each layer; `trained` is the heading of a column with its distance from inflation."""
     columns: tuple[str, ...] = ("layer", "operation", "2D kernel", "3D kernel", "stride", "parameters#", "frames seen#")
     rows: Iterable[tuple[Any, ...]] = (
         (r.name, r.operation, r.kernel2d, r.kernel3d, r.stride3d, r.parameters3d, r.receptive_field or "all")

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 EXAMPLE = "i3dconvert list 'resnet*'\ni3dconvert list 'convnext*' --source timm"
 
 _COUNTED_AT_MOST = 50
-"""Backbones whose parameters are counted at once where no table has them: to count all of timm's takes minutes."""
+"""The most backbones whose parameters are counted at once if no table has them: counting all of timm takes minutes."""
 
 
 class Source(Enum):
-    """The libraries whose backbones are known."""
+    """The libraries to list."""
 
     torchvision = "torchvision"
     timm = "timm"
@@ -44,7 +44,7 @@ def command(
     sources = SOURCES if source is None else (source.value,)
     rows = [row for library in sources for row in _rows(library, glob, quiet or json)]
     if not rows:
-        raise BackboneError(f"no backbone matches {glob!r}; `i3dconvert list` shows all")
+        raise BackboneError(f"no backbone matches {glob!r}; `i3dconvert list` lists all")
     if json:
         render.show_json(rows)
     elif not quiet:
@@ -66,7 +66,7 @@ def _rows(source: str, glob: str, quiet: bool) -> list[dict[str, Any]]:
 
 
 def _table(source: str, wanted: Collection[str], quiet: bool) -> Table:
-    """What is known of the library's backbones; what is not known of the `wanted` is asked of the library, and kept."""
+    """Return the table of the library's backbones; ask the library for what it lacks about `wanted`, and store that."""
     from i3dconvert import catalogue
 
     table = catalogue.read(source)
@@ -74,7 +74,7 @@ def _table(source: str, wanted: Collection[str], quiet: bool) -> Table:
     if known and not _countable(table, wanted):
         return table
     with render.progress(quiet) as step:
-        step(f"asking {source}")
+        step(f"reading {source}")
         from i3dconvert.backbones import census
 
         table = table if known else census.taken(source)
@@ -84,6 +84,6 @@ def _table(source: str, wanted: Collection[str], quiet: bool) -> Table:
 
 
 def _countable(table: Table, wanted: Collection[str]) -> list[str]:
-    """Those whose parameters nobody has counted; none where there are too many of them."""
+    """Return the backbones whose parameters no table has; none if there are too many."""
     uncounted = [name for name in wanted if table[name].parameters is None]
     return uncounted if len(uncounted) <= _COUNTED_AT_MOST else []

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their values are read."""
+"""Options that several commands share, and how their values are parsed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Dtype(Enum):
     bfloat16 = "bfloat16"
 
     def torch(self) -> torch.dtype:
-        """torch's own."""
+        """Return the torch dtype."""
         import torch
 
         dtype: torch.dtype = getattr(torch, self.value)
@@ -34,17 +34,17 @@ class Dtype(Enum):
 
 
 class Device(Enum):
-    """Where torch computes."""
+    """Devices for torch."""
 
     cpu = "cpu"
     cuda = "cuda"
 
     def check(self) -> None:
-        """Raise `DeviceError` where there is no such device."""
+        """Raise `DeviceError` if the device does not exist."""
         import torch
 
         if self is Device.cuda and not torch.cuda.is_available():
-            raise DeviceError("torch sees no CUDA device here; --device cpu")
+            raise DeviceError("torch finds no CUDA device; use --device cpu")
 
 
 Init = Enum("Init", {"center": "center", "mean": "mean"})
@@ -109,14 +109,14 @@ FromLayout = Annotated[
 
 
 def complete_backbone(incomplete: str) -> list[str]:
-    """The backbones that begin so; reads the libraries' sources, imports neither."""
+    """Return the backbones that begin with `incomplete`, from the libraries' sources, without importing them."""
     from i3dconvert.names import qualified_names
 
     return [name for name in qualified_names() if name.startswith(incomplete)]
 
 
 def reader(from_layout: str) -> Any:
-    """What reads a checkpoint: ours, or that of a framework."""
+    """Return the function that reads a checkpoint, ours or a framework's."""
     from i3dconvert import checkpoint
     from i3dconvert.checkpoint import adoption
     from i3dconvert.frameworks import framework_of
@@ -128,7 +128,7 @@ def reader(from_layout: str) -> Any:
 
 
 def the_checkpoint(file: Path | None) -> Path:
-    """`file`, or the one i3dconvert checkpoint in the current directory."""
+    """Return `file`, or the only i3dconvert checkpoint in the current directory."""
     if file is not None:
         return file
     from safetensors import SafetensorError, safe_open
@@ -147,5 +147,5 @@ def the_checkpoint(file: Path | None) -> Path:
     if found:
         names = ", ".join(path.name for path in found)
         raise CheckpointError(f"there are {len(found)} i3dconvert checkpoints here ({names}); name one")
-    others = f" (only {', '.join(path.name for path in files[:5])}, not ours)" if files else ""
+    others = f" (only {', '.join(path.name for path in files[:5])}, which i3dconvert did not write)" if files else ""
     raise CheckpointError(f"there is no i3dconvert checkpoint here{others}; `i3dconvert inflate BACKBONE` writes one")

@@ -1,4 +1,4 @@
-"""How results and errors look: rich on a terminal, plain text in a pipe, JSON for scripts."""
+"""Print results and errors: with rich on a terminal, as plain text to a pipe, as JSON for scripts."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ def _console(stderr: bool = False) -> Any:
 
 
 def visible(text: str) -> str:
-    """`text` with what a terminal would obey, as names from a file may hold it, spelt out: an escape as `\\x1b`."""
+    """Return `text` with control characters, which names in a file may contain, escaped, such as `\\x1b`."""
     return "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)
 
 
 def show(text: str) -> None:
-    """One line of text."""
+    """Print a line of text."""
     _console().print(visible(text), markup=False)
 
 
 def show_error(message: str) -> None:
-    """One red line on standard error."""
+    """Print one red line to standard error."""
     line = visible(" ".join(message.split()))
     _console(stderr=True).print(f"error: {line}", style="bold red", markup=False)
 
 
 def show_error_as_json(message: str) -> None:
-    """`{"error": …, "hint": …}` on standard output; the hint, what to do, is what stands behind the first semicolon."""
+    """Print `{"error": …, "hint": …}` to standard output; the hint is the text after the first semicolon."""
     error, _, hint = " ".join(message.split()).partition("; ")
     show_json({"error": error, "hint": hint})
 
 
 def show_warning(message: str) -> None:
-    """One yellow line on standard error."""
+    """Print one yellow line to standard error."""
     _console(stderr=True).print(f"warning: {visible(message)}", style="yellow", markup=False)
 
 
 def show_json(document: Any) -> None:
-    """A JSON document on standard output."""
+    """Print a JSON document to standard output."""
     sys.stdout.write(json.dumps(document, indent=2, default=str) + "\n")
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
-    """A table; columns whose name ends in `#` hold numbers. It looks as rich draws it, in a tenth of the time."""
+    """Print a table like rich's in a tenth of the time; columns whose name ends in `#` hold numbers."""
     from rich.cells import cell_len
 
     console = _console()
@@ -77,7 +77,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str
 def _laid_out(
     console: Any, table: Sequence[Sequence[str]], right: Sequence[bool], room: int
 ) -> Iterator[Iterator[tuple[str, ...]]]:
-    """Each row's lines, their cells as wide as the columns, of which the widest are folded to fit into the room."""
+    """Yield the lines of each row, with cells as wide as the columns; the widest columns are folded to fit."""
     from itertools import zip_longest
 
     from rich.cells import cell_len
@@ -101,7 +101,7 @@ def _laid_out(
 
 
 def number(value: Any) -> str:
-    """Thousands apart, kernels as `3×3×3`, small errors in scientific notation."""
+    """Format a value: thousands separated, kernels as `3×3×3`, small errors in scientific notation."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -115,7 +115,7 @@ def number(value: Any) -> str:
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Callable[..., None]]:
-    """A function that says what is being done, and how much of it all, on a terminal's standard error."""
+    """Yield a function that shows the current step, and the share that is done, on a terminal's standard error."""
     if quiet or not sys.stderr.isatty():
         yield silent
         return

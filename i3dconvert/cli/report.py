@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = "i3dconvert report r152.safetensors r152.onnx -i cat.jpg\ni3dconvert report r152.onnx bench.json"
 
-TRAINED = "its weights were trained in 3D: no 2D network is there to be equal to"
+TRAINED = "its weights were trained in 3D, so there is no 2D network to compare with"
 
 
 def command(
@@ -50,7 +50,7 @@ def command(
 
     networks = [path for path in files if path.suffix != ".json"]
     if not networks:
-        raise typer.BadParameter("name a checkpoint or an exported file as well")
+        raise typer.BadParameter("give a checkpoint or an exported file as well")
     target = output or networks[0].with_name(f"{networks[0].stem}-report.html")
     check_chart(target, force, "report", PAGE)
     with render.progress(quiet or json) as step:
@@ -86,16 +86,16 @@ def command(
 
 
 def measurements(path: Path) -> list[Measurement]:
-    """What `bench --json` printed into a file; raises `BenchmarkError`."""
+    """Read the measurements in a file with the output of `bench --json`; raises `BenchmarkError`."""
     from i3dconvert.errors import BenchmarkError
     from i3dconvert.files import check_input
     from i3dconvert.reporting.benchmark import Measurement
 
-    check_input(path, BenchmarkError, "a file that `bench --json` printed")
+    check_input(path, BenchmarkError, "a file with the output of `bench --json`")
     try:
         return [Measurement.from_dict(entry) for entry in jsonlib.loads(path.read_text(encoding="utf-8"))]
     except (ValueError, TypeError, BenchmarkError, RecursionError) as error:
-        raise BenchmarkError(f"{path} is not what `i3dconvert bench --json` prints: {error}") from None
+        raise BenchmarkError(f"{path} is not the output of `i3dconvert bench --json`: {error}") from None
 
 
 def _document(subject: Subject) -> dict[str, object]:

@@ -27,4 +27,4 @@ def command(
     if json:
         render.show_json({"trusted": str(file)})
     elif not quiet:
-        render.show(f"{file} may run as it is now")
+        render.show(f"trusted {file} with its current content")

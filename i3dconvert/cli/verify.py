@@ -84,7 +84,7 @@ def command(
             render.show(f"wrote {report}")
     if not found.passed:
         if not json:
-            what = "is damaged, or does not run" if found.trained else "is not equal to its 2D network"
+            what = "is damaged or does not run" if found.trained else "is not equal to its 2D network"
             render.show_error(f"{path} {what}: {found.reason}")
         raise typer.Exit(1)
 

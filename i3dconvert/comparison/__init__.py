@@ -1,1 +1,1 @@
-"""Two networks side by side: how each is run, how far apart their outputs are, and what is said of it."""
+"""Compare two networks: run each, measure the difference of their outputs, and report it."""

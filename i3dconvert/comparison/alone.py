@@ -1,4 +1,4 @@
-"""Whether a 2D network treats each image by itself: one that mixes those of a batch has no right value for clips."""
+"""Check that a 2D network treats each image independently; otherwise a clip's frames have no defined value."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from torch import Tensor, nn
 from i3dconvert.comparison.forward import evaluating, outputs, relative_error
 
 TOLERANCE = 1e-3
-"""The relative error up to which an image gives the same in a batch and alone."""
+"""The largest relative difference between an image's output in a batch and alone."""
 
 
 def mixing(model: nn.Module, images: Tensor) -> str:
-    """How the first of two `images` `(2, C, H, W)` differs in the batch from what it gives alone; empty where not.
+    """Return how the output of the first of two `images` `(2, C, H, W)` depends on the second; empty if it does not.
 
-    In eval mode. A network that draws random numbers then, and one that does not run on the images, is passed over.
-    What differs in the network's own dtype is computed again in float64: rounding errors may grow.
+    Runs in eval mode. Networks that draw random numbers or do not run on the images are skipped. A difference in the
+    network's own dtype is checked again in float64, as rounding errors may grow.
     """
     tensor = next((p for p in model.parameters() if p.is_floating_point()), images)
     for dtype in dict.fromkeys((tensor.dtype, torch.float64)):
         try:
             error = _error(model, images.to(tensor.device, dtype), dtype)
-        except Exception:  # noqa: BLE001 - whatever somebody's network raises; reading it says so
+        except Exception:  # noqa: BLE001 - a user's network may raise anything; reading it reports that
             return ""
         if error <= TOLERANCE:
             return ""
     return (
-        f"the 2D network mixes the images of a batch: beside another, an image gives something else than alone "
-        f"(relative error {error:.1g}), so that there is no right value for a frame"
+        f"the 2D network mixes the images of a batch: an image's output depends on the other images "
+        f"(relative error {error:.1g}), so a frame has no defined value"
     )
 
 
@@ -36,7 +36,7 @@ def _error(model: nn.Module, images: Tensor, dtype: torch.dtype) -> float:
         together, alone = outputs(model(images.clone())), outputs(model(images[:1].clone()))
         error = _difference(together, alone)
         if error > TOLERANCE and _difference(outputs(model(images.clone())), together, 2) > 0:
-            return 0.0  # it draws
+            return 0.0  # it draws random numbers
     return error
 
 

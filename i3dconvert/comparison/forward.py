@@ -1,4 +1,4 @@
-"""Forward equality: what the 3D network gives on a replicated image is what the 2D network gives on the image."""
+"""Forward equality: on a replicated image, the 3D network's output equals the 2D network's on the image."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from i3dconvert.comparison.taps import TapByTap
 
 
 def replicated(images: Tensor, frames: int) -> Tensor:
-    """`(N, C, H, W)` → the boring video `(N, C, frames, H, W)`."""
+    """Repeat images `(N, C, H, W)` to still clips `(N, C, frames, H, W)`."""
     return images.unsqueeze(2).repeat(1, 1, frames, 1, 1)
 
 
 class Narrowing(TorchFunctionMode):
-    """Notes the first function that is given float64 and gives less: a network that computes in float32 whatever its
-    weights are (LayerNormFp32, say) can't be held to float64's rounding."""
+    """Records the first function that takes float64 and returns less: networks that compute in float32 whatever the
+    type of their weights (such as LayerNormFp32) can't meet float64's tolerance."""
 
     found: str | None = None
 
@@ -38,10 +38,10 @@ class Narrowing(TorchFunctionMode):
 def evaluating(
     module: nn.Module, dtype: torch.dtype, stored_as: Mapping[str, Tensor] | None = None, device: str = "cpu"
 ) -> Iterator[nn.Module]:
-    """`module` in eval mode on `device`, its floating-point tensors in `dtype`; as it was afterwards, to the bit.
+    """Run `module` in eval mode on `device` with floating-point tensors in `dtype`; afterwards restore it bit for bit.
 
-    What it keeps from one evaluation to the next (LeViT its biases) is forgotten at both ends: training begins anew.
-    With `stored_as`, a state dict, each tensor is first rounded to the dtype that it has there.
+    Caches that it keeps between evaluations (LeViT's biases) are cleared at both ends. With `stored_as`, a state dict,
+    each tensor is first rounded to its dtype there.
     """
     modes = {m: m.training for m in module.modules()}
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -67,7 +67,7 @@ def evaluating(
 
 @contextmanager
 def given(model: nn.Module, constants: Mapping[str, Any]) -> Iterator[nn.Module]:
-    """`model`, called with `constants` beside the image."""
+    """Call `model` with `constants` besides the image."""
     if not constants:
         yield model
         return
@@ -80,7 +80,7 @@ def given(model: nn.Module, constants: Mapping[str, Any]) -> Iterator[nn.Module]
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    """GPUs multiply float32 as TF32, with ten bits of mantissa, unless told not to."""
+    """Turn off TF32, in which GPUs multiply float32 with ten bits of mantissa."""
     matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -90,27 +90,27 @@ def _full_float32() -> Iterator[None]:
 
 
 def outputs(value: Any) -> list[Tensor]:
-    """The tensors of an output: itself, or the members of a list, tuple or dict in order."""
+    """Return the tensors of an output: itself, or the members of a list, tuple or dict in order."""
     found: list[Any] = []
     fx.node.map_aggregate(value, found.append)
     return [leaf for leaf in found if isinstance(leaf, Tensor)]
 
 
 def beside(reference: Tensor, value: Tensor) -> Tensor:
-    """The 2D `reference` with an axis for the time that the 3D `value` kept: at 2 in images, at 1 elsewhere."""
+    """Return the 2D `reference` with an axis for the time that the 3D `value` kept: axis 2 in images, 1 elsewhere."""
     if value.dim() == reference.dim():
         return reference
     return reference.unsqueeze(2 if reference.dim() == 4 else 1)
 
 
 def relative_error(reference: Tensor, value: Tensor) -> float:
-    """max |value − reference| / max |reference|, NaN where either is not finite. Shapes must broadcast."""
+    """Return max |value − reference| / max |reference|; NaN if either is not finite. Shapes must broadcast."""
     reference, value = reference.detach().double(), value.detach().double()
     return float((value - reference).abs().max() / reference.abs().max())
 
 
 def check_outputs(name: str, reference: list[Tensor], value: list[Tensor], tolerance: float) -> Check:
-    """Compare two networks' outputs pairwise; the worst counts."""
+    """Compare the outputs of two networks pairwise and report the largest error."""
     if len(reference) != len(value):
         return Check(name, False, f"{len(value)} outputs instead of {len(reference)}", tolerance=tolerance)
     worst = 0.0
@@ -118,9 +118,9 @@ def check_outputs(name: str, reference: list[Tensor], value: list[Tensor], toler
         wide = beside(theirs, ours)
         broadcast = all(a in (b, 1) for a, b in zip(wide.shape, ours.shape, strict=False))
         if wide.dim() != ours.dim() or not broadcast:
-            return Check(name, False, f"output {tuple(ours.shape)} beside {tuple(theirs.shape)}", tolerance=tolerance)
+            return Check(name, False, f"output {tuple(ours.shape)}, not {tuple(theirs.shape)}", tolerance=tolerance)
         if not bool(theirs.abs().max() > 0):
-            return Check(name, False, "the 2D network's output is zero or not finite, which proves nothing")
+            return Check(name, False, "the 2D network's output is zero or not finite, so the check proves nothing")
         error = relative_error(wide, ours)
         if not error <= tolerance:
             return Check(name, False, f"relative error {error:.2g} > {tolerance:.0e}", error, tolerance)
@@ -130,7 +130,7 @@ def check_outputs(name: str, reference: list[Tensor], value: list[Tensor], toler
 
 @dataclass(frozen=True)
 class OwnRounding:
-    """What the 2D network's own arithmetic leaves open, so that no 3D network could come nearer to it."""
+    """The rounding error of the 2D network itself, which no 3D network can fall below."""
 
     allowed: float = 0.0
     note: str = ""
@@ -140,7 +140,7 @@ class OwnRounding:
         """Return the tolerance for a float64 run in which `function` returned float32."""
         if function is None:
             return cls()
-        return cls(1e-5, f"the network itself computes in float32 ({function}), whatever its weights are in")
+        return cls(1e-5, f"the network itself computes in float32 ({function}), whatever the type of its weights")
 
     @classmethod
     def between(cls, exact: list[Tensor] | None, rounded: list[Tensor]) -> OwnRounding:
@@ -154,6 +154,6 @@ class OwnRounding:
         return cls(4 * own, f"the 2D network's own rounding error is {own:.1e}")
 
     def second_look(self, check: Check, reference: list[Tensor], value: list[Tensor]) -> Check:
-        """`check`, or where it failed by no more than this rounding, one that passed and says why."""
+        """Return `check`, or a passed one that names this rounding if the error is within it."""
         again = check_outputs(check.name, reference, value, self.allowed)
         return replace(again, detail=f"{again.detail}; {self.note}") if again.passed else check

@@ -1,4 +1,4 @@
-"""What a verification found, as data."""
+"""The results of a verification, as data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Check:
-    """One check. `error` is relative, `max |Δ| / max |reference|`, where the check measures one."""
+    """One check. `error` is relative, `max |Δ| / max |reference|`, if the check measures one."""
 
     name: str
     passed: bool
@@ -19,7 +19,7 @@ class Check:
 
 @dataclass(frozen=True)
 class LayerError:
-    """The relative error of one layer's output; None where the shapes differ."""
+    """The relative error of a layer's output; None if the shapes differ."""
 
     name: str
     operation: str
@@ -30,7 +30,7 @@ class LayerError:
 
 @dataclass(frozen=True)
 class Picture:
-    """The best classes of one picture, `(name, probability)`, from both networks."""
+    """The best classes of a picture, `(name, probability)`, from both networks."""
 
     path: str
     classes2d: tuple[tuple[str, float], ...]
@@ -39,29 +39,29 @@ class Picture:
 
 @dataclass
 class Report:
-    """Everything that was checked, in order."""
+    """Every check, in order."""
 
     checks: list[Check] = field(default_factory=list)
     layers: list[LayerError] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What was chosen for the user, and how to choose otherwise."""
+    """Settings that were chosen automatically, and the options that change them."""
     trained: str = ""
     """What training moved. A trained network is no longer compared with the 2D network."""
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed (and there was one)."""
+        """Whether there was a check and all passed."""
         return bool(self.checks) and all(check.passed for check in self.checks)
 
     @property
     def first_divergence(self) -> LayerError | None:
-        """The first layer, in the order of computation, whose output is not that of the 2D network."""
+        """The first layer, in the order of computation, whose output differs from the 2D network's."""
         return next((layer for layer in self.layers if layer.diverges), None)
 
     @property
     def reason(self) -> str:
-        """Why it failed, in one line; empty when it passed."""
+        """Why it failed, in one line; empty if it passed."""
         failed = [check for check in self.checks if not check.passed]
         if not failed:
             return ""
@@ -71,5 +71,5 @@ class Report:
         return line
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data."""
         return {"passed": self.passed, "reason": self.reason, **asdict(self)}

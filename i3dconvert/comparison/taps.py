@@ -1,7 +1,7 @@
-"""float64 3D convolutions on the CPU, one temporal tap at a time, each a 2D convolution over frames.
+"""Compute float64 3D convolutions on the CPU one temporal tap at a time, each as a 2D convolution over frames.
 
-torch unrolls the whole clip's windows there (11 GB for the second layer of VGG on 16×224×224) and takes two to three
-times as long. The sum is over the same products; taps that are zero add none.
+torch unrolls the windows of the whole clip (11 GB for VGG's second layer on 16×224×224) and takes two to three times as
+long. The sum is over the same products; zero taps are skipped.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 COLUMNS = 2**28
-"""Bytes of windows unrolled at once."""
+"""Bytes of windows to unroll at once."""
 
 
 class TapByTap(TorchFunctionMode):
-    """Computes `conv3d` of float64 tensors on the CPU as `convolution` does, and leaves everything else alone."""
+    """Computes `conv3d` of float64 tensors on the CPU with `convolution`; other functions are unchanged."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -37,7 +37,7 @@ def convolution(
     dilation: tuple[int, int, int],
     groups: int,
 ) -> Tensor:
-    """`(N, C, T, H, W)`, `(O, I, t, kH, kW)` → `(N, O, T', H', W')`, as `torch.nn.functional.conv3d` gives it."""
+    """Convolve `(N, C, T, H, W)` with `(O, I, t, kH, kW)` to `(N, O, T', H', W')`, like `F.conv3d`."""
     batch, _, *sizes = clip.shape
     shape = [
         (size + 2 * pad - spread * (taps - 1) - 1) // step + 1
@@ -54,11 +54,11 @@ def convolution(
         total[:, first : last + 1] += torch.unflatten(part, 0, (batch, -1))
     if bias is not None:
         total += bias.reshape(-1, 1, 1)
-    return total.transpose(1, 2).contiguous()  # as torch gives it: what code does to views depends on it
+    return total.transpose(1, 2).contiguous()  # as torch returns it: views depend on it
 
 
 def _frame_by_frame(frames: Tensor, kernel: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
-    """`(B, C, H, W)` → `(B, O, H', W')`, so many frames at once as their windows leave memory for."""
+    """Convolve `(B, C, H, W)` to `(B, O, H', W')`, as many frames at once as `COLUMNS` allows."""
     windows = frames[0].nbytes * kernel[0, 0].numel()
     count = max(COLUMNS // windows, torch.get_num_threads())
     parts = [F.conv2d(part, kernel, None, stride, padding, dilation, groups) for part in torch.split(frames, count)]

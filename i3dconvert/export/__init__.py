@@ -1,4 +1,4 @@
-"""The forms that a runtime loads, each checked against torch before it is put in place."""
+"""Write the forms that a runtime loads; each is checked against torch before it replaces a file."""
 
 from i3dconvert.export.onnx import Exported, export_onnx
 

@@ -1,4 +1,4 @@
-"""The check behind an export: what onnxruntime gives, beside torch, at other shapes than the one that was traced."""
+"""Check an export: onnxruntime against torch, also at other shapes than the traced one."""
 
 from __future__ import annotations
 
@@ -24,43 +24,43 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Compared:
-    """A network in torch, and how its exported files are held against it."""
+    """A network in torch, and the tolerance of its exported files."""
 
     network: Network3d
     preprocessing: Preprocessing
     tolerance: float
     strict: bool = False
-    """Whether the tolerance holds where the network's own rounding is coarser too."""
+    """Whether the tolerance also holds if the network's own rounding is coarser."""
 
     def check(self, path: Path, shapes: Sequence[Shape]) -> tuple[Check, Shape]:
-        """The worst comparison at any of the `shapes`, the first that fails if one does, and its shape.
+        """Return the worst comparison at any of the `shapes`, or the first that fails, and its shape.
 
-        The smallest shape also runs in a session as users make it. The network itself may stop at a shape other than
-        the first; that is left out then. Raises `ExportError` for a file that does not load.
+        The smallest shape also runs in a session with default options. Shapes after the first at which the network
+        itself fails are skipped. Raises `ExportError` if the file does not load.
         """
         runtime = _loaded(path)
         found: list[tuple[Check, Shape]] = []
         for shape in dict.fromkeys(shapes):
             compared = self._at(runtime, shape)
             if compared is not None or shape == shapes[0]:
-                found.append((compared or Check(_NAME, False, "the network itself stops there"), shape))
+                found.append((compared or Check(_NAME, False, "the network itself fails there"), shape))
             if compared is not None and not compared.passed:
                 return found[-1]
         smallest = min((shape for _, shape in found), key=math.prod)
-        del runtime  # before the weights are read again
+        del runtime  # before reading the weights again
         usual = self._at(_loaded(path, sparing=False), smallest)
         if usual is not None and not usual.passed:
             return usual, smallest
         return max(found, key=lambda one: (not one[0].passed, one[0].error or 0.0))
 
     def _at(self, runtime: Runtime, shape: Shape) -> Check | None:
-        """At one shape of a clip; None where the network itself stops."""
+        """Compare at one shape of a clip; None if the network itself fails there."""
         clip = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         dtype = next(self.network.parameters()).dtype
         given, meant = as_input(clip.to(dtype).float(), runtime.dtype, self.preprocessing)
         try:
             reference = self._torch(meant)
-        except Exception:  # noqa: BLE001 - a network raises what it likes at a size that it isn't made for
+        except Exception:  # noqa: BLE001 - a network may raise anything at an unsupported size
             return None
         try:
             value = runtime(given)
@@ -83,7 +83,7 @@ def _loaded(path: Path, sparing: bool = True) -> Runtime:
         onnx.checker.check_model(str(path), full_check=False)
         return Runtime(path, sparing=sparing)
     except (onnx.checker.ValidationError, CheckpointError) as error:
-        raise ExportError(f"the exported file is refused: {first_line(error)}") from None
+        raise ExportError(f"the exported file is invalid: {first_line(error)}") from None
 
 
 _NAME = "onnxruntime against torch"

@@ -1,4 +1,4 @@
-"""What deployment puts around a network: frames as a decoder gives them before it, the best classes behind it."""
+"""What deployment adds to a network: decoded frames as its input, and the best classes as its output."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from i3dconvert.video.preprocessing import Preprocessing
 
 SCORES, BEST = "scores", "classes"
-"""The outputs of a network that names its best classes: their probabilities and their indices."""
+"""The outputs of a network with `top_k`: probabilities and indices."""
 
 
 class FromDecoder(nn.Module):
-    """A network on frames `(N, T, H, W, C)` in uint8, normalised inside; they are not resized."""
+    """A network on frames `(N, T, H, W, C)` in uint8, which it normalises but does not resize."""
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -19,27 +19,27 @@ class FromDecoder(nn.Module):
         self.dtype = next(network.parameters()).dtype
 
     def forward(self, frames: Tensor) -> object:
-        """The network's outputs."""
+        """Return the network's outputs."""
         return self.network(self.preprocessing.encode(frames).to(self.dtype))
 
 
 class BestClasses(nn.Module):
-    """A classifier's `count` best classes: their probabilities and their indices, both `(N, count)`, the best first."""
+    """The `count` best classes of a classifier: probabilities and indices, both `(N, count)`, the best first."""
 
     def __init__(self, network: nn.Module, count: int) -> None:
         super().__init__()
         self.network, self.count = network, count
 
     def forward(self, clip: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities in float32."""
+        """Return probabilities in float32, and indices."""
         scores, classes = self.network(clip).float().softmax(-1).topk(self.count)
         return scores, classes
 
 
 def best_beside(logits: Tensor, scores: Tensor, classes: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """What `(N, K)` logits say of best classes `(N, count)`: each list's tensors are equal if these are the right ones.
+    """Compare `(N, K)` logits with the best classes `(N, count)`: the two lists are equal if these are right.
 
-    Two classes with the same score may change places.
+    Classes with equal scores may be swapped.
     """
     probabilities = logits.softmax(-1)
     best = probabilities.topk(classes.shape[1]).values

@@ -1,8 +1,8 @@
-"""The deployment form: an inflated network over frames, with 2D convolutions, which CPU runtimes run faster.
+"""The deployment form: an inflated network over frames, with 2D convolutions, which are faster on CPUs.
 
-"Fold everything" is a valid lifting too. What mixes frames becomes a 2D operation and a little gathering of frames
-(`framewise`); everything else is what the 2D network does. BatchNorms behind convolutions are folded into them. The
-form is for inference: its weights are constants.
+Operations that mix frames become 2D operations and a gathering of frames (`framewise`); all others are the 2D
+network's. BatchNorms after convolutions are folded into them. The form is for inference: its weights are
+constants.
 """
 
 from __future__ import annotations
@@ -46,26 +46,26 @@ _LOOKS_ALONG_TIME = frozenset(("group_norm", "instance_norm", "resize_time", "wh
 
 
 def frames_form(network: Network3d, minimal: bool = True) -> Straight:
-    """The same function of clips `(N, C, T, H, W)` as `network` in eval mode, computed over frames `(N·T, C, H, W)`.
+    """Return the same function of clips `(N, C, T, H, W)` as `network` in eval mode, computed on frames.
 
-    Without `minimal`, no convolution is one by minimal filtering, whose transformed kernels take more precision.
+    Without `minimal`, no convolution uses minimal filtering, whose transformed kernels need more precision.
     """
     return OverFrames(network, minimal).run()
 
 
 def optimize(network: Network3d) -> Straight:
-    """`frames_form` with channels-last kernels: in torch on a CPU 1.1 to 4 times faster (docs/performance.md).
+    """Return `frames_form` with channels-last kernels, 1.1 to 4 times faster in torch on a CPU (docs/performance.md).
 
-    For inference: its weights are constants, apart from the network's own where a layer is rewritten.
+    For inference only: rewritten layers have constant weights, the others share the network's.
     """
-    return channels_last(copy.deepcopy(frames_form(network)))  # layers that stay have the network's own tensors
+    return channels_last(copy.deepcopy(frames_form(network)))  # unchanged layers share the network's tensors
 
 
 Form = TypeVar("Form", bound=nn.Module)
 
 
 def channels_last(form: Form) -> Form:
-    """The same module, whose kernels torch's CPU convolutions run fastest with."""
+    """Convert kernels to channels-last, with which torch's CPU convolutions are fastest; returns the module."""
     for parameter in (*form.parameters(), *form.buffers()):
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -73,12 +73,12 @@ def channels_last(form: Form) -> Form:
 
 
 def windows(length: int, room: int, stride: int) -> int:
-    """How many temporal windows there are in `length` frames, `room` being the padding less the window."""
+    """Return the number of temporal windows in `length` frames; `room` is the padding minus the window."""
     return (length + room) // stride + 1
 
 
 class OverFrames:
-    """One pass over the lifted graph: `env` holds each node over frames, `lengths` the node of its T."""
+    """One pass over the lifted graph: `env` holds each node on frames, `lengths` the node of its T."""
 
     def __init__(self, network: Network3d, minimal: bool) -> None:
         self.network, self.minimal, self.graph = network, minimal, fx.Graph()
@@ -104,22 +104,22 @@ class OverFrames:
             owner, _, last = str(node.target).rpartition(".")
             if node.op == "get_attr" and not hasattr(parts.get(owner), last):
                 tensor = getattr(self.network.get_submodule(owner), last)
-                if owner in parts:  # a layer in another form, whose tensor is read beside it
+                if owner in parts:  # a rewritten layer whose tensor is also read elsewhere
                     node.target = f"{owner}_{last}".replace(".", "_")
                 parts[str(node.target)] = tensor
         return self.module(parts).eval()
 
     def module(self, parts: Mapping[str, Any]) -> Straight:
-        """The graph over its parts."""
+        """Return a module of the graph and its parts."""
         return named(Straight, "Frames")(self.graph, parts)
 
     def rewritten(self) -> None:
-        """What several nodes together have a better form for."""
+        """Rewrite groups of nodes that have a better form together."""
         _average_before_the_head(self.graph, self.modules)
         _halve_the_stem(self.graph, self.modules)
 
     def visit(self, node: fx.Node) -> fx.Node:
-        """The node's value over frames; what does not vary with the clip stays as it is."""
+        """Return the node on frames; values that do not vary with the clip are unchanged."""
         if node.op == "output":
             output: fx.Node = self.graph.output(fx.node.map_arg(node.args[0], self.as_given))
             return output
@@ -154,29 +154,29 @@ class OverFrames:
         return self.graph.call_function(layout.fold, (checked,))
 
     def as_given(self, node: fx.Node) -> fx.Node:
-        """The value in the layout that it has in the lifted graph."""
+        """Return the value in the layout that it has in the lifted graph."""
         if node.target is layout.together:
             return self.graph.call_function(layout.together, fx.node.map_arg(node.args, self.as_given))
         new = self.env[node]
         return self.graph.call_function(layout.unfold, (new, self.clips)) if node in self.on_clips else new
 
     def copy(self, node: fx.Node, value: Callable[[fx.Node], fx.Node] | None = None) -> fx.Node:
-        """The same of other values: by default those over frames."""
+        """Copy a node with other arguments, by default the values on frames."""
         if node.op == "call_module":
             self.modules[str(node.target)] = self.network.get_submodule(str(node.target))
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value or self.env.__getitem__)
         viewed = node.op == "call_method" and node.target == "view" and not isinstance(args[1], torch.dtype)
-        # What is a view in the 2D network's memory need not be one in channels-last memory.
+        # A view in the 2D network's memory may not be one in channels-last memory.
         return self.graph.create_node(node.op, "reshape" if viewed else node.target, args, kwargs, node.name)
 
     def unfolded(self, node: fx.Node) -> fx.Node:
-        """What looks along time in a way of its own, on clips."""
+        """Compute an operation along time on clips."""
         clip = self.copy(node, self.as_given)
         self.lengths[node] = self.graph.call_method("size", (clip, 2))
         return self.graph.call_function(layout.fold, (clip,))
 
     def layer(self, node: fx.Node, source: fx.Node) -> fx.Node:
-        """A module on a clip."""
+        """Return a module's output for a clip."""
         name, frames, temporal = str(node.target), self.env[source], node.meta.get("temporal", Temporal())
         module = self.network.get_submodule(name)
         if isinstance(module, ComputedConv3d):
@@ -195,7 +195,7 @@ class OverFrames:
             frames = self.convolved(f"{name}.spatial", module, frames, node, Temporal(), None)
             return self.convolved(f"{name}.temporal", module.temporal, frames, node, temporal, norm)
         if isinstance(module, nn.Conv3d):
-            if module.padding_mode != "zeros":  # one of the user's: ours have a padding of their own
+            if module.padding_mode != "zeros":  # the user's own; ours pad separately
                 return self.unfolded(node)
             return self.convolved(name, module, frames, node, temporal, norm)
         return self.pooled(name, module, frames, node, temporal)
@@ -203,7 +203,7 @@ class OverFrames:
     def convolved(
         self, name: str, module: Any, frames: fx.Node, node: fx.Node, temporal: Temporal, norm: nn.Module | None
     ) -> fx.Node:
-        """A convolution, with the BatchNorm behind it."""
+        """Return a convolution, with the BatchNorm after it folded in."""
         source = next(n for n in node.all_input_nodes if n in self.lengths)
         kernel, bias, replicate, geometry = folded(module, norm)
         length = self.usual[source] if self.minimal else 1
@@ -211,12 +211,12 @@ class OverFrames:
         return self.mixed(name, form, frames, node, temporal)
 
     def pooled(self, name: str, module: nn.Module, frames: fx.Node, node: fx.Node, temporal: Temporal) -> fx.Node:
-        """A pooling; what has no form over frames stays on clips."""
+        """Return a pooling; one without a form on frames runs on clips."""
         pool = _framewise_pool(module, temporal)
         return self.unfolded(node) if pool is None else self.mixed(name, pool, frames, node, temporal)
 
     def constant(self, value: Any) -> Any:
-        """What the 2D network's code makes of its parameters alone."""
+        """Return a value that the 2D network computes from its parameters alone."""
         if not isinstance(value, fx.Node):
             return value
         if value.target is getattr and value.args[1] in OF_ANY_IMAGE:
@@ -228,7 +228,7 @@ class OverFrames:
         return self.constants[value]
 
     def mixed(self, name: str, module: nn.Module, frames: fx.Node, node: fx.Node, temporal: Temporal) -> fx.Node:
-        """A call of a layer over frames, and the length of time behind it."""
+        """Call a layer on frames, and record the number of frames after it."""
         before = self.lengths[node]
         room = temporal.before + temporal.after - temporal.span
         if temporal.ceil and temporal.kernel > 1:
@@ -263,15 +263,15 @@ def _computed(network: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
 
 
 def _usual_lengths(network: Network3d, graph: fx.Graph) -> dict[fx.Node, int]:
-    """T at each node for a clip of 16 frames, or the next length that the recipe allows."""
+    """Return T at each node for a clip of 16 frames, or of the next length that the recipe allows."""
     for frames in (*range(FRAMES, 4 * FRAMES), inflation_of(network).minimum_frames):
         with suppress(FramesError):
             return counted(graph, frames)
-    raise FramesError("no clip length goes through the recipe")
+    raise FramesError("the recipe accepts no clip length")
 
 
 def _norms_behind_convolutions(network: Network3d, graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """Each convolution whose value goes to a BatchNorm alone, with that BatchNorm."""
+    """Map each convolution whose output goes only to a BatchNorm to that BatchNorm."""
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
     found = {}
     for node in graph.nodes:
@@ -292,7 +292,7 @@ def _norms_behind_convolutions(network: Network3d, graph: fx.Graph) -> dict[fx.N
 
 
 def _average_before_the_head(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
-    """Scores averaged over time are the scores of the averaged features, where the head is linear."""
+    """Average the features instead of the scores over time, which is equal for a linear head."""
     for node in graph.nodes:
         head = node.args[0] if node.target is layout.mean_over_time else None
         if isinstance(head, fx.Node) and isinstance(modules.get(str(head.target)), nn.Linear) and len(head.users) == 1:
@@ -304,7 +304,7 @@ def _average_before_the_head(graph: fx.Graph, modules: dict[str, nn.Module]) -> 
 
 
 def _halve_the_stem(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
-    """A convolution of the clip's own stacked frames, an activation and a pooling, as one, in halves of the frames."""
+    """Merge a convolution of the clip's stacked frames, its activation and its pooling, and run it on halves."""
     for node in [n for n in graph.nodes if n.op == "call_module" and _is_clip_folded(n.args[0])]:
         act = _only_user(node)
         pool = _only_user(act)
@@ -332,7 +332,7 @@ def _only_user(node: fx.Node | None) -> fx.Node | None:
 
 
 def _same_on_frames(module: nn.Module) -> nn.Module | None:
-    """The 2D form of a layer in which time plays no part."""
+    """Return the 2D form of a layer that does not depend on time."""
     if isinstance(module, nn.GroupNorm):
         return None
     if isinstance(module, GlobalAvgPool | nn.Dropout3d) or full_name(module) in ANY_RANK:
@@ -349,14 +349,14 @@ def _same_on_frames(module: nn.Module) -> nn.Module | None:
 
 
 def _framewise_pool(module: Any, temporal: Temporal) -> nn.Module | None:
-    """The pooling over frames, where it has such a form."""
+    """Return the pooling on frames, if it has such a form."""
     pool, space = (module.pool, module.space) if isinstance(module, PaddedPool3d) else (module, None)
     if not isinstance(pool, nn.MaxPool3d | nn.AvgPool3d):
         return None
     if isinstance(pool, nn.AvgPool3d) and pool is module and temporal.before:
-        return None  # it averages zeros in, and not the border frames
+        return None  # it averages zeros, not the border frames
     if temporal.ceil and temporal.kernel > 1 and temporal.stride > 1:
-        # A last window that is cut off is as good as a full one for the largest, if it never starts behind the clip.
+        # For a maximum, a last window that is cut off equals a full one if it never starts after the clip.
         starts_inside = temporal.stride <= temporal.span - temporal.after
         if not isinstance(pool, nn.MaxPool3d) or not starts_inside:
             return None
@@ -366,7 +366,7 @@ def _framewise_pool(module: Any, temporal: Temporal) -> nn.Module | None:
 
 
 def pool_of_images(pool: nn.MaxPool3d | nn.AvgPool3d, kernel: int) -> nn.Module:
-    """What a 3D pooling, of `kernel` frames, does to each of them."""
+    """Return the 2D pooling that a 3D pooling of `kernel` frames applies to each frame."""
     size, stride, padding = (in_space(size) for size in (pool.kernel_size, pool.stride, pool.padding))
     if isinstance(pool, nn.MaxPool3d):
         return nn.MaxPool2d(size, stride, padding, in_space(pool.dilation), ceil_mode=pool.ceil_mode)
@@ -375,18 +375,18 @@ def pool_of_images(pool: nn.MaxPool3d | nn.AvgPool3d, kernel: int) -> nn.Module:
 
 
 class Folded(NamedTuple):
-    """A convolution over clips, as one in space and its taps along time."""
+    """A convolution over clips as one in space with its taps along time."""
 
     kernel: Tensor
     """`(O, I/groups, T, kH, kW)`."""
     bias: Tensor | None
     replicate: bool
-    """Whether the border frames are replicated, or there are zeros outside the clip."""
+    """Whether border frames are replicated; otherwise the clip is padded with zeros."""
     geometry: ConvGeometry
 
 
 def folded(module: Any, norm: Any) -> Folded:
-    """A `Conv3d`, and the BatchNorm behind it where there is one, as one convolution."""
+    """Return a `Conv3d`, and the BatchNorm after it if there is one, as one convolution."""
     kernel: Tensor = module.kernel() if isinstance(module, PaddedConv3d) else module.weight
     bias: Tensor | None = module.bias
     if norm is not None:

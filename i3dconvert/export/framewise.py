@@ -1,6 +1,6 @@
-"""3D layers over frames: 2D convolutions and poolings, and a little mixing of frames between them.
+"""3D layers on frames: 2D convolutions and poolings, with a mixing of frames between them.
 
-All of these take frames `(N·T, C, H, W)`, the number of clips N and of frames T, and give `(N·T', C', H', W')`.
+All take frames `(N·T, C, H, W)` and the numbers of clips N and frames T, and return `(N·T', C', H', W')`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Combine = Callable[[Tensor, Tensor], Tensor]
 class Mixing(nn.Module):
     """Gathers what each of T' temporal windows sees of the clip, tap by tap: a frame, or a row of its own in it.
 
-    `first` holds the frame that each tap of the first window falls on, negative ones lying before the clip. Outside
-    the clip every value is `fill`, or the border frame is replicated.
+    `first` holds the frame of each tap of the first window; negative ones precede the clip. Outside the clip, values
+    are `fill`, or the border frame is replicated.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class Mixing(nn.Module):
         self.pads, self.fill = not replicate and (min(self.first) < 0 or beyond), fill
 
     def forward(self, frames: Tensor, clips: int, length: int, after: int) -> Tensor:
-        """`(N·T·rows, C, H, W)` → `(N·T', taps, C, H, W)`, T being `length` and T' `after`."""
+        """Gather `(N·T·rows, C, H, W)` to `(N·T', taps, C, H, W)`, where T is `length` and T' is `after`."""
         clip, index = self.seen(frames, clips, length, after)
         return clip.index_select(1, index.flatten()).reshape(clips * after, len(self.first), *frames.shape[1:])
 
     def reduced(self, frames: Tensor, clips: int, length: int, after: int, operation: Combine) -> Tensor:
-        """`(N·T·rows, C, H, W)` → `(N·T', C, H, W)`: one tap after the other, so that two are held, not all."""
+        """Reduce `(N·T·rows, C, H, W)` to `(N·T', C, H, W)` one tap at a time, to hold two in memory instead of all."""
         clip, index = self.seen(frames, clips, length, after)
         out, *others = (clip.index_select(1, taps) for taps in index.unbind(1))
         for other in others:
@@ -50,7 +50,7 @@ class Mixing(nn.Module):
         return out.reshape(clips * after, *frames.shape[1:])
 
     def seen(self, frames: Tensor, clips: int, length: int, after: int) -> tuple[Tensor, Tensor]:
-        """The clip with all that a tap may fall on, and `(T', taps)`: where in it they fall."""
+        """Return the clip with everything that taps may read, and the indices `(T', taps)` that they read."""
         clip = frames.reshape(clips, length * self.rows, *frames.shape[1:])
         taps = torch.arange(len(self.first), device=frames.device)
         starts = torch.arange(after, device=frames.device) * self.stride
@@ -63,7 +63,7 @@ class Mixing(nn.Module):
 
 
 class ConvGeometry(NamedTuple):
-    """What a 2D convolution does in space."""
+    """The spatial geometry of a 2D convolution."""
 
     stride: tuple[int, int]
     padding: tuple[int, int]
@@ -75,7 +75,7 @@ class ConvGeometry(NamedTuple):
 def frames_conv(
     kernel: Tensor, bias: Tensor | None, temporal: Temporal, replicate: bool, geometry: ConvGeometry, length: int
 ) -> nn.Module:
-    """A `Conv3d` of kernel `(O, I/groups, T, kH, kW)` as a 2D convolution over frames, in the form that costs least.
+    """Return the cheapest 2D form on frames of a `Conv3d` with the kernel `(O, I/groups, T, kH, kW)`.
 
     Taps that are exactly zero are left out. `length` is the usual number of frames at the layer.
     """
@@ -92,12 +92,12 @@ def frames_conv(
 
 
 def used_taps(kernel: Tensor) -> tuple[int, ...]:
-    """The taps of a kernel `(O, I, T, kH, kW)` that are not exactly zero; one of them at least."""
+    """Return the taps of a kernel `(O, I, T, kH, kW)` that are not exactly zero, at least one."""
     return tuple(tap for tap in range(kernel.shape[2]) if bool(kernel[:, :, tap].any())) or (0,)
 
 
 def conv_of_images(weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, groups: int) -> nn.Module:
-    """A constant 2D convolution, behind its own padding."""
+    """Return a constant 2D convolution, which follows its own padding."""
     spatial = (geometry.stride, geometry.padding, geometry.dilation)
     sizes = (weight.shape[1] * groups, weight.shape[0], (weight.shape[2], weight.shape[3]))
     conv = nn.Conv2d(*sizes, *spatial, groups, bias=bias is not None, device="meta")
@@ -108,13 +108,13 @@ def conv_of_images(weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, 
 
 
 HALVED = 4
-"""Frames behind a layer, of the usual clip, from which on it is computed for half of them at a time."""
+"""Output frames, for the usual clip, from which a layer is computed for half of them at a time."""
 
 
 class StackedConv(nn.Module):
-    """The frames of a window stacked on the channels: one convolution from taps·I channels.
+    """Stacks the frames of a window on the channels: one convolution from taps·I channels.
 
-    With `halved`, for half of the windows at a time: the stack is what takes most memory of a long clip.
+    With `halved`, half of the windows run at a time, as the stack takes the most memory of a long clip.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class StackedConv(nn.Module):
         return self.convolved((stacked.transpose(1, 2) if self.groups > 1 else stacked).flatten(1, 2))
 
     def in_halves(self, frames: Tensor, clips: int, length: int, after: int, behind: nn.Module) -> Tensor:
-        """`(N·T, C, H, W)` → `(N·T', C'', H'', W'')`, with what is `behind` it frame by frame."""
+        """Map `(N·T, C, H, W)` to `(N·T', C'', H'', W'')`, including `behind`, which follows frame by frame."""
         clip, index = self.mixing.seen(frames, clips, length, after)
         first = after // 2
         parts = ((index[:first], first), (index[first:], after - first))
@@ -144,7 +144,7 @@ class StackedConv(nn.Module):
         return whole.reshape(clips * after, *whole.shape[2:])
 
     def part(self, clip: Tensor, clips: int, index: Tensor, count: int, behind: nn.Module) -> Tensor:
-        """`(N, count, C'', H'', W'')` of the windows that see the frames at `index`, `(count, taps)`."""
+        """Return `(N, count, C'', H'', W'')` for the windows that see the frames at `index`, `(count, taps)`."""
         taps, channels = index.shape[1], clip.shape[2]
         stacked = clip.index_select(1, index.flatten())
         if self.groups > 1:
@@ -153,13 +153,13 @@ class StackedConv(nn.Module):
         return out.reshape(clips, count, *out.shape[1:])
 
     def convolved(self, frames: Tensor) -> Tensor:
-        """The convolution in space."""
+        """Convolve in space."""
         out: Tensor = self.conv(self.space(frames) if self.space else frames)
         return out
 
 
 class Padding(nn.Module):
-    """A padding of height and width."""
+    """Pads height and width."""
 
     def __init__(self, space: SpatialPad) -> None:
         super().__init__()
@@ -171,9 +171,9 @@ class Padding(nn.Module):
 
 
 class StemInHalves(nn.Module):
-    """The first convolution, what follows it frame by frame, and the pooling, for half of the frames at a time.
+    """Runs the first convolution, what follows it frame by frame, and the pooling, for half of the frames at a time.
 
-    At full size the convolution's output is what takes most memory of a long clip.
+    At full size, the convolution's output takes the most memory of a long clip.
     """
 
     def __init__(self, conv: StackedConv, act: nn.Module, pool: FramesPool) -> None:
@@ -182,12 +182,12 @@ class StemInHalves(nn.Module):
         self.behind = nn.Sequential(act, *([Padding(pool.space)] if pool.space is not None else []), pool.pool)
 
     def forward(self, frames: Tensor, clips: int, length: int, after: int, pooled: int) -> Tensor:
-        """`(N·T, C, H, W)` → `(N·T'', C', H'', W'')`, T' behind the convolution being `after`, T'' `pooled`."""
+        """Map `(N·T, C, H, W)` to `(N·T'', C', H'', W'')`; T' after the convolution is `after`, T'' is `pooled`."""
         return self.pool.mixed(self.conv.in_halves(frames, clips, length, after, self.behind), clips, after, pooled)
 
 
 class SummedConv(nn.Module):
-    """One convolution to taps·O channels, each frame's share in every window that it is in; the shares are summed."""
+    """Sums the shares of each frame in every window that contains it, from one convolution to taps·O channels."""
 
     def __init__(self, kernel: Tensor, bias: Tensor | None, mixing: Mixing, geometry: ConvGeometry) -> None:
         super().__init__()
@@ -235,10 +235,10 @@ _OUTPUT = {
 
 
 def minimal_transforms(like: Tensor, length: int, m: int, replicate: bool) -> tuple[Tensor, Tensor]:
-    """The products along time of `MinimalConv`, in the dtype of `like`, for tiles that make `m` frames each.
+    """Return the matrices along time of `MinimalConv`, in the dtype of `like`, for tiles of `m` frames.
 
-    From the frames of a clip to the transformed ones of each tile, the temporal padding included, `(tiles, m + 2, T)`,
-    and from the products of the tiles to the frames that they make, `(T, tiles·(m + 2))`.
+    They map the frames of a clip to the transformed frames of each tile, temporal padding included, `(tiles, m + 2,
+    T)`, and the products of the tiles to output frames, `(T, tiles·(m + 2))`.
     """
     into, out = (torch.tensor(matrix, dtype=like.dtype, device=like.device) for matrix in (_INPUT[m], _OUTPUT[m]))
     first = torch.arange((length + m - 1) // m, device=like.device).unsqueeze(1) * m
@@ -253,10 +253,10 @@ def minimal_transforms(like: Tensor, length: int, m: int, replicate: bool) -> tu
 
 
 class MinimalConv(nn.Module):
-    """Three taps along time by minimal filtering: `m` frames take m + 2 convolutions of a frame instead of 3·m.
+    """Computes three taps along time by minimal filtering: m + 2 convolutions for `m` frames instead of 3·m.
 
-    Winograd's F(m, 3) along one axis (Lavin & Gray, arXiv:1509.09308, section 4.1), where what is multiplied are not
-    numbers but images and kernels. The transforms along time are products with small matrices.
+    This is Winograd's F(m, 3) along one axis (Lavin & Gray, arXiv:1509.09308, section 4.1), which multiplies images and
+    kernels instead of numbers. The transforms along time are products with small matrices.
     """
 
     def __init__(self, kernel: Tensor, bias: Tensor | None, replicate: bool, geometry: ConvGeometry, m: int) -> None:
@@ -264,13 +264,13 @@ class MinimalConv(nn.Module):
         self.m, self.replicate, self.space = m, replicate, geometry.space
         transform = torch.tensor(_KERNEL[m], dtype=torch.float64)
         weight = torch.einsum("nt,oithw->noihw", transform, kernel.double()).to(kernel.dtype)
-        if bias is not None:  # the second product counts once in every frame
+        if bias is not None:  # the second product occurs once in every frame
             bias = F.pad(bias, (len(bias), m * len(bias)))
         self.conv = conv_of_images(weight.flatten(0, 1), bias, geometry, m + 2)
 
     def forward(self, frames: Tensor, clips: int, length: int, transforms: tuple[Tensor, Tensor]) -> Tensor:
-        """`(N·T, C, H, W)` → `(N·T, C', H', W')`, with the `minimal_transforms` of T."""
-        # Every size is spelt out: the exporter takes minutes to divide symbolic ones.
+        """Map `(N·T, C, H, W)` to `(N·T, C', H', W')`, with the `minimal_transforms` of T."""
+        # Every size is written out, as the exporter takes minutes to divide symbolic ones.
         (from_frames, to_frames), (_, channels, height, width) = transforms, frames.shape
         tiles, rows = from_frames.shape[:2]
         moved = torch.matmul(from_frames.flatten(0, 1), frames.reshape(clips, length, channels * height * width))
@@ -282,9 +282,9 @@ class MinimalConv(nn.Module):
 
 
 class FramesPool(nn.Module):
-    """A 3D pooling as a 2D one, and the largest or the mean of the frames in each temporal window.
+    """Runs a 3D pooling as a 2D one, and the maximum or mean of the frames in each temporal window.
 
-    Outside the clip the border frame is replicated; for a window with `gaps`, which may miss it, nothing is there.
+    Outside the clip the border frame is replicated; for a window with `gaps`, which may miss it, −∞ is used.
     """
 
     def __init__(

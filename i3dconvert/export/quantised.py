@@ -1,4 +1,4 @@
-"""Eight-bit weights and activations, by onnxruntime's own static quantisation."""
+"""Quantise weights and activations to eight bits with onnxruntime's static quantisation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from i3dconvert.errors import ExportError, first_line
 from i3dconvert.export.runtime import Runtime, quietly
 
 OPERATORS = ("Conv", "Gemm", "MatMul")
-"""Where nearly all the work is; the rest stays in float32."""
+"""The operators with nearly all of the work; the others stay in float32."""
 
 
 class _Feeds(CalibrationDataReader):  # type: ignore[misc]
@@ -28,9 +28,9 @@ class _Feeds(CalibrationDataReader):  # type: ignore[misc]
 
 
 def quantise(path: Path, feeds: Iterable[dict[str, Any]]) -> Path:
-    """Write the float32 network at `path` with 8-bit convolutions and linear layers, to a file beside it.
+    """Write the float32 network at `path` with 8-bit convolutions and linear layers to a file beside it.
 
-    `feeds`, the file's inputs by name, calibrate the ranges of activations. Raises `ExportError`.
+    `feeds`, inputs by name, calibrate the ranges of activations. Raises `ExportError`.
     """
     prepared, written = path.with_suffix(".prepared.onnx"), path.with_suffix(".int8.onnx")
     try:
@@ -54,13 +54,13 @@ def quantise(path: Path, feeds: Iterable[dict[str, Any]]) -> Path:
 
 
 def agreement(exact: Runtime, quantised: Runtime, clips: Tensor) -> float:
-    """How often the top class is the same in both, from 0 to 1; of each position, in dense networks."""
+    """Return the share of clips, or of positions in dense networks, on which both have the same top class."""
     same = [_top_class(quantised, clip) == _top_class(exact, clip) for clip in clips.unsqueeze(1)]
     return float(torch.cat(same).float().mean())
 
 
 def likeness(exact: Runtime, quantised: Runtime, clips: Tensor) -> float:
-    """The mean cosine between what both give for a clip, for features, of which the largest says nothing."""
+    """Return the mean cosine similarity of both outputs for a clip, for features, whose maximum means nothing."""
     pairs = [(exact(clip)[0].flatten(1), quantised(clip)[0].flatten(1)) for clip in clips.unsqueeze(1)]
     return float(torch.cat([functional.cosine_similarity(*pair) for pair in pairs]).mean())
 

@@ -1,4 +1,4 @@
-"""Reading and running ONNX files with onnxruntime."""
+"""Read ONNX files and run them with onnxruntime."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from i3dconvert.files import check_input
 from i3dconvert.video.preprocessing import Preprocessing
 
 CLIP, FRAMES = "clip", "frames"
-"""The input: `(N, C, T, H, W)` normalised, or `(N, T, H, W, C)` in uint8."""
+"""The input: `(N, C, T, H, W)`, normalised, or `(N, T, H, W, C)` in uint8."""
 CLASSES = "classes"
 """The metadata key of the class names, a JSON list."""
 PRECISION = "precision"
-"""The metadata key of what the weights are stored in: float32, float16, bfloat16, int8."""
+"""The metadata key of the type of the weights: float32, float16, bfloat16, int8."""
 
 AXES: Mapping[str, tuple[str, ...]] = {
     CLIP: ("batch", "channels", "frames", "height", "width"),
@@ -37,19 +37,19 @@ AXES: Mapping[str, tuple[str, ...]] = {
 """Names of the axes of the two kinds of input."""
 
 TOLERANCES: Mapping[str, float] = {"float32": 1e-5, "float16": 2e-2, "bfloat16": 5e-2}
-"""Relative, of onnxruntime against torch in float32, by what the weights are stored in; int8 is held to none.
+"""Relative tolerances of onnxruntime against torch in float32, by the type of the weights; int8 has none.
 
-A weight is rounded by 2^-9 of itself at most in bfloat16, by 2^-11 in float16, where activations are rounded too. 5e-2
-is 25 of the former: as much as independent ones add up to in 25² layers. Weights that a checkpoint has in bfloat16 are
-rounded again once the BatchNorms behind them are folded in; that of Astra's ResNet-152 comes to 4e-3.
+bfloat16 rounds a weight by at most 2^-9 of itself, float16 by 2^-11, and activations too. 5e-2 is 25 times the former,
+the sum of independent errors in 25² layers. Weights that a checkpoint stores in bfloat16 are rounded again after
+BatchNorms are folded in; Astra's ResNet-152 reaches 4e-3.
 """
 
 _MOST_NUMBERS = 2**27
-"""In a clip of a fixed shape: half a gigabyte in float32."""
+"""The most numbers in a clip of a fixed shape: half a gigabyte in float32."""
 
 _ELEMENTS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(uint8)": torch.uint8}
 _RUNTIME_ERRORS = (
-    UnicodeDecodeError,  # of a message that quotes the file
+    UnicodeDecodeError,  # for a message that quotes the file
     *(
         getattr(onnxruntime.capi.onnxruntime_pybind11_state, name)
         for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
@@ -59,19 +59,19 @@ _RUNTIME_ERRORS = (
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The `metadata_props` of an ONNX file; raises `CheckpointError` when it isn't one.
+    """Return the `metadata_props` of an ONNX file; raises `CheckpointError` if it is not one.
 
-    A graph that may run without end, or holds more parts than any network, is refused: we write none.
+    Graphs that may not terminate, or have more parts than any network, are rejected: we never write them.
     """
-    check_input(path, CheckpointError, "an ONNX file that `i3dconvert export` wrote")
+    check_input(path, CheckpointError, "an ONNX file written by `i3dconvert export`")
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # noqa: BLE001 - protobuf's error type differs between its implementations
         raise CheckpointError(f"{path} is not a readable ONNX file: {first_line(error)}") from None
     if len(model.graph.node) + len(model.graph.initializer) > _MOST_PARTS:
-        raise CheckpointError(f"{path} has a graph of more than {_MOST_PARTS:,} parts, which no export of ours has")
+        raise CheckpointError(f"{path} has a graph of more than {_MOST_PARTS:,} parts, more than i3dconvert writes")
     if inner := [node.op_type for node in model.graph.node if _has_graph(node)] + [f.name for f in model.functions]:
-        raise CheckpointError(f"{path} has {inner[0]} in its graph, which may run without end; we write none")
+        raise CheckpointError(f"{path} has {inner[0]} in its graph, which may not terminate; we write none")
     return {entry.key: entry.value for entry in model.metadata_props}
 
 
@@ -80,13 +80,13 @@ def _has_graph(node: onnx.NodeProto) -> bool:
 
 
 _MOST_PARTS = 100_000
-"""Nodes and tensors; the largest networks have a tenth of it."""
+"""The most nodes and tensors, ten times those of the largest networks."""
 
 
 def read_document(path: Path) -> Document:
-    """What an exported file says of itself; raises `CheckpointError`.
+    """Return the metadata document of an exported file; raises `CheckpointError`.
 
-    The file is checked as a whole, so that tensors in a file outside the folder are refused before any is read.
+    The file is checked first, so that tensors in a file outside the folder are rejected before any is read.
     """
     metadata = read_metadata(path)
     try:
@@ -99,7 +99,7 @@ def read_document(path: Path) -> Document:
 
 
 def as_input(clip: Tensor, dtype: torch.dtype, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """A clip `(N, C, T, H, W)` as a file takes it, and as what that means: frames in uint8 are rounded."""
+    """Return a clip `(N, C, T, H, W)` as a file's input, and the clip that this represents: uint8 frames round."""
     if dtype != torch.uint8:
         return clip, clip
     frames = preprocessing.decode(clip)
@@ -108,7 +108,7 @@ def as_input(clip: Tensor, dtype: torch.dtype, preprocessing: Preprocessing) -> 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Exporters and quantisers warn, log and print of things that the check behind them decides."""
+    """Silence warnings, logs and prints of exporters and quantisers, whose results are checked afterwards."""
     level = logging.root.manager.disable
     with warnings.catch_warnings(), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")
@@ -120,22 +120,22 @@ def quietly() -> Iterator[None]:
 
 
 def _give_back() -> None:
-    """Give the system the memory that onnxruntime has freed while it brought the weights into its own layout.
+    """Return memory to the system that onnxruntime freed while it converted the weights to its own layout.
 
-    glibc keeps it otherwise, for a dense ResNet-152 700 MiB.
+    glibc keeps it otherwise: 700 MiB for a dense ResNet-152.
     """
     with suppress(OSError, AttributeError, TypeError):  # another system, another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
 class Runtime:
-    """An ONNX file, loaded by onnxruntime: called with its input, it gives the list of outputs."""
+    """An ONNX file loaded by onnxruntime: call it with the input to get the list of outputs."""
 
     def __init__(self, path: Path, provider: str = "CPUExecutionProvider", sparing: bool = True) -> None:
-        """Not `sparing` of memory is a session as users make it."""
+        """Load a file; `sparing` saves memory, otherwise the session has default options."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # One block for all activations, and buffers that wait for the next tensor of their size: memory for no speed.
+        # One block for all activations, and buffers kept for tensors of their size, cost memory and gain no speed.
         options.enable_mem_pattern = options.enable_mem_reuse = not sparing
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
@@ -148,15 +148,15 @@ class Runtime:
         self.shape: Sequence[int | str] = given.shape
         self.precision: str = self.session.get_modelmeta().custom_metadata_map.get(PRECISION, "float32")
         if math.prod(size for size in self.shape if isinstance(size, int)) > _MOST_NUMBERS:
-            raise CheckpointError(f"{path} takes clips of {tuple(self.shape)} alone, which are larger than any video's")
+            raise CheckpointError(f"{path} accepts only clips of {tuple(self.shape)}, larger than any video")
         self.names_best = [output.name for output in self.session.get_outputs()][:2] == [SCORES, BEST]
-        """Whether the outputs are the best classes rather than the logits of all."""
+        """Whether the outputs are the best classes instead of all logits."""
 
     def __call__(self, given: Tensor) -> list[Tensor]:
         return [torch.from_numpy(output) for output in self.run(None, {self.input: given.to(self.dtype).numpy()})]
 
     def run(self, names: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Any]:
-        """The outputs of these names, or all, for inputs by name, as arrays; raises `CheckpointError`."""
+        """Return the outputs of these names, or all, as arrays, for inputs by name; raises `CheckpointError`."""
         try:
             found: list[Any] = self.session.run(names, feed)
         except _RUNTIME_ERRORS as error:
@@ -165,6 +165,6 @@ class Runtime:
         return found
 
     def fixed(self, axis: str) -> int | None:
-        """The size that the file demands on an axis of the input (`AXES`); None where any will do."""
+        """Return the size that the file requires on an axis of the input (`AXES`); None if any will do."""
         size = self.shape[AXES.get(self.input, AXES[CLIP]).index(axis)]
         return size if isinstance(size, int) else None

@@ -1,4 +1,4 @@
-"""The seal of an ONNX file: hashes in its metadata that tell whether, and where, it changed since it was written."""
+"""The seal of an ONNX file: hashes in its metadata that show whether, and where, it was changed."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from i3dconvert.errors import CheckpointError
 
 SEAL = "seal"
-"""The metadata key of a JSON object: a SHA-256 for each initialiser, and one for the rest of the file."""
+"""The metadata key of a JSON object: the SHA-256 of each initialiser, and of the rest of the file."""
 
 _REST = ""
 
 
 def seal(path: Path) -> None:
-    """Put the seal into a finished file."""
+    """Add the seal to a finished file."""
     model = onnx.load(path, load_external_data=False)
     model.metadata_props.add(key=SEAL, value=json.dumps(_hashes(model, path.parent), sort_keys=True))
     onnx.save(model, path)
 
 
 def broken(path: Path) -> list[str]:
-    """What of a file is not as it was sealed: initialisers by name, `the graph or its metadata`.
+    """Return the parts that differ from the seal: initialisers by name, `the graph or its metadata`.
 
     Raises `CheckpointError` for a file without a seal, or one that can't be read.
     """
@@ -36,12 +36,12 @@ def broken(path: Path) -> list[str]:
         expected = dict(json.loads(sealed))
     except (ValueError, TypeError):
         raise CheckpointError(
-            f"{path} has no seal: it was written by an earlier i3dconvert, or again by another tool; export it anew"
+            f"{path} has no seal: it was written by an older i3dconvert or rewritten by another tool; export it again"
         ) from None
     try:
         found = _hashes(model, path.parent)
     except (OSError, ValueError, OverflowError, MemoryError) as error:
-        raise CheckpointError(f"{path} names tensors in a file beside it that can't be read: {error}") from None
+        raise CheckpointError(f"{path} refers to a tensor file that can't be read: {error}") from None
     names = sorted(name for name in expected | found if expected.get(name) != found.get(name))
     return [name or "the graph or its metadata" for name in names]
 

@@ -1,4 +1,4 @@
-"""A network in torch as an ONNX graph, by torch's dynamo exporter."""
+"""Convert a torch network to an ONNX graph with torch's dynamo exporter."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def trace(
     free: tuple[Any, ...] | None,
     opset: int | None,
 ) -> Any:
-    """The graph, with inputs of these names and outputs of those; axes that are not `free` are those of the example.
+    """Return the graph with inputs and outputs of these names; axes that are not `free` are fixed to the example's.
 
     Raises `ExportError`.
     """
     options: dict[str, Any] = {"input_names": inputs, "output_names": names, "dynamic_shapes": free}
     options |= {"opset_version": opset, "dynamo": True, "verbose": False}
     try:
-        # Fused attention gives memory in an order that the exporter, taking it apart, no longer finds (BEiT, Swin).
+        # Fused attention returns a memory order that the exporter loses when it decomposes it (BEiT, Swin).
         with quietly(), sdpa_kernel(SDPBackend.MATH):
             program = torch.onnx.export(network, given, **options)
-    except Exception as error:  # the exporter raises as many types as it has stages
+    except Exception as error:  # each stage of the exporter raises its own types
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
@@ -39,5 +39,5 @@ def trace(
     assert program is not None
     model: Any = program.model
     if opset is not None and model.opset_imports[""] != opset:
-        raise ExportError(f"torch wrote opset {model.opset_imports['']} where {opset} was asked for")
+        raise ExportError(f"torch wrote opset {model.opset_imports['']} instead of {opset}")
     return model

@@ -1,4 +1,4 @@
-"""Other frameworks' 3D networks: a module each, with a table of names that is applied both ways."""
+"""Other frameworks' 3D networks: one module each, with a table of names that is applied in both directions."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["FRAMEWORKS", "Framework", "Target", "check_fits", "framework_of", "h
 _MODULES = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
 _FOUND: list[Framework] = [module.FRAMEWORK for module in _MODULES if hasattr(module, "FRAMEWORK")]
 FRAMEWORKS = {framework.name: framework for framework in _FOUND}
-"""By name: what the modules beside this one call `FRAMEWORK`."""
+"""The `FRAMEWORK` of each module in this package, by its name."""
 
 
 def framework_of(layout: str) -> Framework:
-    """The framework that a layout names, `NAME` or `NAME:NETWORK`; raises `LayoutError`."""
+    """Return the framework of a layout, `NAME` or `NAME:NETWORK`; raises `LayoutError`."""
     name = split(layout)[0]
     if name not in FRAMEWORKS:
-        raise LayoutError(f"no layout {name!r}; {near(name, FRAMEWORKS)}known: {', '.join(FRAMEWORKS)}")
+        raise LayoutError(f"unknown layout {name!r}; {near(name, FRAMEWORKS)}known: {', '.join(FRAMEWORKS)}")
     return FRAMEWORKS[name]
 
 
 def split(layout: str) -> tuple[str, str]:
-    """`pytorchvideo:i3d_r50` → the framework's name and the network's, which may be left out."""
+    """Split `pytorchvideo:i3d_r50` into the names of the framework and the network; the latter may be missing."""
     name, _, network = layout.partition(":")
     return name, network

@@ -1,7 +1,7 @@
 """The original inflation scripts (hassony2/inflated_convnets_pytorch): I3ResNet and I3DenseNet, and Merlin's I3ResNet.
 
-Merlin (Blankemeier et al., arXiv:2406.06512) and Astra train it on CT; their files may have the image encoder's name in
-front of its tensors', both of Merlin's heads, or no head.
+Merlin (Blankemeier et al., arXiv:2406.06512) and Astra train it on CT. Their files may prefix the tensor names with the
+image encoder's name, and have both of Merlin's heads or none.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LEFT = 2
 """Frames left after the three transitions of a DenseNet."""
 
 _VOLUMES = Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3)
-"""Merlin's: Hounsfield units from -1000 to 1000 as 0 to 1, in three equal channels."""
+"""Merlin's: Hounsfield units from -1000 to 1000 mapped to 0 to 1, in three equal channels."""
 
 
 def _backbone2d(origin: Origin) -> nn.Module:
@@ -51,7 +51,7 @@ def _densenet(origin: Origin) -> nn.Module:
 
 
 def _add_module(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-    """The script calls its paddings `padding.1`, which torch refuses; they have no tensors."""
+    """Rename the script's paddings, such as `padding.1`, a name that torch rejects; they have no tensors."""
     nn.Module.add_module(parent, name.replace(".", "_"), child)
 
 
@@ -63,7 +63,7 @@ def _merlin(output: int, origin: Origin) -> nn.Module:
 
 
 def _for_each_frame(weight: Tensor) -> Tensor:
-    """`(K, C)` → `(K, T·C)`: the scores' mean over the frames left."""
+    """Map `(K, C)` to `(K, T·C)`, which computes the mean of the scores over the remaining frames."""
     return weight.repeat(1, _LEFT) / _LEFT
 
 
@@ -72,7 +72,7 @@ def _for_all_frames(weight: Tensor) -> Tensor:
     if weight.is_meta or all(torch.equal(part, parts[0]) for part in parts):
         return parts[0] * _LEFT
     raise LayoutError(
-        "the classifier weighs the frames left differently, which a mean over time can't; keep the rest with "
+        "the classifier weights frames differently, which a mean over time can't express; keep the rest with "
         "{key: tensor for key, tensor in state.items() if not key.startswith('classifier')}"
     )
 
@@ -110,8 +110,8 @@ FRAMEWORK = Framework(
             preset("densenet"),
             _densenet,
             f"src.i3dense.I3DenseNet(torchvision.models.{{name}}(), {FRAMES}, inflate_block_convs=True)",
-            f"for clips of {FRAMES} frames of 224×224; torch refuses the script's name 'padding.1' for a module, "
-            "'padding_1' loads the same",
+            f"for clips of {FRAMES} frames of 224×224; torch rejects the script's module name 'padding.1', "
+            "rename it to 'padding_1'",
             keys=SAME,
             forms={"classifier.weight": Form(_for_each_frame, _for_all_frames)},
             padding="replicate",
@@ -124,12 +124,12 @@ FRAMEWORK = Framework(
                 preset("resnet"),
                 partial(_merlin, output),
                 "merlin.models.i3res.I3ResNet(torchvision.models.{name}(), class_nb={classes}, conv_class=True)",
-                "of Merlin's two heads this is the one; it takes one channel three times",
+                "this is one of Merlin's two heads; the input is one channel repeated three times",
                 keys=_heads(head),
                 forms={"fc.weight": CONVOLUTION},
                 others=other,
                 needs=_HEADS,
-                read_only="it has two heads; i3resnet:conv_class is the same network with the classifier alone",
+                read_only="it has two heads; i3resnet:conv_class is the same network with only the classifier",
                 preprocessing=_VOLUMES,
             )
             for name, output, head, other in (

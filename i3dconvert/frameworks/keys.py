@@ -1,4 +1,4 @@
-"""State-dict keys from one network's names into another's, by a table that reads both ways."""
+"""Translate state-dict keys between two networks' names with a table that is read in both directions."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import re
 from collections.abc import Mapping, Sequence
 
 Rows = Sequence[tuple[str, str]]
-"""Pairs of modules' names, ours and theirs; the first that fits counts.
+"""Pairs of module names, ours and theirs; the first match counts.
 
-`{}` is a number and `*` anything, the same in the same order on both sides. What stands behind the module's name
-(`weight`, `running_mean`, …) stays; a row can also name a tensor as a whole.
+`{}` matches a number and `*` anything, in the same order on both sides. The part after the module's name (`weight`,
+`running_mean`, …) is kept; a row can also name a whole tensor.
 """
 
 SAME: Rows = (("*", "*"),)
 
 
 def in_stages(stages: Sequence[str], parts: Mapping[str, str]) -> Rows:
-    """Rows for a ResNet whose stages have names of their own, `{}` being the block: `layer1.{}.conv1`, …"""
+    """Return rows for a ResNet whose stages have their own names, where `{}` is the block: `layer1.{}.conv1`, …"""
     return tuple(
         (f"layer{number}.{{}}.{ours}", f"{stage}.{theirs}")
         for number, stage in enumerate(stages, 1)
@@ -25,7 +25,7 @@ def in_stages(stages: Sequence[str], parts: Mapping[str, str]) -> Rows:
 
 
 def translated(rows: Rows, key: str, back: bool = False) -> str | None:
-    """A key from the left names into the right ones, or `back`; None where no row fits."""
+    """Translate a key from the left names to the right ones, or `back`; None if no row matches."""
     module, _, leaf = key.rpartition(".")
     for pattern, other in ((right, left) for left, right in rows) if back else rows:
         wanted = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)").replace(r"\*", "(.+)"))

@@ -75,5 +75,5 @@ FRAMEWORK = Framework(
     ),
     suffix=".pth",
     nest="state_dict",
-    install="its installation guide says how",
+    install="see its installation guide",
 )

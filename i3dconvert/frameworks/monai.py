@@ -1,4 +1,4 @@
-"""MONAI: its ResNets and DenseNets, made of torchvision's, and its 2D networks themselves, with `spatial_dims=3`."""
+"""MONAI: its ResNets and DenseNets, inflated from torchvision's, and its own 2D networks with `spatial_dims=3`."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _NETWORKS = """
     UNet BasicUNet BasicUNetPlusPlus SegResNet DynUNet AttentionUnet HighResNet VNet AutoEncoder DenseNet
     ResNet SENet EfficientNetBN
 """.split()
-"""Whose 2D and 3D forms are one class, with the same names and, in `volumetric`, the same kernels."""
+"""Classes whose 2D and 3D forms have the same names and, in `volumetric`, the same kernels."""
 
 _POOLING_TIME = ("SENet", "EfficientNetBN")
-"""Whose squeeze-and-excitation takes the mean over depth too, where the inflated network takes it slice by slice."""
+"""Networks whose squeeze-and-excitation also averages over depth; the inflated network averages each slice."""
 
 
 def _own(name: str) -> Target:
@@ -46,8 +46,8 @@ def _own(name: str) -> Target:
         "PATH.py:FUNCTION",
         preset("volumetric"),
         lambda origin: build_in_volumes(origin.backbone.name),
-        f"monai.networks.nets.{name}(spatial_dims=3, …), by FUNCTION(spatial_dims=3)",
-        note="it averages over depth where the inflated network averages each slice: equal on a still clip alone"
+        f"monai.networks.nets.{name}(spatial_dims=3, …), from FUNCTION(spatial_dims=3)",
+        note="it averages over depth, the inflated network over each slice: equal only on still clips"
         if name in _POOLING_TIME
         else "",
         keys=SAME,
@@ -66,8 +66,8 @@ FRAMEWORK = Framework(
             partial(_resnet, 2),
             "monai.networks.nets.resnet{depth}(spatial_dims=3, n_input_channels={channels}, conv1_t_stride=2, "
             "num_classes={classes})",
-            note="MONAI's own default is a stem of stride 1, monai:resnet_stride1: with it the same weights "
-            "give the scores of the 2D network with such a stem",
+            note="MONAI's default stem has stride 1 (monai:resnet_stride1); with it, the same weights "
+            "equal the 2D network with such a stem",
         ),
         Target(
             "resnet_stride1",

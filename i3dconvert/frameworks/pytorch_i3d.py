@@ -45,8 +45,8 @@ FRAMEWORK = Framework(
             _I3D,
             _build,
             "pytorch_i3d.InceptionI3d(num_classes={classes}, in_channels={channels})",
-            note="InceptionI3d pads as TensorFlow's 'SAME' does and takes images in [-1, 1]: it equals GoogLeNet "
-            "made to do so; in time for clips of a multiple of 8 frames, 16 at least",
+            note="InceptionI3d pads like TensorFlow's 'SAME' and takes images in [-1, 1]: it equals GoogLeNet "
+            "with these changes, for clips of a multiple of 8 frames, at least 16",
             structure=Changes(same=True),
         ),
     ),

@@ -1,4 +1,4 @@
-"""PyTorchVideo: `create_resnet` in the forms of its hub, at any depth of bottlenecks."""
+"""PyTorchVideo: `create_resnet` with the architectures of its hub, at any depth with bottlenecks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _create(origin: Origin, **architecture: Any) -> nn.Module:
 
 
 def _target(name: str, recipe: Recipe, keys: Rows = (), **architecture: Any) -> Target:
-    """A network of the hub, which has it at one depth: `create_resnet` with the same arguments has it at all."""
+    """Return a network of the hub, which has it at one depth; `create_resnet` builds it at any."""
     written = ", ".join(f"{key}={_written(value)}" for key, value in architecture.items())
     sizes = "model_depth={depth}, input_channel={channels}, model_num_class={classes}"
     built_by = f"pytorchvideo.models.resnet.create_resnet({sizes}, {written})"
@@ -55,7 +55,7 @@ def _keys(stages: tuple[int, ...], head: int) -> Rows:
 
 
 _POOLED = _keys(stages=(1, 3, 4, 5), head=6)
-"""The pool behind the first stage is a block of its own."""
+"""In these, the pool after the first stage is a separate block."""
 _PLAIN = (1, 1, 1)
 _DEEP = (3, 1, 1)
 

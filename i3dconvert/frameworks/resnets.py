@@ -1,4 +1,4 @@
-"""What several frameworks' ResNets have in common: depths, recipes, pictures."""
+"""What the ResNets of several frameworks share: depths, recipes, preprocessing."""
 
 from __future__ import annotations
 

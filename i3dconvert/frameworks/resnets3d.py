@@ -1,4 +1,4 @@
-"""3D-ResNets-PyTorch (Hara et al., arXiv:1711.09577): `generate_model`, shortcut B; MedicalNet is alike."""
+"""3D-ResNets-PyTorch (Hara et al., arXiv:1711.09577): `generate_model` with shortcut B; and MedicalNet."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ FRAMEWORK = Framework(
             preset("volumetric"),
             _medicalnet,
             "MedicalNet's generate_model(opt) with model_depth {depth}, resnet_shortcut B",
-            note="MedicalNet takes one channel (--in-channels 1) and dilates its last two stages, which it gives no "
-            "stride: it equals the 2D network made to do so",
+            note="MedicalNet takes one channel (--in-channels 1) and dilates its last two stages instead of using "
+            "strides: it equals the 2D network with these changes",
             headless=True,
             others="conv_seg.*",
             structure=Changes(dilated="layer3=2,layer4=4"),

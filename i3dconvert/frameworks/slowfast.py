@@ -29,7 +29,7 @@ def _build(arch: str, origin: Origin) -> nn.Module:
     config.RESNET.DEPTH = origin.backbone.depth
     config.RESNET.NUM_BLOCK_TEMP_KERNEL = _BLOCKS[origin.backbone.depth]
     network: Any = build_model(config)
-    network.head.act = nn.Identity()  # in eval mode, where its users want probabilities
+    network.head.act = nn.Identity()  # in eval mode it would return probabilities
     return called(network, given=lambda clip: [clip])
 
 
@@ -60,6 +60,6 @@ FRAMEWORK = Framework(
     ),
     suffix=".pyth",
     nest="model_state",
-    install="its INSTALL.md says how",
+    install="see its INSTALL.md",
     preprocessing=KINETICS,
 )

@@ -1,4 +1,4 @@
-"""timm-3d: timm's names with every kernel, stride and pool cubic."""
+"""timm-3d: timm's names, with cubic kernels, strides and pools."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FRAMEWORK = Framework(
             preset("volumetric"),
             _create,
             "timm_3d.create_model('{name}', num_classes={classes}, in_chans={channels})",
-            note="timm-3d's networks are written by hand and not all cubes of timm's: `verify --layout timm-3d` says",
+            note="timm-3d's networks may differ from timm's: check with `verify --layout timm-3d`",
         ),
     ),
     sources="timm",

@@ -43,7 +43,7 @@ _DISTANCES = 2 * WINDOW - 1
 
 
 def _index_in_volumes(index: Tensor) -> Tensor:
-    """`(L²,)` → `(8·L, 8·L)`: where each pair of tokens finds its row in a table over time, height and width."""
+    """Return the index `(8·L, 8·L)` of each pair of tokens in a table over time, height and width, from one `(L²,)`."""
     frames = torch.arange(8, device=index.device)
     further = (frames.unsqueeze(1) - frames + 7) * _DISTANCES**2
     within = index.reshape(WINDOW**2, WINDOW**2)
@@ -68,8 +68,8 @@ _SWINS = tuple(
         preset("video-swin"),
         partial(_video, name),
         f"torchvision.models.video.{name}(num_classes={{classes}})",
-        "for clips of an even number of frames to 16, or a multiple of 16, of 224×224: others the video network pads, "
-        "or attends to in smaller windows",
+        "for clips of an even number of frames up to 16, or a multiple of 16, at 224×224: the video network pads "
+        "others or attends to them in smaller windows",
         keys=_SWIN_NAMES,
         preprocessing=Preprocessing(224, 256),
     )
@@ -87,7 +87,7 @@ FRAMEWORK = Framework(
                 recipe,
                 partial(_video, recipe.name),
                 f"torchvision.models.video.{recipe.name}(num_classes={{classes}})",
-                "the video network has no max-pool behind its stem: it equals ResNet-18 without one, with all its "
+                "the video network has no max-pool after its stem: it equals ResNet-18 without one, with all of its "
                 "tensors",
                 structure=Changes(without="maxpool"),
             )

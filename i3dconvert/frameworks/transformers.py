@@ -1,4 +1,4 @@
-"""Hugging Face transformers: TimeSformer (Bertasius et al., arXiv:2102.05095), made of a plain vision transformer."""
+"""Hugging Face transformers: TimeSformer (Bertasius et al., arXiv:2102.05095), from a plain vision transformer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LAYER = "timesformer.encoder.layer.{}"
 
 
 def _config(origin: Origin) -> dict[str, Any]:
-    """What a `TimesformerConfig` is made of, beside its defaults."""
+    """Return the `TimesformerConfig` fields that differ from its defaults."""
     network: Any = origin.build()
     block = network.blocks[0]
     names = dict(enumerate(origin.class_names())) or {i: f"LABEL_{i}" for i in range(origin.classes)}
@@ -41,7 +41,7 @@ def _config(origin: Origin) -> dict[str, Any]:
 
 
 def _files(origin: Origin) -> dict[str, Any]:
-    """What stands beside the weights."""
+    """Return the files beside the weights."""
     return {"config.json": _config(origin), "preprocessor_config.json": origin.preprocessing.to_processor()}
 
 
@@ -58,12 +58,12 @@ def _from_table(table: Tensor) -> Tensor:
 
 
 def _to_table(embeddings: Tensor) -> Tensor:
-    """Half as many frames or fewer are repeated, so that a clip of as many finds each where it looks for it."""
+    """Convert time embeddings to a table; those for fewer frames are repeated to fill it."""
     frames = embeddings.shape[1]
     if frames != EMBEDDED_FRAMES and not 1 < frames <= EMBEDDED_FRAMES // 2:
         raise LayoutError(
-            f"its time embedding is for {frames} frames: read are those for {EMBEDDED_FRAMES}, and for 2 to "
-            f"{EMBEDDED_FRAMES // 2}"
+            f"its time embedding is for {frames} frames: only {EMBEDDED_FRAMES} and 2 to "
+            f"{EMBEDDED_FRAMES // 2} are supported"
         )
     places = torch.arange(EMBEDDED_FRAMES) * (frames - 1) / (EMBEDDED_FRAMES - 1)
     return embeddings[0, places.round().long()].T

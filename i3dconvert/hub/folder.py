@@ -1,4 +1,4 @@
-"""A folder as the Hugging Face hub has them, which others load with i3dconvert and without."""
+"""Write a folder for the Hugging Face hub, which others load with or without i3dconvert."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CARD, CONFIG, PREPROCESSOR, GRAPH = "README.md", "config.json", "preprocessor_co
 
 @dataclass(frozen=True)
 class Folder:
-    """What was written."""
+    """The folder that was written."""
 
     path: Path
     files: tuple[Path, ...]
@@ -48,10 +48,10 @@ def write_folder(
     progress: Progress = silent,
     **options: Any,
 ) -> Folder:
-    """Verify a network, export it (`options` are those of `export_onnx`), and write both with a card.
+    """Verify a network, export it (`options` are those of `export_onnx`), and write both with a model card.
 
-    Raises `ExportError` for a network that is not equal to its 2D one, and what `export_onnx` raises; nothing is left
-    at `path` then. One that can't be verified (fine-tuned, or its 2D weights are gone) is written, and its card says
+    Raises `ExportError` for a network that differs from its 2D one, and what `export_onnx` raises; `path` is then
+    unchanged. A network that can't be verified (fine-tuned, or without its 2D weights) is written, and its card says
     so.
     """
     path, network = Path(path), network_in(network)
@@ -71,10 +71,10 @@ def write_folder(
 
 
 def named_origin(network: Network3d) -> Origin:
-    """Where a network comes from; raises `ExportError` for one that nobody else can build."""
+    """Return the origin of a network; raises `ExportError` if nobody else could build it."""
     origin: Origin | None = origin_of(network)
     if origin is None:
-        raise ExportError("a network made from a module in memory can't be built anew by others; save its state dict")
+        raise ExportError("a network made from a module in memory can't be built by others; save its state dict")
     return origin
 
 
@@ -89,9 +89,9 @@ def _proof(network: Network3d, document: Document, progress: Progress) -> tuple[
 
 
 def finetuned_by(document: Document) -> str:
-    """Why a trained network is not held against a 2D one."""
+    """Return why a trained network is not compared with a 2D one."""
     moved = f" ({document.trained})" if document.trained is not None else ""
-    return f"its weights were fine-tuned{moved}, so that there is no 2D network that it should be equal to"
+    return f"its weights were fine-tuned{moved}, so it equals no 2D network"
 
 
 def describe_in(
@@ -102,7 +102,7 @@ def describe_in(
     unproved: str,
     exported: Exported | None,
 ) -> None:
-    """Write what stands beside the weights: configuration, preprocessing, card."""
+    """Write the files beside the weights: configuration, preprocessing, card."""
     origin = document.origin
     assert origin is not None
     config = _config(document, origin, exported, folder)
@@ -166,7 +166,7 @@ def _card(
 
 
 def base_model(origin: Origin) -> str:
-    """The repository on the hub that the 2D weights are from, or nothing."""
+    """Return the hub repository of the 2D weights; empty if there is none."""
     if origin.weights.kind != "pretrained":
         return ""
     if origin.backbone.source == HF:
@@ -178,7 +178,7 @@ def base_model(origin: Origin) -> str:
 
 
 def _example(exported: Exported, shape: list[Any]) -> dict[str, Any]:
-    """A clip of zeros as the graph takes it: its shape and numpy's name of its type."""
+    """Return the shape and the numpy dtype of a clip of zeros for the graph."""
     channels, frames, height, width = shape
     if exported.input == "frames":
         return {"shape": (1, frames, height, width, channels), "dtype": "uint8"}

@@ -1,4 +1,4 @@
-"""`from_pretrained`, `save_pretrained` and `push_to_hub`, by huggingface_hub's own mixin."""
+"""`from_pretrained`, `save_pretrained` and `push_to_hub`, based on huggingface_hub's mixin."""
 
 from __future__ import annotations
 
@@ -18,15 +18,13 @@ from i3dconvert.video.labels import Given
 try:
     from huggingface_hub import ModelHubMixin, snapshot_download
 except ImportError as missing:
-    raise CheckpointError(
-        f"the hub's files are read and written by huggingface_hub ({missing}): pip install huggingface_hub"
-    ) from None
+    raise CheckpointError(f"files of the hub need huggingface_hub ({missing}): pip install huggingface_hub") from None
 
 _OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only")
 
 
 class _Pretrained(ModelHubMixin):
-    """A network as the mixin saves and loads it."""
+    """Adapts a network to the mixin."""
 
     def __init__(self, network: nn.Module, finetuned: bool = False, classes: Given = None) -> None:
         self.network, self.finetuned, self.classes = network_in(network), finetuned, classes
@@ -36,7 +34,7 @@ class _Pretrained(ModelHubMixin):
         path = save_directory / WEIGHTS
         sha256 = checkpoint.save(self.network, path, force=True, finetuned=self.finetuned, classes=self.classes)
         document = document_of(self.network, finetuned=self.finetuned, sha256=sha256)
-        unproved = "it was saved from memory; `i3dconvert verify` checks it"
+        unproved = "it was saved from memory; check it with `i3dconvert verify`"
         unproved = finetuned_by(document) if document.finetuned else unproved
         describe_in(save_directory, self.network, document, None, unproved, None)
 
@@ -50,7 +48,7 @@ class _Pretrained(ModelHubMixin):
 
 
 def from_pretrained(name: str | Path, **options: Any) -> Network3d:
-    """The network in a folder, or in a repository on the hub (`options` are huggingface_hub's).
+    """Load the network in a folder, or in a repository on the hub (`options` are huggingface_hub's).
 
     Raises `CheckpointError`.
     """
@@ -58,21 +56,21 @@ def from_pretrained(name: str | Path, **options: Any) -> Network3d:
         found: Any = _Pretrained.from_pretrained(str(name), **options)
     except I3DError:
         raise
-    except Exception as error:  # noqa: BLE001 - the hub client has its own errors for every way to be offline
-        raise CheckpointError(f"{name} is no folder, and is not to be had from the hub: {first_line(error)}") from None
+    except Exception as error:  # noqa: BLE001 - the hub client raises many kinds of errors when it is offline
+        raise CheckpointError(f"{name} is not a folder, and the hub can't provide it: {first_line(error)}") from None
     network: Network3d = found
     return network
 
 
 def save_pretrained(network: nn.Module, folder: str | Path, finetuned: bool = False, classes: Given = None) -> None:
-    """Write `model.safetensors`, configuration, preprocessing and a card into `folder`; see `save`.
+    """Write `model.safetensors`, configuration, preprocessing and a model card into `folder`; see `save`.
 
-    Raises `CheckpointError`, `ClassesError`, and `ExportError` for a network that was made in memory.
+    Raises `CheckpointError`, `ClassesError`, and `ExportError` for a network that was built in memory.
     """
     _Pretrained(network, finetuned, classes).save_pretrained(folder)
 
 
 def push_to_hub(network: nn.Module, name: str, finetuned: bool = False, classes: Given = None, **options: Any) -> str:
-    """Upload what `save_pretrained` writes to the hub's repository `name`; returns its address."""
+    """Upload what `save_pretrained` writes to the hub's repository `name`; returns its URL."""
     address: str = _Pretrained(network, finetuned, classes).push_to_hub(name, **options)
     return address

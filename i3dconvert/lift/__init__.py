@@ -1,1 +1,1 @@
-"""Trace a 2D network once, lift what has a 3D counterpart, fold the rest over frames."""
+"""Trace a 2D network once, lift what has a 3D counterpart, and fold the rest over frames."""

@@ -1,4 +1,4 @@
-"""Which call of a module each node of a lifted graph is part of, and what each call is given and gives."""
+"""Track which call of a module each node of a lifted graph belongs to, and the inputs and output of each call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Calls:
         self._entered: set[int] = set()
 
     def enter(self, node: fx.Node) -> None:
-        """Before a 2D node: what the calls are given that begin with it."""
+        """Record the inputs of the calls that begin with a 2D node, before it is rewritten."""
         for number in self._around(node):
             if number not in self._entered:
                 self._entered.add(number)
@@ -29,7 +29,7 @@ class Calls:
                 self._lifted[number] = replace(self._calls[number], inputs=inputs, output=None)
 
     def leave(self, node: fx.Node) -> None:
-        """Behind a 2D node: what the calls give that end with it."""
+        """Record the outputs of the calls that end with a 2D node, after it was rewritten."""
         new, layout = self._to.env[node]
         new.meta.setdefault("form", form_of(node.meta["value"], node.meta["batch"], layout))
         for number in self._around(node):
@@ -37,7 +37,7 @@ class Calls:
                 self._lifted[number] = replace(self._lifted[number], output=self._now(self._calls[number].output))
 
     def own(self, mark: fx.Node | None, number: int) -> None:
-        """The lifted nodes behind `mark` are part of the call number `number`."""
+        """Mark the lifted nodes after `mark` as part of the call with this number."""
         for node in reversed(self._to.graph.nodes):
             if node is mark:
                 break
@@ -45,16 +45,16 @@ class Calls:
             node.meta.setdefault("within", self._calls[number].name)
 
     def around(self, module: str, node: fx.Node) -> int:
-        """The call that a call of `module` ending with the 2D node is part of."""
+        """Return the call that contains the call of `module` that ends with the 2D node."""
         inside = [number for number in self._around(node) if self._calls[number].name == module]
         return self._calls[inside[-1]].parent if inside else int(node.meta["call"])
 
     def all(self) -> tuple[CallOf, ...]:
-        """The calls, with lifted nodes; those without any have no output."""
+        """Return the calls with lifted nodes; those without any have no output."""
         return tuple(self._lifted)
 
     def _around(self, node: fx.Node) -> list[int]:
-        """The numbers of the calls that a 2D node is part of, the innermost first."""
+        """Return the numbers of the calls that a 2D node is part of, the innermost first."""
         numbers, number = [], node.meta["call"]
         while number >= 0:
             numbers.append(number)
@@ -62,7 +62,7 @@ class Calls:
         return numbers
 
     def _now(self, value: Any) -> Any:
-        """A nested value of 2D nodes in lifted ones, as they are now."""
+        """Convert a nested value of 2D nodes to their current lifted nodes."""
         if isinstance(value, fx.Node):
             return self._to.env[value][0] if value in self._to.env else None
         if isinstance(value, tuple | list):

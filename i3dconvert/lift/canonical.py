@@ -1,4 +1,4 @@
-"""One way to say each thing: the traced graph rewritten so that what follows meets fewer forms."""
+"""Rewrite the traced graph to a canonical form, so that later steps meet fewer cases."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _PADS = (nn.ZeroPad2d, nn.ConstantPad2d)
 
 
 def canonical(traced: Reading) -> Reading:
-    """Pooling functions become modules, so that recipes reach them by name; axes of images are counted as of clips;
-    matrix products spelt by letters are products of matrices."""
+    """Rewrite pooling functions as modules, so that recipes reach them by name, count axes of images like those of
+    clips, and write einsums as matrix products."""
     for node in list(traced.graph.nodes):
         if layout.operation(node) == "einsum":
             _use_matmul(node)
@@ -43,13 +43,13 @@ def canonical(traced: Reading) -> Reading:
 
 
 def function_name(node: fx.Node) -> str:
-    """A name for what a function computes: the module that it is called in, and the node's own."""
+    """Return a name for what a function computes: the module that calls it, and the node's own name."""
     scope = node.meta["scope"]
     return f"{scope}.{node.name.removeprefix(scope.replace('.', '_') + '_')}".lstrip(".")
 
 
 def leaves(value: Any) -> list[Any]:
-    """What nested tuples, lists and dicts hold."""
+    """Return the contents of nested tuples, lists and dicts."""
     found: list[Any] = []
     fx.node.map_aggregate(value, found.append)
     return found
@@ -73,7 +73,7 @@ def _has_module(root: nn.Module, name: str) -> bool:
 
 
 def _use_convolution(traced: Reading, node: fx.Node) -> None:
-    """`F.conv2d(x, self.weight, …)` → the layer that holds the kernel, if it holds no other tensors."""
+    """Replace `F.conv2d(x, self.weight, …)` by the layer that holds the kernel, if it holds no other tensors."""
     call = called(node)
     if call is None:
         return
@@ -90,20 +90,20 @@ def _use_convolution(traced: Reading, node: fx.Node) -> None:
         return
     elsewhere = any(n.op == "call_module" and n.target == owner for n in node.graph.nodes)
     if elsewhere and repr(module) != repr(layer):
-        return  # it is called in another way too
+        return  # it is also called in another way
     for name, parameter in module.named_parameters():
         if name in held & {name for name, _ in layer.named_parameters()}:
             setattr(layer, name, parameter)
     if "bias" in held and bias is None:
         return
-    for name, child in module.named_children():  # a padding that it calls, of smp's EfficientNet
+    for name, child in module.named_children():  # a padding that it calls, in smp's EfficientNet
         layer.add_module(name, child)
     traced.root.set_submodule(owner, layer)
     node.op, node.target, node.args, node.kwargs = "call_module", owner, (image,), {}
 
 
 def _use_matmul(node: fx.Node) -> None:
-    """`einsum("bhid,bhjd->bhij", q, k)` → `q @ k.transpose(-2, -1)`, and `"bhij,bhjd->bhid"` → `w @ v`."""
+    """Replace `einsum("bhid,bhjd->bhij", q, k)` by `q @ k.transpose(-2, -1)`, and `"bhij,bhjd->bhid"` by `w @ v`."""
     equation, *operands = node.args
     given, _, result = str(equation).replace(" ", "").partition("->")
     first, _, second = given.partition(",")
@@ -127,7 +127,7 @@ def _use_matmul(node: fx.Node) -> None:
 
 
 def _count_axes_as_of_clips(node: fx.Node) -> None:
-    """`mean(x, (2, 3))` → `mean(x, (-2, -1))`, which are height and width of a clip as well."""
+    """Replace `mean(x, (2, 3))` by `mean(x, (-2, -1))`, which is height and width in a clip too."""
     image, dim = node.args[0] if node.args else None, layout.argument(node, "dim", 1)
     value = image.meta["value"] if isinstance(image, fx.Node) else None
     dims = dim if isinstance(dim, tuple | list) else [dim]

@@ -1,7 +1,7 @@
-"""Convolutions whose kernel the network's code computes of its parameters, or uses in a way of its own.
+"""Convolutions whose kernel the network's code computes from its parameters, or uses in its own way.
 
 Weight and spectral norm, weight standardisation, pruning, LoRA, `F.conv2d(x, self.weight * self.mask)`: the parameter
-that has the kernel's shape gets the temporal axis, under its own name.
+with the kernel's shape gets the temporal axis, under its own name.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ CLASSES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "conv2d": (nn.Conv2d, ("stride", "padding", "dilation", "groups")),
     "conv_transpose2d": (nn.ConvTranspose2d, ("stride", "padding", "output_padding", "groups", "dilation")),
 }
-"""The functions of convolution: their layers, and their arguments behind image, kernel and bias."""
+"""The functions of convolution: their layers, and their arguments after image, kernel and bias."""
 
 
 OF_ANY_IMAGE = ("dtype", "device")
-"""Attributes of a tensor that the weights have as well."""
+"""Attributes of a tensor that equal those of the weights."""
 
 
 @dataclass(frozen=True)
 class Called:
-    """A call of a convolution's function in the 2D graph."""
+    """A call of a convolution function in the 2D graph."""
 
     image: Any
     kernel: Any
@@ -40,7 +40,7 @@ class Called:
 
 
 def called(node: fx.Node) -> Called | None:
-    """What a convolution's function is called with; None where that follows from the image."""
+    """Return the arguments of a convolution function; None if some of them depend on the image."""
     cls, names = CLASSES[layout.operation(node)]
     given = dict(zip(("input", "weight", "bias", *names), node.args, strict=False)) | dict(node.kwargs)
     image, kernel, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
@@ -52,7 +52,7 @@ def called(node: fx.Node) -> Called | None:
 
 
 def layer_of(cls: type[nn.Module], kernel: Tensor, options: dict[str, Any], bias: bool) -> nn.Module:
-    """The layer with a kernel like this one and these options."""
+    """Return the layer with a kernel of this shape and these options."""
     rows, columns = kernel.shape[:2]
     groups = options.get("groups", 1)
     channels = (rows, columns * groups) if cls is nn.ConvTranspose2d else (columns * groups, rows)
@@ -60,9 +60,9 @@ def layer_of(cls: type[nn.Module], kernel: Tensor, options: dict[str, Any], bias
 
 
 def parameter_of(kernel: fx.Node) -> fx.Node | None:
-    """The first tensor of the network with the kernel's shape that the kernel is made of, parameters before buffers.
+    """Return the first tensor with the kernel's shape from which the kernel is computed, parameters before buffers.
 
-    None where there is none, and where the kernel follows from the image.
+    Returns None if there is none, or if the kernel depends on the image.
     """
     seen, found = [kernel], []
     for node in seen:
@@ -78,11 +78,11 @@ def parameter_of(kernel: fx.Node) -> fx.Node | None:
 
 
 class ComputedConv3d(nn.Module):
-    """A 3D convolution, transposed or not, whose taps are handed to it with the kernel that the 2D code computes.
+    """A 3D convolution, transposed or not, which gets its taps together with the kernel that the 2D code computes.
 
-    Tap t is `w_t + share_t · (k − Σ w)`, `k` being what the 2D code makes of the sum of the taps `Σ w`, and the shares
-    those by which a 2D kernel fills the taps. So the taps sum to the 2D network's kernel whatever the weights are, in
-    training too, and what the taps differ by is left as it is.
+    Tap t is `w_t + share_t · (k − Σ w)`, where the 2D code computes `k` from the sum of the taps `Σ w`, and the shares
+    are those with which a 2D kernel fills the taps. So the taps sum to the 2D network's kernel for all weights, also in
+    training, and their differences are unchanged.
     """
 
     shares: Tensor
@@ -97,7 +97,7 @@ class ComputedConv3d(nn.Module):
         self.register_buffer("shares", filling(torch.ones(1, 1, 1, 1), init).reshape(-1, 1, 1), persistent=False)
 
     def taps(self, weight: Tensor, kernel: Tensor | None) -> Tensor:
-        """`(O, I, T, kH, kW)`, `(O, I, kH, kW)` → `(O, I, T, kH, kW)`; without a kernel the weight as it is."""
+        """Map `(O, I, T, kH, kW)` and `(O, I, kH, kW)` to `(O, I, T, kH, kW)`; without a kernel, return the weight."""
         if kernel is None:
             return weight
         shares = self.shares.to(weight)
@@ -105,7 +105,7 @@ class ComputedConv3d(nn.Module):
         return weight - shares * whole + shares * kernel.unsqueeze(2)
 
     def with_kernel(self, weight: Tensor, kernel: Tensor | None, bias: Tensor | None) -> nn.Module:
-        """The layer that holds these taps itself."""
+        """Return the layer that holds these taps itself."""
         taps = self.taps(weight, kernel)
         outputs, inputs = taps.shape[:2]
         channels = (outputs, inputs * self.groups) if self.transposed else (inputs * self.groups, outputs)
@@ -119,7 +119,7 @@ class ComputedConv3d(nn.Module):
         return layer
 
     def forward(self, clip: Tensor, weight: Tensor, kernel: Tensor | None, bias: Tensor | None) -> Tensor:
-        """`(N, C, T, H, W)` → `(N, C', T', H', W')`."""
+        """Map `(N, C, T, H, W)` to `(N, C', T', H', W')`."""
         clip = pad_time(clip, *self.time)
         clip = self.space(clip) if self.space else clip
         taps = self.taps(weight, kernel)

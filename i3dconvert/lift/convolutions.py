@@ -1,4 +1,4 @@
-"""How many of the convolutions that the 2D network runs became 3D, and why others stay 2D."""
+"""Count the 2D network's convolutions that became 3D, and say why others stay 2D."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Convolutions:
     calls: int = 0
     """How often the network convolves with them."""
     kept: tuple[tuple[str, str], ...] = ()
-    """Those that stay 2D, by the layer that holds the kernel or calls the function, and why."""
+    """Those that stay 2D, named after the layer that holds the kernel or calls the function, with the reason."""
 
     def __str__(self) -> str:
         calls = f" ({self.calls} calls)" if self.calls > self.run else ""
         return f"{self.lifted} of {self.run} convolution{'s' * (self.run != 1)}{calls} became 3D"
 
     def lines(self) -> list[str]:
-        """For people: the count, and each that stays 2D."""
+        """Return the count and each convolution that stays 2D, as text."""
         warning = "; NONE of them sees time" if self.run and not self.lifted else ""
         return [f"{self}{warning}", *(f"{name} stays 2D: {reason}" for name, reason in self.kept)]
 
@@ -37,10 +37,10 @@ class Convolutions:
 def convolutions(
     traced: Reading, lifted: Mapping[str, nn.Module], flat: Collection[str], functions: Mapping[fx.Node, str]
 ) -> Convolutions:
-    """Count those of a network whose `lifted` layers are known; layers in `flat` are called with more than images.
+    """Count a network's convolutions; `lifted` are its layers, and those in `flat` have inputs other than images.
 
-    PyTorch's dispatcher says how many the network runs (`Reading.kernels`); those that the graph does not show count as
-    2D. `functions` says of calls of functions why they stay 2D, and nothing of those that became 3D.
+    PyTorch's dispatcher counts how many the network runs (`Reading.kernels`); those that the graph does not show count
+    as 2D. `functions` says why calls of functions stay 2D, and nothing for those that became 3D.
     """
     found: dict[str, str] = {}
     for node in traced.graph.nodes:
@@ -48,7 +48,7 @@ def convolutions(
             name, module = str(node.target), traced.root.get_submodule(str(node.target))
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or full_name(module).endswith(".BlurPool2d"):
                 is_3d = type(lifted.get(name)) is not type(module) and name in lifted
-                given = "something else than one image" if name in flat else "no image"
+                given = "more than one image" if name in flat else "no image"
                 found[name] = "" if is_3d else f"it is called with {given}"
         elif layout.operation(node) in CLASSES:
             name = str(node.meta["scope"] or node.name)
@@ -56,6 +56,6 @@ def convolutions(
     kept = [(name, reason) for name, reason in found.items() if reason]
     unseen = traced.kernels.run - len(found)
     if unseen > 0:
-        kept.append(("the network", f"{unseen} run inside steps that are kept as they are"))
+        kept.append(("the network", f"{unseen} run inside unchanged steps"))
     became_3d = min(len(found), traced.kernels.run) - sum(map(bool, found.values()))
     return Convolutions(traced.kernels.run, became_3d, traced.kernels.calls, tuple(kept))

@@ -1,4 +1,4 @@
-"""A lifted network as a table: each layer's kernels, parameters, and how far along time it sees."""
+"""Describe a lifted network as a table: each layer's kernels, parameters and receptive field along time."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from i3dconvert.lift.tree.flat import graph_of
 from i3dconvert.recipes import Attending, Temporal
 
 _AT_ONCE = 2**14
-"""Values computed at once: few enough for a core's cache, and for torch to stay on one core."""
+"""Values computed at once: they fit a core's cache, and torch stays on one core."""
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer; kernels are `(height, width)` and `(time, height, width)`, likewise the strides."""
+    """One layer; kernels and strides are `(height, width)` and `(time, height, width)`."""
 
     name: str
     operation: str
@@ -37,13 +37,13 @@ class LayerRow:
     parameters2d: int
     parameters3d: int
     receptive_field: int | None
-    """In frames of the input clip, at the layer's output; None: all, however many."""
+    """Frames of the input clip that the layer's output depends on; None: all."""
     trained: float | None = None
-    """How far its kernel has left its inflated state: see `beside_middle` and `from_inflated`."""
+    """The kernel's distance from its inflated state: see `beside_middle` and `from_inflated`."""
 
 
 def describe(network: Network3d) -> list[LayerRow]:
-    """The layers that a recipe has a say in, in the order of computation; weights are not needed."""
+    """Return the layers that recipes apply to, in the order of computation; weights are not needed."""
     graph = graph_of(network)
     fields, nodes = receptive_fields(graph), _nodes(graph)
     fillings = inflation_of(network).fillings
@@ -75,13 +75,13 @@ def describe(network: Network3d) -> list[LayerRow]:
 
 
 def _nodes(graph: fx.Graph) -> dict[str, fx.Node]:
-    """The graph's nodes by their names, and by those of the modules that they call."""
+    """Return the graph's nodes by their names, and by those of the modules that they call."""
     nodes = {str(node.target) if node.op == "call_module" else node.name: node for node in graph.nodes}
     return nodes | {node.name: node for node in graph.nodes}
 
 
 def frames_left(network: Network3d, frames: int) -> dict[str, int]:
-    """By layer, how many of a clip's frames there are at its output; raises `FramesError`."""
+    """Return the number of a clip's frames at each layer's output; raises `FramesError`."""
     graph = graph_of(network)
     counts, nodes = lengths(graph, frames), _nodes(graph)
     names = {
@@ -91,12 +91,12 @@ def frames_left(network: Network3d, frames: int) -> dict[str, int]:
 
 
 def layers_of(network: Network3d) -> list[Layer]:
-    """Those that a recipe has a say in and that are shown; upsampling follows from what it undoes."""
+    """Return the layers to show that recipes apply to; upsampling follows from what it reverses."""
     return [layer for layer in inflation_of(network).layers if layer.geometry.kind != "upsample"]
 
 
 def energy_by_tap(inflation: Inflation, state: Mapping[str, Tensor]) -> dict[str, tuple[float, ...]]:
-    """By layer, each tap's share of its kernel's energy (the sum of squares)."""
+    """Return, for each layer, the share of its kernel's energy (the sum of squares) in each tap."""
     found = {}
     for name, kernel in _kernels_in_time(inflation, state):
         wide = kernel.double()
@@ -106,17 +106,17 @@ def energy_by_tap(inflation: Inflation, state: Mapping[str, Tensor]) -> dict[str
 
 
 def beside_middle(inflation: Inflation, state: Mapping[str, Tensor]) -> dict[str, float]:
-    """By layer, the share of its kernel's energy (the sum of squares) outside the middle tap, between 0 and 1."""
+    """Return, for each layer, the share of its kernel's energy (the sum of squares) outside the middle tap."""
     return {name: 1 - shares[len(shares) // 2] for name, shares in energy_by_tap(inflation, state).items()}
 
 
 def from_inflated(inflation: Inflation, state: Mapping[str, Tensor]) -> dict[str, float]:
-    """By layer, ‖w − w₀‖ / ‖w‖: the kernel's distance from what the sum of its own taps is inflated to."""
+    """Return ‖w − w₀‖ / ‖w‖ for each layer: the kernel's distance from the inflated sum of its taps."""
     found = {}
     for name, kernel in _kernels_in_time(inflation, state):
         filling = inflation.fillings[f"{name}.weight"]
         left = whole = 0.0
-        planes = kernel.flatten(0, 1).unsqueeze(0)  # every init treats each plane alike
+        planes = kernel.flatten(0, 1).unsqueeze(0)  # every init treats all planes alike
         for part in map(Tensor.double, planes.chunk(1 + kernel.numel() // _AT_ONCE, dim=1)):
             inflated = filling(deflate(part) / filling.copies, inflation.style.init)
             left += _energy(part - inflated)
@@ -127,12 +127,12 @@ def from_inflated(inflation: Inflation, state: Mapping[str, Tensor]) -> dict[str
 
 
 def with_training(layers: list[LayerRow], trained: Mapping[str, float]) -> list[LayerRow]:
-    """The rows, with how far each layer's kernel has left its inflated state."""
+    """Return the rows with the distance of each layer's kernel from its inflated state."""
     return [replace(layer, trained=trained.get(layer.name)) for layer in layers]
 
 
 def _kernels_in_time(inflation: Inflation, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Each layer with its kernel, if that has several taps."""
+    """Yield each layer and its kernel, if that has several taps."""
     for key, filling in inflation.fillings.items():
         if filling.is_kernel and filling.times > 1 and key.endswith(".weight"):
             yield key.removesuffix(".weight"), state[key]
@@ -143,7 +143,7 @@ def _energy(tensor: Tensor) -> float:
 
 
 def order_seen(layers: list[LayerRow], time_embedding: str) -> str:
-    """Whether the network can tell the order of frames, and by what."""
+    """Return whether and how the network can tell the order of frames, as text."""
     means = []
     if any(layer.kernel3d[:1] > (1,) and "Pool" not in layer.operation for layer in layers):
         means.append("convolutions over time")
@@ -154,7 +154,7 @@ def order_seen(layers: list[LayerRow], time_embedding: str) -> str:
     if means:
         return f"tells the order of frames by {' and '.join(means)}, as far as they are trained"
     if any("frames" in layer.operation for layer in layers):
-        return "attends to other frames, and can't tell their order: --time-embedding zeros"
+        return "attends to other frames but can't tell their order; use --time-embedding zeros"
     return "sees each frame alone"
 
 
@@ -174,14 +174,14 @@ def _finite(field: float) -> int | None:
 
 
 def _gain(filling: Filling | None) -> int:
-    """How many times larger a 3D tensor is than its 2D form; one without a 2D form counts for nothing there."""
+    """Return the ratio of a 3D tensor's size to its 2D form; one without a 2D form counts zero there."""
     if filling is None:
         return 1
     return sys.maxsize if filling.is_new else filling.times
 
 
 def receptive_fields(graph: fx.Graph) -> dict[fx.Node, float]:
-    """Frames of the input that each node's value depends on, at most; infinitely many where an attention sees all."""
+    """Return the most input frames that each node's value depends on; infinite if an attention sees all."""
     seen: dict[fx.Node, tuple[float, int]] = {}
     for node in graph.nodes:
         inputs = [seen[n] for n in node.all_input_nodes if n in seen]

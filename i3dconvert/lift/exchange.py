@@ -1,6 +1,6 @@
-"""What stands in a network now where something else stood when it was made: as data that a file keeps, and back.
+"""Describe modules that replaced others since the network was inflated as data for a file, and rebuild them.
 
-Layers of torch's own, and `Sequential`s of them, can be kept.
+Layers of torch, and `Sequential`s of them, can be stored.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ OWN: Mapping[str, type[nn.Module]] = {
         *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
     )
 }
-"""Layers that a file keeps, by their names: all that they are follows from the arguments of their classes."""
+"""Layers that a file can store, by name: the arguments of their classes define them completely."""
 
 HINTS: tuple[tuple[str, str], ...] = (
     ("peft.", "merge the adapters first: network = tuned.merge_and_unload()"),
     (
         "torch.nn.utils.parametriz",
-        "take it off first: torch.nn.utils.parametrize.remove_parametrizations(module, name)",
+        "remove it first: torch.nn.utils.parametrize.remove_parametrizations(module, name)",
     ),
-    ("torch.distributed.", "gather the weights first, and load them into a network that is in one piece"),
+    ("torch.distributed.", "gather the weights first, and load them into a network that is not sharded"),
     ("torchao.", "save the network before it is quantised"),
     ("torch.ao.", "save the network before it is quantised"),
 )
-"""What to do about modules of others', by the beginning of their homes."""
+"""What to do about modules of other libraries, by the beginning of their names."""
 
-KEPT = "a file keeps layers of torch.nn (Linear, Identity, Sequential of such), and heads of inflate(…, num_classes=)"
+KEPT = "a file can store layers of torch.nn (Linear, Identity, Sequential), and heads of inflate(…, num_classes=)"
 
 Forms = Mapping[str, Any]
-"""By the names of modules, what stands there: `{"Linear": {arguments}}`, `{"Sequential": [[name, form], …]}`."""
+"""Forms by module name: `{"Linear": {arguments}}`, `{"Sequential": [[name, form], …]}`."""
 
 
 def marks(network: nn.Module) -> dict[str, str]:
-    """By the names of modules, what each is: its class, what it says of itself, the shapes of its own tensors."""
+    """Return a mark for each module, by name: its class, its representation, the shapes of its own tensors."""
     return {name: _mark(module) for name, module in network.named_modules(remove_duplicate=False)}
 
 
 def exchanged(network: nn.Module, made: Mapping[str, str]) -> dict[str, Any]:
-    """The forms of what stands in the network since it was `made`, of which these are the marks.
+    """Return the forms of the modules that changed since the network was `made`; the values are its marks.
 
-    Raises `CheckpointError`, naming what a file can't keep.
+    Raises `CheckpointError`, naming what a file can't store.
     """
     found = dict(_exchanged(network, made, ""))
     gone = [name for name in made if name and not _is_there(network, name) and not _within(name, found)]
     if gone:
         raise CheckpointError(
-            f"{gone[0]} was cut out of the network, which a file can't keep: put nn.Identity() in its place, or cut "
+            f"{gone[0]} was removed from the network, which a file can't store: put nn.Identity() in its place, or cut "
             "the 2D network and inflate that"
         )
     return found
@@ -77,7 +77,7 @@ def _exchanged(module: nn.Module, made: Mapping[str, str], name: str) -> Iterato
 
 
 def form_of(module: nn.Module, name: str) -> Any:
-    """A module as data; raises `CheckpointError` for one that is not torch's own."""
+    """Return a module as data; raises `CheckpointError` if it is not one of torch's."""
     if type(module) is nn.Sequential:
         return {"Sequential": [[key, form_of(child, f"{name}.{key}")] for key, child in module.named_children()]}
     cls = type(module)
@@ -90,17 +90,17 @@ def form_of(module: nn.Module, name: str) -> Any:
 
 
 def put(network: nn.Module, forms: Forms) -> None:
-    """Put modules without weights where these forms say; raises `CheckpointError` for damaged ones."""
+    """Put modules without weights into the network as the forms say; raises `CheckpointError` for damaged ones."""
     for name, form in forms.items():
         owner, _, last = name.rpartition(".")
         try:
             network.get_submodule(owner).add_module(last, _built(form).train(network.training))
-        except Exception as error:  # noqa: BLE001 - what a class of torch's raises for arguments that are none
+        except Exception as error:  # noqa: BLE001 - classes of torch may raise anything for bad arguments
             raise CheckpointError(f"the file has a damaged module {name!r}: {error}") from None
 
 
 def _built(form: Any) -> nn.Module:
-    """The module of a form, on the meta device, where its size takes no memory."""
+    """Build the module of a form on the meta device, where its size takes no memory."""
     ((kind, arguments),) = form.items()
     if kind == "Sequential":
         module = nn.Sequential()
@@ -113,14 +113,14 @@ def _built(form: Any) -> nn.Module:
 
 
 def _defaults(cls: type[nn.Module]) -> dict[str, Any]:
-    """The arguments that say what a layer is, with their defaults: these are left out, as torch's versions differ."""
+    """Return the arguments that define a layer, with their defaults, which differ between versions of torch."""
     own = inspect.signature(cls).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {one.name: one.default for one in own if one.kind in kinds and one.name not in ("device", "dtype")}
 
 
 def _argument(module: nn.Module, key: str) -> Any:
-    """What a layer of torch's was built with."""
+    """Return an argument with which a layer of torch was built."""
     value: Any = getattr(module, key, None)
     if key == "bias" and not isinstance(value, bool):
         return value is not None
@@ -131,7 +131,7 @@ def _mark(module: nn.Module) -> str:
     cls = type(module)
     tensors: dict[str, Tensor | None] = {**module._parameters, **module._buffers}
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items() if tensor is not None}
-    lists = isinstance(module, nn.ParameterDict | nn.ParameterList)  # these say their dtype, which may change
+    lists = isinstance(module, nn.ParameterDict | nn.ParameterList)  # they show their dtype, which may change
     says = module.extra_repr() if cls.__module__.startswith(("torch.nn.", "i3dconvert.")) and not lists else ""
     return f"{cls.__module__}.{cls.__qualname__}({says}) {shapes}"
 
@@ -149,11 +149,11 @@ def _within(name: str, found: Mapping[str, Any]) -> bool:
 
 
 def _refusal(module: nn.Module, name: str) -> str:
-    """What a module is that no file keeps, and what to do."""
+    """Return what a module is that no file can store, and what to do."""
     cls = type(module)
     home = f"{cls.__module__}.{cls.__qualname__}"
     own = OWN.get(cls.__name__) is cls
-    what = f"a {cls.__name__} with tensors of others' making" if own else f"a {home}"
+    what = f"a {cls.__name__} with foreign tensors" if own else f"a {home}"
     hints = (hint for start, hint in HINTS if home.startswith(start))
-    hint = next(hints, "take weight norm and the like off first" if own else KEPT)
-    return f"{name} is {what}, which a file can't keep: {hint}"
+    hint = next(hints, "remove weight norm and the like first" if own else KEPT)
+    return f"{name} is {what}, which a file can't store: {hint}"

@@ -1,4 +1,4 @@
-"""How each 3D tensor comes about: from the 2D tensor of its name, or, where there is none, as a new one."""
+"""How each 3D tensor is computed: from the 2D tensor of its name, or, if there is none, as a new one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from i3dconvert.lift.kernels import INITS, identity, phased
 
 @dataclass(frozen=True)
 class Filling(ABC):
-    """How one 3D tensor comes about: of the 2D tensor of its name, or, where it is new, of those that it is `like`."""
+    """How one 3D tensor is computed: from the 2D tensor of its name, or, if it is new, from those that it is `like`."""
 
     like: tuple[str, ...] = field(default=(), kw_only=True)
     """For a new tensor: the 2D tensors that it is made from, in order, or whose dtype it takes."""
     is_kernel: ClassVar[bool] = False
-    """Whether it is a 2D kernel with a temporal axis, `(O, I, T, kH, kW)`, which is filled as `--init` says."""
+    """Whether it is a 2D kernel with a temporal axis, `(O, I, T, kH, kW)`, filled according to `--init`."""
 
     @property
     def is_new(self) -> bool:
@@ -27,30 +27,30 @@ class Filling(ABC):
 
     @property
     def times(self) -> int:
-        """How many times larger than in 2D the tensor is."""
+        """The ratio of the tensor's size to the 2D one."""
         return 1
 
     @property
     def copies(self) -> int:
-        """How many times the 2D kernel is in the sum of the taps."""
+        """How often the sum of the taps contains the 2D kernel."""
         return 1
 
     def of(self, layer: str) -> Filling:
-        """The same, with the names that it is `like` being those of a layer's tensors."""
+        """Return the filling with the names in `like` prefixed by a layer's."""
         return replace(self, like=tuple(f"{layer}.{name}" for name in self.like))
 
     @abstractmethod
     def shape(self, shape2d: tuple[int, ...]) -> tuple[int, ...]:
-        """That of the 3D tensor, without making it."""
+        """Return the 3D tensor's shape without computing it."""
 
     @abstractmethod
     def __call__(self, tensor2d: Tensor, init: str) -> Tensor:
-        """The 3D tensor."""
+        """Return the 3D tensor."""
 
 
 @dataclass(frozen=True)
 class Taps(Filling):
-    """A kernel inflated to so many taps."""
+    """A kernel inflated to `taps` taps."""
 
     taps: int
     is_kernel = True
@@ -61,17 +61,17 @@ class Taps(Filling):
         return self.taps
 
     def shape(self, shape2d: tuple[int, ...]) -> tuple[int, ...]:
-        """`(O, I, kH, kW)` → `(O, I, T, kH, kW)`."""
+        """Return `(O, I, T, kH, kW)` for `(O, I, kH, kW)`."""
         return (*shape2d[:2], self.taps, *shape2d[2:])
 
     def __call__(self, tensor2d: Tensor, init: str) -> Tensor:
-        """By the init's way."""
+        """Fill the taps according to the init."""
         return INITS[init].inflate(tensor2d, self.taps)
 
 
 @dataclass(frozen=True)
 class Phases(Taps):
-    """The kernel of a transposed convolution, the same at `stride` taps from the `first`."""
+    """The kernel of a transposed convolution, repeated at `stride` taps from `first`."""
 
     first: int
     stride: int
@@ -82,24 +82,24 @@ class Phases(Taps):
         return self.stride
 
     def __call__(self, tensor2d: Tensor, init: str) -> Tensor:
-        """The same for every init."""
+        """Fill the taps in the same way for every init."""
         return phased(tensor2d, self.taps, self.first, self.stride)
 
 
 @dataclass(frozen=True)
 class Identity(Filling):
-    """A temporal convolution `(O, I, T, 1, 1)` of its own, that starts as the identity."""
+    """A new temporal convolution `(O, I, T, 1, 1)` that starts as the identity."""
 
     outputs: int
     inputs: int
     taps: int
 
     def shape(self, shape2d: tuple[int, ...]) -> tuple[int, ...]:
-        """`(O, I, T, 1, 1)`."""
+        """Return `(O, I, T, 1, 1)`."""
         return (self.outputs, self.inputs, self.taps, 1, 1)
 
     def __call__(self, tensor2d: Tensor, init: str) -> Tensor:
-        """In the dtype of `tensor2d`."""
+        """Return it in the dtype of `tensor2d`."""
         return INITS[init].inflate(identity(self.outputs, self.inputs, tensor2d.dtype), self.taps)
 
 
@@ -110,30 +110,30 @@ class Zeros(Filling):
     size: tuple[int, ...]
 
     def shape(self, shape2d: tuple[int, ...]) -> tuple[int, ...]:
-        """Its own."""
+        """Return its own size."""
         return self.size
 
     def __call__(self, tensor2d: Tensor, init: str) -> Tensor:
-        """In the dtype of `tensor2d`."""
+        """Return it in the dtype of `tensor2d`."""
         return tensor2d.new_zeros(self.size)
 
 
 @dataclass(frozen=True)
 class Copy(Filling):
-    """A parameter that starts as a copy of the 2D network's, or of several, one after the other."""
+    """A parameter that starts as a copy of the 2D network's, or of several concatenated."""
 
     def shape(self, shape2d: tuple[int, ...]) -> tuple[int, ...]:
-        """The same."""
+        """Return the same shape."""
         return shape2d
 
     def __call__(self, tensor2d: Tensor, init: str) -> Tensor:
-        """A copy."""
+        """Return a copy."""
         return tensor2d.clone()
 
 
 @dataclass(frozen=True)
 class Repeated(Filling):
-    """A table of relative positions, repeated for each of so many distances in time."""
+    """A table of relative positions, repeated for each distance in time."""
 
     distances: int
 
@@ -143,9 +143,9 @@ class Repeated(Filling):
         return self.distances
 
     def shape(self, shape2d: tuple[int, ...]) -> tuple[int, ...]:
-        """`(entries, heads)` → `(distances · entries, heads)`."""
+        """Return `(distances · entries, heads)` for `(entries, heads)`."""
         return (self.distances * shape2d[0], *shape2d[1:])
 
     def __call__(self, tensor2d: Tensor, init: str) -> Tensor:
-        """The table of one frame beside itself."""
+        """Repeat the table of one frame."""
         return tensor2d.repeat(self.distances, 1)

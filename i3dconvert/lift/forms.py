@@ -1,4 +1,4 @@
-"""The forms that a value has inside a module's code, and how it crosses the border between two modules.
+"""The forms of a value inside a module's code, and its conversion at the border between two modules.
 
 Inside, a value has one of three forms:
 
@@ -6,9 +6,9 @@ Inside, a value has one of three forms:
 * `(axis, times)`, frames: that axis has N·T·times entries, `times` of them for each frame
 * `"plain"`: it does not vary with the clip
 
-and lists and dicts of values have lists and dicts of forms. Across a border frames are split in place, into
+and lists and dicts of values have lists and dicts of forms. At a border, frames are split in place into
 `(…, N, T, …)`, or `(…, N, T, times, …)` where `times` is not 1 (`(…, N, T·times, …)` where it follows the size), so
-that each module reads N off what it is given.
+that each module reads N from its input.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from i3dconvert.lift.layout import Layout, fold, unfold
 from i3dconvert.lift.reading import PerSize
 
 Form = Any
-"""`"clip"`, `"plain"`, `(axis, times)`, a list or dict of forms, or None: unknown, so that it can't cross."""
+"""`"clip"`, `"plain"`, `(axis, times)`, a list or dict of forms, or None: unknown, so it can't cross a border."""
 
-NESTED = (list, dict)  # a tuple, which torch.compile follows
+NESTED = (list, dict)  # a tuple, which torch.compile supports
 
 FRAMES: Form = (0, 1)
 """`(N·T, …)`."""
 
 
 def form_of(value: Any, multiples: Any, layout: Layout) -> Form:
-    """The form of a value that in 2D has axes that are `multiples` of the batch."""
+    """Return the form of a value whose axes in 2D are `multiples` of the batch."""
     if layout is Layout.PLAIN:
         return "plain"
     if isinstance(value, tuple | list):
@@ -47,7 +47,7 @@ def form_of(value: Any, multiples: Any, layout: Layout) -> Form:
 
 
 def parts(form: Form) -> Iterator[Form]:
-    """The forms of all values in nested ones."""
+    """Yield the forms of all nested values."""
     if isinstance(form, list):
         for one in form:
             yield from parts(one)
@@ -58,17 +58,17 @@ def parts(form: Form) -> Iterator[Form]:
 
 
 def can_cross(form: Form) -> bool:
-    """Whether a value of this form can cross a border."""
+    """Return whether a value of this form can cross a border."""
     return all(one is not None for one in parts(form))
 
 
 def is_frames(form: Form) -> bool:
-    """Whether the form is that of one tensor over frames."""
+    """Return whether the form is that of one tensor over frames."""
     return isinstance(form, tuple)
 
 
 def enter(value: Any, form: Form) -> Any:
-    """What crossed the border, as it is inside: `(…, N, T, times, …)` → `(…, N·T·times, …)`."""
+    """Convert a value that crossed the border to its inner form: `(…, N, T, times, …)` → `(…, N·T·times, …)`."""
     if isinstance(form, list):
         return type(value)([enter(*pair) for pair in zip(value, form, strict=True)])
     if isinstance(form, dict):
@@ -80,7 +80,7 @@ def enter(value: Any, form: Form) -> Any:
 
 
 def leave(value: Any, form: Form, clips: int) -> Any:
-    """What is inside, as it crosses the border: `(…, N·T·times, …)` → `(…, N, T, times, …)`, N being `clips`."""
+    """Convert an inner value for the border: `(…, N·T·times, …)` → `(…, N, T, times, …)`, where N is `clips`."""
     if isinstance(form, list):
         return type(value)([leave(*pair, clips) for pair in zip(value, form, strict=True)])
     if isinstance(form, dict):
@@ -92,7 +92,7 @@ def leave(value: Any, form: Form, clips: int) -> Any:
 
 
 def clips_in(value: Any, form: Form) -> Any:
-    """N, read off what crossed the border; None where no part of it says it."""
+    """Return N, read from a value that crossed the border; None if no part of it tells."""
     if isinstance(form, NESTED):
         pairs = zip(value, form, strict=True) if isinstance(form, list) else ((value[key], form[key]) for key in form)
         return next((found for pair in pairs if (found := clips_in(*pair)) is not None), None)
@@ -102,7 +102,7 @@ def clips_in(value: Any, form: Form) -> Any:
 
 
 def converted(value: Any, is_in: Form, wanted: Form, clips: Any) -> Any:
-    """A value in one form, in another; plain ones, and forms that no rule connects, stay as they are."""
+    """Convert a value to another form; plain values, and forms that no rule connects, are unchanged."""
     if is_in == wanted or clips is None:
         return value
     if isinstance(is_in, list) and isinstance(wanted, list) and len(is_in) == len(wanted):

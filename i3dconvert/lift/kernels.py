@@ -1,4 +1,4 @@
-"""The temporal inits: how a 2D kernel fills the taps of a 3D one. Small pure functions, each exactly invertible."""
+"""The temporal inits: how a 2D kernel fills the taps of a 3D one. Pure functions, each exactly invertible."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from i3dconvert.errors import RecipeError
 
 
 def center(kernel: Tensor, taps: int) -> Tensor:
-    """`(O, I, kH, kW)` → `(O, I, taps, kH, kW)`: the 2D kernel at tap `taps // 2`, zeros elsewhere.
+    """Inflate `(O, I, kH, kW)` to `(O, I, taps, kH, kW)`: the 2D kernel at tap `taps // 2`, zeros elsewhere.
 
-    Girdhar et al., "Detect-and-Track", arXiv:1712.09184, section 3.1 (central initialisation). The network stays equal
-    to the 2D one on a replicated image whatever the temporal padding.
+    Girdhar et al., "Detect-and-Track", arXiv:1712.09184, section 3.1 (central initialisation). The network equals the
+    2D one on a replicated image with any temporal padding.
     """
     inflated = kernel.new_zeros((*kernel.shape[:2], taps, *kernel.shape[2:]))
     inflated[:, :, taps // 2] = kernel
@@ -23,17 +23,17 @@ def center(kernel: Tensor, taps: int) -> Tensor:
 
 
 def mean(kernel: Tensor, taps: int) -> Tensor:
-    """`(O, I, kH, kW)` → `(O, I, taps, kH, kW)`: the 2D kernel over `taps` at every tap.
+    """Inflate `(O, I, kH, kW)` to `(O, I, taps, kH, kW)`: the 2D kernel divided by `taps` at every tap.
 
     Carreira & Zisserman, "Quo Vadis, Action Recognition?", arXiv:1705.07750, section 2.4. A third of a float is not a
-    float, so the middle tap takes what rounding left over: the taps sum to the 2D kernel exactly (in arithmetic wide
-    enough for the sum; in float64 itself, to its rounding). The network stays equal to the 2D one on a replicated image
-    when the temporal border is replicated.
+    float, so the middle tap takes the rounding error: the taps sum to the 2D kernel exactly (in arithmetic wide enough
+    for the sum; in float64 itself, up to rounding). The network equals the 2D one on a replicated image if the temporal
+    border is replicated.
     """
     wide = kernel.double()
     share = (wide / taps).to(kernel.dtype)
     rest = wide - (taps - 1) * share.double()
-    # At the top of a binade the rest can need one bit more than the dtype has; a unit more in the shares takes it back.
+    # At the top of a binade, the rest can need one bit more than the dtype has; larger shares correct that.
     away = torch.nextafter(share, share * 2)
     share = torch.where(rest.to(kernel.dtype).double() == rest, share, away)
     rest = wide - (taps - 1) * share.double()
@@ -43,10 +43,10 @@ def mean(kernel: Tensor, taps: int) -> Tensor:
 
 
 def phased(kernel: Tensor, taps: int, first: int, stride: int) -> Tensor:
-    """`(I, O, kH, kW)` → `(I, O, taps, kH, kW)`, for transposed convolutions: taps `first … first + stride − 1` are w.
+    """Inflate `(I, O, kH, kW)` to `(I, O, taps, kH, kW)`, for transposed convolutions: `stride` copies from `first` on.
 
-    A frame of a transposed convolution's output is reached by every `stride`-th tap only, so that not all taps but each
-    of those sets has to sum to the 2D kernel.
+    Only every `stride`-th tap reaches a frame of a transposed convolution's output, so each such set of taps has to sum
+    to the 2D kernel.
     """
     inflated = kernel.new_zeros((*kernel.shape[:2], taps, *kernel.shape[2:]))
     inflated[:, :, first : first + stride] = kernel.unsqueeze(2)
@@ -54,13 +54,13 @@ def phased(kernel: Tensor, taps: int, first: int, stride: int) -> Tensor:
 
 
 def deflate(kernel: Tensor) -> Tensor:
-    """`(O, I, T, kH, kW)` → `(O, I, kH, kW)` in float64: the sum over the taps, the inverse of every init."""
+    """Return the sum over the taps in float64, `(O, I, T, kH, kW)` to `(O, I, kH, kW)`: the inverse of every init."""
     return kernel.double().sum(dim=2)
 
 
 @dataclass(frozen=True)
 class Init:
-    """A way to fill the taps, and the temporal padding under which it keeps the network equal."""
+    """A way to fill the taps, and the temporal padding with which the networks stay equal."""
 
     name: str
     inflate: Callable[[Tensor, int], Tensor]
@@ -76,7 +76,7 @@ TIME_EMBEDDINGS = ("none", "zeros", "sinusoidal-learned")
 
 @dataclass(frozen=True)
 class Style:
-    """What holds for all convolutions: how taps are filled, the temporal padding, and their form."""
+    """Options of all convolutions: how taps are filled, the temporal padding, and the form."""
 
     init: str = "center"
     padding: str = ""
@@ -85,14 +85,13 @@ class Style:
     """`3d`, or `2plus1d`: the 2D kernel followed by a temporal one that starts as the identity (Tran et al.,
     arXiv:1711.11248)."""
     temporal_pool: str = "mean"
-    """How scores and features without space are pooled: `mean` over time, or `none`, one for each frame, `(N, T', K)`.
-    """
+    """Pooling of scores and features without space: `mean` over time, or `none`, one for each frame, `(N, T', K)`."""
     time_embedding: str = "none"
-    """What tells attention over time which frame is which: `none`; `zeros`, a trained table over frames that starts at
-    zero; or `sinusoidal-learned`, sinusoids of the frame's index through a trained projection that starts at zero."""
+    """Position embedding of attention over time: `none`; `zeros`, a trained table over frames that starts at zero; or
+    `sinusoidal-learned`, sinusoids of the frame's index through a trained projection that starts at zero."""
 
     def checked(self) -> Style:
-        """The style with its padding; raises `RecipeError` for names that are not known."""
+        """Return the style with its padding set; raises `RecipeError` for unknown names."""
         for what, name, choices in (
             ("init", self.init, INITS),
             ("form of convolution", self.conv, FORMS),
@@ -101,11 +100,11 @@ class Style:
             ("temporal padding", self.padding or PADDINGS[0], PADDINGS),
         ):
             if name not in choices:
-                raise RecipeError(f"no {what} {name!r}; known: {', '.join(choices)}")
+                raise RecipeError(f"unknown {what} {name!r}; known: {', '.join(choices)}")
         return replace(self, padding=self.padding or INITS[self.init].padding)
 
 
 def identity(outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
-    """`(outputs, inputs, 1, 1)`: the grouped 1×1 convolution that changes nothing."""
+    """Return the grouped 1×1 convolution that changes nothing, `(outputs, inputs, 1, 1)`."""
     eye = torch.eye(inputs, dtype=dtype).repeat(outputs // inputs, 1)
     return eye.reshape(outputs, inputs, 1, 1)

@@ -1,4 +1,4 @@
-"""The two layouts of a value, how one becomes the other, and which operations of a graph work on clips as they are.
+"""The two layouts of a value, their conversion, and the operations of a graph that work on clips unchanged.
 
 * **clip**: `(N, C, T, H, W)`
 * **frames**: `(N·T, …)`, time folded into the batch
@@ -27,10 +27,10 @@ class Layout(enum.Enum):
 def check_clip(clip: Any, channels: int, frames: int, size: tuple[int, int] | None = None) -> Any:
     """Return `clip` if it is `(N, channels, T, H, W)` with T ≥ `frames`, else raise `FramesError`.
 
-    `size` are the height and width, where they are fixed.
+    `size` is the height and width if they are fixed.
     """
     if isinstance(clip, fx.Proxy):
-        return clip  # as torch.fx traces: nothing has a size, and nothing can be decided
+        return clip  # while torch.fx traces, nothing has a size
     if clip.dim() != 5 or clip.shape[1] != channels:
         raise FramesError(f"expected a clip (N, {channels}, T, H, W), got {tuple(clip.shape)}")
     if clip.shape[2] < frames:
@@ -38,69 +38,69 @@ def check_clip(clip: Any, channels: int, frames: int, size: tuple[int, int] | No
     if size is not None and tuple(clip.shape[3:]) != size:
         (height, width), (h, w) = clip.shape[3:], size
         raise FramesError(
-            f"the clip is {height}×{width}; the network was inflated for {h}×{w} alone, and may do something else at "
-            f"other sizes: inflate it at this one (size=)"
+            f"the clip is {height}×{width}; the network was inflated only for {h}×{w}, and may differ at other "
+            f"sizes: inflate it at this size (size=)"
         )
     return clip
 
 
 def fold(clip: Tensor) -> Tensor:
-    """`(N, C, T, …)` → `(N·T, C, …)`, in memory of its own and in the order that the 2D network's code finds."""
+    """Map `(N, C, T, …)` to contiguous `(N·T, C, …)`, in the memory order that the 2D network's code expects."""
     return clip.transpose(1, 2).flatten(0, 1).contiguous()
 
 
 def over_time(frames: Tensor, clips: int) -> Tensor:
-    """`(N·T, …)` → `(N, T, …)`, N being `clips`."""
+    """Map `(N·T, …)` to `(N, T, …)`, where N is `clips`."""
     return torch.unflatten(frames, 0, (clips, -1))
 
 
 def all_frames(value: Tensor) -> Tensor:
-    """`(N, T, …)` → `(N·T, …)`."""
+    """Map `(N, T, …)` to `(N·T, …)`."""
     return value.flatten(0, 1)
 
 
 def unfold(frames: Tensor, clips: int) -> Tensor:
-    """`(N·T, C, …)` → `(N, C, T, …)`, N being `clips`."""
+    """Map `(N·T, C, …)` to `(N, C, T, …)`, where N is `clips`."""
     return over_time(frames, clips).transpose(1, 2)
 
 
 def mean_over_time(frames: Tensor, clips: int) -> Tensor:
-    """`(N·T, K)` → `(N, K)`: scores averaged over time, as in Carreira & Zisserman, arXiv:1705.07750, section 2.4."""
+    """Average scores over time, `(N·T, K)` → `(N, K)`, as in Carreira & Zisserman, arXiv:1705.07750, section 2.4."""
     return over_time(frames, clips).mean(1)
 
 
 def whole_clip(clip: Tensor, how: str) -> Tensor:
-    """`(N, C, T, …)` → the same shape: at each frame the mean (`mean`) or the largest (`amax`) over all frames."""
+    """Replace each frame of `(N, C, T, …)` by the mean (`mean`) or the maximum (`amax`) over all frames."""
     over: Tensor = getattr(clip, how)(2, keepdim=True)
     return over.expand_as(clip)
 
 
 def whole_clip_of_frames(frames: Tensor, clips: int, how: str) -> Tensor:
-    """`(N·T, …)` → the same shape: `whole_clip` of values without space."""
+    """Apply `whole_clip` to values without space, `(N·T, …)`."""
     by_clip = over_time(frames, clips)
     over: Tensor = getattr(by_clip, how)(1, keepdim=True)
     return over.expand_as(by_clip).flatten(0, 1)
 
 
 def once_a_clip(draw: Tensor, clips: int) -> Tensor:
-    """`(N·T, 1, …)`, drawn for each frame → that of each clip's first frame for all of its frames."""
+    """Use the random draw of each clip's first frame for all of its frames, `(N·T, 1, …)`."""
     by_clip = over_time(draw, clips)
     return by_clip[:, :1].expand_as(by_clip).flatten(0, 1)
 
 
 def together(*values: Any) -> tuple[Any, ...]:
-    """The values as a tuple."""
+    """Return the values as a tuple."""
     return values
 
 
 def sum_of_taps(kernel: Tensor, copies: int) -> Tensor:
-    """`(O, I, T, kH, kW)` → `(O, I, kH, kW)`: the 2D kernel, which the taps hold `copies` times."""
+    """Map `(O, I, T, kH, kW)` to the 2D kernel `(O, I, kH, kW)`, which the taps contain `copies` times."""
     summed = kernel.sum(2)
     return summed if copies == 1 else summed / copies
 
 
 def resize_time(clip: Tensor, frames: int, mode: str, align_corners: bool | None) -> Tensor:
-    """`(N, C, T, H, W)` → `(N, C, frames, H, W)`: nearest frames in the nearest modes, else linear between them."""
+    """Map `(N, C, T, H, W)` to `(N, C, frames, H, W)`: nearest frames in the nearest modes, else linear."""
     mode = mode if mode.startswith("nearest") else "bilinear"
     flat = clip.flatten(3)
     resized = F.interpolate(flat, (frames, flat.shape[3]), mode=mode, align_corners=align_corners)
@@ -108,13 +108,13 @@ def resize_time(clip: Tensor, frames: int, mode: str, align_corners: bool | None
 
 
 def is_size(node: fx.Node) -> bool:
-    """Whether a node reads a tensor's size (and is no module called `size`)."""
+    """Return whether a node reads a tensor's size (and is not a module called `size`)."""
     return node.op == "call_method" and node.target == "size"
 
 
 def length_source(node: fx.Node) -> fx.Node | None:
-    """The value whose number of frames a node has, of several: the clip that a `resize_time` brings time to the length
-    of, the value that attention's weights are for."""
+    """Return the value whose number of frames a node with several inputs has: the clip whose length a `resize_time`
+    takes, or the value that attention's weights apply to."""
     if "like" in node.meta:
         like = node.args[node.meta["like"]]
         return like if isinstance(like, fx.Node) else None
@@ -132,15 +132,15 @@ ELEMENTWISE = frozenset(
     subtract tanh to true_divide truediv type type_as where zeros_like
     """.split()
 )
-"""Operations, as functions or methods, in place or not, that keep every position where it is."""
+"""Operations, as functions or methods, in place or not, that keep the position of every value."""
 
 CHANNELS_FIRST = frozenset(("batch_norm", "group_norm", "instance_norm", "prelu"))
-"""Operations on any number of axes, the channels at 1."""
+"""Operations on any number of axes, with the channels at axis 1."""
 
 REDUCTIONS = frozenset(("amax", "amin", "mean", "sum"))
 
 CHANNELWISE = {"cat": 1, "concat": 1, "chunk": 2, "split": 2, "tensor_split": 2}
-"""Operations along one axis that work on clips when that axis is the channels; the value: where `dim` stands."""
+"""Operations along one axis that work on clips if it is that of the channels, with the position of `dim`."""
 
 MUTATING = frozenset(("setitem", "iadd", "isub", "imul", "itruediv"))
 
@@ -148,7 +148,7 @@ _LIBRARIES = ("torch", "_operator", "builtins")
 
 
 def operation(node: fx.Node) -> str:
-    """The bare name of what a node calls: `add` for `operator.add`, `torch.add`, `Tensor.add_` alike."""
+    """Return the bare name of what a node calls: `add` for `operator.add`, `torch.add` and `Tensor.add_`."""
     if node.op == "call_method":
         return str(node.target).rstrip("_")
     if node.op == "call_function":
@@ -159,7 +159,7 @@ def operation(node: fx.Node) -> str:
 
 
 def mutates(node: fx.Node, root: Any) -> bool:
-    """Whether the node changes its first input in place."""
+    """Return whether the node changes its first input in place."""
     if node.op == "call_module":
         return bool(getattr(root.get_submodule(node.target), "inplace", False))
     name = str(node.target) if node.op == "call_method" else str(getattr(node.target, "__name__", ""))
@@ -167,12 +167,12 @@ def mutates(node: fx.Node, root: Any) -> bool:
 
 
 def argument(node: fx.Node, name: str, position: int, default: Any = None) -> Any:
-    """An argument of a call, however it was given."""
+    """Return an argument of a call, passed by position or by name."""
     return node.kwargs.get(name, node.args[position] if len(node.args) > position else default)
 
 
 def keeps_clip(node: fx.Node) -> bool:
-    """Whether a function or method does to a clip what it does to an image, all its inputs being clips."""
+    """Return whether a function or method treats a clip like an image if all of its inputs are clips."""
     name = operation(node)
     if name in ELEMENTWISE or name in CHANNELS_FIRST:
         return True

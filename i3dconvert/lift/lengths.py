@@ -1,4 +1,4 @@
-"""How many frames there are at each node of a lifted graph, and what to say where they do not fit."""
+"""Count the frames at each node of a lifted graph, and explain why a number does not fit."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from i3dconvert.lift import layout
 from i3dconvert.recipes import Attending, Recipe, Temporal
 
 HORIZON = range(64, 257)
-"""Clip lengths among which at least one must get through a recipe: a broken join fails at them all."""
+"""Clip lengths of which a recipe must accept at least one: a broken join fails at all of them."""
 
 
 class JoinError(FramesError):
-    """The inputs of an operation have different numbers of frames; `layer` changes it on one side alone."""
+    """The inputs of an operation have different numbers of frames; `layer` changes the number in one branch only."""
 
     def __init__(self, message: str, layer: fx.Node | None) -> None:
         super().__init__(message)
@@ -23,8 +23,8 @@ class JoinError(FramesError):
 
 
 def lengths(graph: fx.Graph, frames: int, kept: Collection[fx.Node] = ()) -> dict[fx.Node, int]:
-    """Frames at each node for a clip of `frames`, where the layers in `kept` keep their number; raises `FramesError`
-    naming the node where they run out or differ."""
+    """Return the frames at each node for a clip of `frames` frames; layers in `kept` keep their number. Raises
+    `FramesError`, naming the node, if the frames run out or differ."""
     count: dict[fx.Node, int] = {}
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -37,7 +37,7 @@ def lengths(graph: fx.Graph, frames: int, kept: Collection[fx.Node] = ()) -> dic
         if not inputs:
             continue
         if len(inputs) > 1:
-            sizes = ", ".join(f"{size} behind {_branch(n)}" for size, n in inputs.items())
+            sizes = ", ".join(f"{size} after {_branch(n)}" for size, n in inputs.items())
             one, other, *_ = inputs.values()
             message = f"the inputs of {_shown(node)} have different numbers of frames: {sizes}"
             raise JoinError(message, _changing(one, other, count))
@@ -45,7 +45,7 @@ def lengths(graph: fx.Graph, frames: int, kept: Collection[fx.Node] = ()) -> dic
         temporal: Temporal | None = node.meta.get("temporal")
         if isinstance(temporal, Attending) and not temporal.fits(size):
             raise FramesError(
-                f"{node.meta['layer']} attends to groups of {temporal.group} frames, of which {size} are no multiple"
+                f"{node.meta['layer']} attends to groups of {temporal.group} frames; {size} is not a multiple of that"
             )
         if node in kept:
             count[node] = size
@@ -57,7 +57,7 @@ def lengths(graph: fx.Graph, frames: int, kept: Collection[fx.Node] = ()) -> dic
 
 
 def _shown(node: fx.Node) -> str:
-    """A node in the words of the 2D network: a layer's name, or an operation and the module that has it."""
+    """Return a node in the terms of the 2D network: a layer's name, or an operation and the module that has it."""
     if node.op == "call_module":
         return repr(node.target)
     operation = str(getattr(node.target, "__name__", node.target)).strip("_")
@@ -65,16 +65,16 @@ def _shown(node: fx.Node) -> str:
 
 
 def _branch(node: fx.Node) -> str:
-    """The last layer of a branch that ends at `node`, where it has one."""
+    """Return the last layer of a branch that ends at `node`, if it has one."""
     above = above_of(node)
     layers = [n for n in node.graph.nodes if n in above and (n.op == "call_module" or n.meta.get("layer"))]
     return str(layers[-1].meta.get("layer") or layers[-1].target) if layers else "the clip"
 
 
 def _changing(one: fx.Node, other: fx.Node, count: dict[fx.Node, int]) -> fx.Node | None:
-    """The layer that changes the number of frames on one of two branches alone.
+    """Return the layer that changes the number of frames on only one of two branches.
 
-    Of several the last, and first of all one with a stride.
+    Of several, the last one is returned, preferably one with a stride.
     """
     changing = [
         node
@@ -86,7 +86,7 @@ def _changing(one: fx.Node, other: fx.Node, count: dict[fx.Node, int]) -> fx.Nod
 
 
 def _in_step(graph: fx.Graph, frames: int) -> str:
-    """The layers that have branches differ, and the rules that keep them in step."""
+    """Return the layers that make branches differ, and the rules that keep them equal, as text."""
     kept: dict[fx.Node, str] = {}
     while len(kept) < _RULES:
         try:
@@ -99,15 +99,11 @@ def _in_step(graph: fx.Graph, frames: int) -> str:
         except FramesError:
             return ""
     rules = " ".join(f"-t '{name}={_kernel(node.meta['temporal'])}/1'" for node, name in kept.items())
-    return (
-        f"; on one side alone it is changed by {', '.join(kept.values())}; to keep both in step: {rules}"
-        if kept
-        else ""
-    )
+    return f"; {', '.join(kept.values())} changes it on one side only; to keep both equal: {rules}" if kept else ""
 
 
 _RULES = 12
-"""How many rules a message gives at most."""
+"""The most rules in a message."""
 
 
 def _kernel(temporal: Temporal) -> int:
@@ -115,7 +111,7 @@ def _kernel(temporal: Temporal) -> int:
 
 
 def above_of(node: fx.Node) -> set[fx.Node]:
-    """The node and all that it follows from."""
+    """Return the node and everything that it depends on."""
     found, waiting = {node}, [node]
     while waiting:
         new = set(waiting.pop().all_input_nodes) - found
@@ -125,7 +121,7 @@ def above_of(node: fx.Node) -> set[fx.Node]:
 
 
 def checked(graph: fx.Graph, frames: int) -> dict[fx.Node, int]:
-    """`lengths`, whose error says the numbers of frames nearby that go through."""
+    """Return `lengths`, or raise an error that names nearby numbers of frames that fit."""
     try:
         return lengths(graph, frames)
     except FramesError as error:
@@ -135,14 +131,14 @@ def checked(graph: fx.Graph, frames: int) -> dict[fx.Node, int]:
         fitting = " or ".join(str(n) for n in (below, above) if n is not None)
         if not fitting:
             raise
-        raise FramesError(f"a clip of {fitting} frames goes through, one of {frames} does not: {error}") from None
+        raise FramesError(f"a clip of {frames} frames does not fit, one of {fitting} does: {error}") from None
 
 
 _NEARBY = 33
 
 
 def left(graph: fx.Graph, frames: int) -> int:
-    """The fewest frames that there are at any node for a clip of `frames`; 0 where so many do not go through."""
+    """Return the fewest frames at any node for a clip of `frames` frames; 0 if that length does not fit."""
     try:
         return min(lengths(graph, frames).values())
     except FramesError:
@@ -150,10 +146,10 @@ def left(graph: fx.Graph, frames: int) -> int:
 
 
 def minimum_frames(graph: fx.Graph, recipe: Recipe) -> int:
-    """The fewest frames that get through; raises `RecipeError` naming the layer when none do."""
+    """Return the fewest frames that fit; raises `RecipeError`, which names the layer, if none do."""
     if not any(left(graph, frames) for frames in HORIZON):
         try:
-            lengths(graph, HORIZON.stop - 1)  # the longest is out of step where it has to be, not for being too short
+            lengths(graph, HORIZON.stop - 1)  # the longest differs at the broken join instead of being too short
         except FramesError as error:
             remedy = _in_step(graph, HORIZON.stop - 1)
             raise RecipeError(f"recipe {recipe.name!r} does not fit: {error}{remedy}") from None

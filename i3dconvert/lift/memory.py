@@ -1,6 +1,6 @@
-"""Whether there is room for the scores of attention over many frames, before they are asked for.
+"""Check that memory suffices for the scores of attention over many frames before allocating it.
 
-Where more is asked of a CPU than there is, Linux does not refuse: it ends the process.
+Linux does not refuse a CPU allocation that is too large: it ends the process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COPIES = 3
 
 
 def available(device: str = "cpu") -> int:
-    """Bytes that are free, of the machine or of the GPU; no bound where the system doesn't say."""
+    """Return the free bytes of the machine or the GPU; no limit if the system does not say."""
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     with suppress(OSError, StopIteration):
@@ -36,7 +36,7 @@ def available(device: str = "cpu") -> int:
 
 
 def told_by_linux(file: str, field: str) -> int:
-    """The bytes that a field of a file of Linux's has; raises `OSError`, `StopIteration` elsewhere."""
+    """Return the bytes in a field of one of Linux's files; raises `OSError`, `StopIteration` elsewhere."""
     lines = Path(file).read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
@@ -50,10 +50,10 @@ def check_room(
     device: str = "cpu",
     room: int | None = None,
 ) -> None:
-    """Raise `FramesError` where the scores of an attention over clips of so many `frames` take more than there is.
+    """Raise `FramesError` if an attention's scores over clips of `frames` frames need more memory than there is.
 
-    `size` is the height and width in pixels, by default those that the network was traced at; `room` is in bytes, by
-    default what is free.
+    `size` is the height and width in pixels, by default the traced ones; `room` is in bytes, by default the free
+    memory.
     """
     room = available(device) if room is None else room
     for layer, count in _scores(network, frames):
@@ -61,13 +61,13 @@ def check_room(
         wanted = COPIES * clips * count * scale * dtype.itemsize
         if wanted > room:
             raise FramesError(
-                f"{layer} over clips of {frames} frames takes about {wanted / 2**30:.0f} GiB for its scores, and "
-                f"{room / 2**30:.0f} GiB are free; fewer --frames, or groups of them: --temporal '{layer}=span:8'"
+                f"{layer} over clips of {frames} frames needs about {wanted / 2**30:.0f} GiB for its scores, and "
+                f"{room / 2**30:.0f} GiB are free; reduce --frames, or use --temporal '{layer}=span:8'"
             )
 
 
 def has_room(network: Network3d, frames: int, *rest: Any) -> bool:
-    """Whether `check_room` raises nothing."""
+    """Return whether `check_room` would not raise."""
     with suppress(FramesError):
         check_room(network, frames, *rest)
         return True
@@ -75,7 +75,7 @@ def has_room(network: Network3d, frames: int, *rest: Any) -> bool:
 
 
 def _scores(network: Network3d, frames: int) -> Iterator[tuple[str, int]]:
-    """The scores of one clip that each attention over time holds, where it holds them all at once."""
+    """Yield each attention over time that holds all scores at once, with their number for one clip."""
     length = lengths(graph_of(network), frames)
     for node, count in length.items():
         temporal = node.meta.get("temporal")

@@ -1,4 +1,4 @@
-"""The 3D modules that torch itself does not have."""
+"""3D modules that torch does not have."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Pair = tuple[int, int]
 
 
 def pair(value: int | Sequence[int]) -> Pair:
-    """An int for both axes, or `(height, width)`, as torch's 2D modules take them."""
+    """Return `(height, width)` from an int for both or a pair, as torch's 2D modules accept."""
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
 def in_space(size: int | Sequence[int]) -> Pair:
-    """The part of a 2D or 3D layer's kernel, stride, padding or dilation that is `(height, width)`."""
+    """Return `(height, width)` of a 2D or 3D layer's kernel, stride, padding or dilation."""
     return (size, size) if isinstance(size, int) else (size[-2], size[-1])
 
 
 def pad_time(clip: Tensor, before: int, after: int, mode: str) -> Tensor:
-    """`(N, C, T, H, W)` → `(N, C, before + T + after, H, W)`, with zeros or with the border frames replicated."""
+    """Pad `(N, C, T, H, W)` to `(N, C, before + T + after, H, W)`, with zeros or replicated border frames."""
     if not before and not after:
         return clip
     pads = (0, 0, 0, 0, before, after)
@@ -33,7 +33,7 @@ def pad_time(clip: Tensor, before: int, after: int, mode: str) -> Tensor:
 
 
 def same_padding(size: int, kernel: int, stride: int, dilation: int) -> Pair:
-    """What TensorFlow's 'SAME' pads before and after an axis of `size` pixels."""
+    """Return the padding of TensorFlow's 'SAME' before and after an axis of `size` pixels."""
     total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
     return total // 2, total - total // 2
 
@@ -52,7 +52,7 @@ class SpatialPad:
     value: float = 0.0
 
     def __call__(self, clip: Tensor) -> Tensor:
-        """`(N, C, T, H, W)` or `(N, C, H, W)` → the same with height and width padded."""
+        """Pad height and width of `(N, C, T, H, W)` or `(N, C, H, W)`."""
         if self.fixed is not None:
             top_bottom, left_right = self.fixed[2:], self.fixed[:2]
         else:
@@ -67,9 +67,9 @@ class SpatialPad:
 
 
 class PaddedConv3d(nn.Conv3d):
-    """A `Conv3d` that pads time on its own terms, unevenly or by replicating the border frames.
+    """A `Conv3d` that pads time separately: unevenly or with replicated border frames.
 
-    With `temporal`, a `t×1×1` convolution behind it, it is the (2+1)D convolution of Tran et al., arXiv:1711.11248.
+    With `temporal`, a `t×1×1` convolution after it, it is the (2+1)D convolution of Tran et al., arXiv:1711.11248.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class PaddedConv3d(nn.Conv3d):
         self.time, self.space, self.temporal = time, space, temporal
 
     def kernel(self) -> Tensor:
-        """`(O, I, T, kH, kW)`: what the clip is convolved with."""
+        """Return the kernel `(O, I, T, kH, kW)` that convolves the clip."""
         return self.weight
 
     def forward(self, input: Tensor) -> Tensor:
-        """`(N, C, T, H, W)` → `(N, C', T', H', W')`."""
+        """Map `(N, C, T, H, W)` to `(N, C', T', H', W')`."""
         clip: Tensor = pad_time(input, *self.time)
         clip = self._conv_forward(self.space(clip) if self.space else clip, self.kernel(), self.bias)
         if self.temporal is not None:
@@ -103,10 +103,10 @@ class PaddedConv3d(nn.Conv3d):
 class StandardizedConv3d(PaddedConv3d):
     """A convolution with standardised weights (arXiv:1903.10520; with a `gain` per filter, arXiv:2101.08692).
 
-    The 2D layer standardises its kernel in every forward pass. Statistics over a 3D kernel would be others, zero taps
-    counting in; here they are those of the sum of the taps, and tap t becomes `(w_t − share_t·μ) · gain / σ`, the
-    shares summing to one. So the taps of the standardised kernel sum to the standardised sum of the taps, whatever the
-    weights are, during fine-tuning too: the layer is always the inflation of a weight-standardised 2D one.
+    The 2D layer standardises its kernel in every forward pass. The statistics of a 3D kernel would differ, as zero taps
+    count too. This layer uses those of the sum of the taps: tap t becomes `(w_t − share_t·μ) · gain / σ`, with shares
+    that sum to one. So the standardised taps sum to the standardised sum of the taps for all weights, also during
+    fine-tuning: the layer is always the inflation of a weight-standardised 2D one.
     """
 
     shares: Tensor
@@ -119,7 +119,7 @@ class StandardizedConv3d(PaddedConv3d):
             self.gain = nn.Parameter(self.weight.new_empty(self.out_channels, 1, 1, 1))
 
     def kernel(self) -> Tensor:
-        """The standardised kernel, `(O, I, T, kH, kW)`."""
+        """Return the standardised kernel, `(O, I, T, kH, kW)`."""
         variance, mean = torch.var_mean(self.weight.sum(2), dim=(1, 2, 3), correction=0, keepdim=True)
         factor = torch.rsqrt(variance + self.eps)
         if self.scale is not None:
@@ -129,24 +129,24 @@ class StandardizedConv3d(PaddedConv3d):
 
 
 class PaddedPool3d(nn.Module):
-    """A 3D pooling behind replicated border frames, which weigh as in the 2D pooling, and padding of its own."""
+    """A 3D pooling after replicated border frames, with the weights of the 2D pooling, and its own padding."""
 
     def __init__(self, pool: nn.Module, before: int, after: int, space: SpatialPad | None = None) -> None:
         super().__init__()
         self.pool, self.before, self.after, self.space = pool, before, after, space
 
     def forward(self, clip: Tensor) -> Tensor:
-        """`(N, C, T, H, W)` → `(N, C, T', H', W')`."""
+        """Map `(N, C, T, H, W)` to `(N, C, T', H', W')`."""
         clip = pad_time(clip, self.before, self.after, "replicate")
         pooled: Tensor = self.pool(self.space(clip) if self.space else clip)
         return pooled
 
 
 class AvgPool3d(nn.AvgPool3d):
-    """torch's, for images smaller than the window too, which torch takes in 2D alone: space and time one by one."""
+    """torch's pooling, extended to images smaller than the window, which torch accepts only in 2D."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """`(N, C, T, H, W)` → `(N, C, T', H', W')`."""
+        """Map `(N, C, T, H, W)` to `(N, C, T', H', W')`."""
         kernel, stride, padding = _triple(self.kernel_size), _triple(self.stride), _triple(self.padding)
         if all(size >= window for size, window in zip(input.shape[2:], kernel, strict=True)):
             pooled: Tensor = super().forward(input)
@@ -164,7 +164,7 @@ def _triple(size: int | Sequence[int]) -> tuple[int, ...]:
 
 
 class BlurPool3d(nn.Module):
-    """An anti-aliased subsampling (Zhang, arXiv:1904.11486) over clips: a binomial filter along time as in space."""
+    """Anti-aliased subsampling (Zhang, arXiv:1904.11486) of clips: a binomial filter along time like in space."""
 
     filt: Tensor
     taps: Tensor
@@ -180,7 +180,7 @@ class BlurPool3d(nn.Module):
         self.register_buffer("taps", torch.tensor(taps), persistent=False)
 
     def forward(self, clip: Tensor) -> Tensor:
-        """`(N, C, T, H, W)` → `(N, C, T', H', W')`."""
+        """Map `(N, C, T, H, W)` to `(N, C, T', H', W')`."""
         padded = self.space(pad_time(clip, self.before, self.after, "replicate"))
         channels = padded.shape[1]
         kernel = self.filt.unsqueeze(2) * self.taps.to(self.filt.dtype).reshape(-1, 1, 1)
@@ -188,13 +188,13 @@ class BlurPool3d(nn.Module):
 
 
 class BatchNormAct3d(nn.BatchNorm3d):
-    """timm's BatchNorm with an activation, over clips; `drop` and `act` are the 2D module's own."""
+    """timm's BatchNorm with an activation, for clips; `drop` and `act` are the 2D module's."""
 
     drop: nn.Module
     act: nn.Module
 
     def forward(self, input: Tensor) -> Tensor:
-        """`(N, C, T, H, W)` → `(N, C, T, H, W)`."""
+        """Map `(N, C, T, H, W)` to `(N, C, T, H, W)`."""
         activated: Tensor = self.act(self.drop(super().forward(input)))
         return activated
 
@@ -203,22 +203,22 @@ class LayerNorm3d(nn.LayerNorm):
     """LayerNorm over the channels of every position of a clip."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """`(N, C, T, H, W)` → `(N, C, T, H, W)`."""
+        """Map `(N, C, T, H, W)` to `(N, C, T, H, W)`."""
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
 class GlobalAvgPool(nn.Module):
-    """`(N, C, T, H, W)` → `(N, C, T, 1, 1)`: an adaptive pool to one pixel, in the form that exports with any T."""
+    """Adaptive pooling to one pixel, `(N, C, T, H, W)` → `(N, C, T, 1, 1)`, in a form that exports with any T."""
 
     def forward(self, clip: Tensor) -> Tensor:
-        """The mean over height and width."""
+        """Average over height and width."""
         return clip.mean(dim=(-2, -1), keepdim=True)
 
 
 class TimeEmbedding(nn.Module):
     """A table over frames, added to every position of a clip (TimeSformer, arXiv:2102.05095, section 3).
 
-    Clips of another length take their places in it evenly, linearly between two.
+    Clips of another length are spread evenly over it, with linear interpolation.
     """
 
     def __init__(self, channels: int, frames: int, **options: Any) -> None:
@@ -226,7 +226,7 @@ class TimeEmbedding(nn.Module):
         self.table = nn.Parameter(torch.zeros(channels, frames, **options))
 
     def forward(self, clip: Tensor) -> Tensor:
-        """`(N, C, T, H, W)` → `(N, C, T, H, W)`."""
+        """Map `(N, C, T, H, W)` to `(N, C, T, H, W)`."""
         frames, last = clip.shape[2], self.table.shape[1] - 1
         place = (
             torch.arange(frames, device=clip.device, dtype=clip.dtype)
@@ -240,9 +240,9 @@ class TimeEmbedding(nn.Module):
 
 
 class SinusoidalTime(nn.Module):
-    """Sinusoids of each frame's number (Vaswani et al., arXiv:1706.03762, section 3.5) through a learned projection.
+    """Sinusoids of each frame's index (Vaswani et al., arXiv:1706.03762, section 3.5) through a learned projection.
 
-    What is learned holds for clips of any length; a frame has the same in a longer one.
+    The projection applies to clips of any length; a frame's embedding does not depend on it.
     """
 
     def __init__(self, channels: int, waves: int, **options: Any) -> None:
@@ -250,7 +250,7 @@ class SinusoidalTime(nn.Module):
         self.table = nn.Parameter(torch.zeros(channels, waves, **options))
 
     def forward(self, clip: Tensor) -> Tensor:
-        """`(N, C, T, H, W)` → `(N, C, T, H, W)`."""
+        """Map `(N, C, T, H, W)` to `(N, C, T, H, W)`."""
         half = self.table.shape[1] // 2
         places = torch.arange(clip.shape[2], device=clip.device, dtype=clip.dtype)
         speeds = 10000 ** (-torch.arange(half, device=clip.device, dtype=clip.dtype) / half)
@@ -263,4 +263,4 @@ TIME_EMBEDDINGS: dict[str, type[TimeEmbedding | SinusoidalTime]] = {
     "zeros": TimeEmbedding,
     "sinusoidal-learned": SinusoidalTime,
 }
-"""By `kernels.Style.time_embedding`, built with channels and columns."""
+"""Classes by `kernels.Style.time_embedding`, built with channels and columns."""

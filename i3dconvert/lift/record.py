@@ -1,4 +1,4 @@
-"""What was done to a 2D network, and how its tensors become those of the 3D one."""
+"""The record of an inflation, and how the 2D network's tensors become the 3D one's."""
 
 from __future__ import annotations
 
@@ -19,65 +19,65 @@ Sizes = tuple[tuple[int, int], tuple[int, int]]
 """The least and the greatest height, and width."""
 
 PIECE = 2**23
-"""Bytes of a tensor that are made at once."""
+"""Bytes of a tensor that are computed at once."""
 
 
 @dataclass(frozen=True)
 class Inflation:
-    """What was done to a 2D network: everything that its 3D form and its tensors follow from."""
+    """The record of an inflation, from which the 3D network and its tensors follow."""
 
     recipe: Recipe
     style: Style
     layers: tuple[Layer, ...] = ()
     fillings: Mapping[str, Filling] = field(default_factory=dict)
-    """By state-dict key, for each tensor that gains a temporal axis or has no 2D form."""
+    """Fillings by state-dict key, for each tensor that gains a temporal axis or has no 2D form."""
     minimum_frames: int = 1
     input: tuple[int, int, int] = (3, 224, 224)
     """The image `(C, H, W)` that the 2D network was traced at."""
     any_size: bool = False
-    """Whether every value is an image or a vector, as in convolutional networks, so that any size goes through."""
+    """Whether every value is an image or a vector, as in convolutional networks, so that any size works."""
     folds: int = 0
-    """How many times the network turns a clip into frames."""
+    """How often the network converts a clip to frames."""
     convolutions: Convolutions = field(default_factory=Convolutions)
     """How many of the 2D network's convolutions became 3D, and which did not."""
     eval_only: str = ""
-    """What the 2D network does otherwise in training, where the 3D one does what it does in eval mode; else empty."""
+    """How the 2D network differs in training, where the 3D one behaves as in eval mode; else empty."""
     constants: Mapping[str, Any] = field(default_factory=dict)
-    """What the 2D network is called with beside the image, by the names of its forward's parameters."""
+    """Arguments of the 2D network besides the image, by the names of its forward's parameters."""
     fixed: str = ""
-    """Why height and width are those of `input` alone; empty where they are free."""
+    """Why height and width must be those of `input`; empty if they are free."""
     tried: Sizes | None = None
-    """The least and the greatest height and width at which the network was seen to do the same; None: not tried."""
+    """The least and the greatest height and width at which the networks were found equal; None: not tried."""
     ties: tuple[tuple[str, ...], ...] = ()
-    """Keys of one and the same parameter, group by group."""
+    """Groups of keys of the same parameter."""
 
     def sizes(self) -> str:
-        """Which heights and widths the network was seen to treat alike, in a sentence; empty where nobody tried."""
+        """Return which heights and widths the network was tried at, as a sentence; empty if it was not tried."""
         if self.fixed:
-            return f"clips of {self.input[1]}×{self.input[2]} alone: {self.fixed}"
+            return f"only clips of {self.input[1]}×{self.input[2]}: {self.fixed}"
         if self.tried is None:
             return ""
         (low, high), (narrow, wide) = self.tried
         return f"heights {low} to {high} and widths {narrow} to {wide} were tried"
 
     def keys(self, state2d: Iterable[str]) -> list[str]:
-        """The 3D network's keys for the 2D network's: the same, and those of temporal convolutions of their own."""
+        """Return the 3D network's keys: the 2D network's, and those of added temporal convolutions."""
         return [*state2d, *(key for key, filling in self.fillings.items() if filling.is_new)]
 
     def source(self, key: str, state2d: Mapping[str, Tensor]) -> Tensor:
-        """The 2D tensor that the 3D one called `key` is made from, or takes its dtype from."""
+        """Return the 2D tensor that the 3D one called `key` is computed from, or takes its dtype from."""
         if key in state2d:
             return state2d[key]
         parts = [state2d[name] for name in self.fillings[key].like]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def tensor(self, key: str, tensor2d: Tensor) -> Tensor:
-        """The 3D form of one 2D tensor: `(O, I, kH, kW)` → `(O, I, T, kH, kW)` where inflated, else as it is."""
+        """Return the 3D form of a 2D tensor: `(O, I, kH, kW)` → `(O, I, T, kH, kW)` if it is inflated, else itself."""
         filling = self.fillings.get(key)
         return tensor2d if filling is None else filling(tensor2d, self.style.init)
 
     def pieces(self, key: str, tensor2d: Tensor) -> Iterator[Tensor]:
-        """`tensor(key, tensor2d)` in parts along its first axis, of `PIECE` bytes or so, for want of memory."""
+        """Yield `tensor(key, tensor2d)` in parts along its first axis, of about `PIECE` bytes, to save memory."""
         filling = self.fillings.get(key)
         if filling is None or not filling.is_kernel:
             yield self.tensor(key, tensor2d)
@@ -86,7 +86,7 @@ class Inflation:
             yield from (filling(part, self.style.init) for part in torch.split(tensor2d, rows))
 
     def state(self, state2d: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """The 3D tensors of the 2D `state2d`, one at a time."""
+        """Yield the 3D tensors of the 2D `state2d`, one at a time."""
         for key in self.keys(state2d):
             yield key, self.tensor(key, self.source(key, state2d))
 

@@ -1,4 +1,4 @@
-"""The lifted graph as it grows: what each value of the 2D graph has become, and how to have it in either layout."""
+"""The lifted graph under construction: what each value of the 2D graph became, in either layout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from i3dconvert.recipes import Geometry, Recipe, Temporal
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that a recipe has a say in. `lifted` is false where its input is no clip (windows, tables)."""
+    """A layer that recipes apply to. `lifted` is false if its input is not a clip (windows, tables)."""
 
     name: str
     node: str
@@ -28,17 +28,17 @@ class Layer:
     temporal: Temporal
     lifted: bool = True
     refusal: str = ""
-    """Why an attention can't see other frames, whatever the recipe says."""
+    """Why an attention can't see other frames under any recipe."""
     apart: str = ""
-    """Why an attention to other frames is computed as product, softmax, product and not as one fused operation."""
+    """Why attention to other frames is computed as product, softmax, product instead of one fused operation."""
 
 
 New = tuple[fx.Node, Layout]
-"""What a 2D node has become: a 3D node, and the layout that its value is in."""
+"""What a 2D node became: a 3D node, and the layout of its value."""
 
 
 class Rewriting:
-    """`env` holds what each 2D node has become."""
+    """`env` maps each 2D node to what it became."""
 
     def __init__(self, traced: Reading, recipe: Recipe, style: Style) -> None:
         self.old, self.root, self.recipe, self.style = traced.graph, traced.root, recipe, style

@@ -1,4 +1,4 @@
-"""The seal of a network's tensors: what tells later which of them moved since they were inflated or read."""
+"""Seals of a network's tensors, which tell later which of them moved since they were inflated or read."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Seal(NamedTuple):
 
 
 def sealed(state: Mapping[str, Tensor]) -> dict[str, Seal]:
-    """The seals of a state dict's tensors; those without memory have none."""
+    """Return the seals of a state dict's tensors; those on the meta device have none."""
     return {key: _seal(tensor.detach()) for key, tensor in state.items() if not tensor.is_meta}
 
 
 def moved(state: Mapping[str, Tensor], seals: Mapping[str, Seal]) -> set[str]:
-    """The keys of the tensors that are not as they were sealed; a cast to another type is no move."""
+    """Return the keys of tensors that differ from their seals; a cast to another type does not count."""
     return {key for key, seal in sealed(state).items() if key not in seals or not _same(seals[key], seal)}
 
 

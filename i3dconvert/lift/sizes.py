@@ -1,8 +1,8 @@
-"""Batch sizes that a network reads off one value and uses beside another.
+"""Batch sizes that a network reads from one value and uses with another.
 
-In 2D the two have one batch size. Over frames they have N·T each, and T is no longer the same where the recipe has
-strided time in between (a class token expanded to the batch of the input, beside tubelets). Such sizes, and what is
-computed from them, are read anew off the value that they stand beside.
+In 2D, both have the same batch size. Over frames, each has N·T, and their T differ if the recipe has strided time in
+between (a class token expanded to the batch of the input, next to tubelets). Such sizes, and what is computed from
+them, are read again from the value that they are used with.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from i3dconvert.recipes import Temporal
 Stage = tuple[int, ...]
 
 _PROBES: Stage = (96, 97, 105, 112, 127)
-"""Clip lengths whose lengths further on tell one stage of a network from another."""
+"""Clip lengths whose later lengths distinguish the stages of a network."""
 
 
 class BatchSizes:
-    """Follows the sizes through one lifted graph. `frames` gives a 2D node's value over frames."""
+    """Tracks the sizes in one lifted graph. `frames` returns a 2D node's value over frames."""
 
     def __init__(self, graph: fx.Graph, frames: Callable[[fx.Node], fx.Node]) -> None:
         self._graph, self._frames = graph, frames
@@ -36,7 +36,7 @@ class BatchSizes:
         self._anew: dict[tuple[fx.Node, Stage], fx.Node] = {}
 
     def note(self, node: fx.Node, varying: list[fx.Node]) -> None:
-        """Remember where in time a plain 2D value that may hold a batch size was read."""
+        """Record the stage in time at which a plain 2D value that may hold a batch size was read."""
         value = node.meta["value"]
         if not holds_batch(node):
             return
@@ -49,7 +49,7 @@ class BatchSizes:
             self._read[node] = self._stage(self._frames(varying[0]))
 
     def beside(self, node: fx.Node, varying: list[fx.Node]) -> fx.Node:
-        """The value of a 2D node over frames, its sizes being those of what `varying` holds."""
+        """Return the value of a 2D node over frames, with the sizes of the values in `varying`."""
         reference = next((n for n in varying if rows_of(n)), None) if node in self._read else None
         if reference is None:
             return self._frames(node)
@@ -80,7 +80,7 @@ class BatchSizes:
         return call(_with_rows, (self._frames(node), rows)) if isinstance(value, tuple) else rows
 
     def _stage(self, new: fx.Node) -> Stage:
-        """The lengths of time at a node of the lifted graph, for clips of the probed lengths."""
+        """Return the numbers of frames at a node of the lifted graph, for clips of the probed lengths."""
         while new not in self._stages:
             self._cursor = self._cursor.next
             self._stages[self._cursor] = self._next_stage(self._cursor)

@@ -1,4 +1,4 @@
-"""What trainers ask of a network beside its forward pass: checkpoints in the backward pass, its head, layer decay."""
+"""What trainers need besides the forward pass: gradient checkpointing, the head, layer decay."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from i3dconvert.lift.tree.halves import halves
 
 
 def set_grad_checkpointing(network: Block, enable: bool = True) -> None:
-    """Keep only what goes into each block in a training step, and compute the block again in the backward pass.
+    """Store only the input of each block in a training step, and recompute the block in the backward pass.
 
-    Blocks are modules of one class that follow one another in a `Sequential`, `ModuleList` or the like, the outermost
-    ones; where there are none, the children of the network.
+    Blocks are the outermost consecutive modules of one class in a `Sequential`, `ModuleList` or the like; if there are
+    none, the children of the network.
     """
     for tree in network.modules():
         tree.__dict__.pop("_i3d_checkpointed", None)
@@ -46,7 +46,7 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def head_name(network: Block) -> str:
-    """The name of the linear layer that gives the scores; raises `LiftError` where there is none."""
+    """Return the name of the linear layer that returns the scores; raises `LiftError` if there is none."""
     node, found = _scores(network), ""
     while isinstance(node, fx.Node) and (name := _called(node)):
         module = network.get_submodule(name)
@@ -56,12 +56,12 @@ def head_name(network: Block) -> str:
         if isinstance(module, nn.Linear | NoHead):
             break
     if not found:
-        raise LiftError("the network has no one linear layer that gives its scores; replace its head by its name")
+        raise LiftError("no single linear layer returns the network's scores; replace its head by name")
     return found
 
 
 def _called(node: fx.Node) -> str:
-    """The layer that a node calls, or whose weight a product is of."""
+    """Return the layer that a node calls, or whose weight a product uses."""
     kernel = node.args[1] if layout.operation(node) == "linear" else None
     if isinstance(kernel, fx.Node) and kernel.op == "get_attr":
         return str(kernel.target).removesuffix(".weight")
@@ -69,7 +69,7 @@ def _called(node: fx.Node) -> str:
 
 
 def _scores(network: Block) -> Any:
-    """What the network gives, before the mean over time; of several values the logits."""
+    """Return the network's output before the mean over time; of several values, the logits."""
     output: Any = graph_of(network).output_node().args[0]
     if isinstance(output, dict):
         output = output.get("logits", next(iter(output.values())))
@@ -80,7 +80,7 @@ _OVER_TIME = (layout.mean_over_time, layout.over_time)
 
 
 class NoHead(nn.Identity):
-    """Stands where a head was: what is known of it makes a new one."""
+    """Replaces a removed head and records what a new one needs."""
 
     def __init__(self, in_features: int, bias: bool) -> None:
         super().__init__()
@@ -88,15 +88,15 @@ class NoHead(nn.Identity):
 
 
 def reset_head(network: Block, num_classes: int) -> None:
-    """Replace the head by a new linear layer for so many classes; for none, the network gives its features.
+    """Replace the head by a new linear layer for `num_classes` classes; with 0, the network returns its features.
 
-    Raises `LiftError` where there is no linear head.
+    Raises `LiftError` if there is no linear head.
     """
     name = head_name(network)
     owner, _, last = name.rpartition(".")
     head = network.get_submodule(name)
     if not isinstance(head, nn.Linear | NoHead):
-        raise LiftError(f"{name} is no linear layer any more, so that its inputs are not known")
+        raise LiftError(f"{name} is no longer a linear layer, so its inputs are unknown")
     bias = head.bias if isinstance(head, NoHead) else head.bias is not None
     like = next(network.parameters())
     options = {"device": like.device, "dtype": like.dtype}
@@ -105,14 +105,14 @@ def reset_head(network: Block, num_classes: int) -> None:
 
 
 def reset_classifier(network: Block, num_classes: int, global_pool: str | None = None) -> None:
-    """`reset_head` by timm's name; raises `LiftError` for another pooling too, which is part of the network's code."""
+    """Call `reset_head` under timm's name; raises `LiftError` for another pooling, which the network's code sets."""
     if global_pool is not None:
-        raise LiftError(f"the pooling is read with the 2D network: make that with global_pool={global_pool!r}")
+        raise LiftError(f"the pooling is part of the 2D network: build that with global_pool={global_pool!r}")
     reset_head(network, num_classes)
 
 
 def parts(model: Any, code: Code, shape: tuple[int, int, int]) -> dict[str, Code]:
-    """`forward_features` and `forward_head` of a network whose forward pass is one behind the other, as timm's are."""
+    """Return `forward_features` and `forward_head` of a network whose forward pass is their composition, as in timm."""
     if not all(callable(getattr(model, name, None)) for name in _PARTS):
         return {}
     network: Any = on_meta(model).eval()
@@ -125,7 +125,7 @@ def parts(model: Any, code: Code, shape: tuple[int, int, int]) -> dict[str, Code
     image = next(network.parameters()).new_empty(2, *shape)
     try:
         output = network(image)
-    except Exception:  # noqa: BLE001 - what reading it allows for (constants, values of masks) is not here
+    except Exception:  # noqa: BLE001 - constants and values of masks are only known while reading
         return {}
     if ran.keys() != set(_PARTS):
         return {}
@@ -151,16 +151,16 @@ def _gave(gave: list[tuple[str, Any, int]], name: str, module: nn.Module, args: 
 
 
 def run_part(network: Block, part: Code, value: Tensor, pre_logits: bool = False) -> Any:
-    """What one half of the network gives; raises `LiftError` for what timm's heads give before their last layer."""
+    """Run one half of the network; raises `LiftError` for `pre_logits`, which timm's heads support."""
     if pre_logits:
-        raise LiftError("reset_head(0) makes a network of features; forward_head gives scores")
+        raise LiftError("use reset_head(0) for features; forward_head returns scores")
     return part.run(network, (value,), {})
 
 
 def loss(logits: Any, labels: Tensor, problem: str | None = None) -> Tensor:
-    """The loss that transformers' image classifiers compute; raises `LiftError` where there are no rows of scores."""
+    """Return the loss of transformers' image classifiers; raises `LiftError` if the output is not rows of scores."""
     if not isinstance(logits, Tensor) or logits.dim() != 2:
-        raise LiftError("labels= is for classifiers; compute the loss of what the network gives")
+        raise LiftError("labels= needs a classifier; compute the loss from the network's output")
     several = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
     return _LOSSES[problem or ("regression" if logits.shape[1] == 1 else several)](logits, labels)
 
@@ -170,11 +170,11 @@ _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "single_label_classification": functional.cross_entropy,
     "multi_label_classification": functional.binary_cross_entropy_with_logits,
 }
-"""By the `problem_type` of a configuration."""
+"""Losses by the `problem_type` of a configuration."""
 
 
 class Answers:
-    """What a method of the 2D network's answered, by its argument."""
+    """Answers of a method of the 2D network, by its argument."""
 
     def __init__(self, by_argument: dict[Any, Any], default: Any) -> None:
         self.by_argument, self.default = by_argument, default
@@ -185,7 +185,7 @@ class Answers:
 
 
 def carried(model: Any) -> dict[str, Any]:
-    """What a timm network says of itself that holds for the 3D one, its names being the same; else nothing."""
+    """Return the attributes of a timm network that also hold for the 3D one, whose names are the same; else nothing."""
     found: dict[str, Any] = {}
     for name in ("pretrained_cfg", "default_cfg", "num_features", "head_hidden_size"):
         if isinstance(value := getattr(model, name, None), int | dict) or hasattr(value, "to_dict"):
@@ -203,6 +203,6 @@ def carried(model: Any) -> dict[str, Any]:
 def _is_kept(value: Any) -> bool:
     try:
         pickle.dumps(value)
-    except Exception:  # noqa: BLE001 - a function within a function, or whatever it holds
+    except Exception:  # noqa: BLE001 - a nested function, or anything else that can't be pickled
         return False
     return True

@@ -1,4 +1,4 @@
-"""Where time goes: rules, the presets of the literature, TOML."""
+"""What happens along time: rules, presets from the literature, and TOML."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ __all__ += ["default_recipe", "parse_rule", "preset", "resolve", "toml"]
 
 
 def resolve(recipe: "str | Path | Recipe") -> Recipe:
-    """A preset's name, the path of a `.toml` file, or a recipe → the recipe."""
+    """Return the recipe of a preset's name or of a `.toml` file's path; a recipe is returned unchanged."""
     if isinstance(recipe, Recipe):
         return recipe
     path = Path(recipe)

@@ -1,4 +1,4 @@
-"""The recipes of the literature, under the names of their sources, and which one a backbone gets by default."""
+"""Recipes from the literature, named after their sources, and the default recipe of each backbone."""
 
 from __future__ import annotations
 
@@ -121,17 +121,17 @@ _DEFAULTS = (
 
 
 def default_recipe(name: str) -> Recipe:
-    """The preset for a backbone called `name` (`resnet50`, `timm/densenet121`, `timm/resnet50.a1_in1k`, …)."""
-    if name.startswith("hf/"):  # whose layers have other names
+    """Return the preset for a backbone called `name` (`resnet50`, `timm/densenet121`, `timm/resnet50.a1_in1k`, …)."""
+    if name.startswith("hf/"):  # its layers have other names
         return UNIFORM
     bare = name.rpartition("/")[2].partition(".")[0]
     return next((recipe for glob, recipe in _DEFAULTS if fnmatchcase(bare, glob)), UNIFORM)
 
 
 def preset(name: str) -> Recipe:
-    """The preset called `name`; raises `RecipeError` with the known names."""
+    """Return the preset called `name`; raises `RecipeError`, which lists the known names."""
     try:
         return PRESETS[name]
     except KeyError:
         known = f"{near(name, PRESETS)}known: {', '.join(PRESETS)}, or the path of a .toml file"
-        raise RecipeError(f"no preset {name!r}; {known}") from None
+        raise RecipeError(f"unknown preset {name!r}; {known}") from None

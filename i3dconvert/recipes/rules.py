@@ -1,4 +1,4 @@
-"""A recipe says, layer by layer, what happens along time: an ordered list of rules, the last match winning."""
+"""A recipe says, layer by layer, what happens along time: an ordered list of rules, of which the last match wins."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ Size = int | Literal["spatial"]
 Padding = Size | Literal["same"]
 
 KINDS = ("pointwise", "spatial", "transposed", "max_pool", "avg_pool", "upsample", "attention", "norm", "global")
-"""Kinds of layer: 1×1 convolutions, all others, transposed ones, the two poolings with a window, interpolations; and
-attentions, norms over space (GroupNorm, InstanceNorm) and means and maxima over all of space (global pools, squeeze and
-excitation), of which a rule speaks only by these kinds."""
+"""Kinds of layer: 1×1 convolutions, other convolutions, transposed ones, the two poolings with a window,
+interpolations. Rules match these only by their kind: attentions, norms over space (GroupNorm, InstanceNorm), and means
+and maxima over all of space (global pools, squeeze and excitation)."""
 SPANNING = ("attention", "norm", "global")
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a 2D layer does along one axis; `"spatial"` in a rule takes these numbers, from the height axis."""
+    """A 2D layer along one axis; `"spatial"` in a rule uses these numbers, from the height axis."""
 
     kind: str
     kernel: int
     stride: int
     padding: int | None
-    """None where it follows from the size, as in 'same' padding."""
+    """None if it follows from the size, as in 'same' padding."""
     dilation: int = 1
     output_padding: int = 0
     """For transposed convolutions only."""
     outside: tuple[int, int] = (0, 0)
-    """What an operation in front of the layer pads, before and after."""
+    """Padding before and after by an operation in front of the layer."""
 
 
 @dataclass(frozen=True)
 class Temporal:
-    """What a lifted layer does along time: `before` and `after` count the frames padded at either end.
+    """A lifted layer along time: `before` and `after` count the frames padded at either end.
 
-    Of a transposed convolution `stride` multiplies, `before` is its padding and `after` its output padding.
+    In a transposed convolution, `stride` multiplies, `before` is its padding and `after` its output padding.
     """
 
     kernel: int = 1
@@ -64,46 +64,46 @@ class Temporal:
         return self.dilation * (self.kernel - 1) + 1
 
     def length(self, frames: int) -> int:
-        """Frames out for `frames` in, as torch counts them (0 or less: too few)."""
+        """Return the number of output frames for `frames` input frames, as torch counts them (0 or less: too few)."""
         if self.transposed:
             return (frames - 1) * self.stride - 2 * self.before + self.kernel + self.after
         room = frames + self.before + self.after - self.span
         if not self.ceil:
             return room // self.stride + 1 if room >= 0 else 0
         count = -(-room // self.stride) + 1
-        # A window may not start in the padding behind the last frame.
+        # A window may not start in the padding after the last frame.
         return count - 1 if (count - 1) * self.stride >= frames + self.before else count
 
 
 @dataclass(frozen=True)
 class Attending(Temporal):
-    """What an attention does along time: a query attends to the frames of its `group`, to all where it is 0."""
+    """An attention along time: a query attends to the frames of its `group`, or to all if that is 0."""
 
     group: int = 0
     shift: int = 0
-    """By how many frames the groups of clips that have several are shifted."""
+    """Frames by which groups are shifted, in clips that have several."""
     relative: bool = False
     """Whether a table of relative positions is repeated for each distance in time."""
     divided: bool = False
-    """Whether it is over time at each place by itself, in front of the attention within a frame."""
+    """Whether it attends over time at each place, before the attention within a frame."""
     pairs: bool = False
-    """Whether the value has a row for each pair of frames of a group, as scores have."""
+    """Whether the value has a row for each pair of frames in a group, as scores have."""
 
     def fits(self, frames: int) -> bool:
-        """Whether that many frames make whole groups; fewer than one group has are one."""
+        """Return whether `frames` frames form whole groups; fewer than one group form one."""
         return not self.group or frames <= self.group or frames % self.group == 0
 
     def length(self, frames: int) -> int:
-        """Rows of frames, or of their pairs."""
+        """Return the number of rows, of frames or of their pairs."""
         return frames * (min(self.group, frames) if self.group else frames) if self.pairs else frames
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`layer` is a glob over the layer's name (or several, `a|b`), `kind` one of `KINDS` or `*`.
+    """What layers do along time. `layer` is a glob over names (or several, `a|b`), `kind` one of `KINDS` or `*`.
 
-    A number left out keeps what an earlier rule said, or 1; a padding left out is the one that aligns output with input
-    frames; `"same"` is what TensorFlow's 'SAME' pads for lengths that are multiples of the stride.
+    A number left out keeps that of an earlier rule, or 1; a padding left out aligns output frames with input frames;
+    `"same"` pads like TensorFlow's 'SAME' for lengths that are multiples of the stride.
     """
 
     layer: str = "*"
@@ -127,7 +127,7 @@ class Rule:
     frame (TimeSformer, arXiv:2102.05095, section 3)."""
 
     def matches(self, name: str, kind: str) -> bool:
-        """Whether the rule speaks of the layer called `name`."""
+        """Return whether the rule applies to the layer called `name`."""
         of_kind = self.kind == kind if kind in SPANNING else fnmatchcase(kind, self.kind)
         return of_kind and any(fnmatchcase(name, glob) for glob in self.layer.split("|"))
 
@@ -140,19 +140,19 @@ class Rule:
 
 @dataclass(frozen=True)
 class InsertedPool:
-    """A temporal pool `kernel`×1×1 that the 2D network does not have, after the module named `after`."""
+    """A temporal pool `kernel`×1×1 that is added after the module named `after`."""
 
     after: str
     kernel: int
     stride: int
     padding: int = 0
     kind: str = "max_pool"
-    """Or `avg_pool`."""
+    """`max_pool` or `avg_pool`."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """An ordered list of rules and of inserted temporal pools; `source` is the paper or page it is from."""
+    """An ordered list of rules and of added temporal pools; `source` is the paper or page that it comes from."""
 
     name: str
     rules: tuple[Rule, ...] = ()
@@ -160,11 +160,11 @@ class Recipe:
     source: str = ""
 
     def with_rules(self, rules: Sequence[Rule]) -> Recipe:
-        """The same recipe with `rules` on top."""
+        """Return the recipe with `rules` appended."""
         return replace(self, name=f"{self.name}+", rules=(*self.rules, *rules)) if rules else self
 
     def temporal(self, name: str, geometry: Geometry, ceil: bool = False) -> Temporal:
-        """The temporal kernel, stride, padding and dilation of the layer called `name`."""
+        """Return the temporal kernel, stride, padding and dilation of the layer called `name`."""
         chosen: dict[str, Padding | None] = {"kernel": 1, "stride": 1, "padding": None, "dilation": 1}
         for rule in self.rules:
             if rule.matches(name, geometry.kind):
@@ -197,7 +197,7 @@ class Recipe:
         return Temporal(kernel, stride, before, after, dilation, ceil)
 
     def attending(self, name: str) -> Attending | None:
-        """To which frames the attention called `name` attends; None where that is its own alone."""
+        """Return the frames to which the attention called `name` attends; None if only to its own."""
         chosen: dict[str, Any] = {"span": 1, "shift": 0, "relative": False, "divided": False}
         for rule in self.rules:
             if rule.matches(name, "attention"):
@@ -207,25 +207,23 @@ class Recipe:
         group = 0 if chosen["span"] == "all" else chosen["span"]
         if chosen["shift"] and chosen["shift"] >= group:
             raise RecipeError(
-                f"recipe {self.name!r} does not fit {name}: a shift of {chosen['shift']} frames is for groups of more, "
-                f"not of {chosen['span']}"
+                f"recipe {self.name!r} does not fit {name}: a shift of {chosen['shift']} frames needs larger groups "
+                f"than {chosen['span']}"
             )
         if chosen["relative"] and not group:
             raise RecipeError(
-                f"recipe {self.name!r} does not fit {name}: relative positions in time are for a span of so many frames"
+                f"recipe {self.name!r} does not fit {name}: relative positions in time need a span in frames"
             )
         if chosen["divided"] and group:
-            raise RecipeError(
-                f"recipe {self.name!r} does not fit {name}: attention over time at each place is over all frames"
-            )
+            raise RecipeError(f"recipe {self.name!r} does not fit {name}: divided attention needs the span 'all'")
         return Attending(group=group, shift=chosen["shift"], relative=chosen["relative"], divided=chosen["divided"])
 
     def normalises_frames(self, name: str) -> bool:
-        """Whether the norm called `name` normalises each frame by itself."""
+        """Return whether the norm called `name` normalises each frame by itself."""
         return self._spans(name, "norm")[-1:] == [1]
 
     def pools_all_frames(self, name: str) -> bool:
-        """Whether the global pool called `name` is over all frames of the clip."""
+        """Return whether the global pool called `name` pools all frames of the clip."""
         return self._spans(name, "global")[-1:] == ["all"]
 
     def _spans(self, name: str, kind: str) -> list[Any]:
@@ -247,7 +245,7 @@ class Recipe:
     def check_matches(self, layers: Iterable[tuple[str, str]], modules: Iterable[str]) -> None:
         """Raise `RecipeError` for a rule that matches none of `layers` (name, kind), or a pool after no module.
 
-        Rules over all layers (`*`) of a kind are statements about the kind, and may find none of it.
+        Rules for all layers (`*`) of a kind may match none.
         """
         layers, modules = list(layers), set(modules)
         for rule in self.rules:
@@ -256,15 +254,15 @@ class Recipe:
                 parts = {name[:end] for name, _ in layers for end in [*_dots(name), len(name)]}
                 close = near(rule.layer.rstrip(".*"), sorted(parts))
                 raise RecipeError(
-                    f"recipe {self.name!r} does not fit: its rule {str(rule)!r} matches no layer (there are {some}, "
+                    f"recipe {self.name!r} does not fit: its rule {str(rule)!r} matches no layer (layers: {some}, "
                     f"…); --recipe uniform fits every network{close and f'; {close.strip()}'}"
                 )
         for pool in self.pools:
             if pool.after not in modules:
-                raise RecipeError(f"recipe {self.name!r} does not fit: there is no module {pool.after!r} to pool after")
+                raise RecipeError(f"recipe {self.name!r} does not fit: no module {pool.after!r} to put a pool after")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for TOML and JSON; `from_dict` is its inverse."""
+        """Return plain data for TOML and JSON; `from_dict` is the inverse."""
         document: dict[str, Any] = {"name": self.name}
         if self.source:
             document["source"] = self.source
@@ -285,11 +283,11 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, document: Any, where: str = "recipe") -> Recipe:
-        """Read what `to_dict` wrote, checking every key and type; `where` names the document in errors."""
+        """Read the data written by `to_dict` and check every key and type; `where` names the document in errors."""
         table = _table(document, where, {"name": str, "source": str, "rule": list, "pool": list})
         for key in ("rule", "pool"):
             if len(table.get(key, [])) > _MOST:
-                raise RecipeError(f"{where} has {len(table[key]):,} {key}s, where {_MOST:,} are enough for any network")
+                raise RecipeError(f"{where} has {len(table[key]):,} {key}s; at most {_MOST:,} are allowed")
         rules = [_table(r, f"{where}: rule {i}", _RULE) for i, r in enumerate(table.get("rule", []), 1)]
         pools = [_table(p, f"{where}: pool {i}", _POOL) for i, p in enumerate(table.get("pool", []), 1)]
         for i, pool in enumerate(pools, 1):
@@ -325,7 +323,7 @@ def _table(value: Any, where: str, schema: dict[str, type]) -> dict[str, Any]:
         if (key, item) == ("span", "all"):
             continue
         if isinstance(item, str) and len(item) > _MOST:
-            raise RecipeError(f"{where}: {key} has {len(item):,} characters, where {_MOST:,} are enough")
+            raise RecipeError(f"{where}: {key} has {len(item):,} characters; at most {_MOST:,} are allowed")
         if not isinstance(item, schema[key]) or isinstance(item, bool) != (schema[key] is bool):
             raise RecipeError(f"{where}: {key} must be {schema[key].__name__}, got {item!r}")
         smallest = 0 if key in ("padding", "shift") else 1
@@ -342,8 +340,8 @@ def _table(value: Any, where: str, schema: dict[str, type]) -> dict[str, Any]:
     attends = any(field in value for field in _ATTENDING)
     if attends != (value.get("kind") == "attention") or (attends and any(size in value for size in _SIZES)):
         raise RecipeError(
-            f"{where}: a rule of kind 'attention' has a span, a shift, relative positions or is divided (and has no "
-            "kernel), one of kind 'norm' or 'global' has the span 1 or 'all', and no other rule has one"
+            f"{where}: span, shift, relative and divided belong in rules of kind 'attention' (without a kernel); "
+            "rules of kind 'norm' and 'global' have the span 1 or 'all'"
         )
     return value
 
@@ -353,7 +351,7 @@ def _dots(name: str) -> list[int]:
 
 
 def parse_rule(text: str) -> Rule:
-    """A rule as `--temporal` has it: `GLOB=KERNEL[/STRIDE]`, of attentions `GLOB=all`, `GLOB=divided` or
+    """Parse a rule of `--temporal`: `GLOB=KERNEL[/STRIDE]`, or for attention `GLOB=all`, `GLOB=divided` or
     `GLOB=span:SPAN[/SHIFT]`."""
     glob, _, numbers = text.rpartition("=")
     kernel, slash, stride = numbers.partition("/")

@@ -1,4 +1,4 @@
-"""Recipes as TOML files."""
+"""Read and write recipes as TOML files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ else:
     import tomli as tomllib
 
 _MOST = 2**20
-"""Bytes of a file; a recipe with a rule for each layer of the largest network has a tenth of it."""
+"""The most bytes of a file, ten times a recipe with a rule for each layer of the largest network."""
 
 
 def loads(text: str, where: str = "recipe") -> Recipe:
-    """TOML → recipe. Raises `RecipeError` for bad TOML, unknown keys, wrong types or numbers out of range."""
+    """Parse TOML to a recipe. Raises `RecipeError` for bad TOML, unknown keys, wrong types or numbers out of range."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -29,7 +29,7 @@ def loads(text: str, where: str = "recipe") -> Recipe:
 
 
 def dumps(recipe: Recipe) -> str:
-    """Recipe → TOML, the inverse of `loads`."""
+    """Return a recipe as TOML, the inverse of `loads`."""
     document = recipe.to_dict()
     lines = [
         f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in document.items() if isinstance(value, str)
@@ -41,11 +41,11 @@ def dumps(recipe: Recipe) -> str:
 
 
 def read(path: Path) -> Recipe:
-    """The recipe in the TOML file at `path`."""
+    """Read the recipe in the TOML file at `path`."""
     check_input(path, RecipeError, "a .toml file")
     check_text(path.stat().st_size, str(path), RecipeError, _MOST)
     try:
-        text = path.read_text(encoding="utf-8-sig")  # Windows' editors put a mark in front
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"can't read the recipe {path}: {getattr(error, 'strerror', None) or error}") from None
     return loads(text, str(path))

@@ -1,4 +1,4 @@
-"""The charts of a report: SVG in the colours of its page, in two widths, for phones have charts of their own."""
+"""The charts of a report: SVG in the colours of its page, in two widths, the narrow one for phones."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from i3dconvert.reporting.drawing import INKS, SERIES, WIDTH, bars, plain, style
 from i3dconvert.reporting.subject import Subject, stage_of
 
 COLOURS = {name: f"#{3 * f'{number:02}'}" for number, name in enumerate(INKS, 1)}
-"""Stand-ins, which the page's own variables of these names replace, so that light and dark are its choice."""
+"""Placeholder colours, replaced by the page's variables of these names for its light and dark themes."""
 
 P = ParamSpec("P")
 
 NARROW = 4.2
 """The width of a chart on a phone, in inches."""
 MOST_TICKS = 3.5
-"""For each inch of width."""
+"""Ticks per inch of width."""
 SMALLEST = 1e-17
-"""Errors below are drawn here: exact ones have no logarithm."""
+"""Smaller errors are drawn here: zero has no logarithm."""
 
 _NO_NOTES: Any = {"Date": None, "Creator": None}
 
 
 def as_svg(draw: Callable[Concatenate[float, P], Figure]) -> Callable[P, str]:
-    """What draws a figure of a width → what gives it as SVG in the page's colours, for wide pages and for phones."""
+    """Make a function that draws a figure of a width return SVG in the page's colours, for pages and phones."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
@@ -43,7 +43,7 @@ def as_svg(draw: Callable[Concatenate[float, P], Figure]) -> Callable[P, str]:
 
     def _svg(name: str, figure: Figure) -> str:
         buffer = io.StringIO()
-        # Each form has ids of its own: a browser looks for one in the whole page.
+        # Each form has its own ids, as browsers look them up in the whole page.
         with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
             figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_NOTES)
         svg = buffer.getvalue()
@@ -61,7 +61,7 @@ def as_svg(draw: Callable[Concatenate[float, P], Figure]) -> Callable[P, str]:
 
 @as_svg
 def checks(width: float, found: Sequence[Check]) -> Figure:
-    """One line a check: its error as a dot, its limit as a bar, on a logarithmic scale."""
+    """Draw one line for each check: its error as a dot, its limit as a bar, on a logarithmic scale."""
     figure = Figure(figsize=(width, 0.8 + 0.38 * len(found)), layout="constrained")
     axes = figure.add_subplot()
     for row, check in enumerate(found):
@@ -83,7 +83,7 @@ def checks(width: float, found: Sequence[Check]) -> Figure:
 
 @as_svg
 def top_classes(width: float, columns: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
-    """The best classes by each network, side by side where there is room, else one below the other."""
+    """Draw the best classes of each network, side by side if there is room, else one below the other."""
     columns = {name: classes for name, classes in columns.items() if classes}
     height = 0.7 + 0.3 * max(map(len, columns.values()), default=0)
     below = width < WIDTH
@@ -103,7 +103,7 @@ def top_classes(width: float, columns: Mapping[str, Sequence[tuple[str, float]]]
 
 @as_svg
 def over_depth(width: float, subject: Subject) -> Figure:
-    """Frames left, kernels and strides in time, and the receptive field, from the first layer to the last."""
+    """Draw the frames left, the kernels and strides in time, and the receptive field, layer by layer."""
     known = (
         (_frames_left, any(layer.name in subject.left for layer in subject.layers)),
         (_kernels, any(layer.kernel3d for layer in subject.layers)),
@@ -158,7 +158,7 @@ def _fields(axes: Any, subject: Subject) -> None:
 
 @as_svg
 def layer_errors(width: float, layers: Sequence[LayerError], limit: float | None) -> Figure:
-    """The relative error of each layer, and the limit of the whole."""
+    """Draw the relative error of each layer, and the limit for the output."""
     figure = Figure(figsize=(width, 2.4), layout="constrained")
     axes = figure.add_subplot()
     for diverges, colour in ((False, "first"), (True, "bad")):
@@ -181,7 +181,7 @@ def layer_errors(width: float, layers: Sequence[LayerError], limit: float | None
 
 @as_svg
 def taps(width: float, subject: Subject) -> Figure:
-    """How each layer's energy lies over its taps, and how far kernels moved, where any did."""
+    """Draw how each layer's energy is distributed over its taps, and how far kernels moved, if any did."""
     names = list(subject.taps)
     moved = {layer.name: layer.trained for layer in subject.layers}
     away_from = [100 * (moved.get(name) or 0.0) for name in names]
@@ -211,11 +211,11 @@ def taps(width: float, subject: Subject) -> Figure:
 
 
 measured = as_svg(bars)
-"""The chart of `bench`."""
+"""Draw the chart of `bench`."""
 
 
 def _name_stages(axes: Any, names: Sequence[str]) -> None:
-    """Ticks where a stage begins, those that there is room for."""
+    """Set ticks at the beginnings of stages, as many as there is room for."""
     begins = [place for place, name in enumerate(names) if place == 0 or stage_of(name) != stage_of(names[place - 1])]
     most, ticks = MOST_TICKS * axes.figure.get_figwidth(), begins[:1]
     for place in begins:

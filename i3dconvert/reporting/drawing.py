@@ -1,4 +1,4 @@
-"""Charts: how they all look, measurements as bars, and what a video shows as lines over time."""
+"""Charts: their common style, measurements as bars, and the classes of a video over time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FORMATS = (".svg", ".png")
 PAGE = (".html",)
 LINES = 5
-"""Classes in a time line."""
+"""The most classes in a timeline."""
 WIDTH = 9.0
 """The width of a chart on a page or a screen, in inches."""
 INKS = {
@@ -31,14 +31,14 @@ INKS = {
     "bad": "#c8372d",
     "fourth": "#b7791f",
 }
-"""What charts are drawn with in a file of their own; a report has stand-ins, for its page to say."""
+"""The colours of charts in files of their own; a report uses placeholders for its page's colours."""
 SERIES = ("first", "second", "third", "bad", "fourth")
 _INKED = ("text.color", "axes.labelcolor", "axes.titlecolor", "axes.edgecolor", "xtick.color", "ytick.color")
 
 
 @contextmanager
 def style(inks: Mapping[str, str]) -> Iterator[None]:
-    """How charts look while they are drawn and saved."""
+    """Set the style of charts that are drawn and saved while active."""
     import matplotlib as mpl
     from matplotlib.rcsetup import cycler
 
@@ -61,24 +61,24 @@ def style(inks: Mapping[str, str]) -> Iterator[None]:
 
 
 def check_chart(path: Path, force: bool, what: str = "chart", formats: Sequence[str] = FORMATS) -> None:
-    """Raise `OutputError` early, before anything is measured, where no chart can be drawn."""
+    """Raise `OutputError` before anything is measured if the chart can't be drawn."""
     if path.suffix not in formats:
-        raise OutputError(f"no {what} in {path.name}: its name has to end in {' or '.join(formats)}")
+        raise OutputError(f"can't write a {what} to {path.name}: its name must end in {' or '.join(formats)}")
     check_output(path, force)
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise OutputError("charts are drawn by matplotlib: pip install matplotlib") from None
+        raise OutputError("charts need matplotlib: pip install matplotlib") from None
 
 
 def draw(results: Sequence[Measurement], path: Path, force: bool = False) -> None:
-    """Write the bars of measurements; raises `OutputError`."""
+    """Write the bars of measurements to a file; raises `OutputError`."""
     with style(INKS), replacing(path, force) as place:
         bars(WIDTH, results).savefig(place, format=path.suffix[1:])
 
 
 def bars(width: float, results: Sequence[Measurement]) -> Figure:
-    """One group of bars a network, one bar a runtime, milliseconds to the right."""
+    """Draw a group of bars for each network, one bar for each runtime, in milliseconds."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -98,7 +98,7 @@ def bars(width: float, results: Sequence[Measurement]) -> Figure:
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("milliseconds a forward pass, median and quartiles")
+    axes.set_xlabel("milliseconds per forward pass, median and quartiles")
     figure.legend(loc="outside upper right", ncols=len(runtimes))
     return figure
 
@@ -110,13 +110,13 @@ def _group(result: Measurement) -> str:
 
 
 def draw_timeline(found: Mapping[str, Sequence[Moment]], path: Path, force: bool = False) -> None:
-    """Write the probabilities of the best classes over time, one strip a source; raises `OutputError`."""
+    """Write the probabilities of the best classes over time, one strip for each source; raises `OutputError`."""
     with style(INKS), replacing(path, force) as place:
         lines(found).savefig(place, format=path.suffix[1:])
 
 
 def lines(found: Mapping[str, Sequence[Moment]]) -> Figure:
-    """A strip a source, a line a class."""
+    """Draw a strip for each source, and in it a line for each class."""
     from matplotlib.figure import Figure
 
     from i3dconvert.classification import mean_of
@@ -133,5 +133,5 @@ def lines(found: Mapping[str, Sequence[Moment]]) -> Figure:
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib draws as it is: a dollar sign would begin a formula."""
+    """Escape text for matplotlib, in which a dollar sign begins a formula."""
     return text.replace("$", r"\$")

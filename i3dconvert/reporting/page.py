@@ -1,4 +1,4 @@
-"""Reports to look at: one HTML file that shows what was proved of networks, and what they are in time."""
+"""Reports: one HTML file that shows the proof of networks, and how they treat time."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from i3dconvert.version import VERSION
 __all__ = ["Stage", "Subject", "page", "stages", "write_report"]
 
 PROVED = (
-    "Fed one image replicated over time, the 3D network gives what the 2D network gives, "
+    "On an image replicated over time, the 3D network's output equals the 2D network's on the image, "
     "and its weights are the 2D network's."
 )
 THUMBNAIL = 240
-"""Pixels of a picture in the page, at most."""
+"""The largest width and height of a picture in the page, in pixels."""
 
 
 def write_report(
     path: Path, subjects: Sequence[Subject], measured: Sequence[Measurement] = (), force: bool = False
 ) -> None:
-    """Write the page; raises `OutputError`."""
+    """Write the report; raises `OutputError`."""
     text = page(subjects, measured)
     with replacing(path, force) as place:
         place.write_text(text, encoding="utf-8")
 
 
 def page(subjects: Sequence[Subject], measured: Sequence[Measurement] = ()) -> str:
-    """HTML that needs nothing else: no scripts, no network; light, dark and on paper."""
+    """Return the report as HTML that needs no scripts and no network; it suits light and dark themes and paper."""
     return render(
         "report.html",
         subjects=[_shown(subject, subjects[:index]) for index, subject in enumerate(subjects)],
@@ -52,7 +52,7 @@ def page(subjects: Sequence[Subject], measured: Sequence[Measurement] = ()) -> s
 
 
 def _verdict(subjects: Sequence[Subject]) -> dict[str, str]:
-    """Return the verdict on all files: its class in the page, its mark and its words."""
+    """Return the verdict on all files: its class in the page, its mark and its text."""
     names = ", ".join(subject.path.name for subject in subjects)
     for subject in subjects:
         if subject.report is not None and not subject.report.passed:
@@ -71,7 +71,7 @@ def _verdict(subjects: Sequence[Subject]) -> dict[str, str]:
 
 
 def _shown(subject: Subject, before: Sequence[Subject]) -> dict[str, Any]:
-    """A file with its charts; what another one has shown already (the same network) is left out."""
+    """Return a file's charts, without those that another file of the same network already shows."""
     report = subject.report
     checks = report.checks if report else []
     measured = [check for check in checks if check.tolerance is not None and check.error is not None]
@@ -93,7 +93,7 @@ def _shown(subject: Subject, before: Sequence[Subject]) -> dict[str, Any]:
 
 
 def _pictures(subjects: Sequence[Subject]) -> Iterable[dict[str, Any]]:
-    """Each picture once, with what every network names it."""
+    """Yield each picture once, with the best classes of every network."""
     found: dict[str, dict[str, Sequence[tuple[str, float]]]] = {}
     for subject in subjects:
         form = "ONNX" if subject.path.suffix == ".onnx" else "3D"
@@ -118,5 +118,5 @@ def _thumbnail(path: Path) -> str:
 
 
 def _figure(svg: str, label: str) -> Markup:
-    """A drawing of ours, whose texts matplotlib has escaped."""
+    """Return a figure of our own, whose texts matplotlib has escaped."""
     return Markup('<figure role="img" aria-label="{}">{}</figure>').format(label, Markup(svg))

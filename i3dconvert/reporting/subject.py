@@ -1,4 +1,4 @@
-"""What a report says of one file, as data."""
+"""The contents of a report on one file, as data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STAGE = re.compile(r"^(.*?\d+)(?:\.|$)")
 
 @dataclass(frozen=True)
 class Subject:
-    """A file, what was proved of it, and its network in time."""
+    """A file, its proof, and its network along time."""
 
     path: Path
     document: Document
@@ -31,15 +31,15 @@ class Subject:
     """Why there is no report."""
     layers: Sequence[LayerRow] = ()
     frames: int = FRAMES
-    """The frames of the clip whose way through the network is drawn."""
+    """Frames in the clip that is followed through the network."""
     left: Mapping[str, int] = field(default_factory=dict)
     """Frames at each layer's output."""
     taps: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """By layer, each tap's share of its kernel's energy."""
+    """For each layer, the share of its kernel's energy in each tap."""
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """The verdict in words."""
         if self.report is None:
             return f"not proved: {self.unproved}"
         if self.report.trained and self.report.passed:
@@ -48,24 +48,24 @@ class Subject:
 
     @property
     def network(self) -> tuple[Any, ...]:
-        """What two files of one network have in common."""
+        """What two files of the same network share."""
         inflation, origin = self.document.inflation, self.document.origin
         return inflation.recipe, inflation.style, origin and (origin.backbone, origin.changes)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Layers one after the other whose names begin alike."""
+    """Consecutive layers whose names begin alike."""
 
     name: str
     layers: int
     kernels: tuple[int, ...]
-    """In time, those that there are."""
+    """The different temporal kernels."""
     stride: int
     frames: int | None
-    """Left at its end."""
+    """Frames left at its end."""
     receptive_field: int | None
-    """In frames of the clip, at its end; None: all."""
+    """Frames of the clip that its end sees; None: all."""
 
 
 Reader = Callable[[Path], tuple[Document, State]]
@@ -74,10 +74,9 @@ Reader = Callable[[Path], tuple[Document, State]]
 def subject_of(
     path: Path, report: Report | None, unproved: str = "", frames: int | None = None, read: Reader = checkpoint.read
 ) -> Subject:
-    """What there is to show of a file, of whose network a clip of `frames` is followed.
+    """Return what to show of a file; a clip of `frames` frames is followed through its network.
 
-    Of an exported file there are no taps to show: its tensors are not the network's any more; nor of one whose tensors
-    are not those of its recipe, which `report` tells. Raises `CheckpointError`.
+    Exported files, and files whose tensors do not match their recipe, have no taps to show. Raises `CheckpointError`.
     """
     exported = path.suffix == ".onnx"
     document, state = (read_document(path), {}) if exported else read(path)
@@ -94,13 +93,13 @@ def subject_of(
 
 
 def stage_of(layer: str) -> str:
-    """The part of the network that a layer is of: its name up to the first number, as in `layer1` and `blocks.0`."""
+    """Return the stage of a layer: its name up to the first number, such as `layer1` or `blocks.0`."""
     found = _STAGE.match(layer)
     return found[1] if found else layer
 
 
 def stages(subject: Subject) -> list[Stage]:
-    """The network from input to output."""
+    """Return the stages of the network from input to output."""
     found = []
     for name, group in groupby(subject.layers, lambda layer: stage_of(layer.name)):
         layers = list(group)

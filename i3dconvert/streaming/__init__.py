@@ -1,4 +1,4 @@
-"""A network on a live video: one step of frames at a time, exactly what it is on the whole video."""
+"""Run a network on a live video, one step of frames at a time, with the outputs that it has on the whole video."""
 
 from i3dconvert.streaming.stream import Stream, stream
 

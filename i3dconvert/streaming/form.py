@@ -1,8 +1,7 @@
-"""From a lifted network to its stream: the form over frames, with what each layer keeps of earlier steps.
+"""Convert a lifted network to its stream: the form on frames, in which layers keep what they need of earlier steps.
 
-Everything is computed over the frames of a step, `(N·P, …)`, as `i3dconvert.export.frames` computes it over those of a
-clip. What looks along time keeps frames. Values that meet (residual branches, concatenations) are delayed to the
-latest.
+Everything runs on the frames of a step, `(N·P, …)`, as `i3dconvert.export.frames` does on those of a clip. Layers that
+look along time keep frames. Values that meet (residual branches, concatenations) are delayed to the latest.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ CLOCK = "clock"
 
 
 class Flow(Straight):
-    """The graph of a step: of frames `(N, C, S, H, W)` and of what is kept, the output and what is kept now."""
+    """The graph of a step, from frames `(N, C, S, H, W)` and the state to the output and the next state."""
 
     def forward(self, *given: Any) -> Any:
-        """`(frames, clock, *kept)` → `(output, (clock, *kept))`."""
+        """Map `(frames, clock, *kept)` to `(output, (clock, *kept))`."""
         assert self._i3d_code is not None
         return self._i3d_code.run(self, given, {})
 
@@ -63,15 +62,15 @@ class Flowing:
 
 
 def flowing(network: Network3d, size: int | None) -> Flowing:
-    """The stream of a network, whose class scores are means over the last `size` outputs, or over all.
+    """Return the stream of a network, whose class scores are means over the last `size` outputs, or over all.
 
-    Raises `StreamError` for what looks along all of time.
+    Raises `StreamError` for layers that look along all of time.
     """
     return Streaming(network, size).flowing()
 
 
 class Streaming(OverFrames):
-    """One pass over the lifted graph, as `OverFrames`, with the pace of each value."""
+    """One pass over the lifted graph, like `OverFrames`, with the pace of each value."""
 
     def __init__(self, network: Network3d, size: int | None) -> None:
         super().__init__(network, minimal=False)
@@ -79,26 +78,26 @@ class Streaming(OverFrames):
         self.step = frames_of_a_step(self.source)
         self.paces: dict[fx.Node, Pace] = {}
         self.numbers: set[fx.Node] = set()
-        """What follows from sizes alone."""
+        """Nodes that follow from sizes only."""
         self.later: dict[fx.Node, dict[int, fx.Node]] = {}
         """For each value, the nodes that hold it so many frames later."""
         self.kept: dict[str, fx.Node] = {}
-        """What is kept by each layer, behind the step."""
+        """For each layer, what it keeps after the step."""
         self.leaves: list[Leaf | None] = []
         self.delay = 0
         self.clock: fx.Node
 
     def flowing(self) -> Flowing:
-        """The stream."""
+        """Return the stream."""
         flow = self.run()
         return Flowing(flow, self.step, self.delay, tuple(self.leaves), (CLOCK, *self.kept))  # type: ignore[arg-type]
 
     def module(self, parts: Mapping[str, Any]) -> Straight:
-        """The graph over its parts."""
+        """Return a module of the graph and its parts."""
         return named(Flow, "Stream")(self.graph, parts)
 
     def visit(self, node: fx.Node) -> fx.Node:
-        """The node's value; what looks along all of time was refused."""
+        """Return the node's value; raises `StreamError` for a node that looks along all of time."""
         if node.op == "output":
             return self.end(node)
         varying = [n for n in node.all_input_nodes if n in self.paces]
@@ -117,7 +116,7 @@ class Streaming(OverFrames):
         return super().visit(node)
 
     def start(self, node: fx.Node) -> fx.Node:
-        """The frames of a step."""
+        """Return the frames of a step."""
         given = self.env[node.all_input_nodes[0]]
         self.clock = self.graph.placeholder(CLOCK)
         self.clips = self.graph.call_method("size", (given, 0))
@@ -127,13 +126,13 @@ class Streaming(OverFrames):
         return self.graph.call_function(layout.fold, (given,))
 
     def copy(self, node: fx.Node, value: Callable[[fx.Node], Any] | None = None) -> fx.Node:
-        """The same of other values, all as late as the latest."""
-        if node not in self.paces:  # it reads sizes alone
+        """Copy a node with other arguments, all as late as the latest."""
+        if node not in self.paces:  # it reads only sizes
             return super().copy(node, value)
         return super().copy(node, value or partial(self.at, late=self.paces[node].late))
 
     def at(self, node: fx.Node, late: int) -> Any:
-        """A value, so many frames late; what does not vary with the clip as it is."""
+        """Return a value `late` frames late; values that do not vary with the clip are unchanged."""
         new = self.env[node]
         if node not in self.paces or node in self.numbers:
             return new
@@ -144,7 +143,7 @@ class Streaming(OverFrames):
         return known[late]
 
     def keeping(self, name: str, module: nn.Module, frames: fx.Node) -> fx.Node:
-        """The call of a layer that keeps something from step to step."""
+        """Call a layer that keeps a tensor from step to step."""
         name = _unused(name.replace(".", "_"), self.modules)
         self.modules[name] = module
         before = self.graph.placeholder(f"kept_{name}")
@@ -154,7 +153,7 @@ class Streaming(OverFrames):
         return value
 
     def end(self, node: fx.Node) -> fx.Node:
-        """The output, all of it as late as the latest part, and what is kept."""
+        """Return the output, all as late as its latest part, and the state."""
         ends: dict[fx.Node, tuple[fx.Node, Any]] = {}
         fx.node.map_arg(node.args[0], lambda one: self.find_ends(one, ends))
         self.delay = max((self.paces[value].steps for value, _ in ends.values() if value in self.paces), default=0)
@@ -164,7 +163,7 @@ class Streaming(OverFrames):
         return result
 
     def find_ends(self, node: fx.Node, ends: dict[fx.Node, tuple[fx.Node, Any]]) -> fx.Node:
-        """Note the value of an output's part, and how it gets its axis of time."""
+        """Record the value of an output's part, and how it gets its time axis."""
         if node.target is layout.together:
             fx.node.map_arg(node.args, lambda one: self.find_ends(one, ends))
         elif node in self.on_clips or node not in self.paces:
@@ -172,11 +171,11 @@ class Streaming(OverFrames):
         elif node.target in (layout.over_time, layout.mean_over_time):
             ends[node] = node.all_input_nodes[0], node.target
         else:
-            refuse(node, "is part of the output, in a form that no step has")
+            refuse(node, "is part of the output in a form that a step can't have")
         return node
 
     def given(self, node: fx.Node, ends: dict[fx.Node, tuple[fx.Node, Any]]) -> Any:
-        """A part of the output, as a step gives it."""
+        """Return a part of the output as a step computes it."""
         if node.target is layout.together:
             return tuple(self.given(one, ends) for one in node.all_input_nodes)
         value, form = ends[node]
@@ -194,17 +193,17 @@ class Streaming(OverFrames):
         return self.graph.call_module(name, (frames, self.clips, self.clock))
 
     def rewritten(self) -> None:
-        """Nothing but what the output needs."""
+        """Keep only what the output needs."""
         for node in reversed(self.graph.nodes):
             if not node.users and node.op not in ("placeholder", "output"):
                 self.graph.erase_node(node)
 
     def unfolded(self, node: fx.Node) -> fx.Node:
-        """A layer over clips that has no form over frames."""
+        """Reject a layer on clips that has no form on frames."""
         refuse_module(node, self.network.get_submodule(str(node.target)))
 
     def unpadded(self, name: str, module: nn.Module, frames: fx.Node, node: fx.Node) -> fx.Node:
-        """A layer on clips that leaves time alone: a padding of height and width."""
+        """Run a layer on clips that leaves time alone: a padding of height and width."""
         if not isinstance(module, _PADDINGS) or tuple(module.padding)[4:] != (0, 0):
             refuse_module(node, module)
         self.modules[name] = module
@@ -214,9 +213,9 @@ class Streaming(OverFrames):
     def convolved(
         self, name: str, module: Any, frames: fx.Node, node: fx.Node, temporal: Temporal, norm: nn.Module | None
     ) -> fx.Node:
-        """A convolution, with the BatchNorm behind it."""
+        """Return a convolution, with the BatchNorm after it folded in."""
         if module.padding_mode != "zeros":
-            refuse(node, f"pads time by {module.padding_mode!r}; put a PaddedConv3d or a convolution without it there")
+            refuse(node, f"pads time by {module.padding_mode!r}; use a PaddedConv3d or a convolution with zero padding")
         kernel, bias, replicate, geometry = folded(module, norm)
         taps = used_taps(kernel)
         seen = window(self.paces[node], temporal, taps, replicate)
@@ -224,7 +223,7 @@ class Streaming(OverFrames):
         return self.over(name, layer, layer.alone(), frames, node)
 
     def pooled(self, name: str, module: nn.Module, frames: fx.Node, node: fx.Node, temporal: Temporal) -> fx.Node:
-        """A pooling, with the padding in front of it."""
+        """Return a pooling, with the padding before it."""
         pool, space = (module.pool, module.space) if isinstance(module, PaddedPool3d) else (module, None)
         if not isinstance(pool, BlurPool3d | nn.MaxPool3d | nn.AvgPool3d):
             return self.unpadded(name, module, frames, node)
@@ -237,7 +236,7 @@ class Streaming(OverFrames):
         return self.over(name, layer, layer.alone(), frames, node)
 
     def over(self, name: str, layer: Any, alone: nn.Module, frames: fx.Node, node: fx.Node) -> fx.Node:
-        """The call of a layer over time, of what it does to each frame `alone` where it sees no others."""
+        """Call a layer over time, or its form for single frames, `alone`, if it sees no others."""
         seen: Window = layer.window
         self.paces[node], self.lengths[node] = seen.out, seen.out.frames  # type: ignore[assignment]
         if seen.kept:
@@ -254,7 +253,7 @@ _PADDINGS = (nn.ReflectionPad3d, nn.ReplicationPad3d, nn.CircularPad3d)
 
 
 def frames_of_a_step(graph: fx.Graph) -> int:
-    """The fewest frames of which every layer makes whole ones, and every attention in groups whole groups."""
+    """Return the fewest frames from which every layer gets whole frames, and every grouped attention whole groups."""
     apart: dict[fx.Node, int] = {}
     sizes = [1]
     for node in graph.nodes:
@@ -269,7 +268,7 @@ def frames_of_a_step(graph: fx.Graph) -> int:
 
 
 def _unused(name: str, names: Mapping[str, Any]) -> str:
-    """The name, or for a layer that is called twice another."""
+    """Return the name, or another one for a layer that is called twice."""
     return next(one for one in (name, *(f"{name}_{i}" for i in range(2, len(names) + 3))) if one not in names)
 
 
@@ -281,7 +280,7 @@ def _weights(pool: nn.Module, kernel: int) -> tuple[float, ...] | None:
 
 
 def _counted(pool: nn.Module, temporal: Temporal, replicate: bool, seen: Window) -> tuple[int, int] | None:
-    """How many frames of padding at either end count in a pooling, where windows are cut off; else None."""
+    """Return how many frames of padding at either end count in a pooling, if windows are cut off; else None."""
     if isinstance(pool, BlurPool3d) or getattr(pool, "divisor_override", None) is not None:
         return None
     padding = (temporal.before, temporal.after)

@@ -1,8 +1,8 @@
-"""The layers of a stream: each is given the frames of a step and what it kept, and gives both anew.
+"""The layers of a stream: each maps the frames of a step and what it kept to new ones of both.
 
-All work on frames `(N·P, …)`, P of them for each of N videos. What is kept is `(N, frames, …)`, zeros at the start;
-None stands for that. A clock `(N, 4)` tells each video's steps so far, the steps since its end, and the height and the
-width of its frames, so that what lies outside the video can be what the whole clip's network pads it with.
+All work on frames `(N·P, …)`, P for each of N videos. What they keep is `(N, frames, …)`, zeros at the start, for which
+None stands. A clock `(N, 4)` holds each video's steps so far, the steps since its end, and the height and width of its
+frames, so that frames outside the video equal the padding of the whole clip.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ Kept = Tensor | None
 
 
 def tick(clock: Tensor) -> Tensor:
-    """The clock a step later."""
+    """Advance the clock by a step."""
     ended = clock[:, ENDED : SIZE.start]
     return torch.cat([clock[:, STEPS:ENDED] + 1, ended + (ended > 0).to(clock.dtype), clock[:, SIZE]], 1)
 
 
 def _like(mask: Tensor, frames: Tensor) -> Tensor:
-    """`(N, P)` → `(N, P, 1, …)`, to stand beside `(N, P, …)`."""
+    """Reshape `(N, P)` to `(N, P, 1, …)`, to broadcast with `(N, P, …)`."""
     return mask.reshape(*mask.shape, *[1] * (frames.dim() - 2))
 
 
 class Outside(nn.Module):
-    """Which frames of a step, or of those kept before it, lie outside the video and what it is padded with."""
+    """Which frames of a step, or of those kept before it, lie outside the video and its padding."""
 
     started: Tensor
     ended: Tensor
 
     def __init__(self, pace: Pace, places: Iterable[int], before: int = 0, after: int = 0) -> None:
-        """`places` count from the step's first frame; so many frames `before` and `after` the video are inside."""
+        """`places` count from the step's first frame; `before` and `after` frames around the video count as inside."""
         super().__init__()
         places = list(places)
         started, ended = [pace.started(p, before) for p in places], [pace.ended(p, after) for p in places]
@@ -51,33 +51,33 @@ class Outside(nn.Module):
         self.register_buffer("ended", torch.tensor(ended, dtype=torch.float32), persistent=False)
 
     def before(self, clock: Tensor) -> Tensor:
-        """`(N, 4)` → `(N, places)`: those before the start."""
+        """Map `(N, 4)` to `(N, places)`: whether each is before the start."""
         return clock[:, STEPS:ENDED] < self.started
 
     def behind(self, clock: Tensor) -> Tensor:
-        """`(N, 4)` → `(N, places)`: those behind the end."""
+        """Map `(N, 4)` to `(N, places)`: whether each is after the end."""
         return clock[:, ENDED : SIZE.start] >= self.ended
 
     def forward(self, clock: Tensor) -> Tensor:
-        """`(N, 4)` → `(N, places)`: both."""
+        """Map `(N, 4)` to `(N, places)`: whether each is either."""
         return self.before(clock) | self.behind(clock)
 
 
 class Seen(nn.Module):
-    """The frames kept and the new ones, `fill` or the border frame (None) standing for those outside the video."""
+    """The kept frames and the new ones, with `fill` or the border frame (None) outside the video."""
 
     def __init__(self, window: Window, fill: float | None) -> None:
         super().__init__()
         self.window, self.fill = window, fill
         pace = window.pace
         self.first = pace.late % pace.frames
-        """Where in its step the video's first frame is."""
+        """The place of the video's first frame in its step."""
         self.start = pace.late // pace.frames
         needed = (window.looks_before and pace.late > 0) or window.looks_behind
         self.outside = Outside(pace, range(pace.frames)) if needed or fill is None else None
 
     def forward(self, frames: Tensor, clips: int, kept: Kept, clock: Tensor) -> tuple[Tensor, Tensor]:
-        """`(N·P, …)` → `(N, kept + P, …)`, and what is kept of them, `(N, kept, …)`."""
+        """Map `(N·P, …)` to `(N, kept + P, …)`, and the part to keep, `(N, kept, …)`."""
         new = torch.unflatten(frames, 0, (clips, self.window.pace.frames))
         if kept is None:
             kept = new.new_zeros(new.shape[0], self.window.kept, *new.shape[2:])
@@ -92,7 +92,7 @@ class Seen(nn.Module):
         return seen, seen[:, self.window.pace.frames :]
 
     def replicated(self, kept: Tensor, new: Tensor, clock: Tensor) -> Tensor:
-        """The first frame in place of those before it, as soon as it is there; the last in place of those behind."""
+        """Replace frames before the first by it, once it has arrived, and frames after the last by that."""
         assert self.outside is not None
         if self.window.looks_behind:
             behind, last, frames = self.outside.behind(clock), kept[:, -1], []
@@ -112,13 +112,13 @@ class Seen(nn.Module):
 class ConvOverTime(nn.Module):
     """A convolution over time: the frames of a window stacked on the channels, in one 2D convolution.
 
-    With groups, each tap is a convolution of its own kind, and what they give is summed.
+    With groups, each tap is convolved separately and the results are summed.
     """
 
     def __init__(
         self, kernel: Tensor, bias: Tensor | None, window: Window, replicate: bool, geometry: ConvGeometry
     ) -> None:
-        """`kernel` `(O, I/groups, taps, kH, kW)` has the taps that the window has."""
+        """`kernel` `(O, I/groups, taps, kH, kW)` has the window's taps."""
         super().__init__()
         self.window, self.space, self.taps = window, geometry.space, kernel.shape[2]
         self.summed = geometry.groups > 1 and self.taps > 1
@@ -130,18 +130,18 @@ class ConvOverTime(nn.Module):
         self.conv = conv_of_images(weight, bias, geometry, groups)
 
     def forward(self, frames: Tensor, clips: int, kept: Kept, clock: Tensor) -> tuple[Tensor, Tensor]:
-        """`(N·P, C, H, W)` → `(N·P', C', H', W')`."""
+        """Map `(N·P, C, H, W)` to `(N·P', C', H', W')`."""
         seen, kept = self.seen(frames, clips, kept, clock)
         stacked = self.stacked(seen)
         found = self.conv(self.space(stacked) if self.space else stacked)
         return (found.unflatten(1, (self.taps, -1)).sum(1) if self.summed else found), kept
 
     def alone(self) -> nn.Module:
-        """What it does to each frame where it sees no other."""
+        """Return its form for a single frame that sees no others."""
         return self.conv if self.space is None else nn.Sequential(Padding(self.space), self.conv)
 
     def stacked(self, seen: Tensor) -> Tensor:
-        """`(N, frames, C, H, W)` → `(N·P', taps·C, H, W)`."""
+        """Map `(N, frames, C, H, W)` to `(N·P', taps·C, H, W)`."""
         first, out = self.window.first, self.window.out.frames
         if out == 1:
             step = first[1] - first[0] if self.taps > 1 else 1
@@ -152,16 +152,16 @@ class ConvOverTime(nn.Module):
 
 
 class PoolOverTime(nn.Module):
-    """A pooling of each frame, and the largest or the weighted mean of the frames in each window.
+    """A pooling of each frame, and the maximum or weighted mean of the frames in each window.
 
-    Where a window may be cut off, `padding` frames at either end count in its mean, and no others.
+    If windows may be cut off, only `padding` frames at either end also count in their mean.
     """
 
     def __init__(
         self, pool: nn.Module, window: Window, fill: float | None, space: SpatialPad | None,
         weights: tuple[float, ...] | None, padding: tuple[int, int] | None,
     ) -> None:  # fmt: skip
-        """The largest without `weights`."""
+        """Without `weights`, take the maximum."""
         super().__init__()
         self.pool, self.window, self.space, self.weights = pool, window, space, weights
         self.seen = Seen(window, fill)
@@ -169,17 +169,17 @@ class PoolOverTime(nn.Module):
         self.uncounted = Outside(window.pace, places, *padding) if padding is not None else None
 
     def forward(self, frames: Tensor, clips: int, kept: Kept, clock: Tensor) -> tuple[Tensor, Tensor]:
-        """`(N·P, C, H, W)` → `(N·P', C, H', W')`."""
+        """Map `(N·P, C, H, W)` to `(N·P', C', H', W')`."""
         pooled = self.pool(self.space(frames) if self.space else frames)
         seen, kept = self.seen(pooled, clips, kept, clock)
         return self.mixed(seen, clock).flatten(0, 1), kept
 
     def alone(self) -> nn.Module:
-        """What it does to each frame where it sees no other."""
+        """Return its form for a single frame that sees no others."""
         return self.pool if self.space is None else nn.Sequential(Padding(self.space), self.pool)
 
     def mixed(self, seen: Tensor, clock: Tensor) -> Tensor:
-        """`(N, frames, C, H', W')` → `(N, P', C, H', W')`."""
+        """Map `(N, frames, C, H', W')` to `(N, P', C, H', W')`."""
         out: Any = None
         if self.uncounted is not None:
             uncounted = self.uncounted(clock)
@@ -199,28 +199,28 @@ class PoolOverTime(nn.Module):
 
 
 class BlurOfImages(nn.Module):
-    """What a `BlurPool3d` does to each frame."""
+    """A `BlurPool3d` on each frame."""
 
     def __init__(self, blur: BlurPool3d) -> None:
         super().__init__()
         self.blur = blur
 
     def forward(self, frames: Tensor) -> Tensor:
-        """`(B, C, H, W)` → `(B, C, H', W')`."""
+        """Map `(B, C, H, W)` to `(B, C, H', W')`."""
         padded, channels = self.blur.space(frames), frames.shape[1]
         kernel = self.blur.filt.expand(channels, *self.blur.filt.shape[1:])
         return F.conv2d(padded, kernel, stride=self.blur.stride[1:], groups=channels)
 
 
 class Delay(nn.Module):
-    """Frames, so many of them later."""
+    """Delays frames by a number of them."""
 
     def __init__(self, pace: Pace, by: int) -> None:
         super().__init__()
         self.pace, self.by = pace, by
 
     def forward(self, frames: Tensor, clips: int, kept: Kept, clock: Tensor) -> tuple[Tensor, Tensor]:
-        """`(N·P·rows, …)` → the same shape, the rows of a frame staying together."""
+        """Delay `(N·P·rows, …)`; the rows of a frame stay together."""
         new = torch.unflatten(frames, 0, (clips, -1))
         rows = new.shape[1] // self.pace.frames
         if kept is None:
@@ -231,15 +231,15 @@ class Delay(nn.Module):
 
 
 class Given(nn.Module):
-    """What a step gives of an output: zeros in place of frames before the video's start."""
+    """The part of an output that a step returns; frames before the video's start are zeros."""
 
     def __init__(self, pace: Pace, swap: bool) -> None:
-        """With `swap`, time is behind the channels."""
+        """With `swap`, time comes after the channels."""
         super().__init__()
         self.outside, self.swap = Outside(pace, range(pace.frames)) if pace.late else None, swap
 
     def forward(self, frames: Tensor, clips: int, clock: Tensor) -> Tensor:
-        """`(N·P, …)` → `(N, P, …)`, or `(N, C, P, …)`."""
+        """Map `(N·P, …)` to `(N, P, …)`, or `(N, C, P, …)`."""
         given = torch.unflatten(frames, 0, (clips, -1))
         if self.outside is not None:
             given = given.masked_fill(_like(self.outside.before(clock), given), 0)
@@ -247,14 +247,14 @@ class Given(nn.Module):
 
 
 class RunningMean(nn.Module):
-    """The mean of a video's outputs so far, those of before its start and behind its end left out."""
+    """The mean of a video's outputs so far, without those before its start and after its end."""
 
     def __init__(self, pace: Pace) -> None:
         super().__init__()
         self.outside = Outside(pace, range(pace.frames))
 
     def forward(self, frames: Tensor, clips: int, kept: Kept, clock: Tensor) -> tuple[Tensor, Tensor]:
-        """`(N·P, K)` → `(N, K)`, and `(N, K + 1)` that are kept: the mean and how many outputs it is of."""
+        """Map `(N·P, K)` to `(N, K)`, and keep `(N, K + 1)`: the mean and its number of outputs."""
         scores = torch.unflatten(frames, 0, (clips, -1)).to(clock.dtype)
         if kept is None:
             kept = scores.new_zeros(scores.shape[0], scores.shape[2] + 1)
@@ -267,7 +267,7 @@ class RunningMean(nn.Module):
 
 
 class WindowMean(nn.Module):
-    """The mean of a video's last `size` outputs, those of before its start and behind its end left out."""
+    """The mean of a video's last `size` outputs, without those before its start and after its end."""
 
     places: Tensor
 
@@ -277,7 +277,7 @@ class WindowMean(nn.Module):
         self.register_buffer("places", torch.arange(size) + pace.frames, persistent=False)
 
     def forward(self, frames: Tensor, clips: int, kept: Kept, clock: Tensor) -> tuple[Tensor, Tensor]:
-        """`(N·P, K)` → `(N, K)`, and `(N, size, K + 1)` that is kept: the outputs, each with a 1 behind it."""
+        """Map `(N·P, K)` to `(N, K)`, and keep `(N, size, K + 1)`: the outputs, each followed by a 1."""
         scores = torch.unflatten(frames, 0, (clips, -1)).to(clock.dtype)
         before, behind = self.outside.before(clock), self.outside.behind(clock)
         counted = torch.cat([scores, torch.ones_like(scores[:, :, :1])], 2)
@@ -285,7 +285,7 @@ class WindowMean(nn.Module):
         if kept is None:
             kept = counted.new_zeros(counted.shape[0], len(self.places), counted.shape[2])
         seen = torch.cat([kept, counted], 1)
-        last = self.places - behind.sum(1, keepdim=True)  # what lies behind the end takes nobody's place
+        last = self.places - behind.sum(1, keepdim=True)  # outputs after the end replace none
         kept = seen.gather(1, last.unsqueeze(2).expand(-1, -1, seen.shape[2]))
         total = kept.sum(1)
         mean = total[:, :-1] / total[:, -1:].clamp(min=1)

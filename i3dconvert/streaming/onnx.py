@@ -1,4 +1,4 @@
-"""A stream as ONNX: the state's tensors are inputs and outputs, and the file is checked step by step."""
+"""Export a stream to ONNX: the state's tensors are inputs and outputs, and the file is checked step by step."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def export_stream(
     """Write a network's stream as ONNX, in float32, for any number of videos of the network's own height and width.
 
     The first input is `clip` `(N, C, S, H, W)`, or with `uint8_input` `frames` `(N, S, H, W, C)`; the others are the
-    state, `state_…`, zeros at first. The outputs are a step's, `logits` for class scores, and the state behind it,
-    `next_…`. The metadata (`stream`) has the names and first shapes. Before the file is put in place, onnxruntime runs
-    it on moving videos, to their ends, beside torch and the network on the whole. Options are those of `export_onnx`;
+    state, `state_…`, zeros at first. The outputs are a step's, `logits` for class scores, and the next state, `next_…`.
+    The metadata (`stream`) has the names and first shapes. Before the file replaces another, onnxruntime runs it on
+    moving videos to their ends, against torch and the network on the whole video. Options are those of `export_onnx`;
     `window` is that of `stream`.
 
     Raises `StreamError`, `ExportError`, `OutputError`, `MediaError`.
@@ -97,30 +97,28 @@ def export_stream(
         begin(CHECKING)
         check = checking.check(written)
         if not check.passed:
-            raise ExportError(f"the exported stream does not agree with torch: {check.detail}")
+            raise ExportError(f"the exported stream differs from torch: {check.detail}")
         if int8:
             begin(QUANTISING)
             share = _quantised(written, _videos(flow, calibrate, preprocessing))
         files = put_in_place(folder, path, force)
     shape = tuple(size if isinstance(size, int) else str(size.value) for size in model.graph.inputs[0].shape)
     checked_on = (VIDEOS[0], flow.channels, STEPS * flow.frames, *inflation_of(network).input[1:])
-    notes = (
-        "calibrated on noise; frames of your own (--calibrate) give better ranges" if int8 and not calibrate else None
-    )
+    notes = "calibrated on noise; your own frames (--calibrate) give better ranges" if int8 and not calibrate else None
     name, written_opset = model.graph.inputs[0].name, model.opset_imports[""]
     precision = "int8" if int8 else "float32"
     return Exported(path, files, name, shape, written_opset, checked_on, check, share, notes, precision)
 
 
 class _Step(nn.Module):
-    """A step with its outputs and the state side by side, and what deployment puts around it."""
+    """A step with its outputs and its state side by side, and what deployment adds."""
 
     def __init__(self, flow: Stream, preprocessing: Preprocessing | None, best: int | None) -> None:
         super().__init__()
         self.flow, self.preprocessing, self.best = flow, preprocessing, best
 
     def forward(self, frames: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        """The outputs, and the state behind them."""
+        """Return the outputs, then the next state."""
         frames = frames if self.preprocessing is None else self.preprocessing.encode(frames)
         output, state = self.flow(frames, *state)
         found = outputs(output)
@@ -130,7 +128,7 @@ class _Step(nn.Module):
 
 
 def _traced(step: _Step, window: int | None, opset: int | None) -> tuple[Any, Spec]:
-    """The graph, and what the file says of it."""
+    """Return the graph and the file's description."""
     flow, size = step.flow, step.flow.default_size
     example = torch.zeros(2, flow.channels, flow.frames, *size)
     state = flow.start(2, *size)
@@ -138,7 +136,7 @@ def _traced(step: _Step, window: int | None, opset: int | None) -> tuple[Any, Sp
     given = example if step.preprocessing is None else step.preprocessing.decode(example)
     leaves = [leaf for leaf in flow.leaves if leaf is not None]
     if len(leaves) != len(flow.leaves):
-        raise ExportError("the network has an output that does not vary with the video: leave it out of the output")
+        raise ExportError("the network has an output that does not vary with the video; remove it from the outputs")
     names = [f"output_{place}" for place in range(len(leaves))]
     names = [SCORES, BEST] if step.best is not None else ["logits"] if len(leaves) == 1 else names
     described = leaves * 2 if step.best is not None else leaves
@@ -154,7 +152,7 @@ def _traced(step: _Step, window: int | None, opset: int | None) -> tuple[Any, Sp
 
 @dataclass(frozen=True)
 class Checking:
-    """A network in torch, its stream, and how files are held against both."""
+    """A network in torch, its stream, and the tolerance of files against both."""
 
     network: Network3d
     flow: Stream
@@ -162,15 +160,15 @@ class Checking:
     tolerance: float
 
     def check(self, path: Path) -> Check:
-        """The worst of what a file gives at each step and behind the videos' end, and of the stream beside the network.
+        """Return the worst comparison: of a file at each step and after the end, and of the stream with the network.
 
-        Raises `ExportError` for a file that does not load.
+        Raises `ExportError` if the file does not load.
         """
         try:
             onnx.checker.check_model(str(path), full_check=False)
             runtime = StreamRuntime(path)
         except (onnx.checker.ValidationError, CheckpointError) as error:
-            raise ExportError(f"the exported file is refused: {first_line(error)}") from None
+            raise ExportError(f"the exported file is invalid: {first_line(error)}") from None
         found = [check for videos in VIDEOS for check in self._on(runtime, videos)]
         return max(found, key=lambda check: (not check.passed, check.error or 0.0))
 
@@ -206,7 +204,7 @@ _NAME = "onnxruntime against torch, step by step"
 
 
 def _videos(flow: Stream, source: Path | None, preprocessing: Preprocessing) -> Tensor:
-    """What int8 is calibrated on, `(N, C, T, H, W)`."""
+    """Return the videos that calibrate int8, `(N, C, T, H, W)`."""
     length = (flow.delay + STEPS) * flow.frames
     if source is not None:
         return read_clips(source, preprocessing, length, 2)
@@ -214,7 +212,7 @@ def _videos(flow: Stream, source: Path | None, preprocessing: Preprocessing) -> 
 
 
 def _quantised(path: Path, videos: Tensor) -> float:
-    """Put the quantised stream in the place of the exact one; returns how often the top class is the same."""
+    """Replace the exact stream by the quantised one; returns how often their top classes are equal."""
     exact = StreamRuntime(path)
     given, _ = as_input(videos, exact.runtime.dtype, Preprocessing())
     written = quantise(path, _feeds(exact, given))
@@ -229,7 +227,7 @@ def _top(found: list[Tensor]) -> Tensor:
 
 
 def _feeds(runtime: StreamRuntime, given: Tensor) -> Iterator[Feed]:
-    """The file's inputs in each step of these videos."""
+    """Yield the file's inputs in each step of these videos."""
     for video in torch.split(given, 1):
         state = runtime.start(1)
         for part in torch.split(video, runtime.frames, 1 if runtime.runtime.input == FRAMES else 2):

@@ -1,9 +1,8 @@
-"""How the frames of each value come, step by step, and what a layer over time has to keep of earlier steps.
+"""When the frames of each value arrive, step by step, and what a layer over time has to keep of earlier steps.
 
-A value of a network on a live video comes in steps of so many frames. A layer that looks ahead gives its frames later:
-the first ones of all are then of before the video's start. What such a layer needs of the past is kept from step to
-step, as in Continual 3D CNNs (Hedegaard & Iosifidis, arXiv:2106.00050) and MoViNets (Kondratyuk et al.,
-arXiv:2103.11511, section 3.2).
+A value of a network on a live video arrives in steps of some frames. A layer that looks ahead is late: its first frames
+are from before the video's start. What such a layer needs of the past is kept from step to step, as in Continual 3D
+CNNs (Hedegaard & Iosifidis, arXiv:2106.00050) and MoViNets (Kondratyuk et al., arXiv:2103.11511, section 3.2).
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ class Pace:
     late: int = 0
     """Frames before the clip's first one."""
     beyond: int = 0
-    """Frames that a clip has more, or fewer, than the steps bring."""
+    """Frames that a clip has beyond those of its steps; may be negative."""
 
     def started(self, place: int, before: int = 0) -> int:
-        """The first step in which the frame at this place is no earlier than `before` frames before the clip."""
+        """Return the first step in which the frame at this place is at most `before` frames before the clip."""
         return -(-(self.late - place - before) // self.frames)
 
     def ended(self, place: int, after: int = 0) -> int:
-        """The first step behind the video's end, counted from 1, in which it is more than `after` frames behind it."""
+        """Return the first step after the video's end, from 1, in which the frame is over `after` frames after it."""
         return 1 - (-(self.beyond + self.late - place + after) // self.frames)
 
     @property
     def steps(self) -> int:
-        """By which it is late, whole ones."""
+        """The delay in whole steps."""
         return -(-self.late // self.frames)
 
 
@@ -52,11 +51,11 @@ class Leaf:
 
     @property
     def due(self) -> int:
-        """Steps behind the video's end until its last output."""
+        """Steps from the video's end to its last output."""
         return -(-(self.pace.late + self.pace.beyond) // self.pace.frames)
 
     def inside(self, steps: int, number: int) -> slice:
-        """Which of a step's frames are the video's, `number` steps behind the end of one of so many `steps`."""
+        """Return which frames of a step are the video's, `number` steps after the end of a video of `steps` steps."""
         pace = self.pace
         first, last = (steps + number) * pace.frames - pace.late, steps * pace.frames + pace.beyond
         return slice(min(max(-first, 0), pace.frames), min(max(last - first, 0), pace.frames))
@@ -64,44 +63,44 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Window:
-    """What a layer over time sees in a step: frames that it keeps, and the new ones behind them."""
+    """What a layer over time sees in a step: frames that it keeps, followed by the new ones."""
 
     pace: Pace
     """The pace of the input."""
     out: Pace
     kept: int
     first: tuple[int, ...]
-    """For each tap, the place of the first window's frame among those kept and the new ones."""
+    """For each tap, the place of its frame in the first window, among the kept and new frames."""
     stride: int
     looks_before: bool
-    """Whether a window of the clip reaches frames before its start."""
+    """Whether windows of the clip reach frames before its start."""
     looks_behind: bool
     overflows: bool
-    """Whether one reaches behind the padding at the end too, as with `ceil_mode`."""
+    """Whether a window also reaches beyond the padding at the end, as with `ceil_mode`."""
 
     @property
     def trivial(self) -> bool:
-        """Whether each frame is seen by itself."""
+        """Whether each frame is seen alone."""
         return self.first == (0,) and self.stride == 1 and not self.kept
 
     def frames(self, tap: int) -> slice:
-        """The places of the frames that a tap falls on, window by window."""
+        """Return the places of the frames that a tap reads, window by window."""
         start = self.first[tap]
         return slice(start, start + (self.out.frames - 1) * self.stride + 1, self.stride)
 
 
 def window(pace: Pace, temporal: Temporal, taps: tuple[int, ...], replicate: bool) -> Window:
-    """What a layer sees that does `temporal` along time with these taps; with `replicate`, it pads by border frames.
+    """Return the window of a layer with this `temporal` and these taps; with `replicate`, it pads with border frames.
 
-    It is as late as its last tap asks for, and no less than what keeps it from giving frames that the clip, if it ends
-    now, does not have.
+    The output is as late as the last tap requires, and late enough to have no frames that the clip, if it ended now,
+    would not have.
     """
     stride, frames = temporal.stride, pace.frames // temporal.stride
     low, high = (temporal.dilation * tap - temporal.before for tap in (taps[0], taps[-1]))
     beyond = temporal.length(_LONG * pace.frames + pace.beyond) - _LONG * frames
     ahead = max(high, 0) if replicate else high
     late = max(-(-(pace.late + 1 - stride + ahead) // stride), -beyond, 0)
-    last = (beyond - 1) * stride + high - pace.beyond  # of the last window, counted from the clip's end
+    last = (beyond - 1) * stride + high - pace.beyond  # for the last window, counted from the clip's end
     looks_behind = last >= 0
     kept = max(late * stride - pace.late - low, int(replicate and looks_behind))
     shift = kept + pace.late - late * stride - temporal.before
@@ -111,5 +110,5 @@ def window(pace: Pace, temporal: Temporal, taps: tuple[int, ...], replicate: boo
 
 
 def delayed(pace: Pace, late: int) -> Pace:
-    """The same value, later."""
+    """Return the pace of the same value, delayed."""
     return replace(pace, late=late)

@@ -1,4 +1,4 @@
-"""What can't be computed step by step, by the layer's name, and what to choose in its place."""
+"""Layers that can't be computed step by step, and the alternatives to recommend."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from i3dconvert.lift.attention.divided import TimeAttention
 from i3dconvert.lift.modules import SinusoidalTime, TimeEmbedding
 from i3dconvert.recipes import Attending
 
-_RULE = 'inflate with a rule of kind = "{}", span = 1 behind the others, which {} each frame by itself'
+_RULE = 'inflate with a rule of kind = "{}", span = 1 after the others, which {} each frame by itself'
 _NORM = f"normalises over all frames; {_RULE.format('norm', 'normalises')}"
 _POOL = f"is pooled over all frames; {_RULE.format('global', 'pools')}"
 _EMBEDDING = "depends on the frame's place in the whole clip; inflate without --time-embedding"
-_ATTENTION = "attends to all frames; inflate with --temporal '{}=span:8', whose groups of 8 frames are steps"
+_ATTENTION = "attends to all frames; inflate with --temporal '{}=span:8', so that groups of 8 frames are steps"
 _DIVIDED = "attends to all frames at its place; inflate with --recipe factorised, which attends within each frame"
-_SHIFTED = "attends to groups that are shifted around the clip's ends; inflate with --temporal '{}=span:8/0'"
-_MORE = "makes more frames out of fewer; inflate with --temporal '{}=1', which leaves time alone"
-_OTHER = "is a {} over clips, and how far it looks along time is not known; put one of torch's own layers there"
+_SHIFTED = "attends to groups that shift around the clip's ends; inflate with --temporal '{}=span:8/0'"
+_MORE = "increases the number of frames; inflate with --temporal '{}=1', which keeps it"
+_OTHER = "is a {} over clips with an unknown reach along time; replace it by a layer of torch"
 
 _FUNCTIONS: dict[str, str] = {
     "whole_clip": _POOL,
@@ -41,18 +41,18 @@ _MODULES: dict[type[nn.Module], str] = {
 
 
 def check(node: fx.Node, module: nn.Module | None, on_clips: bool) -> None:
-    """Raise `StreamError` for a node that looks at all of time, a call of `module` or of a function."""
+    """Raise `StreamError` for a node that looks along all of time, a call of `module` or of a function."""
     if why := _attending(node.meta.get("temporal")) or _reason(node, module, on_clips):
         refuse(node, why)
 
 
 def refuse_module(node: fx.Node, module: nn.Module) -> NoReturn:
-    """Raise `StreamError` for a module over clips."""
+    """Raise `StreamError` for a module on clips."""
     refuse(node, _OTHER.format(type(module).__name__))
 
 
 def refuse(node: fx.Node, why: str) -> NoReturn:
-    """Raise `StreamError`, with the name of the layer that a node is part of."""
+    """Raise `StreamError`, naming the layer that a node is part of."""
     pooled = node.target in (layout.whole_clip, layout.whole_clip_of_frames)
     call = next((n for n in (node, *node.all_input_nodes[:pooled]) if n.op == "call_module"), None)
     behind = next((user.meta["layer"] for user in node.users if "layer" in user.meta), None)

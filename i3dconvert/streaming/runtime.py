@@ -1,4 +1,4 @@
-"""Running an exported stream with onnxruntime."""
+"""Run an exported stream with onnxruntime."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from i3dconvert.streaming.layers import ENDED, STEPS
 from i3dconvert.streaming.pace import Leaf, Pace
 
 STREAM = "stream"
-"""The metadata key of what a stream's file says of itself, a JSON object: the fields of `Spec`."""
+"""The metadata key of a stream's description, a JSON object with the fields of `Spec`."""
 
 Feed = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A tensor of the state: the input that it is, the output that it is next, and its shape behind the batch.
+    """A tensor of the state: the names of its input and of its output, and its shape after the batch axis.
 
-    All of them are zeros before the first step.
+    All are zeros before the first step.
     """
 
     input: str
@@ -36,7 +36,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Given:
-    """An output: its frames in a step, how many more a video has, and the axis of time, None where it has none."""
+    """An output: its frames in a step, how many more a video has, and its time axis, or None."""
 
     name: str
     frames: int
@@ -46,28 +46,28 @@ class Given:
 
 @dataclass(frozen=True)
 class Spec:
-    """What is known of a stream."""
+    """The description of a stream."""
 
     frames: int
     delay: int
     window: int | None
     """Steps in the running mean; None for a mean over all outputs."""
     state: tuple[Kept, ...]
-    """The clock first."""
+    """The state's tensors, the clock first."""
     outputs: tuple[Given, ...]
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
-        """The outputs' paces."""
+        """The paces of the outputs."""
         return tuple(Leaf(Pace(o.frames, self.delay * o.frames, o.beyond), o.axis) for o in self.outputs)
 
     def dumps(self) -> str:
-        """As JSON."""
+        """Return JSON."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def loads(cls, text: str, path: Path) -> Spec:
-        """Read what `dumps` wrote; raises `CheckpointError`."""
+        """Read the JSON of `dumps`; raises `CheckpointError`."""
         try:
             fields = dict(json.loads(text))
             state = tuple(Kept(k["input"], k["output"], tuple(map(int, k["shape"]))) for k in fields.pop("state"))
@@ -81,18 +81,18 @@ class Spec:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether an ONNX file is a stream's; raises `CheckpointError` where it is no ONNX file."""
+    """Return whether an ONNX file is a stream; raises `CheckpointError` if it is not an ONNX file."""
     return STREAM in read_metadata(path)
 
 
 class StreamRuntime:
-    """A stream's ONNX file, loaded by onnxruntime: `Stream` with lists of outputs, and a state by names."""
+    """A stream's ONNX file loaded by onnxruntime, used like `Stream`, with lists of outputs and a state by names."""
 
     def __init__(self, path: Path, sparing: bool = True) -> None:
-        """Raises `CheckpointError`."""
+        """Load a file; raises `CheckpointError`."""
         metadata = read_metadata(path)
         if STREAM not in metadata:
-            raise CheckpointError(f"{path} takes whole clips: `i3dconvert export --onnx --stream` writes streams")
+            raise CheckpointError(f"{path} takes whole clips; write a stream with `i3dconvert export --onnx --stream`")
         self.spec = Spec.loads(metadata[STREAM], path)
         self.runtime = Runtime(path, sparing=sparing)
         self.frames, self.delay = self.spec.frames, self.spec.delay
@@ -102,13 +102,13 @@ class StreamRuntime:
             raise CheckpointError(f"{path} has no {min(missing)}, which its description names as state")
 
     def start(self, batch: int) -> Feed:
-        """The state of so many videos before their first step."""
+        """Return the state of `batch` videos before their first step."""
         return {kept.input: torch.zeros(batch, *kept.shape).numpy() for kept in self.spec.state}
 
     def step(self, frames: Tensor, state: Mapping[str, Any]) -> tuple[list[Tensor], Feed]:
-        """The outputs for the next frames, as the file's input takes them, and the state behind them.
+        """Return the outputs for the next frames, in the form of the file's input, and the next state.
 
-        Raises `FramesError` for other frames, `CheckpointError` where onnxruntime fails.
+        Raises `FramesError` for other frames, `CheckpointError` if onnxruntime fails.
         """
         axis = 1 if self.runtime.input == FRAMES else 2
         if frames.dim() != 5 or frames.shape[axis] != self.frames:
@@ -123,10 +123,10 @@ class StreamRuntime:
         return [torch.from_numpy(output) for output in found[:count]], following
 
     def flush(self, state: Feed) -> list[list[Tensor]]:
-        """The outputs that are due when the video ends here; all videos of the batch were started together."""
+        """Return the outputs that remain when the videos end here; all must have started together."""
         clock = state[self.spec.state[0].input].copy()
         if clock[:, ENDED].any():
-            raise StreamError("the state was flushed: its video is over, and start(…) begins another")
+            raise StreamError("the state was flushed, so its video is over; call start(…) for another")
         steps = int(clock[0, STEPS])
         clock[:, ENDED] = 1
         state = {**state, self.spec.state[0].input: clock}
@@ -145,7 +145,7 @@ def _part(output: Tensor, leaf: Leaf, cut: slice) -> Tensor:
 
 
 def of_file(runtime: StreamRuntime, given: Tensor) -> Iterator[list[Tensor]]:
-    """The outputs of videos, as a file's input takes them, step by step and behind their end."""
+    """Yield the outputs of videos, in the form of the file's input, step by step and after their end."""
     state = runtime.start(len(given))
     for number, part in enumerate(torch.split(given, runtime.frames, 1 if runtime.runtime.input == FRAMES else 2)):
         output, state = runtime.step(part, state)
@@ -155,9 +155,9 @@ def of_file(runtime: StreamRuntime, given: Tensor) -> Iterator[list[Tensor]]:
 
 
 def whole(path: Path, runtime: Runtime, frames: int | None) -> tuple[Callable[[Tensor], list[Tensor]], int | None]:
-    """How an ONNX file computes whole videos, as its input takes them, and how many frames it asks for, if any.
+    """Return a function that runs an ONNX file on whole videos, and the number of frames that it requires, if any.
 
-    A stream gets as many steps as `frames` are, or one more than it is late.
+    A stream runs the steps of `frames` frames, by default one more than its delay.
     """
     if not is_stream(path):
         return runtime, runtime.fixed("frames")
@@ -167,7 +167,7 @@ def whole(path: Path, runtime: Runtime, frames: int | None) -> tuple[Callable[[T
 
 
 def together(steps: Sequence[Sequence[Tensor]], leaves: Sequence[Leaf | None]) -> list[Tensor]:
-    """The outputs of a video's steps as the network gives them of the whole; of a running mean the last."""
+    """Join the outputs of a video's steps to those of the network on the whole video; take the last running mean."""
     return [
         steps[-1][place] if leaf is None or leaf.axis is None else torch.cat([one[place] for one in steps], leaf.axis)
         for place, leaf in enumerate(leaves)

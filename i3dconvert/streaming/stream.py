@@ -1,4 +1,4 @@
-"""`i3dconvert.stream`: a network that takes a video step by step."""
+"""`i3dconvert.stream`: a network that processes a video step by step."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ State = tuple[Tensor, ...]
 
 
 def stream(network: Network3d, window: int | None = None) -> Stream:
-    """The network for a video that comes step by step; for inference, its weights as they are now.
+    """Return the network for a video that arrives step by step; for inference, with its current weights.
 
-    Its outputs are those of the network on the whole video, `delay` steps late. Class scores of a network that averages
-    them over the clip are the mean over the video so far, or over the last `window` outputs.
+    Its outputs equal those of the network on the whole video, `delay` steps late. Class scores of a network that
+    averages them over the clip are the mean over the video so far, or over the last `window` outputs.
 
-    Raises `StreamError` for a layer that looks at all of time, with what to choose in its place.
+    Raises `StreamError` for a layer that looks along all of time, with an alternative.
     """
     if window is not None and window < 1:
-        raise StreamError(f"a running mean over {window} outputs is none: window is 1 or more, or None for all")
+        raise StreamError(f"window is {window}; it must be at least 1, or None for a mean over all outputs")
     channels, *size = inflation_of(network).input
     return Stream(flowing(network, window), channels, (size[0], size[1]), bool(inflation_of(network).fixed))
 
@@ -36,15 +36,15 @@ def stream(network: Network3d, window: int | None = None) -> Stream:
 class Stream(nn.Module):
     """A network on a live video, after Continual 3D CNNs (arXiv:2106.00050), derived from a network on clips.
 
-    It keeps nothing itself: what it needs of earlier steps is in the state, which `start` makes and `step` gives anew.
-    One stream serves any number of videos. A state is a tuple of tensors `(N, …)`, each of one shape from step to step,
-    in the network's dtype; the clock (the first) and running means are in float32 at least.
+    It has no state of its own: `start` creates a state and `step` returns the next, so one stream serves any number of
+    videos. A state is a tuple of tensors `(N, …)`, whose shapes stay the same from step to step, in the network's
+    dtype; the clock (the first) and running means are in float32 at least.
     """
 
     frames: int
     """Frames in a step: the product of the temporal strides."""
     delay: int
-    """Steps until the first output is the video's; until then outputs are zeros."""
+    """Steps until the first output belongs to the video; earlier outputs are zeros."""
     names: tuple[str, ...]
     """The names of the state's tensors."""
 
@@ -58,12 +58,12 @@ class Stream(nn.Module):
         self.eval()
 
     def start(self, batch: int, height: int, width: int) -> State:
-        """The state of `batch` videos of this size before their first step: zeros, but for the size in the clock.
+        """Return the state of `batch` videos of this size before their first step: zeros and the clock's size.
 
         Raises `StreamError`.
         """
         if min(batch, height, width) < 1:
-            raise StreamError(f"no state for {batch} videos of {height}×{width}: all three are 1 or more")
+            raise StreamError(f"can't start {batch} videos of {height}×{width}; all three must be at least 1")
         weight = next(self.flow.parameters())
         shapes = self._shapes_at(height, width)
         dtypes = [_wide(weight.dtype) if name in _WIDE else weight.dtype for name in self.names]
@@ -75,18 +75,18 @@ class Stream(nn.Module):
         return state
 
     def step(self, frames: Tensor, state: State) -> tuple[Any, State]:
-        """The output for the next frames `(N, C, S, H, W)`, S being `frames`, and the state behind them.
+        """Return the output for the next frames `(N, C, S, H, W)`, where S is `frames`, and the next state.
 
-        The output has the network's own axes, time included: the frames of the step's outputs, `delay` steps late. Mean
-        scores are `(N, K)`: the mean so far. Raises `FramesError` for other frames, `StreamError` for another state.
+        The output has the network's own axes, including time: the step's output frames, `delay` steps late. Mean scores
+        are `(N, K)`, the mean so far. Raises `FramesError` for other frames, `StreamError` for another state.
         """
         self._check(frames, state)
         return self(frames, *state)  # type: ignore[no-any-return]
 
     def flush(self, state: State) -> list[Any]:
-        """The outputs that are due when the video ends here, as `step` gives them; the last may have fewer frames.
+        """Return the outputs that remain when the video ends here; the last may have fewer frames than a step's.
 
-        All videos of the batch were started together. The state is over then. Raises `StreamError`.
+        All videos of the batch must have started together. The state can't be used afterwards. Raises `StreamError`.
         """
         self._check_open(state)
         steps, (height, width) = int(state[0][0, STEPS]), (int(size) for size in state[0][0, SIZE])
@@ -104,11 +104,11 @@ class Stream(nn.Module):
 
     @torch.no_grad()
     def forward(self, frames: Tensor, *state: Tensor) -> Any:
-        """`step`, without its checks, the state's tensors one by one."""
+        """Run `step` without its checks, with the state's tensors as arguments."""
         return self.flow(frames, *state)
 
     def _shapes_at(self, height: int, width: int) -> list[tuple[int, ...]]:
-        """The shapes of the state's tensors behind the batch, found by a step without a state; a memo."""
+        """Return the shapes of the state's tensors after the batch axis, from a step without a state; cached."""
         if (height, width) not in self._shapes:
             weight = next(self.flow.parameters())
             frames = weight.new_zeros((1, self.channels, self.frames, height, width))
@@ -134,26 +134,26 @@ class Stream(nn.Module):
         given = [tuple(tensor.shape) for tensor in state]
         if len(given) != len(shapes):
             raise StreamError(
-                f"the state is of another network: it has {len(given)} tensors, this one's has {len(shapes)}"
+                f"the state belongs to another network: it has {len(given)} tensors, this one's has {len(shapes)}"
             )
         for name, found, wanted in zip(self.names, given, shapes, strict=True):
             if found != wanted:
                 what = "batch" if found[1:] == wanted[1:] else "size or network"
                 raise StreamError(
-                    f"the state is of another {what}: {name} is {found}, and for these frames it is {wanted}; "
-                    f"start({batch}, {height}, {width}) makes one"
+                    f"the state is for another {what}: {name} is {found}, and these frames need {wanted}; "
+                    f"start({batch}, {height}, {width}) returns one"
                 )
         self._check_open(state)
 
     def _check_open(self, state: State) -> None:
         if state[0].shape[1:] != (COLUMNS,):
-            raise StreamError(f"the state is of another network: its clock is {tuple(state[0].shape)}")
+            raise StreamError(f"the state belongs to another network: its clock is {tuple(state[0].shape)}")
         if bool(state[0][:, ENDED].any()):
-            raise StreamError("the state was flushed: its video is over, and start(…) begins another")
+            raise StreamError("the state was flushed, so its video is over; call start(…) for another")
 
 
 _WIDE = ("clock", "mean")
-"""What counts and sums over a whole video."""
+"""State that counts and sums over a whole video."""
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -161,7 +161,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _cut(output: Any, cuts: Iterator[tuple[Leaf | None, slice | None]]) -> Any:
-    """The output with those frames alone."""
+    """Return only those frames of the output."""
 
     def part(value: Any) -> Any:
         if isinstance(value, Tensor):

@@ -1,6 +1,6 @@
-"""A model repository as NVIDIA's Triton Inference Server reads it, around an exported ONNX file.
+"""Write a model repository for NVIDIA's Triton Inference Server around an exported ONNX file.
 
-Plain files are batched dynamically. Streams are batched by sequences, with the state kept on the server (implicit state
+Plain files use dynamic batching. Streams use sequence batching with the state kept on the server (implicit state
 management), so that many cameras share one server. https://docs.nvidia.com/deeplearning/triton-inference-server/
 """
 
@@ -20,10 +20,10 @@ from i3dconvert.files import replacing_in
 from i3dconvert.streaming.runtime import STREAM, Spec
 
 MOST = 32
-"""Clips, or videos, in a batch."""
+"""The most clips, or videos, in a batch."""
 LABELS, CONFIG, VERSION, MODEL = "labels.txt", "config.pbtxt", "1", "model.onnx"
 IDLE = 60_000_000
-"""Microseconds after which a camera that sends nothing is forgotten."""
+"""Microseconds until the server drops a camera that sends nothing."""
 
 _TYPES = {
     onnx.TensorProto.FLOAT: "TYPE_FP32",
@@ -35,15 +35,15 @@ _LABELLED = ("logits", "classes")
 
 
 def write_repository(file: Path, folder: Path, force: bool = False) -> tuple[Path, ...]:
-    """Write `folder`, whose name is the model's: `config.pbtxt`, `1/model.onnx`, and `labels.txt` where it has names.
+    """Write `folder`, whose name is the model's: `config.pbtxt`, `1/model.onnx`, and `labels.txt` for class names.
 
-    The server reads the folder above it. Raises `OutputError`, `CheckpointError`, `ExportError` for a file whose
-    tensors lie beside it.
+    The server reads the parent folder. Raises `OutputError`, `CheckpointError`, and `ExportError` for a file with
+    external tensors.
     """
     metadata = read_metadata(file)
     model = onnx.load(file, load_external_data=False)
     if any(tensor.external_data for tensor in model.graph.initializer):
-        raise ExportError(f"{file} has its tensors beside it: write it without --external-data for a model repository")
+        raise ExportError(f"{file} has external tensors; export it without --external-data for a model repository")
     names = [str(name) for name in json.loads(metadata.get(CLASSES, "[]"))]
     spec = Spec.loads(metadata[STREAM], file) if STREAM in metadata else None
     with replacing_in(folder, force) as work:
@@ -58,7 +58,7 @@ def write_repository(file: Path, folder: Path, force: bool = False) -> tuple[Pat
 
 
 def config(name: str, graph: Any, spec: Spec | None, labels: bool) -> str:
-    """The text of `config.pbtxt`, a `ModelConfig` in protobuf's text format."""
+    """Return the text of `config.pbtxt`, a `ModelConfig` in protobuf's text format."""
     kept = {one for state in (spec.state if spec else ()) for one in (state.input, state.output)}
     given = [value for value in graph.input if value.name not in kept]
     found = [value for value in graph.output if value.name not in kept]
@@ -82,7 +82,7 @@ def _tensor(value: Any, batched: bool) -> list[str]:
 
 
 def _sequence(spec: Spec) -> list[str]:
-    """Every camera's state is its own; it starts as zeros."""
+    """Return the lines for the state, which each camera has separately and which starts as zeros."""
     lines = [f"max_sequence_idle_microseconds: {IDLE}", f"oldest {{ max_candidate_sequences: {MOST} }}"]
     for state in spec.state:
         tensor = ["data_type: TYPE_FP32", _dims(state.shape)]

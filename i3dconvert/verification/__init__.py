@@ -1,4 +1,4 @@
-"""The proof: weight identity, forward equality, layer by layer."""
+"""The proof: weight identity, forward equality, and each layer's error."""
 
 from i3dconvert.comparison.report import Check, LayerError, Picture, Report
 from i3dconvert.verification.file import verify_file

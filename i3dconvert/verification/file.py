@@ -1,4 +1,4 @@
-"""The proof of a file, against the 2D network that it names."""
+"""Verify a file against the 2D network that it names."""
 
 from __future__ import annotations
 
@@ -35,27 +35,26 @@ def verify_file(
     *,
     progress: Progress = silent,
 ) -> Report:
-    """Check a checkpoint, or an exported `.onnx`, against the 2D network of its metadata.
+    """Check a checkpoint, or an exported `.onnx`, against the 2D network in its metadata.
 
-    Of trained weights, which equal no 2D network, `Report.trained` says what moved; that the file is whole,
-    loads, runs and exports is checked. `reference` is a file of 2D weights to use instead of the recorded origin; its
-    hash must be the recorded one. With
-    `layout`, the tensors are also loaded into that framework's own network, whose forward pass is compared.
+    Trained weights equal no 2D network: `Report.trained` says what moved, and the file is checked to be intact, to
+    load, to run and to export. `reference` is a file of 2D weights to use instead of the recorded origin; its hash must
+    match. With `layout`, the tensors are also loaded into that framework's own network, whose outputs are compared.
     Raises `CheckpointError`, `WeightsError`, `VerificationError`, `FramesError`, `LayoutError`.
     """
     settings = settings or Settings()
     if path.suffix == ".onnx":
-        from i3dconvert.verification.onnx import verify_onnx  # which imports onnxruntime
+        from i3dconvert.verification.onnx import verify_onnx  # imports onnxruntime
 
         if layout:
-            raise LayoutError(f"{path} is a graph, which no framework's network loads; --layout is for checkpoints")
+            raise LayoutError(f"{path} is a graph; --layout needs a checkpoint")
         return verify_onnx(path, settings, reference, progress)
     document, state = checkpoint.read(path)
     progress("integrity")
     integrity = _check_integrity(document, state)
     if document.finetuned:
         if layout or settings.images:
-            raise VerificationError(f"{checkpoint.sentence(document.trained)}; leave --layout and --images out")
+            raise VerificationError(f"{checkpoint.sentence(document.trained)}; omit --layout and --images")
         if not integrity.passed:
             return Report([integrity], trained=checkpoint.sentence(document.trained))
         report = verify_trained(document, state, path, settings, reference, progress)
@@ -65,7 +64,7 @@ def verify_file(
     network = checkpoint.rebuild(document, model2d)
     if {k: v.shape for k, v in network.state_dict().items()} != {k: v.shape for k, v in state.items()}:
         weights = check_weights(inflation_of(network), model2d.state_dict(), state)
-        others = Check("network", False, "the network of the file's recipe has tensors of other shapes")
+        others = Check("network", False, "the file's tensors do not have the shapes of its recipe's network")
         return Report([integrity, weights, *([others] if weights.passed else [])])
     assert document.origin is not None
     spread = document.origin.changes.in_init in IN_INITS
@@ -77,19 +76,19 @@ def verify_file(
 
 
 def _check_integrity(document: Document, state: Mapping[str, Tensor]) -> Check:
-    """Whether a file holds what it was written with, by the hashes in it."""
+    """Check the file's contents against its hashes."""
     same = {"metadata": document.intact, "tensors": digest(state) == document.sha256}
     changed = " and ".join(what for what, unchanged in same.items() if not unchanged)
     detail = (
-        f"the file's {changed} changed since it was written" if changed else "tensors and metadata have their SHA-256"
+        f"the file's {changed} changed after it was written" if changed else "tensors and metadata match their SHA-256"
     )
     return Check("integrity", not changed, detail)
 
 
 def check_inputs(origin: Origin, reference: Path | None = None) -> list[Check]:
-    """Whether the 2D network over other channels gives what the one over RGB gives, where its `in_init` promises that.
+    """Check that the 2D networks with these channels and with RGB agree, on inputs for which `in_init` promises it.
 
-    Its kernels are rounded to the dtype they are stored in, and so the comparison is held to float32's rounding.
+    Their kernels are rounded to the dtype they are stored in, so float32's tolerance applies.
     """
     changes = replace(origin.changes, head="")
     rgb = replace(changes, channels=0).apply(origin.unchanged().load(reference))
@@ -100,5 +99,5 @@ def check_inputs(origin: Origin, reference: Path | None = None) -> list[Check]:
         return []
     with evaluating(rgb, torch.float64), evaluating(other, torch.float64):
         expected, value = outputs(rgb(pair[0])), outputs(other(pair[1]))
-    name = f"input of {changes.channels} channel{'s' * (changes.channels > 1)} ({changes.in_init}) beside RGB"
+    name = f"input of {changes.channels} channel{'s' * (changes.channels > 1)} ({changes.in_init}) against RGB"
     return [check_outputs(name, expected, value, TOLERANCES[torch.float32])]

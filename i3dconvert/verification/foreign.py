@@ -1,4 +1,4 @@
-"""Forward equality of another framework's own network, with our weights in it, and the 2D network."""
+"""Forward equality of the 2D network and another framework's own network with our weights."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def check_framework(
     settings: Settings,
     progress: Progress,
 ) -> list[Check]:
-    """Load `state` with `strict=True` into the framework's network, and compare its scores on a replicated image.
+    """Load `state` with `strict=True` into the framework's network and compare its scores on a replicated image.
 
-    Raises `LayoutError` when the checkpoint is of another network, `VerificationError` when the framework is not
+    Raises `LayoutError` if the checkpoint is for another network, `VerificationError` if the framework is not
     installed.
     """
     origin = document.origin
@@ -51,7 +51,7 @@ def check_framework(
     checks = [Check(loading, True, f"strict=True, {len(state)} tensors, {how_to_load(target, origin)}")]
     frames = target.frames or settings.frames or max(FRAMES, document.inflation.minimum_frames)
     if settings.frames not in (None, frames):
-        raise FramesError(f"{theirs} takes clips of {frames} frames alone; verify without --frames")
+        raise FramesError(f"{theirs} accepts only clips of {frames} frames; omit --frames")
     images = noise(document.inflation.input, settings)
     for dtype in settings.dtypes:
         name = str(dtype).removeprefix("torch.")
@@ -60,7 +60,7 @@ def check_framework(
         try:
             expected, value = run_both(model2d, network, [images], frames, dtype, settings.device)
         except VerificationError as error:
-            raise FramesError(f"{theirs} can't take a clip of {shape} ({error}); --frames and --size") from None
+            raise FramesError(f"{theirs} can't run on a clip of {shape} ({error}); change --frames or --size") from None
         label = f"forward equality of {theirs}, {name}, noise {shape}"
         checks.append(check_outputs(label, expected, value, settings.tolerance_for(dtype)))
     return checks

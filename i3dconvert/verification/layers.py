@@ -1,4 +1,4 @@
-"""Layer by layer: both networks, one node at a time, side by side, to name the first layer that diverges."""
+"""Run both networks one node at a time, side by side, to find the first layer that differs."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def compare_layers(
     tolerance: float,
     device: str = "cpu",
 ) -> list[LayerError]:
-    """The error of every layer (the modules that the forward pass calls) for `images` `(N, C, H, W)`, replicated.
+    """Return the error of every layer (each module that the forward pass calls) for replicated `images` `(N, C, H, W)`.
 
-    Stops where the networks can't go on together. Needs memory for one layer's values at a time, not for all.
+    Stops where the networks can't continue together. Holds the values of one layer at a time in memory.
     """
     channels, height, width = images.shape[1:]
     traced = canonical(read(model, is_layer, (channels, height, width)))
@@ -45,7 +45,7 @@ def compare_layers(
             except StopIteration:
                 break
             except RuntimeError as error:
-                found.append(LayerError(str(node.target), f"stops: {str(error).splitlines()[0]}", (), None, True))
+                found.append(LayerError(str(node.target), f"fails: {str(error).splitlines()[0]}", (), None, True))
                 break
             layer = _compare(node, traced.root, value2d, value3d, len(images), tolerance)
             if layer is not None and layer.name not in seen:
@@ -55,7 +55,7 @@ def compare_layers(
 
 
 class _Interpreter2d(fx.Interpreter):
-    """Runs the traced graph on the real model; what tracing added has no weights and comes from the traced root."""
+    """Runs the traced graph on the real model; modules that tracing added come from the traced root."""
 
     def __init__(self, model: nn.Module, traced: Reading) -> None:
         super().__init__(model, graph=traced.graph)
@@ -90,7 +90,7 @@ def _compare(node: fx.Node, root: nn.Module, ours: Any, theirs: Any, count: int,
     operation = type(root.get_submodule(str(node.target))).__name__
     if theirs.dim() == ours.dim() + 1:
         reference, value = ours.unsqueeze(2), theirs
-    else:  # frames: the batch is clips × time, or a whole multiple of it (windows)
+    else:  # frames: the batch is clips × time, or a multiple of it (windows)
         reference = ours.reshape(count, 1, -1, *ours.shape[1:])
         value = theirs.reshape(count, -1, reference.shape[2], *theirs.shape[1:])
     same = value.dim() == reference.dim() and all(

@@ -1,4 +1,4 @@
-"""Forward equality of an exported ONNX file, run by onnxruntime, with the 2D network of its metadata."""
+"""Forward equality of an exported ONNX file, run by onnxruntime, and the 2D network in its metadata."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from i3dconvert.video.preprocessing import Preprocessing
 
 
 def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress: Progress) -> Report:
-    """As `verify_file`, for an ONNX file; the 2D network runs in float32.
+    """Verify an ONNX file like `verify_file`; the 2D network runs in float32.
 
     Raises `CheckpointError`, `WeightsError`, `VerificationError`, `FramesError`.
     """
     if settings.device != "cpu":
-        raise VerificationError("ONNX files are checked by onnxruntime on the CPU; leave --device out")
+        raise VerificationError("ONNX files are checked by onnxruntime on the CPU; omit --device")
     document = read_document(path)
     progress("integrity")
     report = Report([_check_integrity(path)])
@@ -44,7 +44,7 @@ def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress
     tolerance = settings.tolerance or TOLERANCES.get(runtime.precision)
     if tolerance is None:
         raise VerificationError(
-            f"{path} computes in {runtime.precision}, which is not equal to the 2D network; --tolerance says how near"
+            f"{path} computes in {runtime.precision}, which has no default tolerance; set --tolerance"
         )
     progress("reading the 2D network")
     model2d = reference_of(document, path, reference)
@@ -68,7 +68,7 @@ def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress
         try:
             meant, value = run(images, frames, origin.preprocessing)
         except CheckpointError as error:
-            raise FramesError(f"{error}; --frames and --size choose another clip") from None
+            raise FramesError(f"{error}; change --frames or --size") from None
         with evaluating(model2d, torch.float32):
             expected = outputs(model2d(meant))
         name = f"forward equality, onnxruntime, {what} {frames}×{images.shape[2]}×{images.shape[3]}"
@@ -86,7 +86,7 @@ def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress
 
 
 def check_fixed(path: Path, runtime: Runtime, settings: Settings) -> None:
-    """Raise `FramesError` where a file takes clips of one length or size alone, and another is asked for."""
+    """Raise `FramesError` if a file accepts only clips of another length or size than the settings'."""
     for axis, asked, option in (
         ("frames", settings.frames, "--frames"),
         ("height", settings.size, "--size"),
@@ -94,14 +94,14 @@ def check_fixed(path: Path, runtime: Runtime, settings: Settings) -> None:
     ):
         fixed = None if axis == "frames" and is_stream(path) else runtime.fixed(axis)
         if asked is not None and fixed not in (None, asked):
-            raise FramesError(f"{path} takes clips of {axis} {fixed} alone: leave {option} {asked} out")
+            raise FramesError(f"{path} accepts only clips of {axis} {fixed}; omit {option} {asked}")
 
 
 def _check_integrity(path: Path) -> Check:
-    """Whether a file holds what it was written with, by the hashes in it."""
+    """Check the file's contents against its hashes."""
     changed = broken(path)
     first = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-    detail = f"changed since the file was written: {first}" if changed else "tensors and graph have their SHA-256"
+    detail = f"changed after the file was written: {first}" if changed else "tensors and graph match their SHA-256"
     return Check("integrity", not changed, detail)
 
 
@@ -109,7 +109,7 @@ Run = Callable[[Tensor, int, Preprocessing], tuple[Tensor, list[Tensor]]]
 
 
 def _way(path: Path, runtime: Runtime, settings: Settings) -> tuple[Run, int | None]:
-    """How a file is run on images that are held still, and the frames that it asks for, if any."""
+    """Return how a file is run on still images, and the number of frames that it requires, if any."""
     compute, frames = whole(path, runtime, settings.frames)
     return partial(_run_stream, runtime, compute) if is_stream(path) else partial(_run, runtime), frames
 
@@ -121,15 +121,15 @@ def _run_stream(
     frames: int,
     preprocessing: Preprocessing,
 ) -> tuple[Tensor, list[Tensor]]:
-    """What the images mean as the file's input, and its outputs of all steps, to the end of the video."""
+    """Return the images that the file's input represents, and its outputs of all steps to the end of the video."""
     given, meant = as_input(replicated(images, frames), runtime.dtype, preprocessing)
     return meant[:, :, 0], compute(given)
 
 
 def _run(runtime: Runtime, images: Tensor, frames: int, preprocessing: Preprocessing) -> tuple[Tensor, list[Tensor]]:
-    """What the images mean as the file's input, and its outputs.
+    """Return the images that the file's input represents, and its outputs.
 
-    One batch where the file takes any, else as many runs as the fixed batch asks for.
+    Runs one batch if the file accepts any size, else as many as its fixed batch size requires.
     """
     given, meant = as_input(replicated(images, frames), runtime.dtype, preprocessing)
     clips = runtime.fixed("batch")

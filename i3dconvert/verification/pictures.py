@@ -1,4 +1,4 @@
-"""Pictures that both networks name, side by side."""
+"""Classify pictures with both networks and compare."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from i3dconvert.video import media
 
 
 def read_pictures(paths: Sequence[Path], origin: Origin | None) -> Tensor | None:
-    """The pictures at `paths` through the backbone's own preprocessing, `(N, 3, H, W)`; None for no paths."""
+    """Read the pictures at `paths` with the backbone's preprocessing, `(N, 3, H, W)`; None for no paths."""
     if not paths:
         return None
     if origin is None:
-        raise VerificationError("pictures need a backbone's preprocessing, which a module in memory does not have")
+        raise VerificationError("pictures need a backbone's preprocessing, which is unknown for a module in memory")
     return media.read_pictures(paths, origin.preprocessing)
 
 
 def add_pictures(
     report: Report, paths: Sequence[Path], names: Sequence[str], reference: Tensor, value: Tensor, count: int = 5
 ) -> None:
-    """Put the best classes of each picture, by `(N, K)` probabilities, side by side; they must be the same."""
+    """Add each picture's best classes, by `(N, K)` probabilities, to the report; they must be equal."""
     for path, scores2d, scores3d in zip(paths, reference, value, strict=True):
         best = Picture(str(path), top_classes(scores2d, names, count), top_classes(scores3d, names, count))
         same = [name for name, _ in best.classes2d] == [name for name, _ in best.classes3d]
@@ -36,7 +36,7 @@ def add_pictures(
 
 
 def top_classes(probabilities: Tensor, names: Sequence[str], count: int) -> tuple[tuple[str, float], ...]:
-    """`(K,)` → the best classes with their probabilities."""
+    """Return the best classes of `(K,)` probabilities, with these."""
     best = probabilities.topk(min(count, len(probabilities)))
     pairs: Any = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return tuple((names[index] if names else f"class {index}", value) for index, value in pairs)

@@ -1,4 +1,4 @@
-"""The proof of a network in memory: weight identity, forward equality, layer by layer."""
+"""Verify a network in memory: weight identity, forward equality, and each layer's error."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def verify(
     with ExitStack() as stack:
         stack.enter_context(given(model2d, inflation_of(model3d).constants))
         if origin is not None and origin.changes.head == "fresh":
-            # A head drawn at random may hide a difference in the features that go into it.
+            # A randomly initialised head may hide a difference in its input features.
             stack.enter_context(beheaded(model2d, model3d, name=head_of(model2d)))
         settings = bounded(model3d, settings, report, progress)
         _check_forward(model2d, model3d, settings, report, progress)
@@ -60,7 +60,7 @@ def verify(
 def _explain(
     model2d: nn.Module, model3d: Network3d, settings: Settings, report: Report, images: Tensor, progress: Progress
 ) -> None:
-    """Add to the report what tells why a check failed, and the layers where they are asked for."""
+    """Add to the report why a check failed, and each layer's error if requested."""
     if not report.passed and (reason := mixing(model2d, images[:2])):
         report.checks.append(Check("each image by itself", False, reason))
         return

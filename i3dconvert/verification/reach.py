@@ -1,4 +1,4 @@
-"""Whether what is computed of one frame depends on another, where the recipe has attention see other frames."""
+"""Check that a frame's output depends on other frames if the recipe has attention over time."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ NAME = "attention over time"
 
 
 def check_reach(network: Network3d, image: Tensor, dtype: torch.dtype, device: str = "cpu") -> Check | None:
-    """Change the second frame of a moving clip, and look at what is computed of the first; `image` is `(1, C, H, W)`.
+    """Change the second frame of a moving clip and compare the output of the first; `image` is `(1, C, H, W)`.
 
-    None where no attention sees other frames, or the recipe leaves one frame only.
+    Returns None if no attention sees other frames, or the recipe leaves only one frame.
     """
     if not any(isinstance(layer.temporal, Attending) for layer in inflation_of(network).layers):
         return None
@@ -40,12 +40,12 @@ def check_reach(network: Network3d, image: Tensor, dtype: torch.dtype, device: s
         before, after = (_first_frame(network, moving) for moving in (clip, other))
     moved = max(relative_error(a, b) for a, b in zip(before, after, strict=True))
     if not moved > torch.finfo(dtype).eps:
-        return Check(NAME, False, "what is computed of a frame does not depend on the others")
-    return Check(NAME, True, f"changing a frame moves what is computed of another by {moved:.1e}")
+        return Check(NAME, False, "a frame's output does not depend on the other frames")
+    return Check(NAME, True, f"changing a frame changes another's output by {moved:.1e}")
 
 
 def _train_a_little(network: Network3d) -> None:
-    """Give the attentions over time that start as zeros what a first step of training could leave in them."""
+    """Set the attentions over time that start as zeros to what a first training step could produce."""
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():
         if isinstance(module, TimeAttention) and not bool(module.dense.weight.any()):
@@ -54,7 +54,7 @@ def _train_a_little(network: Network3d) -> None:
 
 
 def _first_frame(network: Network3d, clip: Tensor) -> list[Tensor]:
-    """What the network computes of a clip's first frame, before any mean over time."""
+    """Return the network's output for a clip's first frame, before any mean over time."""
 
     class Keeping(fx.Interpreter):
         kept: list[Tensor]

@@ -1,4 +1,4 @@
-"""The 2D network that a file is compared with, and both networks run on the same images."""
+"""Load the 2D network of a file, and run both networks on the same images."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from i3dconvert.errors import I3DError, VerificationError, WeightsError, first_l
 
 
 def reference_of(document: Document, path: Path, reference: Path | None) -> nn.Module:
-    """The 2D network that a file was made from, with its weights."""
+    """Return the 2D network that a file was made from, with its weights."""
     if document.finetuned:
-        raise VerificationError(f"{path} holds fine-tuned weights: there is no 2D network that it should be equal to")
+        raise VerificationError(f"{path} has fine-tuned weights, so it equals no 2D network")
     if document.origin is None:
         raise VerificationError(
             f"{path} was made from a module in memory; verify it in Python: verify(model2d, model3d)"
@@ -36,9 +36,9 @@ def run_both(
     dtype: torch.dtype,
     device: str = "cpu",
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The outputs of the 2D network on batches of images, once each, and of the 3D network on them replicated.
+    """Return the outputs of the 2D network on batches of images, and of the 3D network on the replicated images.
 
-    Raises `VerificationError` for a network that stops on them.
+    Raises `VerificationError` if a network fails on them.
     """
     batches = [batch.to(device, dtype) for batch in batches]
     with evaluating(model2d, dtype, network.state_dict(), device):
@@ -49,17 +49,17 @@ def run_both(
 
 
 def run(which: str, network: nn.Module, given: Tensor) -> list[Tensor]:
-    """The outputs of the 2D or the 3D network, on the CPU."""
+    """Return the outputs of the 2D or the 3D network, on the CPU."""
     try:
         return [tensor.cpu() for tensor in outputs(network(given))]
     except I3DError:
         raise
-    except Exception as error:  # a network of the user's raises whatever it likes
+    except Exception as error:  # a user's network may raise anything
         shape = "×".join(map(str, given.shape[1:]))
         reason = first_line(error)
         if isinstance(error, MemoryError) or "allocate" in reason:
-            reason = "it needs more memory than there is; fewer --frames or a smaller --size need less"
-        raise VerificationError(f"the {which} network stops at an input of {shape}: {reason}") from error
+            reason = "it needs more memory than there is; reduce --frames or --size"
+        raise VerificationError(f"the {which} network fails on an input of {shape}: {reason}") from error
 
 
 def _joined(parts: Sequence[list[Tensor]]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What to verify on."""
+"""The settings of a verification."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 TOLERANCES: Mapping[torch.dtype, float] = {torch.float64: 1e-12, torch.float32: 1e-5}
-"""Relative, for forward equality: rounding in float64 leaves 1e-15, so that 1e-12 is a proof."""
+"""Relative tolerances of forward equality. float64 rounds to 1e-15, so 1e-12 is a proof."""
 
 FRAMES = 16
 CLIPS = 2
-"""Two clips at once, so that clips and frames can't be taken for each other."""
+"""Two clips at once, so that clips and frames can't be confused."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,19 @@ class Settings:
     images: Sequence[Path] = ()
     seed: int = 0
     device: str = "cpu"
-    """Where torch runs both networks; on a GPU without the TF32 that would round float32 to ten bits."""
+    """The device of both networks; on a GPU, TF32, which would round float32 to ten bits, is turned off."""
     seconds: float = 40.0
     """For the forward passes, in which frames and size are chosen; reading and hashing come on top."""
     clips: int = 2
-    """At once, so that clips and frames can't be taken for each other."""
+    """Clips per batch."""
 
     def tolerance_for(self, dtype: torch.dtype) -> float:
-        """The relative error allowed in `dtype`."""
+        """Return the relative tolerance for `dtype`."""
         return self.tolerance if self.tolerance is not None else TOLERANCES[dtype]
 
 
 def noise(shape: tuple[int, int, int], settings: Settings) -> Tensor:
-    """Images `(N, C, H, W)` of `shape`, or of the settings' size, in float64."""
+    """Return images `(N, C, H, W)` of `shape`, or of the settings' size, in float64."""
     channels, height, width = shape
     height, width = (settings.size, settings.size) if settings.size else (height, width)
     generator = torch.Generator().manual_seed(settings.seed)

@@ -1,4 +1,4 @@
-"""Weight identity: every 3D tensor is what its 2D tensor inflates to."""
+"""Weight identity: every 3D tensor equals what its 2D tensor inflates to."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ NAME = "weight identity"
 
 
 def check_weights(inflation: Inflation, state2d: Mapping[str, Tensor], state3d: Mapping[str, Tensor]) -> Check:
-    """Compare bit for bit for `center` and for what is not inflated, to rounding for `mean`; one tensor at a time.
+    """Compare bit for bit for `center` and tensors that are not inflated, to rounding for `mean`; one tensor at a time.
 
-    The taps' places count, not only their sum. The detail names the tensors that differ.
+    The positions of taps count, not only their sum. The detail names the tensors that differ.
     """
     expected = inflation.keys(state2d)
     if keys := sorted(set(expected) ^ set(state3d)):
@@ -47,7 +47,7 @@ def _difference(inflation: Inflation, key: str, tensor2d: Tensor, tensor3d: Tens
     if kernel and inflation.style.init == "mean" and _same_to_rounding(expected, tensor3d):
         return ""
     if kernel and torch.equal(deflate(tensor3d), deflate(expected)):
-        return "its taps sum to the 2D kernel, but stand in other places"
+        return "its taps sum to the 2D kernel, but are at other positions"
     difference = (tensor3d.double() - expected.double()).abs()
     return (
         f"off by up to {float(difference.max()):.3g} in {int((difference != 0).sum())} of {difference.numel()} values"

@@ -1,4 +1,4 @@
-"""What can still be proved of a trained network: that its file is whole, that it loads and runs, that it exports."""
+"""Verify a trained network: its file is intact, loads, runs and exports."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def verify_trained(
     document = replace(document, trained=document.trained or trained_by(document, state, reference))
     report = Report(trained=checkpoint.sentence(document.trained))
     if document.origin is None:
-        report.notes.append("made from a module in memory: load(path, module) builds it, in Python")
+        report.notes.append("made from a module in memory: build it in Python with load(path, module)")
         return report
     progress("loading")
     network = checkpoint.filled(checkpoint.rebuild(document, where=path), state, path)
@@ -42,7 +42,7 @@ def verify_trained(
 
 
 def trained_by(document: Document, state: State, reference: Path | None) -> Trained | None:
-    """What moved, by the 2D network itself; None where that is not to be had, or nothing is known of it."""
+    """Return what moved relative to the 2D network; None if that can't be loaded or is unknown."""
     if document.origin is None:
         return None
     with suppress(I3DError):
@@ -66,22 +66,22 @@ def verify_exported(path: Path, document: Document, runtime: Runtime, settings: 
     given, meant = as_input(clip, runtime.dtype, document.preprocessing)
     value = [tensor.float() for tensor in compute(given)]
     finite = all(bool(tensor.isfinite().all()) for tensor in value)
-    report.checks.append(Check("runs", finite, f"onnxruntime gives {'' if finite else 'in'}finite values"))
+    report.checks.append(Check("runs", finite, f"onnxruntime returns {'' if finite else 'in'}finite values"))
     beside = _checkpoint_beside(path, document)
     tolerance = settings.tolerance or TOLERANCES.get(runtime.precision)
     if beside is None or tolerance is None or runtime.names_best:
-        report.notes.append("not compared with torch: the checkpoint that it was exported from is not beside it")
+        report.notes.append("not compared with torch: its checkpoint is not in the same folder")
         return report
     network = checkpoint.load(beside)
     with evaluating(network, torch.float32):
         expected = outputs(network(meant))
-    name = f"onnxruntime beside torch, {beside.name}, {frames}×{height}×{width}"
+    name = f"onnxruntime against torch, {beside.name}, {frames}×{height}×{width}"
     report.checks.append(check_outputs(name, expected, value, tolerance))
     return report
 
 
 def _checkpoint_beside(path: Path, document: Document) -> Path | None:
-    """The checkpoint in the same folder that holds the tensors that were exported."""
+    """Return the checkpoint in the same folder with the exported tensors."""
     for other in sorted(path.parent.glob("*.safetensors")):
         with suppress(I3DError):
             if checkpoint.read(other)[0].sha256 == document.sha256:
@@ -107,4 +107,4 @@ def _check_exports(network: Network3d, settings: Settings, progress: Progress) -
             done = export_onnx(network, Path(folder) / "net.onnx", tolerance=settings.tolerance, progress=progress)
         except ExportError as error:
             return Check("exports", False, str(error))
-    return replace(done.check, name="exports: onnxruntime beside torch")
+    return replace(done.check, name="exports: onnxruntime against torch")

@@ -1,4 +1,4 @@
-"""Names of classes, from the files that people have them in."""
+"""Read class names from the usual files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Given = Sequence[str] | str | Path | None
 """Names in order, or the path of a file with them."""
 
 LONGEST = 300
-"""Characters of a name."""
+"""The most characters of a name."""
 
 
 def names_of(given: Given) -> Names:
-    """The names that are given, or those in the file that is named; none for None. Raises `ClassesError`."""
+    """Return the given names, or those in the given file; none for None. Raises `ClassesError`."""
     if given is None:
         return ()
     names = read_names(Path(given)) if isinstance(given, str | Path) else tuple(map(str, given))
@@ -27,27 +27,27 @@ def names_of(given: Given) -> Names:
 
 
 def read_names(path: Path) -> Names:
-    """The names in a `.txt` file, one a line, or in a `.json` file.
+    """Return the names in a `.txt` file, one per line, or in a `.json` file.
 
-    JSON is a list of names, `{"0": "cat", …}` as transformers' `id2label`, `{"cat": 0, …}` as torchvision's
-    `class_to_idx`, or a configuration that has one of these under its usual key. Raises `ClassesError`.
+    JSON is a list of names, `{"0": "cat", …}` like transformers' `id2label`, `{"cat": 0, …}` like torchvision's
+    `class_to_idx`, or a configuration with one of these under its usual key. Raises `ClassesError`.
     """
-    check_input(path, ClassesError, "a .txt or .json file with the names of the classes")
+    check_input(path, ClassesError, "a .txt or .json file with class names")
     check_text(path.stat().st_size, str(path), ClassesError)
     try:
         text = path.read_text(encoding="utf-8-sig")
         names = _in_json(json.loads(text)) if path.suffix == ".json" else _lines(text)
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
         raise ClassesError(
-            f"{path} holds no names of classes ({type(error).__name__}: {error}): give one name a line, or a JSON list"
+            f"{path} has no class names ({type(error).__name__}: {error}); write one per line, or a JSON list"
         ) from None
     return _checked(names, str(path))
 
 
 def check_count(names: Names, classes: int) -> None:
-    """Raise `ClassesError` where there are not as many names as classes."""
+    """Raise `ClassesError` if the number of names is not the number of classes."""
     if names and len(names) != classes:
-        raise ClassesError(f"{len(names)} names of classes are given; the network has {classes} classes")
+        raise ClassesError(f"{len(names)} class names are given; the network has {classes} classes")
 
 
 def _lines(text: str) -> Names:
@@ -74,16 +74,16 @@ def _by_number(document: Mapping[str, Any]) -> Names:
 
 
 def _name(entry: Any) -> str:
-    """`"tench"`, or ImageNet's `["n01440764", "tench"]`."""
+    """Return the name in `"tench"`, or in ImageNet's `["n01440764", "tench"]`."""
     name = entry[-1] if isinstance(entry, list) else entry
     if not isinstance(name, str):
-        raise TypeError(f"{str(name)[:40]!r} is no name")
+        raise TypeError(f"{str(name)[:40]!r} is not a name")
     return name
 
 
 def _checked(names: Names, where: str) -> Names:
     if not names:
-        raise ClassesError(f"{where} has no names of classes in it")
+        raise ClassesError(f"{where} has no class names")
     if long := next((name for name in names if len(name) > LONGEST), None):
         raise ClassesError(f"{where} has a name of {len(long)} characters: {long[:40]}…")
     return names

@@ -1,4 +1,4 @@
-"""Pictures and videos of the user's."""
+"""Read the user's pictures and videos."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from i3dconvert.video.preprocessing import Preprocessing
 
 
 def read_pictures(paths: Sequence[Path], preprocessing: Preprocessing) -> Tensor:
-    """The pictures at `paths`, preprocessed, `(N, 3, H, W)`; raises `MediaError`."""
+    """Read and preprocess the pictures at `paths` to `(N, 3, H, W)`; raises `MediaError`."""
     from PIL import Image, UnidentifiedImageError
 
     tensors = []
@@ -34,17 +34,17 @@ def read_pictures(paths: Sequence[Path], preprocessing: Preprocessing) -> Tensor
 
 
 def as_shown(image: Any) -> Any:
-    """A PIL image as viewers show it: turned as its EXIF says, of 16 bits the upper eight; raises `ValueError`."""
+    """Return a PIL image as viewers show it: rotated by its EXIF data, with 16 bits cut to 8; raises `ValueError`."""
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of no known range; save it with 8 or 16 bits")
+        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
     pixels = np.asarray(image)
     if pixels.min(initial=0) < 0 or pixels.max(initial=0) > _SIXTEEN_BITS:
-        raise ValueError("its pixels are numbers of more than 16 bits; save it with 8 or 16 bits")
+        raise ValueError("its pixels have more than 16 bits; save it with 8 or 16 bits")
     return Image.fromarray((pixels >> 8).astype(np.uint8))
 
 
@@ -52,26 +52,26 @@ _SIXTEEN_BITS = 2**16 - 1
 
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 RATE = 25.0
-"""Frames a second of a directory of pictures, where nobody says."""
+"""The default frames per second of a directory of pictures."""
 
 
 class Frame(NamedTuple):
-    """One frame, preprocessed, `(C, H, W)`, and when it is shown, in seconds."""
+    """A preprocessed frame, `(C, H, W)`, and its time in seconds."""
 
     time: float
     image: Tensor
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a path is of a single picture, by its name."""
+    """Return whether the name of a path is a picture's."""
     return path.suffix.lower() in PICTURES and not path.is_dir()
 
 
 def stream(path: Path, preprocessing: Preprocessing, fps: float | None = None) -> Iterator[Frame]:
-    """The frames of a video, or the pictures of a directory in the order of their names, one at a time.
+    """Yield the frames of a video, or the pictures of a directory in the order of their names.
 
-    With `fps`, so many frames a second: of each instant the last frame that is shown then, whatever the video's own
-    rate is. Raises `MediaError`.
+    With `fps`, yield that many frames per second, each the last one shown at its time, at any rate of the video. Raises
+    `MediaError`.
     """
     if path.is_dir() or is_picture(path):
         files = _files(path) if path.is_dir() else [path]
@@ -93,7 +93,7 @@ def duration(path: Path) -> float | None:
 
 
 def _timed(shown: Iterator[tuple[float | None, Any]], container: Any) -> Iterator[tuple[float, Any]]:
-    """Frames with the time since the first; those without one in the file, by its rate."""
+    """Yield frames with the time since the first; without one in the file, it follows from the rate."""
     rate, first = float(container.streams.video[0].average_rate or RATE), None
     for index, (time, frame) in enumerate(shown):
         time = index / rate if time is None else time
@@ -102,7 +102,7 @@ def _timed(shown: Iterator[tuple[float | None, Any]], container: Any) -> Iterato
 
 
 def _resampled(shown: Iterator[tuple[float, Any]], fps: float) -> Iterator[tuple[float, Any]]:
-    """What is shown at 0, 1/fps, 2/fps, …; a frame is until the next one comes."""
+    """Yield the frames shown at 0, 1/fps, 2/fps, …; a frame is shown until the next one."""
     count, current = 0, None
     for time, frame in shown:
         while current is not None and count / fps < time - 1e-9:
@@ -114,10 +114,10 @@ def _resampled(shown: Iterator[tuple[float, Any]], fps: float) -> Iterator[tuple
 
 
 def read_clips(path: Path, preprocessing: Preprocessing, frames: int, most: int) -> Tensor:
-    """Up to `most` clips of `frames` consecutive frames each, `(N, 3, T, H, W)`.
+    """Read up to `most` clips of `frames` consecutive frames each, `(N, 3, T, H, W)`.
 
-    `path` is a video, or a directory whose pictures, by name, are the frames. Raises `MediaError` where there are too
-    few frames for one clip.
+    `path` is a video, or a directory whose pictures are the frames, in the order of their names. Raises `MediaError` if
+    there are too few frames for one clip.
     """
     images = [frame.image for frame in islice(stream(path, preprocessing), frames * most)]
     if len(images) < frames:
@@ -139,12 +139,12 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         import av
     except ImportError:
-        raise MediaError("videos are read by PyAV: pip install av; or give a directory of pictures") from None
+        raise MediaError("videos need PyAV: pip install av; or give a directory of pictures") from None
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 kinds = " and ".join(sorted({one.type for one in container.streams})) or "nothing"
-                raise MediaError(f"{path} holds {kinds} and no pictures; name a video")
+                raise MediaError(f"{path} contains {kinds} and no pictures; give a video")
             yield container
     except (av.FFmpegError, IndexError, RuntimeError) as error:
         raise MediaError(f"can't read the video {path}: {first_line(error)}") from None

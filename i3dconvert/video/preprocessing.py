@@ -1,4 +1,4 @@
-"""A backbone's own preprocessing, as data that travels in the checkpoint."""
+"""A backbone's own preprocessing, as data in the checkpoint."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Preprocessing:
     interpolation: str = "bilinear"
 
     def __call__(self, image: Any) -> Tensor:
-        """Frames in uint8 `(T, H, W, 3)`, a tensor or an array → a clip `(3, T, size, size)`, float32.
+        """Preprocess uint8 frames `(T, H, W, 3)`, a tensor or an array, to a float32 clip `(3, T, size, size)`.
 
-        A PIL image gives `(3, size, size)`. Raises `FramesError` for frames in another form.
+        A PIL image becomes `(3, size, size)`. Raises `FramesError` for frames in another form.
         """
         return self._clip(image) if hasattr(image, "ndim") else self._picture(image)
 
@@ -36,7 +36,7 @@ class Preprocessing:
         array = np.asarray(frames.cpu() if isinstance(frames, Tensor) else frames)
         if array.ndim != 4 or array.shape[-1] not in (1, 3) or array.dtype != np.uint8 or not array.size:
             raise FramesError(
-                f"frames are {array.shape} in {array.dtype}: give uint8 (T, H, W, 3), as decoders give them"
+                f"frames are {array.shape} in {array.dtype}; pass uint8 (T, H, W, 3), as decoders return them"
             )
         pictures = (Image.fromarray(one[..., 0] if array.shape[-1] == 1 else one) for one in array)
         return torch.stack([self._picture(picture) for picture in pictures], 1)
@@ -55,38 +55,38 @@ class Preprocessing:
 
     @classmethod
     def of_images(cls, shape: tuple[int, int, int]) -> Preprocessing:
-        """ImageNet's, for images `(C, H, W)`, which networks are trained with where nothing else is said."""
+        """Return ImageNet's preprocessing for images `(C, H, W)`, the usual one of trained networks."""
         channels, height, width = shape
         size = min(height, width)
         usual = cls(size, round(size * 256 / 224))
         return usual if channels == len(usual.mean) else usual.with_channels(channels)
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Frames as a decoder gives them, `(N, T, H, W, C)` in uint8, as the network's clips `(N, C, T, H, W)`."""
+        """Convert decoded uint8 frames `(N, T, H, W, C)` to the network's clips `(N, C, T, H, W)`."""
         clip = frames.movedim(-1, 1).float()
         mean, std = (clip.new_tensor(values).reshape(-1, 1, 1, 1) * 255 for values in (self.mean, self.std))
         return (clip - mean) / std
 
     def decode(self, clip: Tensor) -> Tensor:
-        """The nearest frames `(N, T, H, W, C)` in uint8 that `encode` would make clips like `(N, C, T, H, W)` of."""
+        """Convert clips `(N, C, T, H, W)` to the nearest uint8 frames `(N, T, H, W, C)`: the inverse of `encode`."""
         mean, std = (clip.new_tensor(values).reshape(-1, 1, 1, 1) * 255 for values in (self.mean, self.std))
         return (clip * std + mean).round().clamp(0, 255).to(torch.uint8).movedim(1, -1)
 
     def at(self, size: int) -> Preprocessing:
-        """The same for images of another size, of which as large a part is kept."""
+        """Return the preprocessing for another size, with the same share of the image kept."""
         return replace(self, size=size, resize=round(self.resize * size / self.size))
 
     def with_channels(self, channels: int) -> Preprocessing:
-        """The same for another number of channels: all with the mean over RGB."""
+        """Return the preprocessing for another number of channels, all with the mean over RGB."""
         mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
         return replace(self, mean=(mean,) * channels, std=(std,) * channels)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; `from_dict` is its inverse."""
+        """Return plain data; `from_dict` is the inverse."""
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     def to_processor(self) -> dict[str, Any]:
-        """The same as transformers' `preprocessor_config.json` says it."""
+        """Return transformers' `preprocessor_config.json`."""
         return {
             "video_processor_type": "TimesformerVideoProcessor",
             "size": {"shortest_edge": self.resize},
@@ -98,5 +98,5 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Preprocessing:
-        """Read what `to_dict` wrote."""
+        """Read the data written by `to_dict`."""
         return cls(**dict(document) | {"mean": tuple(document["mean"]), "std": tuple(document["std"])})

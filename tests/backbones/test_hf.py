@@ -95,7 +95,7 @@ def test_another_class_count(run: Run) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: shutil.rmtree(folder), "net is no folder|there is no folder"),
+        (lambda folder: shutil.rmtree(folder), "net is not a folder|there is no folder"),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "config.json").write_text("<html>"), "not a readable JSON document"),
         (lambda folder: (folder / "config.json").write_text("[1]"), "not a readable JSON document"),
@@ -131,7 +131,7 @@ def test_a_folder_of_something_else_is_refused_in_one_line(run: Run, change: Any
 
 def test_a_name_that_is_no_folder_and_not_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(BackboneError, match=r"nobody/nothing is no folder, and its config\.json is not to be had"):
+    with pytest.raises(BackboneError, match=r"nobody/nothing is not a folder, and its config\.json can't be"):
         Source("hf/nobody/nothing").load()
     with pytest.raises(BackboneError, match="there is no folder"):
         Source("hf/a/b/c").load()

@@ -51,7 +51,7 @@ def test_a_module_takes_what_a_name_takes(tmp_path: Path) -> None:
     drawn = [i3dconvert.inflate(model, size=16, weights="random", seed=seed)[5].bias for seed in (1, 1, 2)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
-    for options, said in (({"features": True}, "features_only"), ({"weights": "IMAGENET1K_V1"}, "no weights")):
+    for options, said in (({"features": True}, "features_only"), ({"weights": "IMAGENET1K_V1"}, "no pretrained")):
         with pytest.raises(BackboneError, match=said):
             i3dconvert.inflate(model, size=16, **options)
 

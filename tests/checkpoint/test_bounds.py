@@ -126,14 +126,14 @@ def test_a_folder_is_checked_before_its_weights_are_read(run: Run, tmp_path: Pat
     config = {"architectures": ["TimmWrapperForImageClassification"], "model_args": {"checkpoint_path": "evil.pth"}}
     (folder / "config.json").write_text(json.dumps(config))
     done = run("inflate", "hf/net")
-    assert (done.code, "a wrapper around another library" in done.err) == (1, True)
+    assert (done.code, "wraps a network of another library" in done.err) == (1, True)
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"minimum_frames": 10**9}, "no network has a size beyond"),
-        ({"input": [3, 10**6, 10**6]}, "no network has a size beyond"),
+        ({"minimum_frames": 10**9}, "no network has a size above"),
+        ({"input": [3, 10**6, 10**6]}, "no network has a size above"),
         ({"recipe": {"rule": [{"layer": "*"}] * 5000}}, "5,000 rules"),
         ({"version": "1" * 2**23}, "MiB of names"),
     ],
@@ -150,7 +150,7 @@ def test_documents_that_ask_for_much(change: dict[str, Any], says: str) -> None:
 @pytest.mark.parametrize("source", ["../../evil", "origin"])
 def test_libraries_of_no_such_name(source: str, run: Run, checkpoint: Path, tmp_path: Path) -> None:
     done = run("verify", forged(checkpoint, tmp_path / "net.safetensors", source=source))
-    assert (done.code, "there is no library of networks" in done.err) == (1, True)
+    assert (done.code, "unknown library of networks" in done.err) == (1, True)
 
 
 def test_a_repository_that_a_file_names_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def other_tensors() -> nn.Module:
         (lambda: Mine(6, 7), r"5 is a .*\.Mine, which a file can't keep: a file keeps layers of torch\.nn"),
         (other_tensors, "5 is a Linear with tensors of others' making"),
         (lambda: nn.Sequential(nn.ReLU(), Mine(6, 7)), r"5\.1 is a .*\.Mine"),
-        (lambda: nn.Linear(5, 7), "the network does not run with what stands at 5"),
+        (lambda: nn.Linear(5, 7), "the network does not run with the module at 5"),
     ],
 )
 def test_what_no_file_can_keep_is_refused_by_name(network: Network3d, head: type[nn.Module], said: str) -> None:
@@ -113,7 +113,9 @@ def test_what_no_file_can_keep_is_refused_by_name(network: Network3d, head: type
 
 
 def test_a_cut_network_and_one_that_is_none_are_refused(network: Network3d) -> None:
-    with pytest.raises(CheckpointError, match=r"Sequential is no inflated network: save the network in it, \.0"):
+    with pytest.raises(
+        CheckpointError, match=r"Sequential is not an inflated network: save the network inside it, \.0"
+    ):
         i3dconvert.save(nn.Sequential(network), "net.safetensors")
     del network._modules["5"]
     with pytest.raises(CheckpointError, match="5 was cut out of the network"):
@@ -123,7 +125,7 @@ def test_a_cut_network_and_one_that_is_none_are_refused(network: Network3d) -> N
 def test_nothing_unreadable_is_put_in_place(network: Network3d, monkeypatch: pytest.MonkeyPatch) -> None:
     network[5] = nn.Linear(6, 7)
     monkeypatch.setattr("i3dconvert.checkpoint.reading.put", lambda network, forms: network.add_module("5", nn.ReLU()))
-    with pytest.raises(CheckpointError, match="can't be built again from a file"):
+    with pytest.raises(CheckpointError, match="can't be built again from its file"):
         i3dconvert.save(network, "net.safetensors")
     assert not list(Path().glob("*net*safetensors*"))
 

@@ -50,12 +50,12 @@ class Boom:
         ({"source": "timm", "name": "resnet18", "arguments": {"pretrained": True}}, "pretrained=True"),
         ({"source": "timm", "name": "resnet18", "arguments": {"num_classes": "evil.pth"}}, "num_classes='evil.pth'"),
         ({"source": "timm", "name": "resnet18", "arguments": {"num_classes": 10**9}}, "num_classes=1000000000"),
-        ({"source": "timm", "name": "hf-hub:somebody/net"}, "would be fetched"),
+        ({"source": "timm", "name": "hf-hub:somebody/net"}, "would be downloaded"),
         ({"arguments": {"weights_backbone": "DEFAULT"}}, "weights_backbone"),
         (
             {"source": "hf", "name": "x", "arguments": {
                 "architecture": "TimmWrapperForImageClassification", "config": {"model_args": {}}, "folder": False}},
-            "a wrapper around another library",
+            "wraps a network of another library",
         ),
         (
             {"source": "hf", "name": "x", "arguments": {

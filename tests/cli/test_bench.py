@@ -72,7 +72,7 @@ def test_what_attention_over_time_costs_stands_beside_its_arithmetic(run: Run) -
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ("resnet18 --runtime eager,abacus", 2, "no runtime 'abacus'"),
+        ("resnet18 --runtime eager,abacus", 2, "unknown runtime 'abacus'"),
         pytest.param(
             "absent.safetensors --runtime eager",
             1,
@@ -80,7 +80,7 @@ def test_what_attention_over_time_costs_stands_beside_its_arithmetic(run: Run) -
             marks=pytest.mark.slow,
         ),
         ("resnet18 --plot bars.pdf", 1, "its name has to end in .svg or .png"),
-        ("resnet18 --device cuda", 1, "torch sees no CUDA device"),
+        ("resnet18 --device cuda", 1, "torch finds no CUDA device"),
         pytest.param("nonsense --runtime eager", 1, "nonsense in eager: there is no backbone", marks=pytest.mark.slow),
     ],
 )

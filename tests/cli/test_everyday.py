@@ -26,12 +26,12 @@ from tests.conftest import Run
     [
         (("inflate", "resnet8"), 1, "no backbone 'resnet8'", "did you mean resnet18"),
         (("inflate", "resnet18", "--init", "centre"), 2, "'centre' is not one of", "did you mean center?"),
-        (("inflate", "resnet18", "--layout", "slowfst"), 1, "no layout 'slowfst'", "did you mean slowfast?"),
-        (("inflate", "resnet18", "-r", "unform"), 1, "no preset 'unform'", "did you mean uniform?"),
+        (("inflate", "resnet18", "--layout", "slowfst"), 1, "unknown layout 'slowfst'", "did you mean slowfast?"),
+        (("inflate", "resnet18", "-r", "unform"), 1, "unknown preset 'unform'", "did you mean uniform?"),
         (("inflate", "resnet18", "-s", "1"), 2, "--size", ""),
         (("verify", "none.safetensors"), 1, "there is no file", ""),
-        (("bench", "x", "--runtime", "onx"), 2, "no runtime 'onx'", "did you mean onnx?"),
-        (("classify", "x"), 2, "name videos and pictures", ""),
+        (("bench", "x", "--runtime", "onx"), 2, "unknown runtime 'onx'", "did you mean onnx?"),
+        (("classify", "x"), 2, "give videos and pictures", ""),
     ],
 )
 def test_errors_are_for_people_and_for_scripts(

@@ -183,7 +183,7 @@ def test_preprocessing_decodes_what_it_encodes() -> None:
 @pytest.mark.slow
 def test_the_command_line_says_what_it_did(run: Run, checkpoint: Path) -> None:
     for words, code, message in (
-        (("--calibrate", "x.mp4"), 2, "--calibrate is for --int8"),
+        (("--calibrate", "x.mp4"), 2, "--calibrate needs --int8"),
         (("--int8", "--calibrate", "x.mp4"), 1, "there is no file x.mp4"),
         (("--top-k", 0), 2, "--top-k"),
     ):
@@ -195,4 +195,4 @@ def test_the_command_line_says_what_it_did(run: Run, checkpoint: Path) -> None:
     done = run("export", checkpoint, "--onnx", "-o", "net.onnx", "--static", "--int8", "--top-k", 2)
     assert done.code == 0, done.err
     assert "warning: calibrated on noise" in done.err
-    assert "int8: the top class is float32's in" in done.out
+    assert "int8: the top class equals float32's on" in done.out

@@ -219,7 +219,7 @@ def test_what_verify_can_not_do_is_said(tmp_path: Path, monkeypatch: pytest.Monk
         verify_file(headless, small, layout="torchvision-video")
     with pytest.raises(LayoutError, match="is a graph"):
         verify_file(path.with_suffix(".onnx"), small, layout="slowfast")
-    with pytest.raises(FramesError, match="can't take a clip of 4×32×32"):
+    with pytest.raises(FramesError, match="can't run on a clip of 4×32×32"):
         verify_file(path, small, layout="pytorchvideo:slow_r50")
     with pytest.raises(LayoutError, match="differs in the temporal pool after layer1"):
         verify_file(path, small, layout="pytorchvideo:i3d_r50")
@@ -236,7 +236,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
         return str(caught.value)
 
     model, _ = Source("resnet18", "random", size=32).load()
-    assert "is no checkpoint of pytorchvideo's slow_r50: it has conv1.weight" in refused(
+    assert "is not a checkpoint of pytorchvideo's slow_r50: it has conv1.weight" in refused(
         model.state_dict(), "pytorchvideo"
     )
     assert "where 3d-resnets's resnet has" in refused(model.state_dict(), "3d-resnets")

@@ -154,7 +154,7 @@ def test_the_densenets_classifier_is_the_mean_over_the_frames_left(tmp_path: Pat
     assert torch.equal(ours["classifier.weight"], model.state_dict()["classifier.weight"])
     weight[0, 0] += 1
     torch.save(state, tmp_path / "uneven.pth")
-    with pytest.raises(LayoutError, match="weighs the frames left differently"):
+    with pytest.raises(LayoutError, match="weights frames differently"):
         adopt(tmp_path / "uneven.pth", "i3resnet")
 
 

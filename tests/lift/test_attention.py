@@ -509,8 +509,8 @@ def test_exported_it_is_the_same_on_moving_clips(name: str, span: str, optimize:
         (("-t", "blocks.*.attn=span:0"), "span must lie between 1 and 1024"),
         (("-t", "blocks.*.attn=span:many"), "is not GLOB=KERNEL"),
         (("-t", "layers.*=all"), "matches no layer"),
-        (("-r", "wrong.toml"), "a rule of kind 'attention' has a span"),
-        (("-r", "kernel.toml"), "a rule of kind 'attention' has a span"),
+        (("-r", "wrong.toml"), "belong in rules of kind 'attention'"),
+        (("-r", "kernel.toml"), "belong in rules of kind 'attention'"),
     ],
 )
 def test_bad_input_is_one_line(run: Run, words: tuple[str, ...], message: str) -> None:

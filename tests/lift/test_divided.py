@@ -249,7 +249,7 @@ def test_a_folder_that_transformers_loads(run: Run, tmp_path: Path) -> None:
     assert (config["id2label"]["0"], len(config["id2label"])) == (theirs.config.id2label[0], 1000)
     processor = transformers.AutoVideoProcessor.from_pretrained(folder)
     assert (type(processor).__name__, list(processor.image_mean)) == ("TimesformerVideoProcessor", [0.5, 0.5, 0.5])
-    assert "clips of 16 frames alone" in run("verify", str(folder), "--layout", "transformers", "-f", "8").err
+    assert "only clips of 16 frames" in run("verify", str(folder), "--layout", "transformers", "-f", "8").err
     again = run("inflate", *told)
     assert again.code == 1
     assert "exists already" in again.err

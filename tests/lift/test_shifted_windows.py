@@ -134,7 +134,7 @@ def test_the_receptive_field_and_what_does_not_fit() -> None:
         inflate(model, SHIFTED, size=SIZE).frames_left(18)
     with pytest.raises(FramesError, match="groups of 8 frames: of which 9 are no multiple"):
         inflate(model, SHIFTED, size=SIZE)(moving(18).float())
-    with pytest.raises(RecipeError, match="a shift of 8 frames is for groups of more"):
+    with pytest.raises(RecipeError, match="a shift of 8 frames needs larger groups"):
         inflate(model, SHIFTED.with_rules([parse_rule("*.attn=span:8/8")]), size=SIZE)
     with pytest.raises(RecipeError, match="for a span of so many frames"):
         inflate(model, SHIFTED.with_rules([parse_rule("*.attn=all"), Rule("*", "attention", shift=0)]), size=SIZE)

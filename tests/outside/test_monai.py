@@ -56,7 +56,7 @@ def test_by_command(run: Run, code: Path) -> None:
 
     done = run("inflate", "nets.py:unet", "-s", 64, "-w", "random", "--layout", "monai:UNet", "-o", "unet.safetensors")
     assert done.code == 0, done.err
-    assert "loads into monai's UNet:" in done.out
+    assert "for monai's UNet:" in done.out
     theirs: nn.Module = nets.UNet(3, 1, 2, (8, 16, 32), (2, 2), num_res_units=2)
     theirs.load_state_dict(read_state(Path("unet.safetensors")), strict=True)
     done = run("verify", "unet.safetensors", "--layout", "monai:UNet", "-f", 16)
@@ -67,7 +67,7 @@ def test_by_command(run: Run, code: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("nets.py:unet", "--layout", "monai"), "say which of monai's networks nets.py:unet is"),
+        (("nets.py:unet", "--layout", "monai"), "choose the network of monai for nets.py:unet"),
         (("nets.py:unet", "--layout", "monai:SegResNet"), "builds monai.networks.nets.unet.UNet, not"),
         (("nets.py:unet", "--layout", "monai:UNet", "-r", "c2d"), "differs in model.0"),
         (("nets.py:unet", "--layout", "slowfast"), "no 3D form of nets.py:unet"),

@@ -169,7 +169,7 @@ def test_a_rule_that_matches_nothing_is_said_with_its_numbers() -> None:
     assert str(rule) == "layer9.* (spatial): kernel 3, stride 2"
     assert str(Rule("a", kernel=1)) == "a: kernel 1"
     with pytest.raises(
-        RecipeError, match=r"layer9\.\* \(spatial\): kernel 3, stride 2' matches no layer \(there are conv1, fc"
+        RecipeError, match=r"layer9\.\* \(spatial\): kernel 3, stride 2' matches no layer \(layers: conv1, fc"
     ):
         Recipe("r", (rule,)).check_matches([("conv1", "spatial"), ("fc", "pointwise")], [])
     Recipe("r", (Rule(kind="transposed", kernel=3),)).check_matches([("conv1", "spatial")], [])

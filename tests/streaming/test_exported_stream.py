@@ -129,12 +129,12 @@ def test_the_command_line(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("export net.safetensors --safetensors --stream", "--stream is for --onnx"),
-        ("export net.safetensors --onnx --stream --static", "--stream is for --onnx"),
-        ("export net.safetensors --onnx --window 3", "--window is for --stream"),
-        ("export net.safetensors --safetensors --triton served", "--triton is for --onnx"),
-        ("classify net.safetensors clip.mp4 --window 3", "--window is for --stream"),
-        ("classify net.safetensors clip.mp4 --stream --frames 3", "--frames is for windows"),
+        ("export net.safetensors --safetensors --stream", "--stream needs --onnx"),
+        ("export net.safetensors --onnx --stream --static", "--stream needs --onnx"),
+        ("export net.safetensors --onnx --window 3", "--window needs --stream"),
+        ("export net.safetensors --safetensors --triton served", "--triton needs --onnx"),
+        ("classify net.safetensors clip.mp4 --window 3", "--window needs --stream"),
+        ("classify net.safetensors clip.mp4 --stream --frames 3", "--frames can.t be used with --stream"),
     ],
 )
 def test_wrong_usage(words: str, says: str, run: Run) -> None:

@@ -106,8 +106,8 @@ def test_a_network_that_stops_is_an_error_of_ours() -> None:
     model = Stops().eval()
     network = inflate(model, size=16)
     assert verify(model, network, Settings(frames=2)).passed
-    with pytest.raises(VerificationError, match="the 2D network stops at an input of 3×20×20: mat1 and mat2"):
+    with pytest.raises(VerificationError, match="the 2D network fails on an input of 3×20×20: mat1 and mat2"):
         verify(model, network, Settings(frames=2, size=20))
     network.head = nn.Linear(3, 2, dtype=torch.float32)
-    with pytest.raises(VerificationError, match="the 3D network stops at an input of 3×2×16×16"):
+    with pytest.raises(VerificationError, match="the 3D network fails on an input of 3×2×16×16"):
         verify(model, network, Settings(frames=2, dtypes=(torch.float32,)))

@@ -57,7 +57,7 @@ def test_what_differs_is_said(made: tuple[Small, Network3d, str]) -> None:
     kernel = network.state_dict()["conv.weight"]
     if init == "center":
         elsewhere = checked(model, network, weight=kernel.roll(1, 2)).detail
-        assert "conv.weight (its taps sum to the 2D kernel, but stand in other places) differs" in elsewhere
+        assert "conv.weight (its taps sum to the 2D kernel, but are at other positions) differs" in elsewhere
     one_tap = checked(model, network, weight=kernel.sum(2, keepdim=True)).detail
     assert "conv.weight (shape (4, 3, 1, 3, 3) instead of (4, 3, 3, 3, 3)) differs" in one_tap
     both = checked(model, network, weight=kernel + 1, bias=torch.zeros(4)).detail

@@ -1,5 +1,5 @@
-"""Softmax attention over the tokens of several frames: where it is in a traced graph, and how it is computed.
+"""Softmax attention over the tokens of several frames: finding it in a traced graph, and computing it.
 
-`found.py` finds it, `joint.py` rewrites what the recipe wants to see other frames, `groups.py` is what then runs;
+`found.py` finds it, `joint.py` rewrites those that should see other frames, `groups.py` computes them;
 `divided.py` is TimeSformer's attention over time at each place.
 """

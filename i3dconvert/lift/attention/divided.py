@@ -1,8 +1,8 @@
-"""Divided space-time attention: attention over time at each place, in front of a block's attention over space.
+"""Divided space-time attention: attention over time at each place, before a block's attention over space.
 
 Bertasius et al., TimeSformer, arXiv:2102.05095, sections 3 and 4.1: the projections over time start as copies of those
-over space, behind them lies a linear layer that starts as zeros, and the class token is averaged over the frames.
-Whatever the image, the block then starts as the 2D network's.
+over space and are followed by a linear layer that starts as zeros; the class token is averaged over the frames. For
+every image, the block then starts equal to the 2D network's.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from i3dconvert.lift.reading import BATCH, Reading, rows
 Names = dict[str, tuple[str, ...]]
 
 TIME = "_time"
-"""What the name of a module that is added for time ends with."""
+"""The suffix of the names of modules that are added for time."""
 
 
 class TimeAttention(nn.Module):
-    """Attention over the frames of a clip, each place by itself, added to its tokens; the leading ones pass."""
+    """Attention over the frames of a clip, separately at each place, added to its tokens except the leading ones."""
 
     def __init__(
         self, channels: int, heads: int, leading: int, eps: float, biases: tuple[bool, bool], **options: Any
@@ -41,7 +41,7 @@ class TimeAttention(nn.Module):
         self.dense = nn.Linear(channels, channels, **options)
 
     def forward(self, frames: Tensor, clips: int) -> Tensor:
-        """`(N·T, L, D)` → `(N·T, L, D)`."""
+        """Map `(N·T, L, D)` to `(N·T, L, D)`."""
         places = frames[:, self.leading :]
         over_time = layout.over_time(places, clips).transpose(1, 2)  # (N, P, T, D)
         by_head = self.qkv(self.norm(over_time)).unflatten(-1, (3, self.heads, -1)).flatten(0, 1)
@@ -52,7 +52,7 @@ class TimeAttention(nn.Module):
 
 
 def leading_alike(frames: Tensor, clips: int, leading: int) -> Tensor:
-    """`(N·T, L, D)`, its `leading` tokens averaged over the frames of each clip."""
+    """Average the `leading` tokens of `(N·T, L, D)` over the frames of each clip."""
     apart = layout.over_time(frames, clips)
     alike = apart[:, :, :leading].mean(1, keepdim=True).expand_as(apart[:, :, :leading])
     return torch.cat((alike, apart[:, :, leading:]), 2).flatten(0, 1)
@@ -60,7 +60,7 @@ def leading_alike(frames: Tensor, clips: int, leading: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Block:
-    """`tokens + branch(norm(tokens))`, the attention being in the branch."""
+    """`tokens + branch(norm(tokens))`, with the attention in the branch."""
 
     attention: Attention
     tokens: fx.Node
@@ -70,10 +70,10 @@ class Block:
     sum: fx.Node
     heads: int
     leading: int
-    """Class tokens and registers, in front of those of the image's places."""
+    """Class tokens and registers, before the tokens of the image's places."""
     eps: float
     fillings: dict[str, Filling]
-    """By the keys of `TimeAttention`."""
+    """Fillings by the keys of `TimeAttention`."""
 
     @property
     def name(self) -> str:
@@ -81,18 +81,18 @@ class Block:
         return f"{self.attention.name}{TIME}"
 
     def module(self, dtype: torch.dtype) -> TimeAttention:
-        """The module that is added, without its weights."""
+        """Return the module that is added, without its weights."""
         channels = self.tokens.meta["value"].shape[-1]
         biases = ("qkv.bias" in self.fillings, "proj.bias" in self.fillings)
         return TimeAttention(channels, self.heads, self.leading, self.eps, biases, device="meta", dtype=dtype)
 
 
 class NoBlockError(RecipeError):
-    """Why an attention is in no block of TimeSformer's kind."""
+    """An attention that is not in a block like TimeSformer's."""
 
 
 def block_of(traced: Reading, attention: Attention) -> Block:
-    """The block that an attention is in; raises `NoBlockError` where it is none of TimeSformer's kind."""
+    """Return the block of an attention; raises `NoBlockError` if it is not like TimeSformer's."""
     above = above_of(attention.last)
     branch, tokens, total = _sum_behind(attention, above)
     inside = above - above_of(tokens)
@@ -100,7 +100,7 @@ def block_of(traced: Reading, attention: Attention) -> Block:
     norms = [user for user in tokens.users if user in inside and isinstance(user.meta["value"], Tensor)]
     norm = _norm(traced, norms[0]) if len(norms) == 1 else None
     if norm is None:
-        raise NoBlockError("there is no LayerNorm with weights in front of it")
+        raise NoBlockError("there is no LayerNorm with weights before it")
     scale, shift, eps = norm
     if attention.kind == "module":
         heads, given, taken = _of_module(traced, attention)
@@ -108,7 +108,7 @@ def block_of(traced: Reading, attention: Attention) -> Block:
         heads, given = _projections(traced, attention, inside - {norms[0]}, channels)
         behind = _with_weights(traced, above_of(branch) - above - above_of(tokens))
         if len(behind) != 1 or not isinstance(linear := traced.root.get_submodule(behind[0]), nn.Linear):
-            raise NoBlockError("there is no one linear layer behind it")
+            raise NoBlockError("it is not followed by a single linear layer")
         taken = {key: f"{behind[0]}.{key}" for key, _ in linear.named_parameters()}
     like = (taken["weight"],)
     fillings: dict[str, Filling] = {
@@ -124,7 +124,7 @@ def block_of(traced: Reading, attention: Attention) -> Block:
 
 
 def _norm(traced: Reading, node: fx.Node) -> tuple[str, str, float] | None:
-    """The weight, the bias and the epsilon of a LayerNorm over the channels, a module or a function."""
+    """Return the weight, the bias and the epsilon of a LayerNorm over the channels, a module or a function."""
     module = module_of(traced, node)
     if isinstance(module, nn.LayerNorm) and module.weight is not None and module.bias is not None:
         return f"{node.target}.weight", f"{node.target}.bias", module.eps
@@ -136,7 +136,7 @@ def _norm(traced: Reading, node: fx.Node) -> tuple[str, str, float] | None:
 
 
 def _sum_behind(attention: Attention, above: set[fx.Node]) -> tuple[fx.Node, fx.Node, fx.Node]:
-    """The branch that the attention is in, what it is added to, and the sum."""
+    """Return the branch with the attention, what it is added to, and the sum."""
     reached = [attention.last]
     for node in reached:
         for user in node.users:
@@ -145,7 +145,7 @@ def _sum_behind(attention: Attention, above: set[fx.Node]) -> tuple[fx.Node, fx.
                 return node, terms[0], user
             if user not in reached:
                 reached.append(user)
-    raise NoBlockError("it adds nothing to the tokens (images, tokens, channels) that it is of")
+    raise NoBlockError("its output is not added to its input tokens (images, tokens, channels)")
 
 
 _SUMS = ("add", "iadd")
@@ -157,18 +157,18 @@ def _is_sequence(node: fx.Node) -> bool:
 
 
 def _with_weights(traced: Reading, nodes: set[fx.Node]) -> list[str]:
-    """The names of the layers with several dimensions of weights among the nodes."""
+    """Return the names of the layers among the nodes whose weights have several dimensions."""
     modules = {str(node.target): module_of(traced, node) for node in nodes if node.op == "call_module"}
     return [n for n, module in modules.items() if module and any(p.dim() > 1 for p in module.parameters())]
 
 
 def _of_module(traced: Reading, attention: Attention) -> tuple[int, Names, dict[str, str]]:
-    """Heads, and the parameters of the projections in front and behind, of torch's `MultiheadAttention`."""
+    """Return the heads and the parameters of the input and output projections of torch's `MultiheadAttention`."""
     name = str(attention.last.target)
     module = traced.root.get_submodule(name)
     assert isinstance(module, nn.MultiheadAttention)
     if module.in_proj_weight is None or module.bias_k is not None or module.add_zero_attn:
-        raise NoBlockError("its queries, keys and values are not of the same tokens")
+        raise NoBlockError("its queries, keys and values are not from the same tokens")
     given: Names = {"weight": (f"{name}.in_proj_weight",)}
     if module.in_proj_bias is not None:
         given["bias"] = (f"{name}.in_proj_bias",)
@@ -176,14 +176,14 @@ def _of_module(traced: Reading, attention: Attention) -> tuple[int, Names, dict[
 
 
 def _projections(traced: Reading, attention: Attention, inside: set[fx.Node], channels: int) -> tuple[int, Names]:
-    """Heads, and the parameters of the linear layers to queries, keys and values: of one, or one after the other."""
+    """Return the heads and the parameters of the linear layers to queries, keys and values: one, or one for each."""
     if attention.first is None:
         parts = [layout.argument(attention.last, part, i) for i, part in enumerate(("query", "key", "value"))]
     else:
         parts = [*operands(attention.first), operands(attention.last)[1]]
     names = [_with_weights(traced, above_of(part) & inside) for part in parts]
     if any(len(found) != 1 for found in names):
-        raise NoBlockError("queries, keys and values do not come from one linear layer each, or one together")
+        raise NoBlockError("queries, keys and values do not come from one linear layer, or one for each")
     layers = list(dict.fromkeys(found[0] for found in names))
     linears = [traced.root.get_submodule(name) for name in layers]
     heads = 0
@@ -191,15 +191,15 @@ def _projections(traced: Reading, attention: Attention, inside: set[fx.Node], ch
         first = channels * index if len(layers) == 1 else 0
         heads = _heads(traced, part, channels, first, swapped=index == 1 and attention.first is not None)
         if not heads or not all(isinstance(linear, nn.Linear) for linear in linears) or len(layers) == 2:
-            raise NoBlockError("queries, keys and values are not laid out one after the other, head by head")
+            raise NoBlockError("queries, keys and values are not concatenated, head by head")
     keys = [{key for key, _ in linear.named_parameters()} for linear in linears]
     if any(found != keys[0] for found in keys):
-        raise NoBlockError("not all of its projections have a bias")
+        raise NoBlockError("only some of its projections have a bias")
     return heads, {key: tuple(f"{name}.{key}" for name in layers) for key in sorted(keys[0])}
 
 
 def _heads(traced: Reading, part: fx.Node, channels: int, first: int, swapped: bool) -> int:
-    """How many heads the channels from `first` are in order, `(heads, tokens, depth)`; 0 where they are not."""
+    """Return the number of heads if the channels from `first` are in the order `(heads, tokens, depth)`; else 0."""
     carried = channels_carried(traced, part)
     if carried is None or carried.dim() not in (3, 4):
         return 0
@@ -210,12 +210,12 @@ def _heads(traced: Reading, part: fx.Node, channels: int, first: int, swapped: b
 
 
 def _leading(traced: Reading, tokens: fx.Node) -> int:
-    """How many tokens more there are than places in the image that they are of."""
+    """Return how many more tokens there are than places in their image."""
     above = above_of(tokens)
     images = [n for n in tokens.graph.nodes if n in above and isinstance(module_of(traced, n), nn.Conv2d)]
     if not images:
-        raise NoBlockError("its tokens are of no image")
+        raise NoBlockError("its tokens do not come from an image")
     leading = tokens.meta["value"].shape[1] - images[-1].meta["value"].shape[2:].numel()
     if leading < 0:
-        raise NoBlockError("its tokens are fewer than the image's places")
+        raise NoBlockError("there are fewer tokens than places in the image")
     return int(leading)

@@ -1,4 +1,4 @@
-"""The softmax attentions of a traced network: fused calls, modules, and what is between two products."""
+"""Find the softmax attentions of a traced network: fused calls, modules, and softmaxes between two products."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from i3dconvert.lift.reading import BATCH, Reading, rows, varies
 
 @dataclass(frozen=True)
 class Attention:
-    """One attention of the 2D graph: a fused call, a module, or what lies between two products around a softmax."""
+    """An attention of the 2D graph: a fused call, a module, or a softmax between two products."""
 
     name: str
-    """That of the module whose code it is in."""
+    """The name of the module whose code contains it."""
     kind: str
     """`fused`, `module` or `explicit`."""
     last: fx.Node
     first: fx.Node | None = None
     softmax: fx.Node | None = None
     between: frozenset[fx.Node] = field(default=frozenset())
-    """From the first product to the last, without them: what is computed of the scores."""
+    """The nodes from the first product to the last, without these: the computation on the scores."""
     refusal: str = ""
-    """Why it stays within a frame; empty where it can be lifted."""
+    """Why it stays within a frame; empty if it can be lifted."""
 
     @property
     def scores(self) -> int:
-        """How many there are for a pair of frames; 0 where they are never held all at once."""
+        """The number of scores for a pair of frames; 0 if they are never in memory at once."""
         if self.first is not None:
             return int(self.first.meta["value"].numel()) // BATCH
         if self.kind == "module" or layout.argument(self.last, "attn_mask", 3) is None:
@@ -41,7 +41,7 @@ class Attention:
 
 
 def attentions(traced: Reading) -> list[Attention]:
-    """The softmax attentions of a traced network, in the order of computation."""
+    """Return the softmax attentions of a traced network, in the order of computation."""
     found = []
     for node in traced.graph.nodes:
         if layout.operation(node) == "scaled_dot_product_attention":
@@ -60,20 +60,20 @@ def attentions(traced: Reading) -> list[Attention]:
 
 
 def _of_module(module: nn.MultiheadAttention, node: fx.Node) -> str:
-    """Why a module's attention stays within a frame."""
+    """Return why a module's attention stays within a frame."""
     if not module.batch_first:
-        return "its tokens stand in front of the images (batch_first=False)"
+        return "its tokens come before the images (batch_first=False)"
     if layout.argument(node, "attn_mask", 5) or layout.argument(node, "key_padding_mask", 3) is not None:
         return "it has a mask"
     return (
-        "it has keys of its own (add_bias_kv, add_zero_attn)"
+        "it has additional keys (add_bias_kv, add_zero_attn)"
         if module.bias_k is not None or module.add_zero_attn
         else ""
     )
 
 
 def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:
-    """The two values that a product is of."""
+    """Return the two factors of a product."""
     first, second = node.args
     assert isinstance(first, fx.Node)
     assert isinstance(second, fx.Node)
@@ -81,18 +81,18 @@ def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:
 
 
 def module_of(traced: Reading, node: fx.Node) -> nn.Module | None:
-    """The module that a node calls."""
+    """Return the module that a node calls, if it calls one."""
     return traced.root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _name(node: fx.Node) -> str:
-    """The module that has the code; the softmax is often a module of its own, called after itself."""
+    """Return the module with the code; the softmax is often a module with a name of its own."""
     scope = str(node.meta["scope"] or node.name)
     return scope.rpartition(".")[0] or scope if node.op == "call_module" else scope
 
 
 def _is_softmax(traced: Reading, node: fx.Node) -> bool:
-    """Whether it is a softmax over the last axis of something with a row for each image, queries and keys."""
+    """Return whether a node is a softmax over the last axis of a value with rows for images, and queries and keys."""
     module = module_of(traced, node)
     if isinstance(module, nn.Softmax):
         dim = module.dim
@@ -105,7 +105,7 @@ def _is_softmax(traced: Reading, node: fx.Node) -> bool:
 
 
 def _is_product(node: fx.Node) -> bool:
-    """Whether two values that both vary with the image are multiplied as matrices."""
+    """Return whether a node is a matrix product of two values that both vary with the image."""
     named = layout.operation(node) in ("matmul", "bmm") and len(node.args) == 2
     if not named or not all(isinstance(operand, fx.Node) for operand in node.args):
         return False
@@ -114,7 +114,7 @@ def _is_product(node: fx.Node) -> bool:
 
 
 def _around(traced: Reading, softmax: fx.Node) -> Iterator[Attention]:
-    """The two products around a softmax, if there are two."""
+    """Yield the attention around a softmax, if it has products."""
     before, firsts = _walk(softmax, lambda node: node.all_input_nodes)
     after, lasts = _walk(softmax, lambda node: list(node.users))
     lasts = {node for node in lasts if node.args[0] in after or node.args[0] is softmax}
@@ -143,7 +143,7 @@ def _is_tensor(node: fx.Node) -> bool:
 
 
 def _walk(start: fx.Node, onward: Any, until: fx.Node | None = None) -> tuple[set[fx.Node], set[fx.Node]]:
-    """What is reached from a node without passing a product, and the products that are reached."""
+    """Return the nodes reached without passing a product, and the products that are reached."""
     passed: set[fx.Node] = set()
     products: set[fx.Node] = set()
     waiting = list(onward(start))
@@ -160,7 +160,7 @@ def _walk(start: fx.Node, onward: Any, until: fx.Node | None = None) -> tuple[se
 
 
 def _channels_axis(traced: Reading, node: Any) -> int | None:
-    """The axis of a value, counted from behind, along which the channels of the layer that it comes from lie."""
+    """Return the axis of a value, counted from the end, with the channels of the layer that it comes from."""
     carried = channels_carried(traced, node)
     if carried is None:
         return None
@@ -169,9 +169,9 @@ def _channels_axis(traced: Reading, node: Any) -> int | None:
 
 
 def channels_carried(traced: Reading, node: Any) -> Tensor | None:
-    """At each place of a value, the number of the channel of the layer that it comes from; None where not known.
+    """Return the channel index, in the layer that a value comes from, of each of its entries; None if unknown.
 
-    Found by carrying the channels' numbers through whatever moves axes.
+    The indices are carried through all operations that move axes.
     """
     chain: list[fx.Node] = []
     while isinstance(node, fx.Node):
@@ -200,7 +200,7 @@ def _is_over_images(traced: Reading, node: fx.Node) -> bool:
 
 
 def _moved(step: fx.Node, carried: Any) -> Any:
-    """What a step does to the axes of a value; the value itself where it does nothing to them."""
+    """Return what a step does to the axes of a value; the value itself if it does not move them."""
     value = step.meta["value"]
     moving = [n for n in step.all_input_nodes if varies(n)]
 

@@ -1,8 +1,8 @@
-"""Which attentions between two products can be one fused operation, and what is then computed of their masks.
+"""Which attentions between two products can be one fused operation, and how their masks are computed.
 
-Between the products a network scales the scores and adds biases and masks. All of that is `scale · scores + mask`, with
-a scale for each head. The scale goes to the query. The mask is what the network's own code makes of scores of zero,
-`(P, …, L, K)`, P being the rows after which it repeats: 1 where all rows share it, the windows of an image, or all.
+Between the products, a network scales the scores and adds biases and masks. All of that is `scale · scores + mask`,
+with a scale for each head. The query is scaled. The mask is what the network's own code computes from scores of zero,
+`(P, …, L, K)`, which repeats after P rows: 1 if all rows share it, the windows of an image, or all.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _NOTHING = frozenset(("contiguous", "clone"))
 
 
 LOWEST = -1e30
-"""Below it a score stays what it is when another is added, in float64 too."""
+"""Adding another score to one below this does not change it, in float64 too."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a node between the products does to the scores, `of` another value."""
+    """The effect of a node between the products on the scores, `of` another value."""
 
     kind: str
     """`sum`, `scale`, `fill`, `split`, `merge`, `same`, or `dropout`."""
@@ -43,27 +43,27 @@ class Step:
 
 
 class NotFusedError(Exception):
-    """Why an attention is computed as product, softmax, product."""
+    """An attention that has to be computed as product, softmax, product."""
 
 
 def steps_of(traced: Reading, attention: Attention) -> dict[fx.Node, Step]:
-    """What each node between the products does; raises `NotFusedError`."""
+    """Return the effect of each node between the products; raises `NotFusedError`."""
     first, softmax, last = attention.first, attention.softmax, attention.last
     assert first is not None
     assert softmax is not None
     query, keys = operands(first)
     parts = [query, keys, operands(last)[1]]
     if len({(rows(part), part.meta["value"].dim()) for part in parts}) > 1:
-        raise NotFusedError("queries, keys and values are not laid out alike")
+        raise NotFusedError("queries, keys and values have different layouts")
     if layout.argument(softmax, "dtype", 2) is not None:
-        raise NotFusedError("its softmax has a type of its own")
+        raise NotFusedError("its softmax uses another type")
     if last.target not in _PRODUCTS or first.target not in _PRODUCTS:
-        raise NotFusedError(f"{last.target} is no plain product")
+        raise NotFusedError(f"{last.target} is not a plain product")
     steps: dict[fx.Node, Step] = {}
     node, own = first, False
     while node is not last:
         if len(node.users) != 1:
-            raise NotFusedError("its scores are read in several places")
+            raise NotFusedError("its scores are used several times")
         node, before = next(iter(node.users)), node
         if node is softmax:
             steps[node] = Step("same")
@@ -71,7 +71,7 @@ def steps_of(traced: Reading, attention: Attention) -> dict[fx.Node, Step]:
             step = _after(traced, node, before) if softmax in steps else _step(node, before)
             own = own or (step.kind in ("sum", "fill") and rows(step.of) > 0)
             if own and step.kind in ("split", "merge"):
-                raise NotFusedError("its masks follow the image")
+                raise NotFusedError("its masks depend on the image")
             steps[node] = step
     return steps
 
@@ -80,7 +80,7 @@ _PRODUCTS = ("matmul", "bmm", "__matmul__", torch.matmul, torch.bmm, operator.ma
 
 
 def _after(traced: Reading, node: fx.Node, before: fx.Node) -> Step:
-    """What a node behind the softmax does; raises `NotFusedError` where it is not dropout."""
+    """Return the effect of a node after the softmax; raises `NotFusedError` if it is not dropout."""
     module = module_of(traced, node)
     if isinstance(module, nn.Identity) or layout.operation(node) in _NOTHING:
         return Step("same")
@@ -92,7 +92,7 @@ def _after(traced: Reading, node: fx.Node, before: fx.Node) -> Step:
 
 
 def _step(node: fx.Node, before: fx.Node) -> Step:
-    """What a node in front of the softmax does to the scores; raises `NotFusedError`."""
+    """Return the effect of a node before the softmax on the scores; raises `NotFusedError`."""
     name = layout.operation(node)
     others = [arg for arg in node.args if arg is not before]
     if name in _NOTHING:
@@ -101,7 +101,7 @@ def _step(node: fx.Node, before: fx.Node) -> Step:
         return Step(_leading(before.meta["value"], node.meta["value"], node))
     if name == "masked_fill" and len(others) == 2 and node.args[0] is before:
         if not isinstance(others[1], float) or others[1] > LOWEST:
-            raise NotFusedError("its scores are filled with a value that others could be added to")
+            raise NotFusedError("its scores are filled with a value that is not negligible")
         return Step("fill", torch.masked_fill, others[0])
     if len(node.args) != 2 or len(others) != 1 or node.kwargs or node.meta["value"].shape != before.meta["value"].shape:
         raise NotFusedError(f"{_name(node)} of its scores")
@@ -118,7 +118,7 @@ def _step(node: fx.Node, before: fx.Node) -> Step:
 
 
 def _of_heads(of: Any, node: fx.Node) -> bool:
-    """Whether a factor is a number, or one for each head, of all images alike."""
+    """Return whether a factor is a number, or one for each head, for all images alike."""
     value = of.meta["value"] if isinstance(of, fx.Node) else of
     if not isinstance(value, Tensor):
         return True
@@ -131,7 +131,7 @@ def _name(node: fx.Node) -> str:
 
 
 def _leading(before: Tensor, after: Tensor, node: fx.Node) -> str:
-    """What a change of shape does to the rows, which alone it may change."""
+    """Return the effect of a reshape on the rows, which must be its only effect."""
     if before.shape == after.shape:
         return "same"
     if before.dim() + 1 == after.dim() >= 4 and before.shape[1:] == after.shape[2:]:
@@ -142,24 +142,24 @@ def _leading(before: Tensor, after: Tensor, node: fx.Node) -> str:
 
 
 def nothing(query: Tensor) -> Tensor:
-    """Scores of zero."""
+    """Return scores of zero."""
     return query.new_zeros(())
 
 
 def split(mask: Tensor, dims: int) -> Tensor:
-    """`(P, …, L, K)` → `(1, P, …, L, K)`, as scores of `dims` axes are split: `(N·T·W, …)` → `(N·T, W, …)`."""
+    """Split a mask like scores of `dims` axes, `(N·T·W, …)` → `(N·T, W, …)`: `(P, …, L, K)` → `(1, P, …, L, K)`."""
     return mask.unsqueeze(0) if mask.dim() == dims else mask
 
 
 def merge(mask: Tensor, dims: int) -> Tensor:
-    """`(1, P, …, L, K)` → `(P, …, L, K)`, the inverse of `split`."""
+    """Map `(1, P, …, L, K)` to `(P, …, L, K)`, the inverse of `split`."""
     return mask.flatten(0, 1) if mask.dim() == dims else mask
 
 
 def shared(mask: fx.Node) -> list[fx.Node] | None:
-    """How a mask that has rows for each image, and varies with none, is made of what has no rows.
+    """Return how a mask with rows for each image, none of which vary, is computed from values without rows.
 
-    Those of its nodes that have rows, in order; None where their rows do not simply repeat.
+    Returns its nodes with rows, in order; None if their rows do not simply repeat.
     """
     chain: list[fx.Node] = []
     waiting = [mask]
@@ -192,10 +192,10 @@ def _reshapes(before: Tensor, node: fx.Node) -> bool:
 
 
 def chance(module: Any) -> float:
-    """How often a dropout layer, whatever stands there now, drops a value."""
+    """Return the probability with which a dropout layer, or its replacement, drops a value."""
     return float(getattr(module, "p", 0.0)) if module.training else 0.0
 
 
 def chance_of(p: float, training: bool) -> float:
-    """How often dropout drops a value."""
+    """Return the probability with which dropout drops a value."""
     return p if training else 0.0

@@ -1,11 +1,11 @@
 """Attention over the tokens of a group of frames.
 
-Attention shares each weight out among equal keys: over the tokens of several equal frames it gives what it gives over
-those of one. With class tokens, biases and masks repeated for each frame, joint space-time attention (Bertasius et al.,
-TimeSformer, arXiv:2102.05095, section 3; Arnab et al., ViViT, arXiv:2103.15691, section 3.3, model 1) on a replicated
-clip is therefore the 2D network's, for any number of frames.
+Attention divides each weight among equal keys: over the tokens of several equal frames, its output equals that over one
+frame's tokens. With class tokens, biases and masks repeated for each frame, joint space-time attention (Bertasius et
+al., TimeSformer, arXiv:2102.05095, section 3; Arnab et al., ViViT, arXiv:2103.15691, section 3.3, model 1) on a
+replicated clip therefore equals the 2D network's, for any number of frames.
 
-Everything here works on frames `(N·T·W, …)`, T being outermost within a clip.
+Everything here works on frames `(N·T·W, …)`, with T outermost within a clip.
 """
 
 from __future__ import annotations
@@ -24,40 +24,40 @@ ALL = 0
 
 
 class Groups(NamedTuple):
-    """How the frames of a batch are told apart, `(N·T·W, …)`, and which attend to each other."""
+    """How the frames of a batch, `(N·T·W, …)`, are grouped for attention."""
 
     clips: int
     """N."""
     rows: int
-    """W, whatever stands between frames and tokens in the batch axis (windows, heads)."""
+    """W, the rows between frames and tokens in the batch axis (windows, heads)."""
     span: int
-    """Frames in a group, `ALL` being all."""
+    """Frames in a group; `ALL` for all."""
     shift: int = 0
-    """By how many frames the groups are shifted."""
+    """Frames by which the groups are shifted."""
 
 
 def grouped(frames: Tensor, groups: Groups) -> Tensor:
-    """`(N·T·W, …)` → `(N, G, S, W, …)`: G groups of S frames."""
+    """Map `(N·T·W, …)` to `(N, G, S, W, …)`: G groups of S frames."""
     clips, rows, span, _ = groups
     length = frames.shape[0] // (clips * rows)
     size = length if span == ALL else torch.sym_min(length, span)
     if isinstance(length, int) and length % size:
-        raise FramesError(f"attention over groups of {size} frames: of which {length} are no multiple")
+        raise FramesError(f"attention over groups of {size} frames: {length} is not a multiple of that")
     return frames.reshape(clips, length // size, size, rows, *frames.shape[1:])
 
 
 def tokens(frames: Tensor, groups: Groups) -> Tensor:
-    """`(N·T·W, …, L, D)` → `(N·G·W, …, S·L, D)`: the tokens of a group's frames side by side."""
+    """Concatenate the tokens of a group's frames, `(N·T·W, …, L, D)` → `(N·G·W, …, S·L, D)`."""
     return grouped(frames, groups).movedim(2, -3).flatten(-3, -2).flatten(0, 2)
 
 
 def another(query: Tensor) -> Tensor:
-    """The same tensor as another object: of one alone torch's `MultiheadAttention` computes all scores at once."""
+    """Return a view: for one object as all its inputs, torch's `MultiheadAttention` computes all scores at once."""
     return query.view_as(query)
 
 
 def frames_of(joint: Tensor, like: Tensor, groups: Groups) -> Tensor:
-    """The inverse of `tokens`; `like` is what tells the number of frames and of their tokens, `(N·T·W, …, L, ·)`."""
+    """Invert `tokens`; `like`, `(N·T·W, …, L, ·)`, tells the numbers of frames and of their tokens."""
     apart = grouped(like, groups)
     size, length = apart.shape[2], like.shape[-2]
     split = joint.reshape(*apart.shape[:2], groups.rows, *joint.shape[1:-2], size, length, joint.shape[-1])
@@ -65,7 +65,7 @@ def frames_of(joint: Tensor, like: Tensor, groups: Groups) -> Tensor:
 
 
 def shifted(frames: Tensor, groups: Groups) -> Tensor:
-    """`(N·T·W, …)` with the frames of each clip of more than `span` moved cyclically, forward by `-shift`."""
+    """Shift the frames of each clip longer than `span` in `(N·T·W, …)` cyclically, forward by `-shift`."""
     clips, rows, span, shift = groups
     apart = frames.reshape(clips, frames.shape[0] // (clips * rows), rows, *frames.shape[1:])
     places = torch.arange(apart.shape[1], device=frames.device)
@@ -74,32 +74,32 @@ def shifted(frames: Tensor, groups: Groups) -> Tensor:
 
 
 def _apart(groups: int, size: int, span: int, shift: int, device: torch.device) -> Tensor:
-    """`(G, S, S)`: which frames of the last of several shifted groups were not side by side before, query and key."""
+    """Return `(G, S, S)`: which query and key frames of the last shifted group were not neighbours before."""
     late = torch.arange(size, device=device) >= size - shift
     group = torch.arange(groups, device=device)
     return (late.unsqueeze(1) != late) & ((group == group[-1]) & group.any()).reshape(-1, 1, 1)
 
 
 def _further(bias: Tensor, size: int) -> Tensor:
-    """`(2·span − 1, heads, L, K)` → `(S, S, heads, L, K)`: what each pair of frames has by its distance in time."""
+    """Select the bias of each pair of frames by their distance: `(2·span − 1, heads, L, K)` → `(S, S, heads, L, K)`."""
     frames = torch.arange(size, device=bias.device)
     return bias[frames.unsqueeze(1) - frames + bias.shape[0] // 2]
 
 
 def middle(table: Tensor, distances: int) -> Tensor:
-    """`(distances · entries, heads)` → `(entries, heads)`: the relative positions within one frame."""
+    """Return the relative positions within one frame, `(distances · entries, heads)` → `(entries, heads)`."""
     within: Tensor = torch.unflatten(table, 0, (distances, -1))[distances // 2]
     return within
 
 
 def beyond(table: Tensor, distances: int) -> Tensor:
-    """`(distances · entries, heads)` → `(entries, heads · distances)`: what each distance adds to the middle one."""
+    """Subtract the middle distance: `(distances · entries, heads)` → `(entries, heads · distances)`."""
     apart = torch.unflatten(table, 0, (distances, -1))
     return (apart - apart[distances // 2]).movedim(0, -1).flatten(1)
 
 
 def by_distance(bias: Tensor, distances: int) -> Tensor:
-    """`(1, heads · distances, L, K)` → `(distances, heads, L, K)`."""
+    """Map `(1, heads · distances, L, K)` to `(distances, heads, L, K)`."""
     return bias.reshape(-1, distances, *bias.shape[-2:]).movedim(1, 0)
 
 
@@ -112,10 +112,10 @@ def attend_jointly(
     bias: Tensor | None = None,
     options: dict[str, Any] | None = None,
 ) -> Tensor:
-    """`scaled_dot_product_attention` of `(N·T·W, …, L, D)` over the tokens of a group's frames, each masked alike.
+    """Apply `scaled_dot_product_attention` to `(N·T·W, …, L, D)` over the tokens of a group's frames.
 
-    `mask` is `(P, …, L, K)`, P being the rows after which it repeats: 1, W, or all; between two frames it is that of
-    the query's. `bias`, `(2·span − 1, heads, L, K)`, is added by the distance in time; `options` are torch's own.
+    `mask` is `(P, …, L, K)` and repeats after P rows: 1, W, or all; between two frames, the query's applies. `bias`,
+    `(2·span − 1, heads, L, K)`, is added by the distance in time; `options` are torch's.
     """
     asking, asked, given = (tokens(part, groups) for part in (query, key, value))
     size, length = grouped(query, groups).shape[2], query.shape[-2]
@@ -134,11 +134,11 @@ def attend_jointly(
 
 
 _MASKED_AT_ONCE = 2**24
-"""Entries of a mask that are held at once, 64 MiB in float32: that of as many of the queries' frames as fit."""
+"""Entries of a mask that are in memory at once, 64 MiB in float32: that of as many of the queries' frames as fit."""
 
 
 def _together(added: list[Tensor], size: int, pair: int) -> int:
-    """How many of the queries' frames are masked at once."""
+    """Return how many of the queries' frames are masked at once."""
     if not added:
         return size
     lead = math.prod(map(max, zip(*(one.shape[:-4] for one in added), strict=True)))
@@ -147,7 +147,7 @@ def _together(added: list[Tensor], size: int, pair: int) -> int:
 
 
 def _added(mask: Tensor | None, query: Tensor, key: Tensor, groups: Groups, bias: Tensor | None) -> list[Tensor]:
-    """What is added to the scores of a group's tokens, each `(N, G, W, …, S, L, S, K)` or 1 where it is the same."""
+    """Return the terms added to the scores of a group's tokens, each `(N, G, W, …, S, L, S, K)` or 1 on equal axes."""
     _, rows, span, shift = groups
     count, size, middle = *grouped(query, groups).shape[1:3], query.dim() - 3
     added = []
@@ -171,7 +171,7 @@ def _added(mask: Tensor | None, query: Tensor, key: Tensor, groups: Groups, bias
 
 
 def _mask(added: list[Tensor], query: Tensor, key: Tensor, groups: Groups, start: int, count: int) -> Tensor | None:
-    """`(P, …, F·L, S·K)`: the sum of what is `added` for F = `count` of the queries' frames."""
+    """Return the sum `(P, …, F·L, S·K)` of what is `added` for F = `count` of the queries' frames."""
     if not added:
         return None
     size = grouped(query, groups).shape[2]
@@ -185,9 +185,9 @@ def _mask(added: list[Tensor], query: Tensor, key: Tensor, groups: Groups, start
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any] | None) -> Tensor:
-    """`(R, …, L, D)`, on 4 axes, for which torch has fused forms, and a mask `(P, …, L, K)` that repeats after P rows.
+    """Attend with `(R, …, L, D)` on four axes, for which torch has fused forms, and a mask that repeats after P rows.
 
-    Those P rows are so many heads more, so that the mask is one view for all rows.
+    The P rows become heads, so that the mask is one view for all rows.
     """
     shape, period = query.shape, 1 if mask is None else mask.shape[0]
     rows = (shape[0], 1) if isinstance(period, int) and period == 1 else (-1, period)
@@ -201,28 +201,28 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, opti
 
 
 def score_pairs(query: Tensor, keys: Tensor, groups: Groups) -> Tensor:
-    """`(N·T·W, …, L, D)` by `(N·T·W, …, D, K)` → `(N·P·W, …, L, K)`, P being the pairs of a group's frames."""
+    """Multiply `(N·T·W, …, L, D)` and `(N·T·W, …, D, K)` to `(N·P·W, …, L, K)`, for P pairs of frames."""
     asking, asked = (grouped(part, groups) for part in (query, keys))
     return torch.matmul(asking.unsqueeze(3), asked.unsqueeze(2)).flatten(0, 4)
 
 
 def for_each_key(frames: Tensor, groups: Groups) -> Tensor:
-    """`(N·T·W, …)` → `(N·P·W, …)`: what belongs to a query's frame, beside each frame that it attends to."""
+    """Repeat a query frame's values for each frame that it attends to, `(N·T·W, …)` → `(N·P·W, …)`."""
     apart = grouped(frames, groups).unsqueeze(3)
     return apart.expand(*apart.shape[:3], apart.shape[2], *apart.shape[4:]).flatten(0, 4)
 
 
 def _paired(pairs: Tensor, like: Tensor, groups: Groups, rows_like: int) -> Tensor:
-    """`(N·P·W, …, L, K)` → `(N, G, S, W, …, L, S, K)`: query's frame first, key's frame beside the keys."""
+    """Map `(N·P·W, …, L, K)` to `(N, G, S, W, …, L, S, K)`: the query's frame first, the key's before the keys."""
     count, size = grouped(like, groups._replace(rows=rows_like)).shape[1:3]
     return pairs.reshape(groups.clips, count, size, size, groups.rows, *pairs.shape[1:]).movedim(3, -2)
 
 
 def softmax_of_pairs(pairs: Tensor, like: Tensor, groups: Groups, rows_like: int, bias: Tensor | None = None) -> Tensor:
-    """`(N·P·W, …, L, K)`: softmax over the keys of all the S frames that a query attends to; `like` is the query.
+    """Apply softmax over the keys of all S frames that a query attends to; `like` is the query.
 
-    Times S, so that the weights within each pair of frames are those within one frame where all are equal, whatever is
-    computed of them on the way to the values (mixed heads with a bias, CaiT). `bias` as in `attend_jointly`.
+    The result `(N·P·W, …, L, K)` is multiplied by S, so that for equal frames the weights within each pair are those
+    within one frame, for whatever is computed from them (CaiT mixes heads with a bias). `bias` as in `attend_jointly`.
     """
     apart = _paired(pairs, like, groups, rows_like)  # (N, G, S, W, …, L, S, K)
     count, size = apart.shape[1:3]
@@ -237,7 +237,7 @@ def softmax_of_pairs(pairs: Tensor, like: Tensor, groups: Groups, rows_like: int
 
 
 def attend_pairs(pairs: Tensor, value: Tensor, groups: Groups, rows_value: int) -> Tensor:
-    """`(N·P·W, …, L, K)` by `(N·T·W, …, K, D)` → `(N·T·W, …, L, D)`, the mean over the frames attended to."""
+    """Average `(N·P·W, …, L, K)` times `(N·T·W, …, K, D)` over the frames attended to, `(N·T·W, …, L, D)`."""
     apart = _paired(pairs, value, groups, rows_value)
     values = grouped(value, groups._replace(rows=rows_value)).movedim(2, -3).flatten(-3, -2).unsqueeze(2)
     return torch.matmul(apart.flatten(-2), values).flatten(0, 3) / apart.shape[-2]

@@ -1,4 +1,4 @@
-"""The attentions that a recipe has see other frames, node by node, and the time embedding in front of them."""
+"""Rewrite the attentions that a recipe extends to other frames, node by node, and add the time embedding."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ EMBEDDED_FRAMES = 16
 """Rows of a time embedding's table, or its number of sinusoids."""
 
 RELATIVE = "relative_position_bias_table"
-"""The last name of tables of relative positions, as Swin has them in torchvision, timm and transformers."""
+"""The last name of tables of relative positions, as in the Swins of torchvision, timm and transformers."""
 
 
 class AttentionOverTime:
-    """What a rewriting does at the nodes of attentions: `before` each node, in its place (`attended`), `behind` it."""
+    """Rewrites the nodes of attentions: `before` each node, in its place (`attended`), and after it (`behind`)."""
 
     def __init__(self, to: Rewriting, traced: Reading) -> None:
         self.to = to
@@ -49,7 +49,7 @@ class AttentionOverTime:
         for last, attention in self.found.items():
             attends = not attention.refusal and self.to.recipe.attending(attention.name) is not None
             if attends and not all(map(orders.image_by_image, _values(attention))):
-                refusal = "its rows do not stand image by image (heads or windows in front of the images)"
+                refusal = "its rows are not grouped by image (heads or windows come before the images)"
                 self.found[last] = replace(attention, refusal=refusal)
         self.wanted = {last: self._wanted(attention) for last, attention in self.found.items()}
         self.parts = self._parts()
@@ -62,13 +62,13 @@ class AttentionOverTime:
         self.nodes = Nodes(to, self.parts, self.steps)
 
     def before(self, node: fx.Node) -> None:
-        """In front of a block, its tokens with what the attention over time adds to them in the place of its tokens."""
+        """Before a block, replace its tokens by those with the attention over time added."""
         block = self.blocks.get(node)
         if block is None or node is not block.norm:
             return
         to, name = self.to, block.name
         if to.layout_of(block.tokens) is Layout.PLAIN:
-            raise self._misfit(block.attention, "its tokens do not vary")
+            raise self._misfit(block.attention, "its tokens do not vary with the image")
         fillings = {f"{name}.{key}": filling for key, filling in block.fillings.items()}
         dtype = to.root.get_parameter(fillings[f"{name}.proj.weight"].like[0]).dtype
         to.modules[name], to.fillings = block.module(dtype), to.fillings | fillings
@@ -78,7 +78,7 @@ class AttentionOverTime:
         to.env[block.tokens] = (new, Layout.FRAMES)
 
     def attended(self, node: fx.Node) -> New | None:
-        """A node of an attention over the frames of a group; None for one of no such attention."""
+        """Rewrite a node of an attention over a group's frames; return None for other nodes."""
         if node not in self.parts:
             return None
         attention, temporal = self.parts[node]
@@ -89,7 +89,7 @@ class AttentionOverTime:
         elif attention.kind == "fused":
             new = self.nodes.fused(node, temporal, self._bias_in_time(attention, temporal))
         elif attention.kind == "module" and temporal.shift:
-            raise self._misfit(attention, "its groups can't be shifted")
+            raise self._misfit(attention, "it does not support shifted groups")
         elif attention.kind == "module":
             new = self.nodes.module(node, temporal)
         elif node is attention.first:
@@ -116,10 +116,10 @@ class AttentionOverTime:
         return new, Layout.FRAMES
 
     def behind(self, node: fx.Node) -> None:
-        """Behind a block its tokens are as they were; the time embedding; an attention's row in the table of layers."""
+        """After a block, restore its tokens; add the time embedding; record attentions in the table of layers."""
         to, block = self.to, self.blocks.get(node)
         if block is not None and node is block.branch and block.leading:
-            # What a block adds to class tokens, as their mean over the frames.
+            # A block adds to class tokens the mean over the frames.
             to.env[node] = (to.call(leading_alike, to.frames(node), to.clips, block.leading), Layout.FRAMES)
         if block is not None and node is block.sum:
             to.env[block.tokens] = self.before_block.pop(block.tokens)
@@ -140,7 +140,7 @@ class AttentionOverTime:
             )
 
     def table(self, node: fx.Node, new: fx.Node) -> fx.Node:
-        """A parameter; of a table repeated in time the part within a frame, which the 2D network's code reads."""
+        """Return a parameter; for a table repeated in time, the part within a frame, which the 2D code reads."""
         if node not in self.tables:
             return new
         attention, temporal = self.tables[node]
@@ -151,7 +151,7 @@ class AttentionOverTime:
         within.meta["plain"] = new.meta["plain"] = True
         return within
 
-    # What the recipe wants of which attention.
+    # What the recipe says about each attention.
 
     def _wanted(self, attention: Attention) -> Attending | None:
         return None if attention.refusal else self.to.recipe.attending(attention.name)
@@ -160,7 +160,7 @@ class AttentionOverTime:
         return RecipeError(f"recipe {self.to.recipe.name!r} does not fit {attention.name}: {why}")
 
     def _parts(self) -> Parts:
-        """The attention that each node of the 2D graph is part of, where the recipe has it attend to other frames."""
+        """Map the nodes of the 2D graph to their attention, if the recipe extends it to other frames."""
         nodes: Parts = {}
         for attention in self.found.values():
             temporal = self.wanted[attention.last]
@@ -170,7 +170,7 @@ class AttentionOverTime:
         return nodes
 
     def _blocks(self, traced: Reading) -> list[Block]:
-        """The blocks that get an attention over time; an attention that is in none stays within a frame."""
+        """Return the blocks that get an attention over time; attentions without such a block stay within a frame."""
         blocks: list[Block] = []
         refused: dict[fx.Node, str] = {}
         for last, attention in self.found.items():
@@ -183,7 +183,7 @@ class AttentionOverTime:
             last, why = next(iter(refused.items()))
             raise self._misfit(
                 self.found[last],
-                f"{why}; attention over time at each place is for blocks tokens + attention(norm(tokens)), as in plain "
+                f"{why}; divided attention needs blocks tokens + attention(norm(tokens)), as in plain "
                 "vision transformers",
             )
         self.found |= {last: replace(self.found[last], refusal=why) for last, why in refused.items()}
@@ -191,7 +191,7 @@ class AttentionOverTime:
         return blocks
 
     def _tables(self) -> Parts:
-        """The tables of relative positions that are repeated in time, and the attentions that they are of."""
+        """Return the tables of relative positions that are repeated in time, with their attentions."""
         tables = {}
         for attention, temporal in {id(of): of for of in self.parts.values()}.values():
             if not temporal.relative:
@@ -201,20 +201,20 @@ class AttentionOverTime:
             if len(own) != 1 or len(own[0].users) != 1:
                 raise self._misfit(
                     attention,
-                    f"it has no table of relative positions of its own ({RELATIVE}, as Swin has) to repeat over time",
+                    f"it has no table of relative positions of its own ({RELATIVE}, as in Swin) to repeat",
                 )
             tables[own[0]] = (attention, temporal)
         return tables
 
     def _bias_in_time(self, attention: Attention, temporal: Attending) -> fx.Node | None:
-        """What a repeated table adds to the scores of two frames, by what the 2D network makes of it in one."""
+        """Return the bias that a repeated table adds to the scores of two frames, computed by the 2D network's code."""
         if attention.name not in self.whole:
             return None
         to, (bias, table), distances = self.to, self.whole[attention.name], 2 * temporal.group - 1
         copies = {bias: to.call(beyond, table, distances)}
         while (user := next(iter(bias.users))) in to.env and to.layout_of(user) is Layout.PLAIN:
             if any(n not in copies and _is_floating(n.meta["value"]) for n in user.all_input_nodes):
-                break  # a mask, which is added once
+                break  # a mask is added once
             copies[user] = to.copy(user, lambda n: copies[n] if n in copies else to.env[n][0])
             bias = user
         new = to.call(by_distance, copies[bias], distances)
@@ -225,7 +225,7 @@ class AttentionOverTime:
     # The time embedding.
 
     def _before_attention(self) -> fx.Node | None:
-        """The last layer over images in front of the first attention that sees other frames, if there is one."""
+        """Return the last layer over images before the first attention that sees other frames, if there is one."""
         to = self.to
         first = next((n for n in to.old.nodes if n in self.parts or n in self.blocks), None)
         if first is None:
@@ -235,7 +235,7 @@ class AttentionOverTime:
         modules = {n: to.root.get_submodule(str(n.target)) for n in layers}
         lifted = [n for n, module in modules.items() if counterpart(module) is not None and [*module.parameters()]]
         if not lifted:
-            raise RecipeError("there is no layer over images in front of the attention to put a time embedding behind")
+            raise RecipeError("there is no layer over images before the attention to add a time embedding to")
         last: fx.Node = lifted[-1]
         return last
 
@@ -263,7 +263,7 @@ class AttentionOverTime:
 
 
 def _values(attention: Attention) -> list[fx.Node]:
-    """What an attention is of."""
+    """Return the inputs of an attention."""
     nodes = attention.last.all_input_nodes + (attention.first.all_input_nodes if attention.first is not None else [])
     return [node for node in nodes if rows(node)]
 

@@ -1,4 +1,4 @@
-"""The nodes of an attention over the frames of a group: one fused operation, a module, or product, softmax, product."""
+"""The nodes of an attention over the frames of a group: a fused operation, a module, or product, softmax, product."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from i3dconvert.lift.rewriting import New, Rewriting
 from i3dconvert.recipes import Attending
 
 Parts = dict[fx.Node, tuple[Attention, Attending]]
-"""The attention that each node of the 2D graph is part of, where the recipe has it attend to other frames."""
+"""The attention of each node of the 2D graph, if the recipe extends it to other frames."""
 
 
 class Nodes:
-    """Writes the nodes of one attention after the other into the lifted graph."""
+    """Adds the nodes of attentions to the lifted graph."""
 
     def __init__(self, to: Rewriting, parts: Parts, steps: dict[fx.Node, dict[fx.Node, Step]]) -> None:
         self.to, self.parts, self.steps = to, parts, steps
@@ -47,7 +47,7 @@ class Nodes:
     def over_frames(
         self, function: Any, node: fx.Node, values: tuple[fx.Node, ...], temporal: Attending, *rest: Any
     ) -> fx.Node:
-        """A function over frames of `values`, which are moved as the groups are shifted."""
+        """Call a function on the frames of `values`, which are shifted with the groups."""
         given = [self.to.frames(n) if n in self.parts else self.moved(n, temporal) for n in values]
         return self.to.call(function, *given, self.groups(values[0], temporal), *rest, name=node.name)
 
@@ -55,14 +55,14 @@ class Nodes:
         return self.shifted_frames(self.to.frames(node), node, temporal)
 
     def shifted_frames(self, new: fx.Node, node: fx.Node, temporal: Attending, back: bool = False) -> fx.Node:
-        """The value of a 2D node over frames, its frames moved as the groups are shifted, or moved `back`."""
+        """Return a 2D node's value over frames, with the frames shifted with the groups, or `back`."""
         if not temporal.shift:
             return new
         groups = self.groups(node, temporal)
         return self.to.call(shifted, new, groups._replace(shift=-groups.shift) if back else groups)
 
     def between_products(self, node: fx.Node, attention: Attention, temporal: Attending) -> New:
-        """What is computed of the scores, for each pair of frames; what comes from elsewhere is that of the query's."""
+        """Compute an operation on the scores for each pair of frames; for other values, the query's frame counts."""
         inside = [n for n in node.all_input_nodes if n in attention.between or n is attention.first]
 
         def given(source: fx.Node) -> fx.Node:
@@ -81,7 +81,7 @@ class Nodes:
         return new, Layout.FRAMES
 
     def masks(self, node: fx.Node, attention: Attention, temporal: Attending) -> New:
-        """In the place of the scores, what the 2D network's code makes of scores of zero, which is their mask."""
+        """Replace scores by what the 2D network's code computes from scores of zero: their mask."""
         to, query = self.to, operands(attention.first)[0]  # type: ignore[arg-type]
         step = self.steps[attention.last].get(node)
         if step is None:
@@ -110,7 +110,7 @@ class Nodes:
         return new
 
     def as_fused(self, attention: Attention, temporal: Attending, bias: fx.Node | None) -> fx.Node:
-        """Product, softmax, product as one operation: the scale on the query, the rest as one mask."""
+        """Compute product, softmax, product as one operation: scale the query, and put the rest into one mask."""
         to, last, steps = self.to, attention.last, self.steps[attention.last]
         assert attention.first is not None
         (query, keys), (weights, value) = operands(attention.first), operands(last)
@@ -136,7 +136,7 @@ class Nodes:
 
     @staticmethod
     def is_held_in_parts(attention: Attention) -> bool:
-        """Whether torch's fused forms, which hold no scores, take queries and values alike."""
+        """Return whether torch's fused forms, which hold no scores, apply: queries and values have the same size."""
         query = (
             operands(attention.first)[0] if attention.first is not None else layout.argument(attention.last, "query", 0)
         )
@@ -158,7 +158,7 @@ class Nodes:
         return to.call(attend_jointly, *given, mask, groups, bias, fx.node.map_arg(options, to.frames), name=node.name)
 
     def _repeating(self, mask: fx.Node) -> fx.Node:
-        """A mask made for all rows of what has none, as one that repeats: Swin's, of the windows of an image."""
+        """Return a mask that was expanded to all rows as a repeating one, such as Swin's, for an image's windows."""
         to, chain = self.to, shared(mask)
         made: dict[fx.Node, fx.Node] = {}
         for node in chain or ():

@@ -1,7 +1,7 @@
-"""Which image each row of a value belongs to: attention over frames needs rows that stand image by image.
+"""Which image each row of a value belongs to: attention over frames needs rows grouped by image.
 
-In 2D a network may put heads, windows or halves in front of the images, as `torch.cat(x.split(...), dim=0)` does. Then
-the rows of one clip's frames are not side by side.
+In 2D, a network may put heads, windows or halves before the images, like `torch.cat(x.split(...), dim=0)`. Then
+the rows of one clip's frames are not adjacent.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _MOVING = frozenset(
 
 
 class Orders:
-    """The images that rows are of, found by carrying the numbers of the images through whatever moves them."""
+    """The images that rows belong to, found by carrying the images' indices through all operations that move them."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self._graph = graph
         self._known: dict[fx.Node, Any] = {}
 
     def image_by_image(self, node: fx.Node) -> bool:
-        """Whether all rows of the first image stand before those of the second, as far as can be told."""
+        """Return whether all rows of the first image precede those of the second, as far as is known."""
         if not self._known:
             for one in self._graph.nodes:
                 self._known[one] = self._order(one)
@@ -39,7 +39,7 @@ class Orders:
         return not isinstance(order, Tensor) or bool((order.diff() >= 0).all())
 
     def _order(self, node: fx.Node) -> Any:
-        """The image of each row, or None where it is not known; of several values a list."""
+        """Return the image of each row, or None if it is unknown; for several values, a list."""
         value, multiples = node.meta.get("value"), node.meta.get("batch")
         if node.op == "placeholder":
             return torch.arange(BATCH, dtype=torch.int8)
@@ -73,13 +73,13 @@ class Orders:
 
 
 def _axis(multiples: Any) -> int | None:
-    """The one axis that follows the batch."""
+    """Return the only axis that follows the batch, if there is just one."""
     axes = [axis for axis, times in enumerate(multiples) if times] if isinstance(multiples, tuple) else []
     return axes[0] if len(axes) == 1 else None
 
 
 def _spread(order: Any, value: Any, multiples: Any) -> Any:
-    """A tensor as large as `value` that holds each entry's image."""
+    """Return a tensor of the size of `value` with each entry's image."""
     if isinstance(value, tuple | list) and isinstance(order, list):
         return type(value)([_spread(*each) for each in zip(order, value, multiples, strict=True)])
     if not isinstance(value, Tensor):
@@ -93,7 +93,7 @@ def _spread(order: Any, value: Any, multiples: Any) -> Any:
 
 
 def _gathered(found: Any, value: Any, multiples: Any) -> Any:
-    """The image of each row of what holds each entry's image; None where a row has several, or none."""
+    """Return each row's image from each entry's image; None if a row has several, or none."""
     if isinstance(found, tuple | list):
         if not isinstance(value, tuple | list) or len(found) != len(value):
             return None

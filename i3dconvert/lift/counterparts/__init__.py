@@ -1,7 +1,7 @@
-"""The table of 3D counterparts: which 2D modules are lifted, and into what.
+"""The table of 3D counterparts: which 2D modules are lifted, and to what.
 
-A row is a 2D type, by its full name, and what makes its 3D module, its geometry along time, and what fills its tensors;
-`conv.py`, `pool.py` and `norm.py` have those of their families.
+A row maps the full name of a 2D type to functions for its 3D module, its geometry along time, and the fillings of its
+tensors; `conv.py`, `pool.py` and `norm.py` define those of their families.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ COUNTERPARTS: dict[str, Counterpart] = {
     "torchvision.models.convnext.LayerNorm2d": norm.LAYER_NORM,
     "torch.nn.modules.dropout.Dropout2d": norm.DROPOUT,
 }
-"""No library is imported for it. A subclass counts as what it inherits its forward pass from."""
+"""Counterparts by full name, so that no library is imported. Subclasses count as the class whose forward they run."""
 
 _ACTIVATIONS = """
     CELU ELU GELU Hardshrink Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid Mish PReLU RReLU ReLU ReLU6 SELU SiLU
@@ -58,11 +58,11 @@ ANY_RANK = {
     "torchvision.ops.stochastic_depth.StochasticDepth",
     "timm.layers.drop.DropPath",
 }
-"""Modules that take a clip as they take an image, with the channels at axis 1."""
+"""Modules that accept clips like images, with the channels at axis 1."""
 
 
 def draws_rows(module: nn.Module) -> bool:
-    """Whether in training a module without weights drops whole images, each by a draw of its own (stochastic depth)."""
+    """Return whether a module without weights drops whole images at random in training (stochastic depth)."""
     if type(module).__module__.startswith("torch.nn.") or any(True for _ in module.parameters()):
         return False
     if "training" not in getattr(getattr(type(module).forward, "__code__", None), "co_names", ()):
@@ -74,7 +74,7 @@ def draws_rows(module: nn.Module) -> bool:
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             found = probe(torch.ones(64, 2, 3))
-    except Exception:  # noqa: BLE001 - somebody's module, for something else
+    except Exception:  # noqa: BLE001 - a module with another purpose
         return False
     if not isinstance(found, Tensor) or found.shape != (64, 2, 3):
         return False
@@ -88,7 +88,7 @@ UPSAMPLES = {
 
 
 def counterpart(module: nn.Module) -> Counterpart | None:
-    """The entry of the table for this module's type, if there is one."""
+    """Return the table's entry for this module's type, if there is one."""
     if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
         return pool.GLOBAL_AVG_POOL
     if isinstance(module, nn.MaxPool2d) and module.return_indices:
@@ -97,11 +97,11 @@ def counterpart(module: nn.Module) -> Counterpart | None:
 
 
 def counterpart_of_base(module: nn.Module) -> Counterpart | None:
-    """The entry of the nearest class that the module inherits from, where it never runs: its tensors alone count."""
+    """Return the entry of the nearest base class of a module that never runs, so that only its tensors count."""
     bases = (f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__)
     return counterpart(module) or next((COUNTERPARTS[name] for name in bases if name in COUNTERPARTS), None)
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether the table has an entry for this module, so that tracing keeps it whole."""
+    """Return whether the table has an entry for this module, so that tracing does not enter it."""
     return counterpart(module) is not None

@@ -1,4 +1,4 @@
-"""Convolutions, transposed ones too."""
+"""Convolutions and transposed convolutions."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def _conv(conv: Any, temporal: Temporal, style: Style) -> nn.Module:
 
 
 def _time_padding(temporal: Temporal, style: Style) -> tuple[int, tuple[int, int, str] | None]:
-    """The temporal padding that `nn.Conv3d` can do itself, else 0 and what has to be done before it."""
+    """Return the temporal padding that `nn.Conv3d` supports, else 0 and the padding to apply before it."""
     middle = temporal.dilation * (temporal.kernel // 2)
     strict = style.init == "center" and style.padding == "zeros"
     if strict and (temporal.before > middle or temporal.after > temporal.span - 1 - middle):
         raise RecipeError(
             f"with a temporal kernel of {temporal.kernel}, padding {max(temporal.before, temporal.after)} puts the "
-            "middle tap on the padding, and frames of zeros come out at the border"
+            "middle tap on the padding, so that border frames become zeros"
         )
     if temporal.before != temporal.after or (style.padding != "zeros" and temporal.before > 0):
         return 0, (temporal.before, temporal.after, style.padding)
@@ -61,7 +61,7 @@ def _time_padding(temporal: Temporal, style: Style) -> tuple[int, tuple[int, int
 
 
 def _temporal_conv(conv: nn.Conv2d, temporal: Temporal, style: Style) -> nn.Module:
-    """The second half of a (2+1)D convolution: t×1×1, of as many channels and groups as the first half gives."""
+    """Return the second half of a (2+1)D convolution: t×1×1, with the first half's output channels and groups."""
     padding, time = _time_padding(temporal, style)
     arguments: dict[str, Any] = {
         "in_channels": conv.out_channels,
@@ -102,7 +102,7 @@ def _padding(conv: nn.Conv2d) -> Pair | None:
 
 
 def _spatial_pad(conv: nn.Conv2d) -> SpatialPad | None:
-    """What `nn.Conv3d`'s own padding can't do for this convolution."""
+    """Return the spatial padding of this convolution that `nn.Conv3d` does not support."""
     if is_same(conv):
         return SpatialPad("constant", None, pair(conv.kernel_size), pair(conv.stride), pair(conv.dilation))
     if _padding(conv) is not None and conv.padding_mode == "zeros":

@@ -31,7 +31,7 @@ def _max_pool(pool: nn.MaxPool2d, temporal: Temporal, style: Style) -> nn.Module
 def _avg_pool(pool: nn.AvgPool2d, temporal: Temporal, style: Style) -> nn.Module:
     refuse_dilation(temporal, "an average pool")
     if pool.divisor_override is not None and pool.ceil_mode and temporal.kernel > 1:
-        raise RecipeError("an average pool with a divisor of its own and ceil_mode can't be averaged over time")
+        raise RecipeError("an average pool with divisor_override and ceil_mode can't be averaged over time")
     divisor = None if pool.divisor_override is None else pool.divisor_override * temporal.kernel
     space = _pool_pad(pool, 0.0)
     lifted = (AvgPool3d if pool.ceil_mode or any(pair(pool.padding)) else nn.AvgPool3d)(

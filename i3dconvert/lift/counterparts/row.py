@@ -1,4 +1,4 @@
-"""One row of the table of counterparts, and what several families of layers need."""
+"""A row of the table of counterparts, and what several families of layers share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _no_fillings(layer: Any, temporal: Temporal, style: Style) -> dict[str, Fill
 
 @dataclass(frozen=True)
 class Counterpart:
-    """How one type of 2D module is lifted; `geometry` is given for those that a recipe has a say in."""
+    """How a type of 2D module is lifted; types that recipes apply to have a `geometry`."""
 
     lift: Callable[[Any, Temporal, Style], nn.Module]
     geometry: Callable[[Any], Geometry] | None = None
@@ -29,23 +29,23 @@ class Counterpart:
 
 
 def is_same(layer: nn.Module) -> bool:
-    """Whether the layer pads as TensorFlow's 'SAME' does, which depends on the size of the image."""
+    """Return whether the layer pads like TensorFlow's 'SAME', which depends on the image's size."""
     return type(layer).__name__.endswith("2dSame") and getattr(layer, "same_pad", True)
 
 
 def like(layer: Any) -> dict[str, Any]:
-    """Where a layer's weights are, and in what."""
+    """Return the device and the dtype of a layer's weights."""
     return {"device": layer.weight.device, "dtype": layer.weight.dtype}
 
 
 def refuse_dilation(temporal: Temporal, layer: str) -> None:
-    """Raise `RecipeError` where a recipe dilates what has no dilation in time."""
+    """Raise `RecipeError` if a recipe dilates a layer that has no temporal dilation."""
     if temporal.dilation > 1 and temporal.kernel > 1:
         raise RecipeError(f"{layer} has no temporal dilation")
 
 
 def full_name(module: nn.Module) -> str:
-    """The name of the module's type, as tables have it; of a subclass that computes what its base does, the base's."""
+    """Return the name of the module's type; for a subclass that computes the same as its base, the base's."""
     cls = type(module)
     while not cls.__module__.startswith("torch.") and not any(name in vars(cls) for name in _COMPUTING):
         cls = cls.__bases__[0]

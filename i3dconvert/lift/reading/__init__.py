@@ -1,7 +1,7 @@
-"""Reading a network by running it: three times on the meta device, at other batches and sizes and in both modes.
+"""Read a network by running it three times on the meta device, with other batches and sizes and in both modes.
 
-`recording.py` writes one run down, `numbers.py` are the sizes it sees, `views.py` what is written through a view,
-`merging.py` what the runs have in common, `graph.py` that as a graph.
+`recording.py` records a run, `numbers.py` defines its sizes, `views.py` handles writes through views, `merging.py`
+finds what the runs have in common, and `graph.py` builds a graph from that.
 """
 
 from __future__ import annotations
@@ -33,38 +33,38 @@ Sizes = tuple[tuple[int, int], tuple[int, int]]
 
 @dataclass(frozen=True)
 class Reading:
-    """A graph, the weightless copy of the network that its targets name, and what keeps its sizes fixed."""
+    """A graph, the weightless copy of the network that its targets refer to, and why its sizes are fixed."""
 
     graph: fx.Graph
     root: nn.Module
     calls: tuple[CallOf, ...] = ()
-    """The calls of modules; the first is the network's own, and each node has its call's number."""
+    """The calls of modules; the first is the network's own, and each node has its call's index."""
     fixed: str = ""
-    """Why height and width are those that it was read at; empty where they are free."""
+    """Why height and width must be those that it was read at; empty if they are free."""
     eval_only: str = ""
-    """What the network does otherwise in training, so that only what it does in eval mode is known; else empty."""
+    """How the network differs in training, so that only its eval mode is known; else empty."""
     tried: Sizes | None = None
-    """The least and the greatest height and width at which network and graph agree; None where that was not tried."""
+    """The least and the greatest height and width at which network and graph agree; None if not tried."""
     kernels: Kernels = field(default_factory=Kernels)
     """The 2D kernels that the network runs."""
 
 
 def read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], trial: bool = False) -> Reading:
-    """Read `model` by running it on images `(C, H, W)`; it is left as it was.
+    """Read `model` by running it on images `(C, H, W)`; it is not modified.
 
-    With `trial`, height and width are free only where the graph also says what the network does for other numbers of
-    images, an odd size, a smaller one, and four times the size.
+    With `trial`, height and width are free only if the graph also matches the network for other numbers of images, an
+    odd size, a smaller one, and four times the size.
 
     Modules of `torch.nn`, those for which `is_layer` holds, and those without weights that behave differently in
-    training stay whole. Raises `LiftError` naming operation and module, and the part of the network that can be read
-    where the whole can't (the backbone of a detector).
+    training are not entered. Raises `LiftError`, which names the operation, the module, and the part of the network
+    that can be read if the whole can't (the backbone of a detector).
     """
     check_is_python(model)
     try:
         return _read(model, is_layer, shape, trial)
     except LiftError as error:
         part = _readable_part(model, is_layer, shape)
-        hint = f"; its part {part!r} can be inflated alone: inflate(model.{part})" if part else ""
+        hint = f"; its part {part!r} can be inflated: inflate(model.{part})" if part else ""
         raise LiftError(f"{error}{hint}") from error.__cause__
 
 
@@ -72,13 +72,13 @@ def check_is_python(model: nn.Module) -> None:
     """Raise `LiftError` for script modules and for lazy layers without weights."""
     name = type(model).__name__
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise LiftError(f"{name} holds a script module, whose code can't be read; inflate the network before scripting")
+        raise LiftError(f"{name} contains a script module, which can't be read; inflate the network before scripting")
     if any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
-        raise LiftError(f"{name} has lazy layers without weights; run it once on an image, and inflate it then")
+        raise LiftError(f"{name} has lazy layers without weights; run it once on an image, then inflate it")
 
 
 def _readable_part(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int]) -> str | None:
-    """The largest direct part with layers of its own that takes an image and can be read."""
+    """Return the largest direct part that contains layers, takes an image and can be read."""
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     for name in sorted(parts, key=parts.__getitem__, reverse=True):
         part = model.get_submodule(name)
@@ -93,7 +93,7 @@ def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], tria
     channels, *size = shape
     reader = _Reader(model, is_layer, channels)
     first = reader.run(0, size)
-    fixed = "the 2D network takes no other size"
+    fixed = "the 2D network accepts no other size"
     for other in _others(*size):
         try:
             second = reader.run(1, other)
@@ -108,7 +108,7 @@ def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], tria
             return replace(reader.reading([first, second, reader.run(2, size, training=True)]), tried=tried)
         except (Differ, LiftError) as reason:
             fixed = first_line(reason)
-        if _alike(first, second):  # it is the training mode that they do not share
+        if _alike(first, second):  # only the training mode differs
             with suppress(Differ):
                 return replace(reader.reading([first, second, reader.run(2, size)], eval_only=fixed), tried=tried)
         break
@@ -122,8 +122,8 @@ def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], tria
             return reader.reading([first, second, reader.run(2, size)], fixed, eval_only=first_line(reason))
     except Differ as reason:
         raise LiftError(
-            f"the network does otherwise for other numbers of images: {first_line(reason)}; code that goes through the "
-            "images of a batch one by one can't be read, let it compute them at once"
+            f"the network's code depends on the number of images: {first_line(reason)}; code that loops over the "
+            "images of a batch can't be read, let it process them at once"
         ) from None
 
 
@@ -135,7 +135,7 @@ def _alike(*recorders: Recorder) -> bool:
 
 
 def _decide_otherwise(first: Recorder, trial: Recorder) -> bool:
-    """Whether the first thing that a run does otherwise is a decision on a size."""
+    """Return whether the first difference between the runs is a decision on a size."""
     for ours, theirs in zip(first.decisions, trial.decisions, strict=False):
         if (ours.operation, ours.row) != (theirs.operation, theirs.row):
             return False
@@ -149,7 +149,7 @@ def _others(height: int, width: int) -> list[tuple[int, int]]:
 
 
 def _trials(height: int, width: int, free: bool) -> list[tuple[int, tuple[int, int]]]:
-    """Numbers of images, and sizes, at which free axes are tried."""
+    """Return the numbers of images and the sizes at which free axes are tried."""
     if not free:
         return [(1, (height, width)), (16, (height, width))]
     return [
@@ -164,7 +164,7 @@ _OTHER_DTYPE = {torch.float32: torch.float64, torch.float64: torch.float32}
 
 
 class _Cached(Exception):
-    """The network has caches, which may have held something of an earlier run."""
+    """The network has caches, which may have held values of an earlier run."""
 
 
 class _Reader:
@@ -179,7 +179,7 @@ class _Reader:
         self.cleared = False
 
     def run(self, index: int, size: Sequence[int], training: bool = False) -> Recorder:
-        """The run number `index`; that of 1 has another dtype."""
+        """Return the run number `index`; number 1 uses another dtype."""
         dtype = self.other_dtype if index == 1 else self.dtype
         return self.recorded(BATCHES[index], size, dtype, training)
 

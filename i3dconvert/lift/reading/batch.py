@@ -1,4 +1,4 @@
-"""Which axes of a value follow the batch: found by running at several, and kept at each node as `meta["batch"]`."""
+"""Axes that follow the batch: found by runs with several batch sizes, and kept at each node as `meta["batch"]`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor, fx
 
 Multiples = Any
-"""For each axis of a tensor, how many times the batch it is long; 0 where it does not follow the batch. Nested as
-the value is."""
+"""The ratio of each axis of a tensor to the batch; 0 if it does not follow the batch. Nested like the value."""
 
 
 class PerSize(int):
@@ -17,18 +16,18 @@ class PerSize(int):
 
 
 def rows(node: Any) -> int:
-    """How many rows a tensor has for each image of the batch; 0 where its first axis is not of the batch."""
+    """Return how many rows a tensor has for each image of the batch; 0 if its first axis does not follow the batch."""
     value = node.meta.get("value") if isinstance(node, fx.Node) else None
     return rows_in(value, node.meta["batch"]) if isinstance(value, Tensor) else 0
 
 
 def rows_in(value: Any, multiples: Multiples) -> int:
-    """`rows` of a value whose axes follow the batch as `multiples` say."""
+    """Return `rows` of a value whose axes follow the batch as `multiples` say."""
     return int(multiples[0]) if isinstance(value, Tensor) and value.dim() and multiples else 0
 
 
 def is_image(node: Any) -> bool:
-    """Whether a value, or each of several, is `(batch, C, H, W)`, so that it has a clip layout."""
+    """Return whether a value, or each of several, is `(batch, C, H, W)`, so that it has a clip layout."""
     value, multiples = node.meta["value"], node.meta["batch"]
     if isinstance(value, tuple | list):
         return bool(value) and all(_is_image(*pair) for pair in zip(value, multiples, strict=True))
@@ -45,12 +44,12 @@ def one_each(value: Any, multiples: Multiples) -> bool:
 
 
 def varies(node: fx.Node) -> bool:
-    """Whether a value, or one of several, has an axis that follows the batch (not so tables of positions)."""
+    """Return whether a value, or one of several, has an axis that follows the batch, unlike tables of positions."""
     return any(any(multiples) for multiples in _of_tensors(node.meta["value"], node.meta["batch"]))
 
 
 def holds_batch(node: fx.Node) -> bool:
-    """Whether a value is, or has, a size that follows the batch."""
+    """Return whether a value is, or has, a size that follows the batch."""
     value, multiples = node.meta["value"], node.meta["batch"]
     if isinstance(value, tuple):
         return bool(value) and bool(multiples) and bool(multiples[0])

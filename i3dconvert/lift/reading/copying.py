@@ -1,4 +1,4 @@
-"""A copy of a network without memory."""
+"""Copy a network without allocating memory."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from i3dconvert.errors import LiftError, first_line
 
 
 def on_meta(model: nn.Module) -> nn.Module:
-    """A copy of `model` whose tensors are on the meta device; raises `LiftError` where it can't be copied."""
+    """Return a copy of `model` on the meta device; raises `LiftError` if it can't be copied."""
     memo: dict[int, Any] = {id(tensor): _meta(tensor) for tensor in (*model.parameters(), *model.buffers())}
     modules = [module for module in model.modules() if not _copies_itself(type(module))]
     try:
-        # deepcopy takes each module apart by itself, which takes longer than to run it without arithmetic.
+        # deepcopy takes modules apart one by one, which takes longer than running them without arithmetic.
         memo |= {id(module): type(module).__new__(type(module)) for module in modules}
         for module in modules:
             memo[id(module)].__dict__.update({key: _copied(value, memo) for key, value in vars(module).items()})
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise LiftError(
-            f"{type(model).__name__} can't be copied ({first_line(error)}): copy.deepcopy(model) has to work; "
-            "build it anew, and inflate it before it has run"
+            f"{type(model).__name__} can't be copied ({first_line(error)}): copy.deepcopy(model) must work; "
+            "build it again, and inflate it before it runs"
         ) from error
 
 
 def clear_caches() -> None:
-    """Empty each `functools.lru_cache` of code that is neither Python's nor torch's: a run leaves its sizes there."""
+    """Clear each `functools.lru_cache` outside Python's and torch's code: a run leaves its sizes there."""
     cache = type(functools.lru_cache(clear_caches))
     for found in [one for one in gc.get_objects() if type(one) is cache]:
         home = str(getattr(found, "__module__", "")).partition(".")[0]
@@ -42,10 +42,10 @@ def clear_caches() -> None:
 
 
 def without_hooks(model: nn.Module) -> nn.Module:
-    """`model` without its hooks, which are part of the graph where they ran."""
+    """Remove the hooks of `model`, which are part of the graph if they ran."""
     registries = [key for key, value in vars(nn.Module()).items() if isinstance(value, dict)]
     for module in model.modules():
-        for key in registries:  # a bare module holds tensors and modules in dicts, and functions: its hooks
+        for key in registries:  # a module keeps tensors, modules and functions (its hooks) in dicts
             held = vars(module)[key]
             if any(callable(value) and not isinstance(value, nn.Module) for value in held.values()):
                 held.clear()
@@ -63,7 +63,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _copies_itself(cls: type[nn.Module]) -> bool:
-    """Whether a class says how it is to be copied."""
+    """Return whether a class defines how it is copied."""
     return any(name in vars(base) for base in cls.__mro__[: cls.__mro__.index(nn.Module)] for name in _COPYING)
 
 

@@ -1,4 +1,4 @@
-"""What the runs have in common, as a `torch.fx` graph: each node with its value on the meta device and its module."""
+"""Build a `torch.fx` graph of what the runs share: each node with its value on the meta device and its module."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ _SWAPPED = {
 _SWAPPED["__rdiv__"] = operator.truediv
 
 _NUMPYS = {"axis": "dim", "keepdims": "keepdim"}
-"""NumPy's names of arguments, which torch takes too."""
+"""NumPy's names of arguments, which torch also accepts."""
 
 _SIZES = ("size", "stride", "numel", "nelement", "__len__")
 
 
 def by_mode(training: bool, in_training: Any, in_evaluation: Any) -> Any:
-    """What follows the mode of a module."""
+    """Return the value for the mode of a module."""
     return in_training if training else in_evaluation
 
 
 def decided(result: bool, operation: str, operands: tuple[Any, ...], line: str) -> None:
-    """Raise `LiftError` where a decision on sizes falls otherwise than it did when the network was read."""
+    """Raise `LiftError` if a decision on sizes differs from the one when the network was read."""
     if COMPARISONS[operation](*operands) != result:
         left, right = operands if len(operands) > 1 else (*operands, 0)
         raise LiftError(
-            f"{line}: the network decides on a size here, by {left} {_SIGNS[operation]} {right}, and decided otherwise "
-            "at the size that it was read at; inflate it at this one (size=)"
+            f"{line}: the network's code depends on {left} {_SIGNS[operation]} {right} here, which was different "
+            "at the size that it was read at; inflate it at this size (size=)"
         )
 
 
@@ -52,12 +52,12 @@ _SIGNS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", 
 
 @dataclass(frozen=True)
 class CallOf:
-    """A call of the module `name`, inside the call number `parent`; its nodes have its number in `meta["call"]`."""
+    """A call of the module `name` inside the call number `parent`; its nodes have its index in `meta["call"]`."""
 
     name: str
     parent: int
     inputs: tuple[tuple[str, Any], ...] = ()
-    """What it was given: nodes, alone or nested, by the names of its forward's parameters; None for anything else."""
+    """Its inputs by the names of its forward's parameters: nodes, possibly nested; None for anything else."""
     output: Any = None
     last: fx.Node | None = None
     """Its last node."""
@@ -66,7 +66,7 @@ class CallOf:
 class GraphOf:
     """Builds the graph; `columns` are the rows of each run.
 
-    Which axes follow the batch is told by the runs of the first one's height and width, since windows grow with both.
+    The runs with the first one's height and width tell which axes follow the batch, since windows grow with all three.
     """
 
     def __init__(self, rows: list[Row], columns: Sequence[list[Row]], root: nn.Module, calls: list[Call]) -> None:
@@ -81,7 +81,7 @@ class GraphOf:
         self.row = self.inside = 0
 
     def build(self, decisions: list[Decision], output: Any) -> fx.Graph:
-        """The graph of all rows, the decisions at their places."""
+        """Return the graph of all rows, with the decisions at their places."""
         waiting = list(decisions)
         borders = self.borders()
         for index, row in enumerate(self.rows):
@@ -102,7 +102,7 @@ class GraphOf:
         return self.graph
 
     def borders(self) -> dict[int, list[tuple[int, Any]]]:
-        """In front of which row a call ends or begins, and what crosses the border then, inside of which call."""
+        """Return, for each row, the calls that end or begin before it, and the values that cross their borders."""
         found: dict[int, list[tuple[int, Any]]] = {}
         for number, call in reversed(list(enumerate(self._calls))):
             found.setdefault(call.end, []).append((number, call.output))
@@ -111,7 +111,7 @@ class GraphOf:
         return found
 
     def cross(self, value: Any) -> None:
-        """Read sizes and parts of tuples where they cross a border, and not where they are first used behind it."""
+        """Read sizes and parts of tuples where they cross a border, instead of where they are first used after it."""
         for ref in leaves(value):
             row = self.rows[ref.row] if isinstance(ref, Ref) else None
             size = row is not None and row.kind == "call" and getattr(row.target, "__name__", "") in _SIZES
@@ -119,7 +119,7 @@ class GraphOf:
                 self.reference(ref)
 
     def calls(self) -> tuple[CallOf, ...]:
-        """The calls of modules, with the nodes that are left in the graph."""
+        """Return the calls of modules, with the nodes that remain in the graph."""
         kept = set(self.graph.nodes)
         last: dict[int, fx.Node] = {}
         for node in self.graph.nodes:
@@ -144,7 +144,7 @@ class GraphOf:
         )
 
     def found(self, ref: Ref) -> fx.Node | None:
-        """The node of a value, if there is one."""
+        """Return the node of a value, if there is one."""
         row = self.rows[ref.row]
         if row.kind == "call" and getattr(row.target, "__name__", "") in _SIZES:
             source = self.found(row.args[0])
@@ -156,7 +156,7 @@ class GraphOf:
         return self.parts.get((ref.row, ref.path))
 
     def decide(self, decision: Decision) -> None:
-        """A node that checks a decision; none for one that compares numbers of images, which agree at any batch."""
+        """Add a node that checks a decision, unless it compares numbers of images, which agree for any batch."""
         self.inside = decision.call
         operands = mapped(decision.operands, self.value)
         nodes = [operand for operand in operands if isinstance(operand, fx.Node)]
@@ -167,7 +167,7 @@ class GraphOf:
     # Values.
 
     def value(self, value: Any) -> Any:
-        """A value of a row as it stands in the graph."""
+        """Return a value of a row as it appears in the graph."""
         if isinstance(value, Ref):
             return self.reference(value)
         if isinstance(value, Cast):
@@ -224,7 +224,7 @@ class GraphOf:
         return new
 
     def size(self, ref: Ref, row: Row) -> fx.Node:
-        """One size of a tensor, read off it where it is first used."""
+        """Return a size of a tensor, read where it is first used."""
         source = self.value(row.args[0])
         values = [_at(column[ref.row].value, ref.path) for column in self.columns]
         name, rest = _query(ref, row)
@@ -257,7 +257,7 @@ class GraphOf:
             self.root.register_buffer(name, row.args[0], persistent=False)
             return self.graph.get_attr(name)
         if row.kind == "call" and getattr(row.target, "__name__", "") in _SIZES:
-            return None  # read where they are used
+            return None  # sizes are read where they are used
         args, kwargs = mapped(row.args, self.value), mapped(row.kwargs, self.value)
         if row.kind == "module":
             return self.graph.call_module(row.target, args, kwargs)
@@ -266,7 +266,7 @@ class GraphOf:
         return self.function(row.target, args, kwargs)
 
     def function(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-        """A call in the form that `torch.fx` has: operators by their functions, methods by name."""
+        """Add a call in torch.fx's form: operators by their functions, methods by name."""
         name = _name(function)
         kwargs = {_NUMPYS.get(key, key): value for key, value in kwargs.items()}
         if name == "__get__":
@@ -285,7 +285,7 @@ class GraphOf:
         return node
 
     def detached(self, node: fx.Node) -> fx.Node:
-        """What was made without gradients, for what is computed with them."""
+        """Detach a value that was computed without gradients, for use with gradients."""
         new = self.finish(self.graph.call_method("detach", (node,)), node.meta["scope"], node.meta["value"].detach())
         new.meta["batch"] = node.meta["batch"]
         return new
@@ -298,7 +298,7 @@ class GraphOf:
     # The batch.
 
     def of_batch(self, values: Sequence[Any]) -> Any:
-        """How many times the batch each axis of a value, or the value itself, is; 0 where it does not follow it."""
+        """Return the ratio of a value, or of each of its axes, to the batch; 0 if it does not follow the batch."""
         first = values[0]
         if isinstance(first, Tensor):
             return tuple(self.multiple(sizes) for sizes in zip(*(value.shape for value in values), strict=True))
@@ -316,7 +316,7 @@ class GraphOf:
 
 
 def _name(function: Any) -> str:
-    """A function's name; of an operator its own, where torch gives it that of the method that it wraps (`pow`)."""
+    """Return a function's name; for an operator its own, if torch reports the method that it wraps (`pow`)."""
     bare = function.__name__.rstrip("_")
     operators = (f"__{kind}{bare}__" for kind in ("", "i", "r"))
     name: str = next((one for one in operators if getattr(Tensor, one, None) is function), function.__name__)
@@ -324,7 +324,7 @@ def _name(function: Any) -> str:
 
 
 def _query(ref: Ref, row: Row) -> tuple[str, tuple[Any, ...]]:
-    """The method, and its arguments, that read one size of a tensor."""
+    """Return the method that reads a size of a tensor, and its arguments."""
     name, axis = row.target.__name__, ref.path[0] if ref.path else None
     if name == "__len__":
         return "size", (0,)
@@ -343,7 +343,7 @@ _PURE = frozenset(("size", "stride", "numel", "dim", "detach"))
 
 
 def _drop_unused(graph: fx.Graph) -> None:
-    """Take out sizes, and arithmetic with them, that nothing uses."""
+    """Remove sizes, and arithmetic on them, that are not used."""
     for node in reversed(graph.nodes):
         pure = node.op == "get_attr" or (node.op == "call_method" and node.target in _PURE)
         if node.op == "call_function":

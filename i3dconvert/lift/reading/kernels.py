@@ -1,4 +1,4 @@
-"""The 2D kernels that a network convolves with, as PyTorch's dispatcher sees them: however the code calls them."""
+"""The 2D kernels that a network convolves with, as PyTorch's dispatcher sees them, however the code calls them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Kernels(NamedTuple):
 
 
 class KernelsSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the 4-D kernel of each convolution, transposed ones included; they are told apart by identity."""
+    """Records the 4-D kernel of each convolution, including transposed ones; kernels are distinguished by identity."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -34,5 +34,5 @@ class KernelsSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
     def kernels(self) -> Kernels:
-        """What was seen so far."""
+        """Return the counts so far."""
         return Kernels(len(self._seen), self._calls)

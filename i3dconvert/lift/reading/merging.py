@@ -1,4 +1,4 @@
-"""What several runs of one network have in common: the steps that hold at any batch and size, and in both modes."""
+"""Find what several runs of a network have in common: the steps that hold for any batch and size, and in both modes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from i3dconvert.lift.reading.records import Decision, Ref, Row
 
 @dataclass(frozen=True)
 class Cast:
-    """A plain number that had the value of `ref` in all runs: `int(x.size(0) / 4)`, `len(x)`, `math.floor(...)`."""
+    """A plain number that equalled the value of `ref` in all runs: `int(x.size(0) / 4)`, `len(x)`."""
 
     ref: Ref
     kind: type
@@ -24,7 +24,7 @@ class Cast:
 
 @dataclass(frozen=True)
 class ByMode:
-    """What follows the mode of the module `scope`: dropout's flag, a probability that is zero in evaluation."""
+    """A value that follows the mode of the module `scope`: dropout's flag, or a probability that is 0 in evaluation."""
 
     scope: str
     training: Any
@@ -33,33 +33,33 @@ class ByMode:
 
 @dataclass(frozen=True)
 class OfImage:
-    """An attribute that follows the image: its `dtype` or `device`."""
+    """An attribute that equals the image's: its `dtype` or `device`."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class OfDtype:
-    """A number that follows the image's dtype: so many times its `min`, `max`, `eps` or `tiny`."""
+    """A number that follows the image's dtype: a multiple of its `min`, `max`, `eps` or `tiny`."""
 
     name: str
     times: float
 
 
 class Differ(Exception):
-    """The runs are not alike."""
+    """The runs differ."""
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Recordings of one network; `training` are the numbers of those in training mode."""
+    """Recordings of a network; `training` are the indices of those in training mode."""
 
     recorders: Sequence[Recorder]
     training: frozenset[int] = frozenset()
 
 
 def common(runs: Runs) -> tuple[list[Row], list[Decision], Any]:
-    """Rows, decisions and output that all runs share; raises `Differ` with the first place where they do not."""
+    """Return the rows, decisions and output that all runs share; raises `Differ` at the first difference."""
     return _Common(runs).all()
 
 
@@ -118,7 +118,7 @@ class _Common:
         return found
 
     def is_constant(self, ref: Any) -> bool:
-        """Whether a number is the same whatever the image: the channels of one, and what is computed of those."""
+        """Return whether a number is the same for every image: channels, and what is computed from them."""
         row = self.columns[0][ref.row]
         if row.kind == "number":
             return all(not isinstance(operand, Ref) or self.is_constant(operand) for operand in row.args)
@@ -126,7 +126,7 @@ class _Common:
         return self.sizes_differ and alike and _axis(self.columns[0], ref) == (4, 1)
 
     def is_settled(self, operand: Any) -> bool:
-        """Whether no other image changes an operand of a decision, as far as the runs tell; heights and widths may."""
+        """Return whether, as far as the runs tell, no other image changes a decision's operand, except by its size."""
         if not isinstance(operand, Ref):
             return True
         row = self.columns[0][operand.row]
@@ -166,7 +166,7 @@ class _Common:
         raise Differ(f"{where} is given " + ", ".join(dict.fromkeys(_named(value) for value in values)))
 
     def of_image(self, values: list[Any], where: str) -> Any:
-        """A dtype or a device: that of the image where it follows it from run to run."""
+        """Return a dtype or a device, as the image's if it follows that from run to run."""
         images = [column[0].value for column in self.columns]
         name = "dtype" if isinstance(values[0], torch.dtype) else "device"
         followed = all(getattr(image, name) == value for image, value in zip(images, values, strict=True))
@@ -198,7 +198,7 @@ class _Common:
         return None
 
     def cast(self, values: list[Any], at: int, where: str) -> Cast:
-        """The number before `at` that had these values, or ones that are cut to them."""
+        """Return the number before `at` that had these values, or that truncates to them."""
         for ref in self.places.get(tuple(map(float, values)), ()):
             if ref.row < at:
                 return Cast(ref, type(values[0]))
@@ -243,7 +243,7 @@ def _alike(a: Any, b: Any) -> bool:
         return bool(a.__self__ is b.__self__)
     try:
         return bool(a == b) or bool(a != a and b != b)
-    except Exception:  # noqa: BLE001 - whatever comparing somebody's objects raises
+    except Exception:  # noqa: BLE001 - comparing a user's objects may raise anything
         return False
 
 

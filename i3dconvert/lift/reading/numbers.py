@@ -1,7 +1,7 @@
-"""Sizes that remember where they come from: plain ints and floats to the network's code, rows of the recording to us.
+"""Sizes that know where they come from: plain ints and floats for the network's code, rows of the recording for us.
 
-C code (`range`, `%d`, `int()`, `math.sqrt`) takes them for plain numbers and forgets; what it makes of them is found
-again by comparing runs at other sizes (`merging.py`).
+C code (`range`, `%d`, `int()`, `math.sqrt`) treats them as plain numbers and forgets their origin; it is found again by
+comparing runs with other sizes (`merging.py`).
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ Plain = int | float
 
 
 class Notes(Protocol):
-    """What takes down what is computed of sizes, and what is decided by them."""
+    """Receives what is computed from sizes, and what is decided by them."""
 
     def number(self, value: Plain, operation: str, operands: tuple[Any, ...]) -> Any:
-        """The place of a number in the recording."""
+        """Return the place of a number in the recording."""
 
     def hashed(self) -> None:
         """A size became a key."""
 
     def decision(self, result: bool, operation: str, operands: tuple[Any, ...]) -> None:
-        """A comparison of sizes, and how it went."""
+        """Record a comparison of sizes and its result."""
 
 
 def plain(value: Any) -> Any:
-    """The number without its memory."""
+    """Return the number without its origin."""
     if isinstance(value, Size):
         return int.__index__(value)
     return float.__float__(value) if isinstance(value, Share) else value
@@ -52,14 +52,14 @@ COMPARISONS: dict[str, Callable[..., bool]] = {
 
 
 class Remembered:
-    """What sizes and shares of them have in common."""
+    """The common part of sizes and of shares of them."""
 
     notes: Notes
     ref: Any
 
 
 def remember(value: Any, notes: Notes, ref: Any) -> Any:
-    """`value` as a number that knows its place `ref` in the recording of `notes`."""
+    """Return `value` as a number that knows its place `ref` in the recording of `notes`."""
     if type(value) not in (int, float):
         return value
     number: Any = (Size if type(value) is int else Share)(value)
@@ -101,7 +101,7 @@ def _comparison(operation: str) -> Any:
 
 
 def _hash(self: Any) -> int:
-    """einops keeps shapes as keys of a cache that outlives a run; it does without where a key can't be hashed."""
+    """Refuse hashing for einops, whose cache of shapes would outlive a run, and which works without it."""
     if str(sys._getframe(1).f_globals.get("__name__", "")).startswith("einops"):
         raise TypeError("unhashable: a size that is being recorded")
     self.notes.hashed()
@@ -136,7 +136,7 @@ class Size(Remembered, int):
 
 
 class Share(Remembered, float):
-    """A float that does."""
+    """A float that knows its place in the recording."""
 
 
 for _name, _member in _members((*_BINARY, *_OF_INTS), ("neg", "abs")).items():

@@ -1,8 +1,8 @@
-"""One run of a network, written down: every torch function that its own code calls, with what, and in which module.
+"""Record a run of a network: every torch function that its own code calls, the arguments, and the module.
 
-A `TorchFunctionMode` sees them all, with real tensors on the meta device, so that nothing pretends to be a tensor and
-nothing of torch is patched. Hooks run. Tensors are known by identity, which is why parameters keep their names however
-the code comes by them.
+A `TorchFunctionMode` sees all calls, with real tensors on the meta device, so no object imitates a tensor and torch is
+not patched. Hooks run. Tensors are recognised by identity, so parameters keep their names however the code accesses
+them.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ _VALUES = {
 _NO_STEP = {torch._assert}
 _ACCESS = ("__get__", "__set__")
 _NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm}
-"""What gives a value of the shape that it is given; to find that out by running takes longer than all else together."""
+"""Functions that return the shape of their input; running them to find that out takes longer than all else."""
 _MAY_GIVE_BACK = frozenset("contiguous to type type_as float double half bfloat16 cpu reshape flatten".split())
-"""What gives a tensor back as it was given where nothing is to be done."""
+"""Functions that may return their input itself."""
 _UNSEEN = {Tensor.__repr__, Tensor.__format__, Tensor.requires_grad_, Tensor.__hash__, Tensor.untyped_storage}
 
 
 class Recorder(TorchFunctionMode):
-    """Takes one run down in `rows`; `names` are those of the network's tensors, by identity."""
+    """Records a run in `rows`; `names` maps identities of the network's tensors to their names."""
 
     def __init__(self, names: Mapping[int, str], is_whole: Callable[[nn.Module, str], bool]) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Recorder(TorchFunctionMode):
         self._names, self._is_whole = names, is_whole
         self._refs: dict[int, Any] = {}
         self._made_by: dict[int, Ref] = {}
-        self._alive: dict[int, Tensor] = {}  # identities hold among what is alive
+        self._alive: dict[int, Tensor] = {}  # identities are unique among living objects
         self._sharing: dict[int, dict[int, Tensor]] = {}
         """By identity of their memory, the tensors that share it."""
         self._memory: list[Any] = []
@@ -78,14 +78,14 @@ class Recorder(TorchFunctionMode):
         self._open: list[int] = []
         self._whole: list[tuple[int, int, Any, int, int]] = []
         self._order: list[int] = []
-        """The identities of tensors as they became known."""
+        """The identities of tensors in the order in which they became known."""
         self._graded = True
         self._values: dict[int, Any] = {}
 
-    # What is written down.
+    # Records.
 
     def row(self, kind: str, target: Any, args: Any = (), kwargs: Any = None, value: Any = None) -> Ref:
-        """Add a row; returns its place."""
+        """Add a row and return its place."""
         call = self._open[-1] if self._open else 0
         self.rows.append(Row(kind, target, args, kwargs or {}, self._scope, value, self._graded, call))
         return Ref(len(self.rows) - 1)
@@ -96,29 +96,29 @@ class Recorder(TorchFunctionMode):
         return self.calls[self._open[-1]].name if self._open else ""
 
     def input(self, image: Tensor) -> Tensor:
-        """The image that the network is given."""
+        """Record the network's input image."""
         self._keep(image, self.row("input", "clip", value=image))
         return image
 
     def number(self, value: Any, operation: str, operands: tuple[Any, ...]) -> Ref:
-        """What is computed of sizes."""
+        """Record a number computed from sizes."""
         return self.row("number", operation, tuple(map(self.ref, operands)), value=value)
 
     def hashed(self) -> None:
-        """A size became a key, of a cache perhaps, which keeps it and what follows from it."""
+        """Note that a size became a key, perhaps of a cache, which keeps it and what follows from it."""
         self.left_keys = True
 
     def decision(self, result: bool, operation: str, operands: tuple[Any, ...]) -> None:
-        """What is decided by sizes."""
+        """Record a decision by sizes."""
         refs, values = tuple(map(self.ref, operands)), tuple(map(plain, operands))
         call, line = self._open[-1] if self._open else 0, _line_of_the_network()
         self.decisions.append(Decision(operation, refs, result, len(self.rows), self._scope, line, values, call))
 
     def ref(self, value: Any) -> Any:
-        """A value as it stands in a row: the place it comes from, or itself where it is a constant."""
+        """Return a value as it appears in a row: its place, or itself if it is constant."""
         if isinstance(value, Remembered):
             if value.notes is not self:
-                raise LiftError(f"{self.place()} uses a size that was kept from an earlier run, outside of the network")
+                raise LiftError(f"{self.place()} uses a size that was kept outside the network from an earlier run")
             return value.ref
         if not isinstance(value, Tensor):
             return value.item() if isinstance(value, np.generic) else value
@@ -126,25 +126,25 @@ class Recorder(TorchFunctionMode):
         if isinstance(found, Again):
             found = self._again(value, found)
         if isinstance(found, Lost):
-            raise LiftError(f"{self.place()} uses a tensor that was made inside {found.layer}, which is kept whole")
+            raise LiftError(f"{self.place()} uses a tensor from inside {found.layer}, which is not read")
         if found is None:
             name = self._names.get(id(value))
             if name is None and isinstance(value, nn.Parameter):
                 raise LiftError(
-                    f"{self.place()} uses a parameter that is no part of the network: its module stands in a list or a "
-                    "dict of Python's (nn.ModuleList and nn.ModuleDict register theirs)"
+                    f"{self.place()} uses a parameter that is not registered in the network: its module is in a Python "
+                    "list or dict (use nn.ModuleList or nn.ModuleDict)"
                 )
             if name is None and value.is_meta:
                 raise LiftError(
-                    f"{self.place()} uses a tensor that no torch function gave it (torch.func and torch.vmap hide "
-                    "theirs, and globals and caches may hold one of an earlier run)"
+                    f"{self.place()} uses a tensor of unknown origin (torch.func and torch.vmap hide "
+                    "theirs; globals and caches may keep one from an earlier run)"
                 )
             found = self.row("get", name, value=value) if name else self.row("constant", None, (value,), value=value)
             self._keep(value, found)
         return found
 
     def _keep(self, value: Any, ref: Ref) -> None:
-        """Know tensors again by identity. An operation in place gives back the tensor that it was given."""
+        """Recognise tensors by identity. An in-place operation returns its input tensor."""
         if isinstance(value, Tensor):
             self._alive[id(value)] = value
             self._order.append(id(value))
@@ -167,7 +167,7 @@ class Recorder(TorchFunctionMode):
         return remember(value, self, ref)
 
     def place(self) -> str:
-        """The module whose code is running, for messages."""
+        """Return the module whose code is running, for messages."""
         return self._scope or "the network itself"
 
     # Functions.
@@ -179,30 +179,30 @@ class Recorder(TorchFunctionMode):
         if func in _NO_STEP:
             return None
         if name == "__getitem__" and isinstance(args[1], str):
-            raise LiftError(f"{self.place()} looks for {args[1]!r} in its input: wrap it, to take an image")
+            raise LiftError(f"{self.place()} looks up {args[1]!r} in its input: wrap it so that it takes an image")
         if func in _PLAIN or func in _UNSEEN or attribute in _PLAIN_ATTRIBUTES:
             return func(*args, **kwargs)
         if name == "__set__":
             raise LiftError(f"{self.place()}: the network assigns to {attribute} of a tensor")
         if func in _VALUES:
             if self._whole and self._names.get(id(args[0]), "").endswith("num_batches_tracked"):
-                return type(func(torch.zeros(())))(1)  # BatchNorm's own, by which it averages its statistics
+                return type(func(torch.zeros(())))(1)  # BatchNorm's count, with which it averages its statistics
             return self._value(func, name, args, kwargs)
         if name == "_set_grad_enabled":
             self._graded = bool(args[0])
             return func(*args, **kwargs)
         if name in ("_enter_autocast", "_exit_autocast"):
             if name == "_enter_autocast" and dict(zip(("type", "dtype", "enabled"), args, strict=False)).get("enabled"):
-                raise LiftError(f"{self.place()}: the network switches autocast on in its forward")
+                raise LiftError(f"{self.place()}: the network enables autocast in its forward")
             return func(*args, **kwargs)
-        if attribute == "data":  # which shares memory, and hides that it does
+        if attribute == "data":  # it shares memory, but hides that
             func = Tensor.detach
         if name == "add_" and self._names.get(id(args[0]), "").endswith("num_batches_tracked"):
-            return args[0]  # BatchNorm's count, which its momentum alone would follow
+            return args[0]  # BatchNorm's count, which only its momentum uses
         refs = mapped((args, kwargs), self.ref)
         target = written_to(func, name, args, kwargs)
         try:
-            # With gradients torch refuses to write into one of several views (chunk, unbind).
+            # With gradients, torch refuses to write into one of several views (chunk, unbind).
             with torch.set_grad_enabled(torch.is_grad_enabled() and target is None):
                 value = self._computed(func, args, kwargs)
         except Exception:
@@ -219,7 +219,7 @@ class Recorder(TorchFunctionMode):
             self._write(target, func, name, args, refs, value)
         else:
             if name in _MAY_GIVE_BACK and value is args[0]:
-                value = value.view_as(value)  # at other sizes it is a tensor of its own
+                value = value.view_as(value)  # at other sizes it is a separate tensor
             self._keep(value, self.row("call", func, refs[0], refs[1], value))
         return value
 
@@ -230,23 +230,21 @@ class Recorder(TorchFunctionMode):
         return to_meta(func(*to_meta(args), **to_meta(kwargs)))
 
     def _value(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """What the network reads of tensors, where sizes and constants alone make them."""
+        """Return a value that the network reads from tensors, if it follows only from sizes and constants."""
         refs = mapped((args, kwargs), self.ref)
         try:
             given, options = mapped(refs, lambda one: value_of(self.rows, one, self._values))
             return func(*given, **options)
         except LiftError as error:
-            raise LiftError(
-                f"{self.place()}: the network reads values of a tensor ({name}), and what it does then {error}"
-            ) from None
+            raise LiftError(f"{self.place()}: the network reads a tensor's value ({name}), which {error}") from None
 
     def _is_of_network(self, value: Any) -> bool:
         return isinstance(value, Tensor) and (id(value) in self._names or id(value) not in self._refs)
 
-    # Writes in place: later uses of a tensor, and of all that shares its memory, are of what it holds then.
+    # Writes in place: later uses of a tensor, and of all that share its memory, see the new values.
 
     def _write(self, target: Tensor, func: Any, name: str, args: Any, refs: Any, value: Any) -> None:
-        """A step that wrote into `target`, and so into whatever shares its memory."""
+        """Record a step that wrote into `target`, and so into all tensors that share its memory."""
         aliases = list(self._sharing.get(id(target.untyped_storage()), {id(target): target}).values())
         for tensor in aliases:
             if id(tensor) in self._names and not self._whole:
@@ -262,7 +260,7 @@ class Recorder(TorchFunctionMode):
             raise LiftError(f"{self.place()}: {name} writes into a tensor that shares its memory with others")
         parents = {id(tensor): self._parent(tensor, aliases) for tensor in aliases}
         if sum(parent is None for parent in parents.values()) != 1:
-            raise LiftError(f"{self.place()}: {name} writes into a tensor that a layer gave a view of; clone it first")
+            raise LiftError(f"{self.place()}: {name} writes into a view that a layer returned; clone it first")
         steps, base = [], target
         while (parent := parents[id(base)]) is not None:
             steps.append(self._step(base))
@@ -278,14 +276,14 @@ class Recorder(TorchFunctionMode):
         self._owner[row] = base
 
     def _parent(self, tensor: Tensor, aliases: list[Tensor]) -> Tensor | None:
-        """What a tensor is a view of, by the step that made it; None for the one that all others are views of."""
+        """Return the tensor of which another is a view, by the step that made it; None for the base of all."""
         step = self.rows[self._made_by[id(tensor)].row]
         first = step.args[0] if step.kind == "call" and step.args else None
         owner = self._owner.get(first) if isinstance(first, Ref) else None
         return owner if owner is not tensor and any(owner is alias for alias in aliases) else None
 
     def _step(self, view: Tensor) -> tuple[str, tuple[Any, ...], dict[str, Any], tuple[Any, ...]]:
-        """How a view was made of what it is one of: the function's name, the rest of its arguments, the part taken."""
+        """Return how a view was made from its base: the function's name, its other arguments, the part taken."""
         made = self._made_by[id(view)]
         step = self.rows[made.row]
         return name_of(step.target), step.args[1:], step.kwargs, made.path
@@ -300,7 +298,7 @@ class Recorder(TorchFunctionMode):
     # Modules.
 
     def hooked(self, network: nn.Module) -> list[Any]:
-        """Know at each step which module is being called; returns handles that take the hooks away."""
+        """Register hooks that tell at each step which module is being called; returns their handles."""
         handles = []
         for name, module in network.named_modules():
             handles.append(module.register_forward_pre_hook(self._entering(name), prepend=True, with_kwargs=True))
@@ -319,7 +317,7 @@ class Recorder(TorchFunctionMode):
         return enter
 
     def _inputs(self, module: nn.Module, args: Any, kwargs: Any) -> Iterator[tuple[str, Any]]:
-        """What a module is given, as far as it comes from the rows before."""
+        """Yield a module's inputs, as far as they come from earlier rows."""
         names = _names_of_inputs(type(module).forward)
         beyond = (f"input_{index}" for index in range(len(names), len(args)))
         for name, value in (*zip((*names, *beyond), args, strict=False), *kwargs.items()):
@@ -366,7 +364,7 @@ class Recorder(TorchFunctionMode):
         return end
 
     def _closed(self, start: int, given: Any, own: set[int]) -> bool:
-        """Whether the rows from `start` use nothing but what the module was given, its own tensors and constants."""
+        """Return whether the rows from `start` use only the module's inputs, its own tensors and constants."""
         if any(row >= start for row in self._through_views):
             return False
         allowed = {ref for ref in leaves(given) if isinstance(ref, Ref)}
@@ -382,7 +380,7 @@ class Recorder(TorchFunctionMode):
 
 @cache
 def _names_of_inputs(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of what the forward of a class takes by position."""
+    """Return the names of the positional parameters of a class's forward."""
     with suppress(TypeError, ValueError):
         parameters = list(inspect.signature(forward).parameters.values())[1:]
         return tuple(one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD))
@@ -393,7 +391,7 @@ _OURS = __name__.rpartition(".")[0]
 
 
 def _line_of_the_network() -> str:
-    """The innermost line of code that is neither ours nor torch's."""
+    """Return the innermost line of code that is neither ours nor torch's."""
     frame: Any = sys._getframe(2)
     while frame is not None:
         home = str(frame.f_globals.get("__name__", ""))

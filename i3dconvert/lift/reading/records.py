@@ -1,4 +1,4 @@
-"""What a recording consists of: rows, calls of modules, decisions; and the walk through nested values."""
+"""The parts of a recording (rows, calls of modules, decisions), and the walk through nested values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from i3dconvert.lift.reading.numbers import Remembered, plain
 
 @dataclasses.dataclass(frozen=True)
 class Ref:
-    """What row `row` gave; `path` leads into a tuple."""
+    """The result of row `row`; `path` leads into a tuple."""
 
     row: int
     path: tuple[Any, ...] = ()
@@ -23,14 +23,14 @@ class Ref:
 
 @dataclasses.dataclass(frozen=True)
 class Lost:
-    """A value that was made inside a layer that is kept whole."""
+    """A value from inside a layer that is not read."""
 
     layer: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Again:
-    """A view of a tensor that was written to since: the step that made it, taken again from what `of` holds now."""
+    """A view of a tensor that was written to since: the step that made it, applied again to the current `of`."""
 
     of: Tensor
     step: Ref
@@ -46,31 +46,31 @@ class Row:
     kwargs: dict[str, Any]
     scope: str
     value: Any = None
-    """What it gave: tensors on the meta device, or a number."""
+    """Its result: tensors on the meta device, or a number."""
     graded: bool = True
-    """Whether it is outside of the network's own `no_grad` regions."""
+    """Whether it is outside the network's own `no_grad` regions."""
     call: int = 0
     """The call of a module that it is part of."""
 
 
 @dataclasses.dataclass
 class Call:
-    """A call of the module `name`, inside the call number `parent`."""
+    """A call of the module `name` inside the call number `parent`."""
 
     name: str
     parent: int
     start: int
     """The first row that it could have."""
     inputs: tuple[tuple[str, Any], ...] = ()
-    """What it was given, by the names of its forward's parameters."""
+    """Its inputs, by the names of its forward's parameters."""
     output: Any = None
     end: int = 0
-    """The first row behind it."""
+    """The first row after it."""
 
 
 @dataclasses.dataclass
 class Decision:
-    """A comparison of sizes, where it was made, and how it went."""
+    """A comparison of sizes, its place, and its result."""
 
     operation: str
     operands: tuple[Any, ...]
@@ -83,7 +83,7 @@ class Decision:
 
 
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
-    """`value` with `function` at each leaf of its tuples, lists, dicts and slices."""
+    """Apply `function` to each leaf of nested tuples, lists, dicts and slices."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(mapped(item, function) for item in value))
     if isinstance(value, list):
@@ -98,7 +98,7 @@ def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def as_plain(value: Any) -> Any:
-    """Outputs of libraries as dicts of what they hold; an output of a class that is not known is refused."""
+    """Convert outputs of libraries to dicts of their contents; raises `LiftError` for unknown classes."""
     if isinstance(value, Mapping):
         return {key: as_plain(item) for key, item in value.items() if item is not None}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -109,11 +109,11 @@ def as_plain(value: Any) -> Any:
         return (list if isinstance(value, list) else tuple)(map(as_plain, value))
     if value is None or isinstance(value, Tensor | int | float | str):
         return value
-    raise LiftError(f"the network gives a {type(value).__name__}, which is no tensor and holds none that can be found")
+    raise LiftError(f"the network returns a {type(value).__name__}, in which no tensor can be found")
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """What nested tuples, lists, dicts and slices hold."""
+    """Yield the contents of nested tuples, lists, dicts and slices."""
     if isinstance(value, dict):
         for item in value.values():
             yield from leaves(item)
@@ -127,8 +127,8 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def to_meta(value: Any) -> Any:
-    """Tensors with memory without it, devices of tensors that are made likewise, and sizes as plain numbers: what a
-    torch function decides by them, it decides again at each call."""
+    """Convert tensors and devices to the meta device, and sizes to plain numbers: a torch function decides by them at
+    each call."""
     if isinstance(value, Tensor):
         return value if value.is_meta else value.to("meta")
     if isinstance(value, torch.device):

@@ -1,4 +1,4 @@
-"""The values of tensors that follow from sizes and constants alone: masks of ones, tables of positions."""
+"""Compute tensors that follow only from sizes and constants: masks of ones, tables of positions."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from i3dconvert.lift.reading.records import Ref, Row, mapped
 _CPU = torch.device("cpu")
 _OF = {
     "input": "depends on the data",
-    "get": "depends on the value of {}, which may be another when weights are loaded; keep it as a Python number",
+    "get": "depends on the value of {}, which may change when weights are loaded; keep it as a Python number",
     "module": "depends on the data",
 }
 
 
 def value_of(rows: Sequence[Row], ref: Any, known: dict[int, Any]) -> Any:
-    """The value of `ref`, computed on the CPU, where it is that of a row; `known` keeps those of rows.
+    """Return the value of `ref`, computed on the CPU if it is a row's; `known` caches the values of rows.
 
-    Raises `LiftError` where it follows from the image, from the network's tensors or from random numbers.
+    Raises `LiftError` if it depends on the image, the network's tensors or random numbers.
     """
     if not isinstance(ref, Ref):
         return _CPU if isinstance(ref, torch.device) else ref
@@ -44,7 +44,7 @@ def _computed(rows: Sequence[Row], row: Row, known: dict[int, Any]) -> Any:
 
     def real(value: Any) -> Any:
         found = value_of(rows, value, known)
-        return found.clone() if isinstance(found, Tensor) else found  # a step may write into what it is given
+        return found.clone() if isinstance(found, Tensor) else found  # a step may write into its inputs
 
     args, kwargs = mapped(row.args, real), mapped(row.kwargs, real)
     before = torch.get_rng_state()

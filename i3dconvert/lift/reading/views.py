@@ -1,4 +1,4 @@
-"""Writes into a tensor by way of a view of it, as a step that gives the whole tensor anew."""
+"""Writes into a tensor through a view of it, as a step that returns the whole new tensor."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WRITES = frozenset(("__setitem__",))
-"""Functions that write and give nothing."""
+"""Functions that write and return nothing."""
 
 _OWN_OPERATORS = frozenset(f"__i{name}__" for name in "add sub mul truediv floordiv mod pow and or xor matmul".split())
 
 
 def written_to(function: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The tensor that a call writes into: by torch's names (`add_`, `x += 1`), by `inplace` and by `out`."""
+    """Return the tensor that a call writes into: by torch's names (`add_`, `x += 1`), by `inplace` or by `out`."""
     if isinstance(out := kwargs.get("out"), Tensor):
         return out
     named = (name.endswith("_") and not name.endswith("__")) or name in WRITES or name in _OWN_OPERATORS
@@ -35,7 +35,7 @@ def _is_inplace(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 
 @cache
 def _place_of_inplace(function: Any) -> int | None:
-    """Where a function takes `inplace` by position."""
+    """Return the position of a function's `inplace` parameter."""
     try:
         names = list(inspect.signature(function).parameters)
     except (TypeError, ValueError):
@@ -46,11 +46,11 @@ def _place_of_inplace(function: Any) -> int | None:
 _HOMES: dict[str, Any] = {"tensor": Tensor, "torch": torch, "functional": F}
 
 Step = tuple[str, tuple[Any, ...], dict[str, Any], tuple[Any, ...]]
-"""A function's name, what it is given beside the tensor, and the part of a tuple that is taken of what it gives."""
+"""A function's name, its arguments besides the tensor, and the part that is taken of a tuple it returns."""
 
 
 def name_of(function: Any) -> str:
-    """The name that `call` finds a function of torch's by; an attribute's begins with a dot."""
+    """Return the name by which `call` finds a function of torch; those of attributes begin with a dot."""
     if function.__name__ == "__get__":
         return f".{function.__self__.__name__}"
     home = next((home for home in _HOMES if getattr(_HOMES[home], function.__name__, None) is function), "tensor")
@@ -58,7 +58,7 @@ def name_of(function: Any) -> str:
 
 
 def call(name: str, tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What the function called `name` gives for `tensor`."""
+    """Call the function called `name` with `tensor`."""
     if name.startswith("."):
         return getattr(tensor, name[1:])
     home, _, bare = name.partition("/")
@@ -66,8 +66,8 @@ def call(name: str, tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def written(base: Tensor, steps: tuple[Step, ...], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """`base` after the function `name` wrote into the view that `steps` lead to; the given tensor is left alone."""
-    base = base.clone(memory_format=torch.contiguous_format)  # where the steps are views as in the 2D network
+    """Return `base` after the function `name` wrote into the view that `steps` lead to; `base` itself is unchanged."""
+    base = base.clone(memory_format=torch.contiguous_format)  # so that the steps are views as in the 2D network
     view: Any = base
     for step, given, options, path in steps:
         view = call(step, view, given, options)

@@ -1,5 +1,5 @@
-"""The lifted network as a module tree like the 2D network's own.
+"""The lifted network as a tree of modules like the 2D network's.
 
-`code.py` is what one module computes, `blocks.py` the modules, `cutting.py` makes them of the flat lifted graph, and
-`flat.py` the flat graph of them.
+`code.py` is a module's computation, `blocks.py` the modules; `cutting.py` makes them from the flat lifted graph, and
+`flat.py` makes the flat graph from them.
 """

@@ -1,4 +1,4 @@
-"""The modules of the tree: `Block`, which has code of its own, and `Chain`, a `Sequential` of them."""
+"""The modules of the tree: `Block`, with its own code, and `Chain`, a `Sequential` of modules."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from i3dconvert.lift.tree.code import Code
 
 
 class Block(Tree):
-    """What a module of the 2D network has become: its children under their names, and its code over clips."""
+    """The 3D form of a 2D module: its children under their names, and its code for clips."""
 
     promised: ClassVar[dict[str, Callable[[Any], Any]]] = {"code": lambda block: code_of(block)}
-    """Attributes that give way to children of the same name."""
+    """Attributes that children of the same name override."""
 
     def __init__(self, code: Code | None) -> None:
         nn.Module.__init__(self)
         self._i3d_code = code.compiled() if code is not None else None
         self._i3d_ready = False
-        """Whether it has its children, so that what is promised can't take their names."""
+        """Whether its children are set, so that promised attributes can't take their names."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -34,26 +34,26 @@ class Block(Tree):
             raise
 
     def _i3d_borders(self) -> tuple[list[Form] | None, Form]:
-        """The forms of its inputs, those of its code's own need left out, and of what it gives."""
+        """Return the forms of its inputs, without those that only its code needs, and of its output."""
         code = self._i3d_code
         return (code.takes, code.gives) if code is not None else (None, None)
 
     def _i3d_beside(self) -> dict[str, Form]:
-        """The forms of what its code uses beside its inputs, by their names."""
+        """Return the forms of the values that its code uses besides its inputs, by name."""
         code = self._i3d_code
         return code.beside if code is not None else {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the 2D module computes, over clips `(N, C, T, H, W)`; what else it takes and gives is `(N, T, …)`."""
+        """Compute what the 2D module computes, for clips `(N, C, T, H, W)`; other values are `(N, T, …)`."""
         if self._i3d_code is None:
             raise LiftError(
-                f"{type(self).__name__} can't be called by itself: its code is part of that of the module around it"
+                f"{type(self).__name__} can't be called on its own: its code is part of the enclosing module's"
             )
         return self._i3d_code.run(self, args, kwargs)
 
 
 class Chain(Tree, nn.Sequential):
-    """A `Sequential` of the tree: whatever children it has now, one after the other."""
+    """A `Sequential` of the tree: calls its current children in order."""
 
     def __init__(self, *modules: Any) -> None:
         nn.Sequential.__init__(self, *modules)
@@ -62,14 +62,14 @@ class Chain(Tree, nn.Sequential):
         self._i3d_facts: dict[str, dict[str, Any]] = {}
 
     def _i3d_borders(self) -> tuple[list[Form] | None, Form]:
-        """The forms of what it takes and gives; those of its children where it is not called by the network."""
+        """Return the forms of its input and output; those of its children if the network does not call it."""
         path = self._i3d_path()
         if path[0] is None:
             return None, path[-1]
         return [path[0]], path[-1] if self._i3d_gives is None else self._i3d_gives
 
     def _i3d_path(self) -> list[Form]:
-        """The form of the value in front of each child, and behind the last."""
+        """Return the form of the value before each child, and after the last."""
         found = [self._i3d_takes if self._i3d_takes is not None else self._i3d_first()]
         for child in self:
             _, given = forms(child, found[-1:])
@@ -77,7 +77,7 @@ class Chain(Tree, nn.Sequential):
         return found
 
     def _i3d_first(self) -> Form:
-        """What the first child takes that wants a form of its own."""
+        """Return the input form of the first child that requires one."""
         for child in self:
             is_a = kind(child)
             if is_a == "tree":
@@ -98,7 +98,7 @@ class Chain(Tree, nn.Sequential):
         return found
 
     def forward(self, input: Any) -> Any:
-        """One child after the other, each given what it takes."""
+        """Call the children in order, each with the form that it takes."""
         path = self._i3d_path()
         first = path[0] if path[0] is not None else "clip" if isinstance(input, Tensor) and input.dim() == 5 else FRAMES
         clips = clips_in(input, first)
@@ -111,6 +111,6 @@ class Chain(Tree, nn.Sequential):
 
 
 def code_of(module: nn.Module) -> str:
-    """The Python code of a module of the tree."""
+    """Return the Python code of a module in the tree."""
     code = module.__dict__.get("_i3d_code")
     return code.text if code is not None else ""

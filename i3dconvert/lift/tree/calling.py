@@ -1,7 +1,7 @@
-"""The call of a child: whatever module stands there now, it is given what it takes.
+"""Call a child with the form that it takes, whatever module it is now.
 
-A module of the tree takes what crosses a border, a 3D layer clips, and any other module frames folded into the batch,
-as in 2D. So a layer that is replaced acts.
+A module of the tree takes values that cross a border, a 3D layer clips, and any other module frames folded into the
+batch, as in 2D. So replacing a layer has an effect.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ OVER_CLIPS = (
 """Layers that take clips."""
 
 AS_GIVEN = (TimeAttention,)
-"""Layers that take whatever the code has."""
+"""Layers that take the value as it is."""
 
 
 class Tree(nn.Module):
     """A module of the tree."""
 
     def _i3d_borders(self) -> tuple[list[Form] | None, Form]:
-        """The forms of what it takes and of what it gives; None where that is not known."""
+        """Return the forms of its inputs and of its output; None if unknown."""
         raise NotImplementedError
 
     def _i3d_beside(self) -> dict[str, Form]:
-        """The forms of what its code uses beside its inputs, by their names."""
+        """Return the forms of the values that its code uses besides its inputs, by name."""
         return {}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Classes of `named` are in no module: they are made anew."""
+        """Rebuild classes of `named` when unpickling, as no module defines them."""
         reduced: Any = super().__reduce_ex__(max(protocol, 2))
         key = vars(type(self)).get("_i3d_class")
         return (_new, key, *reduced[2:]) if key else reduced
@@ -61,7 +61,7 @@ _CLASSES: dict[tuple[type, ...], type] = {}
 
 
 def named(cls: type[T], name: str, *beside: type[nn.Module]) -> type[T]:
-    """`cls` under a 2D class's name: trainers tell modules apart by it. It counts as one of `beside`, too."""
+    """Return `cls` under a 2D class's name, by which trainers distinguish modules; also a subclass of `beside`."""
     key: Any = (cls, name, *beside)
     if key not in _CLASSES:
         _CLASSES[key] = type(name, (cls, *beside), {"__module__": cls.__module__, "_i3d_class": key})
@@ -74,14 +74,14 @@ def _new(cls: type[T], name: str, *beside: type[nn.Module]) -> T:
 
 
 def kind(module: nn.Module) -> str:
-    """What a module takes: `tree` (what crosses a border), `clip`, `given` (whatever there is) or `frames`."""
+    """Return what a module takes: `tree` (values that cross a border), `clip`, `given` (any form) or `frames`."""
     if isinstance(module, Tree):
         return "tree"
     if isinstance(module, OVER_CLIPS):
         return "clip"
     if isinstance(module, AS_GIVEN) or full_name(module) in ANY_RANK:
         return "given"
-    if next(module.children(), None) is not None:  # somebody's wrapper takes what it wraps
+    if next(module.children(), None) is not None:  # a wrapper takes what its inner module takes
         for inner in module.modules():
             if isinstance(inner, Tree):
                 return "tree"
@@ -91,14 +91,14 @@ def kind(module: nn.Module) -> str:
 
 
 def tree_in(module: nn.Module) -> Tree:
-    """The module of the tree that a module is or wraps."""
+    """Return the module of the tree that a module is or wraps."""
     return next(inner for inner in module.modules() if isinstance(inner, Tree))
 
 
 def forms(module: nn.Module, takes: Sequence[Form], gives: Form = None) -> tuple[Sequence[Form], Form]:
-    """The forms that `module` takes and gives where it is called with values in the forms `takes`.
+    """Return the forms that `module` takes and returns if called with values in the forms `takes`.
 
-    `gives` is that of the module that stood there; a 2D module's result has as many parts.
+    `gives` is that of the module that it replaced; a 2D module's result has as many parts.
     """
     is_a = kind(module)
     if is_a == "tree":
@@ -131,10 +131,10 @@ def call(
     beside: Mapping[str, Any] | None = None,
     as_it_is: str = "",
 ) -> Any:
-    """What `module` gives for `args`, which are in the forms `takes` (by default clips), in the form `gives`.
+    """Call `module` with `args`, which are in the forms `takes` (by default clips), and return the form `gives`.
 
-    `named` are arguments by their names, `beside` values that a module of the tree uses beside its inputs; a module of
-    the class `as_it_is` takes what there is.
+    `named` are keyword arguments, `beside` values that a module of the tree uses besides its inputs; a module of the
+    class `as_it_is` gets the values unconverted.
     """
     if as_it_is == type(module).__qualname__:
         return module(*args, **(named or {}))
@@ -155,5 +155,5 @@ def call(
 
 
 def varies(form: Form) -> bool:
-    """Whether a value of this form varies with the clip."""
+    """Return whether a value of this form varies with the clip."""
     return any(one != "plain" for one in parts(form))

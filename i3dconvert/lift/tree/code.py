@@ -1,4 +1,4 @@
-"""What one module of the tree computes: a graph of its own operations and of the calls of its children."""
+"""The computation of one module of the tree: a graph of its own operations and of the calls of its children."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ FACTS = (
     *("temporal", "layer", "like", "of_pairs", "scores", "plain", "beside_clips"),
     *("form", "takes", "gives", "block", "kind", "given"),
 )
-"""What is kept of a node beside its operation."""
+"""What is kept of a node besides its operation."""
 
 _NUMBERS = count()
 
 
 def clips_of(value: Any) -> Any:
-    """Stands in a module's graph for N, which its code reads off what it is given."""
+    """Represents N in a module's graph; the code reads it from its inputs."""
     raise NotImplementedError("it has no value of its own")
 
 
 @dataclass(frozen=True)
 class Name:
-    """A node, in the pickled form of a graph."""
+    """A node in the pickled form of a graph."""
 
     name: str
 
 
 class Code:
-    """A module's graph, over values as they are inside of it, and the forms in which they cross its border.
+    """A module's graph on inner values, and the forms in which values cross its border.
 
-    Its placeholders are the module's inputs, each with its form in `meta["form"]`; the first `positional` of them are
-    the 2D module's own (`takes`), the others what its code uses beside them (`beside`).
+    Its placeholders are the module's inputs, with their forms in `meta["form"]`; the first `positional` are the 2D
+    module's own (`takes`), the others are values that its code uses besides them (`beside`).
     """
 
     def __init__(self, graph: fx.Graph, positional: int, gives: Form) -> None:
@@ -54,16 +54,16 @@ class Code:
 
     @staticmethod
     def form(node: fx.Node) -> Form:
-        """The form of an input."""
+        """Return the form of an input."""
         return node.meta["form"]
 
     @property
     def text(self) -> str:
-        """As Python."""
+        """The code as Python."""
         return _source(self._crossing())[0]
 
     def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """What `module` gives for values that cross its border."""
+        """Run `module` on values that cross its border."""
         assert self._function is not None
         if kwargs:
             names = list(self.inputs)[len(args) :]
@@ -75,12 +75,12 @@ class Code:
         return self._function(module, *args)
 
     def compiled(self) -> Code:
-        """Itself, ready to run."""
+        """Compile the code and return itself."""
         self._function = self._function or self._compiled()
         return self
 
     def changed(self) -> Code:
-        """Itself, with what was done to its graph."""
+        """Recompile after changes to the graph and return itself."""
         self._function = None
         return self.compiled()
 
@@ -93,7 +93,7 @@ class Code:
         return function
 
     def _crossing(self) -> fx.Graph:
-        """The graph with what is done at the border: inputs are entered, N is read, the result is left."""
+        """Return the graph with the conversions at the border: of the inputs, of N, and of the result."""
         graph = fx.Graph()
         env: dict[fx.Node, Any] = {}
         clips: fx.Node | None = None
@@ -142,7 +142,7 @@ class Code:
             options["as_it_is"] = node.meta["given"]
         return graph.create_node("call_function", call, (child, clips, *args), options, variable(node.name))
 
-    # A graph is pickled as rows, without what torch.fx keeps of it.
+    # A graph is pickled as rows, without torch.fx's own data.
 
     def __getstate__(self) -> dict[str, Any]:
         rows = [
@@ -162,14 +162,14 @@ class Code:
         self.compiled()
 
     def __deepcopy__(self, memo: Any) -> Code:
-        return self  # nothing changes it
+        return self  # it is immutable
 
     def same(self, other: Code) -> bool:
-        """Whether it computes the same."""
+        """Return whether both codes compute the same."""
         return self._spoken() == other._spoken()
 
     def _spoken(self) -> str:
-        """The graph as text, whatever its nodes are called."""
+        """Return the graph as text that does not depend on the names of its nodes."""
         places = {node: index for index, node in enumerate(self.graph.nodes)}
 
         def placed(one: Any) -> Any:
@@ -200,12 +200,12 @@ _WORD = "__is_a_word_of_python"
 
 
 def spelt(target: Any) -> Any:
-    """A dotted name, the words of Python's own in it marked for `_source`."""
+    """Return a dotted name, with Python's keywords in it marked for `_source`."""
     return ".".join(part + _WORD * keyword.iskeyword(part) for part in target.split("."))
 
 
 def _source(graph: fx.Graph) -> tuple[str, dict[str, Any]]:
-    """A graph as Python, and what its names stand for; `self.class`, which is none, as `getattr(self, "class")`."""
+    """Return a graph as Python code, and its globals; keywords such as `self.class` become `getattr(self, "class")`."""
     python = graph.python_code("self")
     source, marked = str(python.src), re.compile(rf"= (.+?)\.(\w+?){_WORD}\b")
     while marked.search(source):
@@ -218,12 +218,12 @@ def _named(one: Any) -> Any:
 
 
 def facts(node: fx.Node) -> dict[str, Any]:
-    """What is kept of a node's `meta`."""
+    """Return the part of a node's `meta` that is kept."""
     return {key: node.meta[key] for key in FACTS if key in node.meta}
 
 
 def _says_clips(form: Form, path: tuple[Any, ...] = ()) -> tuple[tuple[Any, ...], int] | None:
-    """The part of a value that says N, and at which axis it does."""
+    """Return the part of a value from which N can be read, and its axis."""
     if isinstance(form, list | dict):
         items = enumerate(form) if isinstance(form, list) else form.items()
         return next((found for key, one in items if (found := _says_clips(one, (*path, key)))), None)

@@ -1,7 +1,7 @@
-"""The flat lifted graph, cut into the code of each module that the 2D network calls.
+"""Cut the flat lifted graph into the code of each module that the 2D network calls.
 
-Every call of a module is a contiguous run of nodes. A call whose values can't cross a border, or that another call of
-the same module differs from, is inlined: its nodes are part of the code around it.
+A call of a module is a contiguous run of nodes. A call whose values can't cross a border, or that differs from another
+call of the same module, is inlined: its nodes become part of the enclosing code.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from i3dconvert.lift.tree.calling import forms, varies
 from i3dconvert.lift.tree.code import Code, clips_of, facts
 
 _MADE_AGAIN = {layout.fold, layout.unfold, layout.together, operator.getitem, getattr}
-"""Functions, beside arithmetic with sizes, that cost nothing to call in several modules."""
+"""Functions, besides arithmetic on sizes, that cost nothing to call in several modules."""
 _SIZES = ("size", "dim", "numel")
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The code of each module, by its name; `inlined` are the calls that are part of the code around them, and why."""
+    """The code of each module, by name; `inlined` maps calls that are part of the enclosing code to the reasons."""
 
     codes: Mapping[str, Code]
     chains: Mapping[str, ChainOf]
@@ -39,7 +39,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class ChainOf:
-    """What a chain takes and gives, and what is known of the call of each child."""
+    """The forms that a chain takes and returns, and facts about the call of each child."""
 
     takes: Form
     gives: Form
@@ -47,7 +47,7 @@ class ChainOf:
 
 
 class Inline(Exception):
-    """A call can't be a module of its own."""
+    """A call that can't be a separate module."""
 
     def __init__(self, call: int, reason: str) -> None:
         super().__init__(reason)
@@ -55,7 +55,7 @@ class Inline(Exception):
 
 
 def cut(graph: fx.Graph, calls: Sequence[CallOf], root: nn.Module, layers: Mapping[str, nn.Module]) -> Cut:
-    """Cut `graph` by `calls` of the modules of `root`; `layers` are those that it calls whole."""
+    """Cut `graph` by `calls` of the modules of `root`; `layers` are those that it calls without entering."""
     inlined: dict[int, str] = {
         number: "" for number, one in enumerate(calls) if number and (one.last is None or one.name in layers)
     }
@@ -88,7 +88,7 @@ class _Cutting:
         self.bodies: dict[int, _Body] = {}
 
     def _around(self, number: int) -> list[int]:
-        """The calls that have code of their own around a call, the outermost first, itself last."""
+        """Return the calls with their own code around a call, from the outermost to itself."""
         found = []
         while number >= 0:
             if number not in self.inlined:
@@ -97,7 +97,7 @@ class _Cutting:
         return found[::-1]
 
     def _sort(self) -> None:
-        """The nodes and calls that each call's code is made of, in order."""
+        """Sort nodes and calls into the code of each call, in order."""
         open_calls: list[int] = []
         begun: set[int] = set()
         for node in self.graph.nodes:
@@ -107,7 +107,7 @@ class _Cutting:
                 shared += 1
             for number in path[shared:]:
                 if number in begun:
-                    raise Inline(number, "its operations are no contiguous run")
+                    raise Inline(number, "its operations are not contiguous")
                 begun.add(number)
                 self.items[number] = []
                 if number:
@@ -140,7 +140,7 @@ class _Cutting:
         return number in self.around[node.meta.get("call", 0)]
 
     def relative(self, name: str, number: int) -> str | None:
-        """A module's or tensor's name, seen from the module that is called; None where it is no part of that."""
+        """Return a module's or tensor's name relative to the called module; None if it is not part of that."""
         prefix = self.calls[number].name
         if not prefix:
             return name
@@ -159,7 +159,7 @@ class _Cutting:
 
 
 class _Body:
-    """The code of one call, as it is put together."""
+    """The code of one call under construction."""
 
     def __init__(self, of: _Cutting, number: int) -> None:
         self.of, self.number, self.call = of, number, of.calls[number]
@@ -171,7 +171,7 @@ class _Body:
         self.beside: dict[str, fx.Node] = {}
         self.constants: list[str] = []
         self.marker: fx.Node | None = None
-        self.start = self.graph.call_function(clips_of)  # inputs are put in front of it; it goes where nothing needs it
+        self.start = self.graph.call_function(clips_of)  # inputs go before it; it is removed if unused
         self.gives: Form = None
         if number:
             for name, value in self.call.inputs:
@@ -197,13 +197,13 @@ class _Body:
     # The border.
 
     def _take(self, name: str, value: Any) -> None:
-        """An input of the 2D module that varies, or that other values come from."""
+        """Add an input of the 2D module that varies, or that other values come from."""
         nodes = list(_nodes(value))
         if not nodes:
             return
         form = _form(value)
         if not can_cross(form):
-            raise Inline(self.number, f"its input {name} has no form that says N and T")
+            raise Inline(self.number, f"its input {name} has no form that tells N and T")
         placeholder = self._placeholder(name, form)
         self.inputs.append((name, value))
         self._know(value, placeholder, ())
@@ -231,7 +231,7 @@ class _Body:
                 self._know(item, node, (*path, key))
 
     def _say_clips(self) -> None:
-        """N as an input, where no other one says it."""
+        """Add N as an input if no other input tells it."""
         with self.graph.inserting_before(self.start):
             clips = self.graph.placeholder("clips")
         clips.meta["form"] = "plain"
@@ -243,20 +243,20 @@ class _Body:
     def _finish(self) -> None:
         output = self.call.output
         if not list(_nodes(output)):
-            raise Inline(self.number, "what it gives is not known")
+            raise Inline(self.number, "its output is unknown")
         self.gives = _form(output)
         if not can_cross(self.gives):
-            raise Inline(self.number, "what it gives has no form that says N and T")
+            raise Inline(self.number, "its output has no form that tells N and T")
         self.graph.output(_mapped(output, self.local))
 
-    # What it is made of.
+    # The contents.
 
     def _node(self, node: fx.Node) -> None:
         if node is self.of.clips and self.number:
             return
         target: Any = self._target(node) if node.op in ("call_module", "get_attr") else node.target
         if node.op == "get_attr" and target is None:
-            return  # somebody else's tensor: an input where it is used
+            return  # another module's tensor: an input where it is used
         if node.op == "output":
             self.gives = "plain"
             self.graph.output(fx.node.map_arg(node.args[0], self.local))
@@ -282,13 +282,13 @@ class _Body:
             return target
         found = self.of.relative(target, self.number)
         if found is None and node.op == "call_module":
-            raise Inline(self.number, f"it calls {target}, which is no part of it")
+            raise Inline(self.number, f"it calls {target}, which is not part of it")
         return found
 
     def _child(self, number: int) -> None:
         name = self.of.relative(self.of.calls[number].name, self.number)
         if name is None:
-            raise Inline(self.number, f"it calls {self.of.calls[number].name}, which is no part of it")
+            raise Inline(self.number, f"it calls {self.of.calls[number].name}, which is not part of it")
         child = self.of.body(number)
         args = tuple(_mapped(value, self.local) for _, value in child.inputs)
         beside: dict[str, Any] = {key: self.local(node) for key, node in child.beside.items()}
@@ -300,7 +300,7 @@ class _Body:
     # Values.
 
     def local(self, node: fx.Node) -> fx.Node:
-        """A value of the flat graph as a node of this code."""
+        """Return a value of the flat graph as a node of this code."""
         if node in self.env:
             return self.env[node]
         if node is self.of.clips:
@@ -311,17 +311,17 @@ class _Body:
         if node.op != "get_attr" and self.of.inside(node, self.number):
             inner = self.of.around[node.meta.get("call", 0)]
             child = inner[inner.index(self.number) + 1] if inner[-1] != self.number else self.number
-            raise Inline(child, f"{node.name} is used outside of it and is not what it gives")
+            raise Inline(child, f"{node.name} is used outside of it but is not its output")
         form = node.meta.get("form", "plain" if node.meta.get("plain") or node.op == "get_attr" else None)
         if not can_cross(form):
-            raise Inline(self.number, f"it uses {node.name}, which has no form that says N and T")
+            raise Inline(self.number, f"it uses {node.name}, which has no form that tells N and T")
         placeholder = self._placeholder(node.name, form)
         self.beside[str(placeholder.target)] = node
         self.env[node] = placeholder
         return placeholder
 
     def available(self, node: fx.Node) -> bool:
-        """Whether a value follows from what the code has, at no cost."""
+        """Return whether a value follows from the code's values at no cost."""
         if node in self.env or node in self.given or node is self.of.clips:
             return True
         if node.op == "get_attr":
@@ -359,7 +359,7 @@ class _Body:
     # Sequential.
 
     def chain(self) -> ChainOf | None:
-        """Itself, if its code is that of a `Sequential` of its children."""
+        """Return the chain if the code is that of a `Sequential` of its children."""
         module = self.of.root.get_submodule(self.call.name)
         if type(module).forward is not nn.Sequential.forward or len(self.inputs) != 1 or self.beside:
             return None
@@ -407,7 +407,7 @@ def _nodes(value: Any) -> Iterator[fx.Node]:
 
 
 def _form(value: Any) -> Form:
-    """The form of a value of the flat graph."""
+    """Return the form of a value of the flat graph."""
     if isinstance(value, fx.Node):
         return value.meta.get("form", "plain" if value.meta.get("plain") else None)
     if isinstance(value, tuple | list):

@@ -1,4 +1,4 @@
-"""The flat graph of a tree as it is now: its modules' codes inlined, whatever stands in them."""
+"""The flat graph of the current tree: the codes of its modules inlined, including replaced ones."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from i3dconvert.recipes import Temporal
 
 
 def graph_of(network: Block) -> fx.Graph:
-    """The graph of a network, over its layers by their full names; parameters are read by theirs. Not to be changed."""
-    modules = list(network.modules())[1:]  # without itself, which would be kept alive
+    """Return the graph of a network over its layers and parameters by their full names. Do not modify it."""
+    modules = list(network.modules())[1:]  # without the network itself, which would be kept alive
     known, graph = _KNOWN.get(network, ((), None))
     if graph is None or len(known) != len(modules) or any(a is not b for a, b in zip(known, modules, strict=True)):
         graph = _Flat(network).run()
@@ -30,12 +30,12 @@ def graph_of(network: Block) -> fx.Graph:
 
 
 _KNOWN: WeakKeyDictionary[Block, tuple[Sequence[nn.Module], fx.Graph]] = WeakKeyDictionary()
-"""The graphs of networks, as long as the same modules stand in them."""
+"""The graphs of networks, valid as long as their modules are the same."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where a child is called: the node's name, and what is known of it."""
+    """The place of a child's call: the node's name and facts about it."""
 
     name: str
     meta: dict[str, Any]
@@ -57,10 +57,10 @@ class _Flat:
         return self.graph
 
     def inline(self, block: Block, prefix: str, args: list[Any], beside: dict[str, Any]) -> Any:
-        """The operations of a block, for values that are inside of it."""
+        """Inline the operations of a block, for inner values."""
         code = block._i3d_code
         if code is None:
-            raise LiftError(f"{prefix.rstrip('.')} stands where a module is called, and has no code of its own")
+            raise LiftError(f"{prefix.rstrip('.')} is called as a module, but has no code of its own")
         env: dict[fx.Node, Any] = {}
         result: Any = None
         for node in code.graph.nodes:
@@ -95,7 +95,7 @@ class _Flat:
         return new
 
     def call(self, node: Site, module: nn.Module, name: str, args: list[Any], kwargs: Any) -> Any:
-        """A call of a child, as `calling.call` does it."""
+        """Inline or add a call of a child, like `calling.call`."""
         takes, gives = node.meta["takes"], node.meta["gives"]
         if node.meta.get("given") == type(module).__qualname__:
             return self.layer(node, module, name, args, kwargs, gives)
@@ -128,7 +128,7 @@ class _Flat:
         return new
 
     def as_form(self, value: Any, is_in: Form, wanted: Form) -> Any:
-        """`forms.converted` of a node, or of several."""
+        """Apply `forms.converted` to one or several nodes."""
         if is_in == wanted:
             return value
         if isinstance(is_in, list) and isinstance(wanted, list) and len(is_in) == len(wanted):
@@ -153,7 +153,7 @@ class _Flat:
 
 
 def _facts_now(module: nn.Module, known: dict[str, Any]) -> dict[str, Any]:
-    """What is known of a call; of a layer that was replaced, what the new one does along time."""
+    """Return the facts about a call; for a replaced layer, those of the new one along time."""
     modules = list(module.modules())
     if any(cls.__qualname__ == known.get("kind") for inner in modules for cls in type(inner).__mro__):
         if type(module) not in _OVER_TIME:

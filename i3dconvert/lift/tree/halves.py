@@ -1,4 +1,4 @@
-"""A module's code in two: up to what one of its children gives, and behind that."""
+"""Split a module's code in two: up to the output of one of its children, and after it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from i3dconvert.lift.tree.code import Code, clips_of
 
 
 def halves(code: Code, children: set[str]) -> tuple[Code, Code] | None:
-    """`code` up to the last call of one of `children`, and from what that gives; None where more goes across."""
+    """Split `code` at the output of the last call of one of `children`; None if more values cross."""
     nodes = list(code.graph.nodes)
     calls = [node for node in nodes if node.op == "call_module" and node.target in children]
     if not calls or not can_cross(calls[-1].meta["gives"]):
@@ -23,7 +23,7 @@ def halves(code: Code, children: set[str]) -> tuple[Code, Code] | None:
 
 
 def _copied(nodes: list[fx.Node], given: fx.Node | None) -> fx.Graph | None:
-    """A graph of these nodes alone, which are given one value; None where they use more of others."""
+    """Return a graph of these nodes, with one input value; None if they use others."""
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     if given is not None:

@@ -1,4 +1,4 @@
-"""A graph over layers by their full names, as one module whose code calls them one after the other."""
+"""A graph over layers by their full names, as a module whose code calls them in order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from i3dconvert.lift.tree.code import Code, spelt, variable
 
 
 class Directly(Code):
-    """Code that calls each layer with what it has, and has no border."""
+    """Code that calls each layer with the values as they are, and has no border."""
 
     form = staticmethod(lambda node: "plain")
 
@@ -22,7 +22,7 @@ class Directly(Code):
 
 
 class Straight(Block):
-    """A module of one graph; its layers and tensors have their full names."""
+    """A module of one graph, whose layers and tensors have their full names."""
 
     promised: ClassVar[dict[str, Callable[[Any], Any]]] = {
         **Block.promised,
@@ -49,12 +49,12 @@ class Straight(Block):
         self._i3d_ready = True
 
     def forward(self, clip: Tensor) -> Any:
-        """What the graph computes of clips `(N, C, T, H, W)`."""
+        """Run the graph on clips `(N, C, T, H, W)`."""
         return super().forward(clip)
 
 
 def straightened(network: nn.Module, graph: fx.Graph, name: str) -> Straight:
-    """`graph` over the layers and tensors of `network` that it names."""
+    """Return `graph` as a module, with the layers and tensors of `network` that it names."""
     parts: dict[str, Any] = {}
     for node in graph.nodes:
         if node.op == "call_module":

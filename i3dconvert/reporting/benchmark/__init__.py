@@ -1,4 +1,4 @@
-"""How fast networks run: forward passes in several runtimes side by side, and what attention over time costs."""
+"""Measure the speed of networks: forward passes in several runtimes, and the cost of attention over time."""
 
 from i3dconvert.reporting.benchmark.ratios import FORMULA, Ratio, ratios
 from i3dconvert.reporting.benchmark.runtimes import Case, Measurement, measure

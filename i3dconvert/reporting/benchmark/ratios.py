@@ -1,4 +1,4 @@
-"""What attention over time costs: a network's time with it over its time frame by frame, beside the arithmetic."""
+"""The cost of attention over time: a network's time with it relative to frame by frame, beside the arithmetic."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.progress import Progress, silent
 from i3dconvert.recipes import Recipe, preset
 
-FORMULA = "1 + (T - 1) · A / F of joint, A being the products of attention and F all arithmetic of a frame"
-"""The arithmetic's ratio for T frames; counted for both networks, so that it holds for `divided` too."""
+FORMULA = "1 + (T - 1) · A / F for joint, where A is the arithmetic of attention's products and F that of a frame"
+"""The ratio of the arithmetic for T frames; it is counted in both networks, so that it also holds for `divided`."""
 
 RUNS = 5
 Run = Callable[[], object]
@@ -35,7 +35,7 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Ratio:
-    """One network with attention over time, beside itself frame by frame, run in turns; times are medians."""
+    """A network with attention over time, relative to itself frame by frame; both run in turns; times are medians."""
 
     network: str
     recipe: str
@@ -45,28 +45,28 @@ class Ratio:
     seconds_per_frame: float
     """Seconds for each frame when frames run one by one."""
     arithmetic: float
-    """How many times the arithmetic of the network frame by frame."""
+    """The arithmetic, relative to frame by frame."""
 
     @property
     def ratio(self) -> float:
-        """How many times the time of the network frame by frame."""
+        """The time, relative to frame by frame."""
         return self.seconds / self.seconds_per_frame
 
     @property
     def over(self) -> float:
-        """The ratio of times over that of the arithmetic."""
+        """The ratio of times divided by that of the arithmetic."""
         return self.ratio / self.arithmetic
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data."""
         return asdict(self) | {"ratio": self.ratio, "over": self.over}
 
 
 def arithmetic(network: Network3d, shape: Sequence[int]) -> int:
-    """Floating-point operations of a forward pass on a clip `(N, C, T, H, W)`, a multiplication and an addition two.
+    """Return the floating-point operations of a forward pass on a clip `(N, C, T, H, W)`; a multiply-add counts as two.
 
-    The network is left on the meta device. With gradients: without, torch's attention module calls nothing that is
-    counted.
+    Moves the network to the meta device. Gradients stay on: without them, torch's attention module calls functions that
+    are not counted.
     """
     with FlopCounterMode(display=False) as counter:
         network.to("meta")(torch.empty(tuple(shape), device="meta", dtype=next(network.parameters()).dtype))
@@ -81,10 +81,10 @@ def ratios(
     runs: int = RUNS,
     progress: Progress = silent,
 ) -> Iterator[Ratio]:
-    """The networks (backbones' names, random weights) with the attention of each recipe and no other layer over time.
+    """Yield the ratios for backbones with random weights, in which only attention spans time, as in each recipe.
 
-    A recipe that does not fit a network is left out. Files have the operator set with `Attention` where the installed
-    onnxruntime runs it.
+    Recipes that do not fit a network are skipped. Files use the opset with `Attention` if the installed onnxruntime
+    runs it.
     """
     for name in networks:
         for recipe in recipes:
@@ -110,7 +110,7 @@ def _of(name: str, recipe: str, frames: int, runtimes: Sequence[str], runs: int,
 
 
 def _attention_alone(recipe: str) -> Recipe:
-    """A recipe's attention, every other layer within a frame."""
+    """Return a recipe's attention, with every other layer within a frame."""
     return preset("c2d").with_rules(tuple(rule for rule in preset(recipe).rules if rule.kind == "attention"))
 
 
@@ -126,7 +126,7 @@ def _run(network: Network3d, clip: Tensor, runtime: str, folder: Path) -> Run:
 
 
 def _in_turns(pair: Sequence[Run], runs: int) -> tuple[float, float]:
-    """The medians of two that are run in turns, so that what else the machine does is shared by both."""
+    """Return the medians of two functions that run in turns, so that other load on the machine affects both."""
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(runs + 1):
         for run, taken in zip(pair, times, strict=True):

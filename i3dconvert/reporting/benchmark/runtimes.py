@@ -1,4 +1,4 @@
-"""How fast a network runs: its forward pass in several runtimes side by side, each in a process of its own."""
+"""Measure a network's forward pass in several runtimes, each in its own process."""
 
 from __future__ import annotations
 
@@ -31,17 +31,16 @@ from i3dconvert.video.preprocessing import Preprocessing
 WARM_UP, RUNS = 2, 7
 _MATRIX = 2048
 _TICK = 1e-9
-"""The least that a clock can tell, in seconds."""
+"""The shortest time that is measured, in seconds."""
 
 Run = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure: a network (a backbone's name with random weights, or a file) in a runtime.
+    """What to measure: a network (a backbone with random weights, or a file) in a runtime.
 
-    An exported `.onnx` runs as it is. `init` is a backbone's: with `mean`, all temporal taps are in use, as after
-    fine-tuning.
+    An exported `.onnx` runs unchanged. `init` is for backbones: `mean` uses all temporal taps, as after fine-tuning.
     """
 
     network: str
@@ -58,44 +57,43 @@ class Case:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a case took. `seconds` is the median of the runs, `spread` the distance between their quartiles."""
+    """The result of a case. `seconds` is the median of the runs, `spread` their interquartile range."""
 
     case: Case
     seconds: float
     spread: float
     peak_memory: int
-    """Bytes that loading and running the network took: of the process, or of torch's allocator on a GPU; 0 where the
-    system does not say."""
+    """Bytes for loading and running the network, of the process or of torch's allocator on a GPU; 0 if unknown."""
     gflops: float
     """GFLOP of one forward pass of the 3D network; a multiplication and an addition count as two."""
     matrix_gflops: float
-    """10⁹ floating-point operations a second of a large matrix product on the device, in this type, measured beside."""
+    """GFLOP/s of a large matrix product on the device in this type, measured at the same time."""
     share: float
     """Share of that rate. An optimised form that skips work may exceed 1."""
 
     @property
     def frames_per_second(self) -> float:
-        """Input frames."""
+        """Input frames per second."""
         return self.case.batch * self.case.frames / max(self.seconds, _TICK)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data."""
         clips = self.case.batch / max(self.seconds, _TICK)
         return asdict(self) | {"clips_per_second": clips, "frames_per_second": self.frames_per_second}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Measurement:
-        """Read what `to_dict` wrote; raises `BenchmarkError`."""
+        """Read the data written by `to_dict`; raises `BenchmarkError`."""
         try:
             fields = {name: document[name] for name in cls.__dataclass_fields__ if name != "case"}
             return cls(Case(**document["case"]), **fields)
         except (KeyError, TypeError) as error:
-            raise BenchmarkError(f"this is not what `bench --json` prints: {error}") from None
+            raise BenchmarkError(f"this is not the output of `bench --json`: {error}") from None
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What is known of a case before it runs."""
+    """A case with all that it needs to run."""
 
     shape: tuple[int, ...]
     flops: int
@@ -103,9 +101,9 @@ class _Prepared:
 
 
 def measure(cases: Sequence[Case], progress: Progress = silent) -> Iterator[Measurement]:
-    """Run each case in a fresh process, one after the other, exported in another one before.
+    """Run each case in a fresh process, one at a time, after another process has exported it.
 
-    Raises `BenchmarkError` naming the case that failed.
+    Raises `BenchmarkError`, which names the case that failed.
     """
     with TemporaryDirectory() as folder:
         for done, case in enumerate(cases):
@@ -136,7 +134,7 @@ def _child(function: Callable[[Case, Any], Any], case: Case, argument: Any, pipe
         pipe.send(function(case, argument))
     except I3DError as error:
         pipe.send(str(error))
-    except Exception as error:  # noqa: BLE001 - a runtime's own errors are the user's to read
+    except Exception as error:  # noqa: BLE001 - the user should see a runtime's own errors
         pipe.send(f"{type(error).__name__}: {first_line(error)}")
 
 
@@ -177,7 +175,7 @@ def _network(case: Case) -> Network3d:
     if case.network.endswith(".onnx"):
         document = read_document(Path(case.network))
         if document.origin is None:
-            raise BenchmarkError("it was made from a module in memory: what it computes is not known")
+            raise BenchmarkError("it was made from a module in memory, so its network is unknown")
         return checkpoint.rebuild(document).eval()
     if case.network.endswith(".safetensors"):
         return checkpoint.load(case.network).eval()
@@ -221,7 +219,7 @@ def _openvino(case: Case, clip: Tensor, path: Path | None) -> Run:
         import openvino
     except ImportError:
         raise BenchmarkError("openvino is not installed; pip install openvino") from None
-    precision = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[case.dtype]  # by itself it takes bf16
+    precision = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[case.dtype]  # its default is bf16
     compiled = openvino.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": precision})
     dtype = compiled.input(0).get_element_type().to_dtype()
     given = as_input(clip, torch.uint8 if dtype == "uint8" else torch.float32, Preprocessing())[0].numpy().astype(dtype)
@@ -236,14 +234,14 @@ RUNTIMES: dict[str, Callable[[Case, Tensor, Path | None], Run]] = {
     "onnx-plain": _onnxruntime,
     "openvino": _openvino,
 }
-"""By name: torch as it is, optimised, compiled; onnxruntime on the optimised or plain export, OpenVINO on the plain."""
+"""Runtimes by name: torch as it is, optimised, compiled; onnxruntime on the optimised or plain export; OpenVINO."""
 
 _FORMS = {"onnx": True, "onnx-plain": False, "openvino": False}
-"""Those that run an exported file: whether it is the optimised one."""
+"""Runtimes of exported files, and whether they use the optimised one."""
 
 
 def _timed(run: Run, device: str) -> float:
-    """Seconds of one run; on a GPU between two events, after what was queued before."""
+    """Return the seconds of one run; on a GPU between two events, after the work queued before."""
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
@@ -258,7 +256,7 @@ def _timed(run: Run, device: str) -> float:
 
 
 def _matrix_rate(device: str, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product: the best of some, on a CPU of two libraries."""
+    """Return the rate of a large matrix product, the best of several runs; on a CPU, of two libraries."""
     a, b = (torch.randn(_MATRIX, _MATRIX, device=device, dtype=dtype) for _ in range(2))
     products: list[Run] = [lambda: a @ b]
     if (device, dtype) == ("cpu", torch.float32):
@@ -278,7 +276,7 @@ def _onnxruntime_product(a: Tensor, b: Tensor) -> Run:
 
 
 def _memory(field: str) -> int:
-    """Bytes of this process, by a field of Linux's `/proc/self/status`; elsewhere its peak, if it has one."""
+    """Return this process's memory in bytes, from a field of Linux's `/proc/self/status`; elsewhere its peak."""
     with suppress(OSError, StopIteration):
         return told_by_linux("/proc/self/status", field)
     if sys.platform == "win32":
