@@ -79,7 +79,7 @@ def test_what_attention_over_time_costs_stands_beside_its_arithmetic(run: Run) -
             "absent.safetensors in eager: there is no file",
             marks=pytest.mark.slow,
         ),
-        ("resnet18 --plot bars.pdf", 1, "its name has to end in .svg or .png"),
+        ("resnet18 --plot bars.pdf", 1, "its name must end in .svg or .png"),
         ("resnet18 --device cuda", 1, "torch finds no CUDA device"),
         pytest.param("nonsense --runtime eager", 1, "nonsense in eager: there is no backbone", marks=pytest.mark.slow),
     ],

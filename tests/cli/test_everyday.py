@@ -78,7 +78,7 @@ def test_a_folder_is_gone_through_and_gone_on_with(tmp_path: Path) -> None:
     done = classify_folder(CLASSIFIER, tmp_path, output)
     assert (done.classified, done.failed, done.passed_over) == (1, 1, 2)
     output.write_text("something else\n")
-    with pytest.raises(OutputError, match="no file of an earlier run"):
+    with pytest.raises(OutputError, match="is not from an earlier run"):
         classify_folder(CLASSIFIER, tmp_path, output)
     assert classify_folder(CLASSIFIER, tmp_path, output, force=True).classified == 3
 
@@ -100,7 +100,7 @@ def test_frames_that_go_through_are_named() -> None:
 
     network = i3dconvert.inflate(_two_ways(), _strided(), size=32)
     assert checked(graph_of(network), 4)
-    with pytest.raises(FramesError, match="a clip of 4 or 6 frames goes through, one of 5 does not"):
+    with pytest.raises(FramesError, match="a clip of 5 frames does not fit, one of 4 or 6 does"):
         network.frames_left(5)
 
 

@@ -80,7 +80,7 @@ def test_damage_in_a_file_is_caught_and_named(
     assert not integrity.passed
     assert not identity.passed
     assert where in identity.detail
-    assert ("other places" in identity.detail) == (damage is two_taps)
+    assert ("other positions" in identity.detail) == (damage is two_taps)
     assert not all(check.passed for check in forward)
     assert report.first_divergence is not None
     assert report.first_divergence.name == where
