@@ -7,7 +7,8 @@ Inside, a value has one of three forms:
 * `"plain"`: it does not vary with the clip
 
 and lists and dicts of values have lists and dicts of forms. At a border, frames are split in place into
-`(…, N, T, …)`, or `(…, N, T, times, …)` where `times` is not 1, so that each module reads N from its input.
+`(…, N, T, …)`, or `(…, N, T, times, …)` where `times` is not 1 (`(…, N, T·times, …)` where it follows the size), so
+that each module reads N from its input.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from i3dconvert.lift.layout import Layout, fold, unfold
+from i3dconvert.lift.reading import PerSize
 
 Form = Any
 """`"clip"`, `"plain"`, `(axis, times)`, a list or dict of forms, or None: unknown, so it can't cross a border."""
@@ -39,7 +41,8 @@ def form_of(value: Any, multiples: Any, layout: Layout) -> Form:
         return {key: form_of(item, multiples[key], layout) for key, item in value.items()}
     if layout is Layout.CLIP:
         return "clip"
-    split = [(axis, times) for axis, times in enumerate(multiples or ()) if times] if isinstance(value, Tensor) else []
+    found = enumerate(multiples or ()) if isinstance(value, Tensor) else ()
+    split = [(axis, 1 if isinstance(times, PerSize) else times) for axis, times in found if times]
     return "plain" if not split else split[0] if len(split) == 1 else None
 
 

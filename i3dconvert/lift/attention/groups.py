@@ -154,6 +154,7 @@ def _added(mask: Tensor | None, query: Tensor, key: Tensor, groups: Groups, bias
     if mask is not None:
         if mask.dtype == torch.bool:
             mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, float("-inf"))
+        mask = mask.to(query.dtype)  # torch's fused forms read the memory of another dtype as if it were their own
         mask = mask[(None,) * (query.dim() - mask.dim())]
         if isinstance(mask.shape[0], int) and rows % mask.shape[0] == 0:
             period = mask.shape[0]

@@ -99,11 +99,11 @@ class AttentionOverTime:
             assert attention.first is not None
             query, bias = operands(attention.first)[0], self._bias_in_time(attention, temporal)
             values = (node.all_input_nodes[0], query)
-            new = self.nodes.over_frames(softmax_of_pairs, node, values, temporal, rows(query), bias)
+            new = self.nodes.over_frames(softmax_of_pairs, node, values, temporal, self.nodes.rows(query), bias)
             new.meta["like"] = 0
         elif node is attention.last:
             values = operands(node)
-            new = self.nodes.over_frames(attend_pairs, node, values, temporal, rows(values[1]))
+            new = self.nodes.over_frames(attend_pairs, node, values, temporal, self.nodes.rows(values[1]))
             new.meta["like"] = 1
         else:
             return self.nodes.between_products(node, attention, temporal)

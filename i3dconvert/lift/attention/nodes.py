@@ -6,14 +6,15 @@ import operator
 from dataclasses import replace
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
+from i3dconvert.errors import LiftError
 from i3dconvert.lift import layout
 from i3dconvert.lift.attention.found import Attention, operands
 from i3dconvert.lift.attention.fusing import Step, chance, chance_of, merge, nothing, shared, split
 from i3dconvert.lift.attention.groups import Groups, another, attend_jointly, for_each_key, frames_of, shifted, tokens
 from i3dconvert.lift.layout import Layout
-from i3dconvert.lift.reading import rows
+from i3dconvert.lift.reading import PerSize, is_image, one_each, place, rows
 from i3dconvert.lift.rewriting import New, Rewriting
 from i3dconvert.recipes import Attending
 
@@ -29,7 +30,19 @@ class Nodes:
         self.repeated: dict[tuple[fx.Node, str], fx.Node] = {}
 
     def groups(self, node: fx.Node, temporal: Attending) -> Groups:
-        return Groups(self.to.clips, rows(node), temporal.group, temporal.shift)  # type: ignore[arg-type]
+        return Groups(self.to.clips, self.rows(node), temporal.group, temporal.shift)  # type: ignore[arg-type]
+
+    def rows(self, node: fx.Node) -> Any:
+        """How many rows a value has for each frame; where that follows the size, as it is at each call."""
+        if not isinstance(node.meta["batch"][0], PerSize):
+            return rows(node)
+        above = _above(node)
+        like = next((n for n in above if is_image(n) or one_each(n.meta["value"], n.meta["batch"])), None)
+        if like is None:
+            raise LiftError(f"{place(node)} attends in windows of which no value tells how many there are")
+        within = next(n for n in above if n not in self.parts and rows(n) and self.to.layout_of(n) is not Layout.PLAIN)
+        each = self.to.call(rows_each, self.to.frames(within), self.to.frames(like), rows(node), rows(within))
+        return self._plain(each)
 
     def over_frames(
         self, function: Any, node: fx.Node, values: tuple[fx.Node, ...], temporal: Attending, *rest: Any
@@ -164,10 +177,25 @@ class Nodes:
         to, name = self.to, str(node.target)
         to.modules.setdefault(name, to.root.get_submodule(name))
         query, key, value = (layout.argument(node, name, i) for i, name in enumerate(("query", "key", "value")))
-        groups = Groups(to.clips, 1, temporal.group)  # type: ignore[arg-type]
+        groups = self.groups(query, temporal)
         given = {n: to.call(tokens, to.frames(n), groups) for n in (query, key, value)}
         args = (to.call(another, given[query]), given[key], given[value], *fx.node.map_arg(node.args[3:], to.frames))
         rest = {k: v for k, v in node.kwargs.items() if k not in ("query", "key", "value")}
         joint = to.graph.create_node("call_module", name, args, fx.node.map_arg(rest, to.frames), node.name)
         attended = to.call(operator.getitem, joint, 0)
         return to.call(layout.together, to.call(frames_of, attended, to.frames(query), groups), None)
+
+
+def rows_each(frames: Tensor, like: Tensor, times: int, of: int) -> Any:
+    """How many rows there are for each frame where `frames` has `of` and another value `times`; `like` has one."""
+    return frames.shape[0] // like.shape[0] * times // of
+
+
+def _above(node: fx.Node) -> list[fx.Node]:
+    """A node and all that it follows from, the nearest first."""
+    found = {node: None}
+    for one in (waiting := [node]):
+        new = [n for n in one.all_input_nodes if n not in found]
+        found |= dict.fromkeys(new)
+        waiting += new
+    return list(found)

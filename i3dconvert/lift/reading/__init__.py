@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from i3dconvert.errors import LiftError, first_line
-from i3dconvert.lift.reading.batch import Multiples, holds_batch, is_image, rows, rows_in, varies
+from i3dconvert.lift.reading.batch import Multiples, PerSize, holds_batch, is_image, one_each, rows, rows_in, varies
 from i3dconvert.lift.reading.copying import clear_caches, on_meta, without_hooks
 from i3dconvert.lift.reading.graph import CallOf, GraphOf
 from i3dconvert.lift.reading.kernels import Kernels, KernelsSeen
@@ -290,11 +290,13 @@ __all__ = [
     "BATCH",
     "CallOf",
     "Multiples",
+    "PerSize",
     "Reading",
     "check_is_python",
     "holds_batch",
     "is_image",
     "on_meta",
+    "one_each",
     "place",
     "read",
     "reason",

@@ -11,6 +11,10 @@ Multiples = Any
 """The ratio of each axis of a tensor to the batch; 0 if it does not follow the batch. Nested like the value."""
 
 
+class PerSize(int):
+    """A multiple that another height and width change, as they change the number of windows."""
+
+
 def rows(node: Any) -> int:
     """Return how many rows a tensor has for each image of the batch; 0 if its first axis does not follow the batch."""
     value = node.meta.get("value") if isinstance(node, fx.Node) else None
@@ -31,7 +35,12 @@ def is_image(node: Any) -> bool:
 
 
 def _is_image(value: Any, multiples: Multiples) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 4 and rows_in(value, multiples) == 1
+    return isinstance(value, Tensor) and value.dim() == 4 and one_each(value, multiples)
+
+
+def one_each(value: Any, multiples: Multiples) -> bool:
+    """Whether a tensor has one row for each image of the batch, at every height and width."""
+    return rows_in(value, multiples) == 1 and not isinstance(multiples[0], PerSize)
 
 
 def varies(node: fx.Node) -> bool:

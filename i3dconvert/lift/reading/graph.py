@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from i3dconvert.errors import LiftError
+from i3dconvert.lift.reading.batch import PerSize
 from i3dconvert.lift.reading.merging import ByMode, Cast, OfDtype, OfImage
 from i3dconvert.lift.reading.numbers import ARITHMETIC, COMPARISONS
 from i3dconvert.lift.reading.records import Call, Decision, Ref, Row, leaves, mapped
@@ -71,7 +72,9 @@ class GraphOf:
     def __init__(self, rows: list[Row], columns: Sequence[list[Row]], root: nn.Module, calls: list[Call]) -> None:
         self.rows, self.columns, self.root, self._calls = rows, columns, root, calls
         images = [column[0].value for column in columns]
-        self.batches = {i: len(image) for i, image in enumerate(images) if image.shape[2:] == images[0].shape[2:]}
+        alike = [image.shape[2:] == images[0].shape[2:] for image in images]
+        self.batches = {i: len(image) for i, image in enumerate(images) if alike[i]}
+        self.others = {i: len(image) for i, image in enumerate(images) if not alike[i]}
         self.graph = fx.Graph()
         self.nodes: dict[int, fx.Node] = {}
         self.parts: dict[Any, fx.Node] = {}
@@ -307,7 +310,9 @@ class GraphOf:
 
     def multiple(self, sizes: Sequence[int]) -> int:
         times = sizes[0] // self.batches[0]
-        return times if all(times * batch == sizes[run] for run, batch in self.batches.items()) else 0
+        if any(times * batch != sizes[run] for run, batch in self.batches.items()):
+            return 0
+        return times if all(times * batch == sizes[run] for run, batch in self.others.items()) else PerSize(times)
 
 
 def _name(function: Any) -> str:
