@@ -97,7 +97,7 @@ def command(
     if json:
         render.show_json([result.to_dict() for result in results])
     elif not quiet:
-        columns = ("network", "runtime", "batch#", "ms#", "±#", "clips/s#", "frames/s#", "MiB#", "GFLOP#", "of peak#")
+        columns = ("network", "runtime", "batch#", "ms#", "±#", "clips/s#", "frames/s#", "MiB#", "GFLOP#")
         rows = (
             (
                 result.case.network,
@@ -109,7 +109,6 @@ def command(
                 f"{result.frames_per_second:.1f}",
                 round(result.peak_memory / 2**20) or None,
                 f"{result.gflops:.1f}",
-                f"{result.share:.0%}",
             )
             for result in results
         )

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -64,14 +63,6 @@ def check_room(
                 f"{layer} over clips of {frames} frames needs about {wanted / 2**30:.0f} GiB for its scores, and "
                 f"{room / 2**30:.0f} GiB are free; reduce --frames, or use --temporal '{layer}=span:8'"
             )
-
-
-def has_room(network: Network3d, frames: int, *rest: Any) -> bool:
-    """Return whether `check_room` would not raise."""
-    with suppress(FramesError):
-        check_room(network, frames, *rest)
-        return True
-    return False
 
 
 def _scores(network: Network3d, frames: int) -> Iterator[tuple[str, int]]:

@@ -15,8 +15,9 @@ from i3dconvert.comparison.forward import Narrowing, OwnRounding, check_outputs,
 from i3dconvert.comparison.report import Check, Report
 from i3dconvert.lift.network import Network3d, inflation_of, origin_of
 from i3dconvert.progress import Progress, silent
-from i3dconvert.verification.effort import Meter, bounded, cost
+from i3dconvert.verification.budget import within_budget
 from i3dconvert.verification.layers import compare_layers
+from i3dconvert.verification.meter import Meter, cost
 from i3dconvert.verification.pictures import add_pictures, read_pictures
 from i3dconvert.verification.reach import check_reach
 from i3dconvert.verification.running import run_both
@@ -45,7 +46,7 @@ def verify(
         if origin is not None and origin.changes.head == "fresh":
             # A randomly initialised head may hide a difference in its input features.
             stack.enter_context(beheaded(model2d, model3d, name=head_of(model2d)))
-        settings = bounded(model3d, settings, report, progress)
+        settings = within_budget(model3d, settings, report)
         _check_forward(model2d, model3d, settings, report, progress)
         image = noise(inflation_of(model3d).input, settings)[:1]
         reach = check_reach(model3d, image, settings.dtypes[-1], settings.device)

@@ -14,7 +14,7 @@ from i3dconvert.lift.attention.divided import TimeAttention
 from i3dconvert.lift.network import Network3d, frames_left, inflation_of
 from i3dconvert.lift.tree.flat import graph_of
 from i3dconvert.recipes import Attending
-from i3dconvert.verification.effort import legal_lengths
+from i3dconvert.verification.budget import legal_lengths
 
 NAME = "attention over time"
 

@@ -20,7 +20,7 @@ CLIPS = 2
 @dataclass(frozen=True)
 class Settings:
     """What to verify on. `frames`, `size`: None for 16 (or the recipe's minimum) and the backbone's own size, or fewer
-    and a smaller one where that would take more than `seconds`."""
+    and a smaller one where that exceeds the budget `gflop`."""
 
     frames: int | None = None
     size: int | None = None
@@ -31,8 +31,8 @@ class Settings:
     seed: int = 0
     device: str = "cpu"
     """The device of both networks; on a GPU, TF32, which would round float32 to ten bits, is turned off."""
-    seconds: float = 40.0
-    """For the forward passes, in which frames and size are chosen; reading and hashing come on top."""
+    gflop: float = 600.0
+    """Budget of a forward pass, in 10⁹ floating-point operations; open frames, size and clips are chosen to fit it."""
     clips: int = 2
     """Clips per batch."""
 

@@ -33,7 +33,7 @@ from tests.browser import chromium, console, needs_chromium
 from tests.conftest import Run
 
 HOSTILE = '<script>document.title="taken"</script>'
-SETTINGS = Settings(frames=2, size=64, layers=True, seconds=0)
+SETTINGS = Settings(frames=2, size=64, layers=True, gflop=0)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_opens_from_disk_with_its_verdict_and_without_a_word_on_the_console(
 @pytest.mark.slow
 @needs_chromium
 def test_charts_fit_on_a_phone_and_are_whole_on_paper(browser: Chrome, subject: Subject, tmp_path: Path) -> None:
-    measured = [Measurement(Case("resnet50", name), 0.1, 0.01, 1, 1.0, 1.0, 0.5) for name in ("eager", "onnx")]
+    measured = [Measurement(Case("resnet50", name), 0.1, 0.01, 1, 1.0) for name in ("eager", "onnx")]
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     )
@@ -142,7 +142,7 @@ def test_a_hostile_name_stays_text(browser: Chrome, subject: Subject, tmp_path: 
         subject.document, layout=HOSTILE, origin=dataclasses.replace(origin, backbone=backbone), sha256=HOSTILE
     )
     hostile = Subject(Path(f"{HOSTILE.replace('/', '')}.onnx"), document, report, "", layers, 16, {}, subject.taps)
-    measured = Measurement(Case(HOSTILE, HOSTILE), 0.1, 0.0, 1, 1.0, 1.0, 0.5)
+    measured = Measurement(Case(HOSTILE, HOSTILE), 0.1, 0.0, 1, 1.0)
     seen = opened(browser, tmp_path / "report.html", page([hostile], [measured]))
     assert browser.title.startswith("<script>")
     assert browser.find_elements(By.TAG_NAME, "script") == []
@@ -229,7 +229,7 @@ def test_report_of_an_export_beside_a_changed_checkpoint(run: Run, subject: Subj
     with safe_open(subject.path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         save_file(tensors | {"fc.bias": tensors["fc.bias"] + 1}, "wrong.safetensors", file.metadata())
-    measured = Measurement(Case("net.onnx", "onnx"), 0.1, 0.0, 1, 1.0, 1.0, 0.5)
+    measured = Measurement(Case("net.onnx", "onnx"), 0.1, 0.0, 1, 1.0)
     Path("bench.json").write_text(json.dumps([measured.to_dict()]))
     result = run("report", "net.onnx", "wrong.safetensors", "bench.json", "--frames", 2, "--json")
     assert result.code == 1
@@ -252,7 +252,7 @@ def test_report_of_a_file_that_lacks_a_tensor(run: Run, subject: Subject) -> Non
 
 
 def test_measurements_come_back_as_they_were() -> None:
-    measured = Measurement(Case("net", "onnx", frames=8), 0.1, 0.01, 5, 1.0, 2.0, 0.5)
+    measured = Measurement(Case("net", "onnx", frames=8), 0.1, 0.01, 5, 1.0)
     assert Measurement.from_dict(json.loads(json.dumps(measured.to_dict()))) == measured
     with pytest.raises(BenchmarkError, match="bench --json"):
         Measurement.from_dict({"case": {}, "seconds": 1})

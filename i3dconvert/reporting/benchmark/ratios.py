@@ -13,7 +13,6 @@ from typing import Any
 import onnxruntime
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from i3dconvert.errors import RecipeError
 from i3dconvert.export.attention import ONNXRUNTIME, OPSET
@@ -22,6 +21,7 @@ from i3dconvert.export.onnx import save_in
 from i3dconvert.export.runtime import CLIP, Runtime
 from i3dconvert.export.tracing import trace
 from i3dconvert.inflation import inflate
+from i3dconvert.lift.arithmetic import flops
 from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.progress import Progress, silent
 from i3dconvert.recipes import Recipe, preset
@@ -62,17 +62,6 @@ class Ratio:
         return asdict(self) | {"ratio": self.ratio, "over": self.over}
 
 
-def arithmetic(network: Network3d, shape: Sequence[int]) -> int:
-    """Return the floating-point operations of a forward pass on a clip `(N, C, T, H, W)`; a multiply-add counts as two.
-
-    Moves the network to the meta device. Gradients stay on: without them, torch's attention module calls functions that
-    are not counted.
-    """
-    with FlopCounterMode(display=False) as counter:
-        network.to("meta")(torch.empty(tuple(shape), device="meta", dtype=next(network.parameters()).dtype))
-    return int(counter.get_total_flops())
-
-
 def ratios(
     networks: Sequence[str],
     frames: Sequence[int],
@@ -104,7 +93,7 @@ def _of(name: str, recipe: str, frames: int, runtimes: Sequence[str], runs: int,
     with TemporaryDirectory() as folder, torch.inference_mode():
         made = {runtime: [_run(net, clip, runtime, Path(folder)) for net in (over_time, apart)] for runtime in runtimes}
         times = {runtime: _in_turns(pair, runs) for runtime, pair in made.items()}
-    counted = arithmetic(over_time, clip.shape) / arithmetic(apart, clip.shape)
+    counted = flops(over_time, clip.shape) / flops(apart, clip.shape)
     for runtime, (seconds, alone) in times.items():
         yield Ratio(name, recipe, frames, runtime, seconds, alone, counted)
 

@@ -22,14 +22,13 @@ from i3dconvert.export import export_onnx
 from i3dconvert.export.frames import optimize
 from i3dconvert.export.runtime import Runtime, as_input, read_document
 from i3dconvert.inflation import inflate
+from i3dconvert.lift.arithmetic import flops
 from i3dconvert.lift.memory import check_room, told_by_linux
 from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.progress import Progress, silent
-from i3dconvert.reporting.benchmark.ratios import arithmetic
 from i3dconvert.video.preprocessing import Preprocessing
 
 WARM_UP, RUNS = 2, 7
-_MATRIX = 2048
 _TICK = 1e-9
 """The shortest time that is measured, in seconds."""
 
@@ -66,10 +65,6 @@ class Measurement:
     """Bytes for loading and running the network, of the process or of torch's allocator on a GPU; 0 if unknown."""
     gflops: float
     """GFLOP of one forward pass of the 3D network; a multiplication and an addition count as two."""
-    matrix_gflops: float
-    """GFLOP/s of a large matrix product on the device in this type, measured at the same time."""
-    share: float
-    """Share of that rate. An optimised form that skips work may exceed 1."""
 
     @property
     def frames_per_second(self) -> float:
@@ -152,7 +147,7 @@ def _prepare(case: Case, folder: Path) -> _Prepared:
         path = folder / f"{stem}-{case.init}-{case.size}-{case.dtype}-{'frames' if optimize else 'plain'}.onnx"
         if not path.exists():
             export_onnx(network, path, optimize=optimize, dtype=getattr(torch, case.dtype))
-    return _Prepared(shape, arithmetic(network, shape), path)
+    return _Prepared(shape, flops(network, shape), path)
 
 
 def _run(case: Case, prepared: _Prepared) -> Measurement:
@@ -166,9 +161,7 @@ def _run(case: Case, prepared: _Prepared) -> Measurement:
     peak = int(torch.cuda.max_memory_allocated()) if case.device == "cuda" else _memory("VmHWM") - before
     seconds = statistics.median(times)
     quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [seconds] * 3
-    rate = _matrix_rate(case.device, getattr(torch, case.dtype))
-    share = prepared.flops / max(seconds, _TICK) / rate
-    return Measurement(case, seconds, quartiles[2] - quartiles[0], peak, prepared.flops / 1e9, rate / 1e9, share)
+    return Measurement(case, seconds, quartiles[2] - quartiles[0], peak, prepared.flops / 1e9)
 
 
 def _network(case: Case) -> Network3d:
@@ -253,26 +246,6 @@ def _timed(run: Run, device: str) -> float:
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
-
-
-def _matrix_rate(device: str, dtype: torch.dtype) -> float:
-    """Return the rate of a large matrix product, the best of several runs; on a CPU, of two libraries."""
-    a, b = (torch.randn(_MATRIX, _MATRIX, device=device, dtype=dtype) for _ in range(2))
-    products: list[Run] = [lambda: a @ b]
-    if (device, dtype) == ("cpu", torch.float32):
-        products.append(_onnxruntime_product(a, b))
-    return 2 * _MATRIX**3 / min(_timed(product, device) for product in products for _ in range(6))
-
-
-def _onnxruntime_product(a: Tensor, b: Tensor) -> Run:
-    import onnxruntime
-    from onnx import TensorProto, helper
-
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, a.shape) for name in "abc"]
-    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "product", values[:2], values[2:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"a": a.numpy(), "b": b.numpy()})
 
 
 def _memory(field: str) -> int:

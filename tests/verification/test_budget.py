@@ -1,4 +1,4 @@
-"""How much is verified: as much as there is time for, said when it is less, and as told when told."""
+"""How much is verified: what fits the budget, said where it is less than usual, and what the user set."""
 
 from pathlib import Path
 
@@ -8,22 +8,16 @@ from torch import Tensor, nn
 
 from i3dconvert import inflate
 from i3dconvert.errors import VerificationError
-from i3dconvert.verification import Settings, verify
-from i3dconvert.verification.effort import Meter, legal_lengths, within
+from i3dconvert.lift.arithmetic import flops
+from i3dconvert.verification import Report, Settings, verify
+from i3dconvert.verification.budget import legal_lengths, within_budget
+from i3dconvert.verification.meter import Meter
 from tests.conftest import Run
 
 
 def small(size: int = 96) -> tuple[nn.Module, nn.Module]:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, padding=1)).eval()
     return model, inflate(model, "volumetric", size=size)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "chosen"), [(1000, (16, 224)), (100, (8, 224)), (15, (2, 168)), (10, (2, 112)), (0.1, (2, 56))]
-)
-def test_frames_go_first_and_size_after_them(seconds: float, chosen: tuple[int, int]) -> None:
-    estimate = lambda frames, size: 10 * frames * (size / 224) ** 2  # noqa: E731
-    assert within(seconds, [16, 8, 2], [224, 168, 112, 56], estimate) == chosen
 
 
 def test_lengths_are_those_of_the_recipe() -> None:
@@ -37,15 +31,30 @@ COUNTED = "2 of 2 convolutions became 3D"
 """The note that stands in every report."""
 
 
-def test_without_time_the_least_is_verified_and_said() -> None:
-    report = verify(*small(256), Settings(seconds=0.0))
+def test_without_a_budget_the_least_is_verified_and_said() -> None:
+    report = verify(*small(256), Settings(gflop=0.0))
     assert report.passed
-    assert "2×64×64" in report.checks[1].name
-    assert "2 frames of 64×64: --frames 16 --size 256 would take about" in report.notes[0]
+    assert "2×128×128" in report.checks[1].name
+    assert report.notes[0].startswith(
+        "2 frames of 128×128, one clip: what fits the budget of 0 GFLOP; --frames 16 --size 256"
+    )
     assert report.notes[1:] == [COUNTED]
 
 
-@pytest.mark.parametrize("settings", [Settings(frames=5, seconds=0.0), Settings(frames=5, size=32, seconds=0.0)])
+@pytest.mark.parametrize(
+    ("share", "chosen"), [(1.0, "16×256×256"), (0.6, "9×256×256"), (0.1, "2×192×192"), (0.06, "2×128×128")]
+)
+def test_frames_go_first_and_size_after_them(share: float, chosen: str) -> None:
+    network, report = small(256)[1], Report()
+    gflop = share * flops(network, (2, 3, 16, 256, 256)) / 1e9
+    settings = within_budget(network, Settings(gflop=gflop), report)
+    size = settings.size or 256
+    assert f"{settings.frames}×{size}×{size}" == chosen
+    assert flops(network, (2, 3, settings.frames or 0, size, size)) <= gflop * 1e9
+    assert bool(report.notes) == (chosen != "16×256×256")
+
+
+@pytest.mark.parametrize("settings", [Settings(frames=5, gflop=0.0), Settings(frames=5, size=32, gflop=0.0)])
 def test_what_was_told_is_done(settings: Settings) -> None:
     report = verify(*small(), settings)
     size = settings.size or 96
@@ -53,8 +62,8 @@ def test_what_was_told_is_done(settings: Settings) -> None:
     assert report.notes == [COUNTED]
 
 
-def test_with_time_enough_nothing_is_left_out() -> None:
-    report = verify(*small(), Settings(seconds=1e6))
+def test_within_the_budget_nothing_is_left_out() -> None:
+    report = verify(*small(), Settings())
     assert "16×96×96" in report.checks[1].name
     assert report.notes == [COUNTED]
 

@@ -1,0 +1,26 @@
+"""Count the arithmetic of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from i3dconvert.comparison.forward import evaluating
+from i3dconvert.lift.network import Network3d
+
+
+def flops(network: Network3d, shape: Sequence[int]) -> int:
+    """Floating-point operations of a forward pass on a clip `(N, C, T, H, W)`, a multiplication and an addition two.
+
+    It runs on the meta device, without memory. With gradients: without, torch's attention module calls nothing that is
+    counted.
+    """
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), None)
+    clip = torch.empty(tuple(shape), device="meta", dtype=dtype)
+    with evaluating(network, clip.dtype), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        functional_call(network, {name: tensor.to("meta") for name, tensor in tensors.items()}, (clip,))
+    return int(counter.get_total_flops())
