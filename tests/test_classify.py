@@ -177,5 +177,5 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
         silence.sample_rate = 44100
         for packet in (*sound.encode(silence), *sound.encode(None)):
             container.mux(packet)
-    with pytest.raises(MediaError, match=r"sound\.mp4 holds audio and no pictures"):
+    with pytest.raises(MediaError, match=r"sound\.mp4 contains audio and no pictures"):
         next(stream(tmp_path / "sound.mp4", SMALL))

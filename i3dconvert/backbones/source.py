@@ -7,12 +7,11 @@ from pathlib import Path
 
 from torch import nn
 
-from i3dconvert import trust
+from i3dconvert import catalogue, trust
 from i3dconvert.backbones import user
 from i3dconvert.backbones.changes import OWN, RGB, UNCHANGED, Changes, stem_channels
 from i3dconvert.backbones.images import Shape, check_shape
 from i3dconvert.backbones.library import Library
-from i3dconvert.backbones.likely import likely
 from i3dconvert.backbones.origin import Backbone, Origin, Weights, build, library, state_of
 from i3dconvert.errors import BackboneError, WeightsError
 from i3dconvert.names import USER, parse
@@ -126,12 +125,21 @@ def _fit(model: nn.Module, state: State, where: str, backbone: Backbone) -> None
     try:
         fit(model, state, where)
     except WeightsError as error:
-        other = likely(state, backbone.source, backbone.name)
-        hint = f"; they look like those of {other}: i3dconvert inflate {other} -w {where}"
+        other = _with_as_many(state)
+        hint = f"; it has as many parameters as {other}: i3dconvert inflate {other} -w {where}"
         hint = hint if other not in (None, backbone.qualified) else ""
         if channels := stem_channels(model, state):
             hint = f"; its first kernels have {channels} channels: use --in-channels {channels}"
         raise WeightsError(f"{error}{hint}") from None
+
+
+def _with_as_many(state: State) -> str | None:
+    """Return the backbone with as many parameters as the state dict, if the table of a library has one."""
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    count = sum(tensor.numel() for key, tensor in state.items() if not key.endswith(buffers))
+    tables = ((source, catalogue.read(source)) for source in ("torchvision", "timm"))
+    found = ((source, name) for source, table in tables for name, entry in table.items() if entry.parameters == count)
+    return next((name if source == "torchvision" else f"{source}/{name}" for source, name in found), None)
 
 
 def classes_of(model: nn.Module) -> int:

@@ -127,7 +127,7 @@ def test_weight_files_that_are_none(run: Run, weight_file: Path) -> None:
         "nan.pth": "holds NaN or infinite values, first in fc.bias; --allow-nonfinite takes them",
         "whole.pth": "fc.bias in int64",
         "complex.pth": "fc.bias in complex64",
-        "other.pth": "; they look like those of resnet34: i3dconvert inflate resnet34 -w",
+        "other.pth": "; it has as many parameters as resnet34: i3dconvert inflate resnet34 -w",
         "pipe.pth": "is a pipe or a device",
         "vast.safetensors": "not a readable safetensors file",
         "outside.safetensors": "not a readable safetensors file",

@@ -260,7 +260,7 @@ def test_bad_input() -> None:
         flow.step(frames.repeat(1, 1, 2, 1, 1), state)
     with pytest.raises(StreamError, match=r"the state is for another batch: .*start\(2, 16, 16\)"):
         flow.step(frames.repeat(2, 1, 1, 1, 1), state)
-    with pytest.raises(StreamError, match="the state is of another size"):
+    with pytest.raises(StreamError, match="the state is for another size"):
         flow.step(frames, flow.start(1, 16, 18))
     with pytest.raises(StreamError, match="the state is of another network"):
         flow.step(frames, other.start(1, 16, 16))
