@@ -206,7 +206,7 @@ def test_an_attention_that_sees_no_frame_fails_the_check() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "why"),
     [
-        ("swin_tiny_patch4_window7_224", {"depths": (1, 1), "num_heads": (3, 6)}, "its output is not added to its input tokens"),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1), "num_heads": (3, 6)}, "is not added to its input"),
         ("vit_base_patch16_rpn_224", {"embed_dim": 32, "num_heads": 4}, "there is no LayerNorm with weights before it"),
         ("beit_base_patch16_224", {"embed_dim": 32, "num_heads": 4}, "do not come from one linear layer"),
     ],
