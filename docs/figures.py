@@ -226,7 +226,7 @@ def house(inks: Inks) -> Figure:
                     axes.plot(*place, "o", color=inks[colour], markersize=14)
                     number = str(way.index(room) + 1)
                     axes.text(*place, number, ha="center", va="center_baseline", color=inks["on"], fontsize=9)
-    for x, colour, name in ((2, "first", "a tensor's way"), (20, "second", "a recipe's way")):
+    for x, colour, name in ((2, "first", "path of a tensor"), (20, "second", "path of a recipe")):
         axes.plot([x + 1], [len(floors) + 0.3], "o", color=inks[colour], markersize=9)
         axes.text(x + 2.5, len(floors) + 0.3, name, va="center", fontsize=9.5)
     axes.set(xlim=(0, 100), ylim=(-0.2, len(floors) + 0.7))

@@ -1,9 +1,9 @@
-"""What a video shows, by an exported ONNX file: nothing but onnxruntime, PyAV and the file's own metadata.
+"""Classify a video with an exported ONNX file, using only onnxruntime, PyAV and the file's metadata.
 
     i3dconvert inflate resnet50 && i3dconvert export --onnx
     python examples/classify_video.py resnet50-i3d.onnx VIDEO
 
-Files with --uint8-input and --top-k are taken as well.
+Files exported with --uint8-input and --top-k also work.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FRAMES = 16
 
 
 class OnnxClassifier:
-    """An exported file: its metadata says how to prepare frames and what the classes are called."""
+    """An exported file: its metadata has the preprocessing and the class names."""
 
     def __init__(self, path: Path) -> None:
         metadata = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
@@ -32,7 +32,7 @@ class OnnxClassifier:
         self.input = self.session.get_inputs()[0].name
 
     def crop(self, image: Image.Image) -> np.ndarray:
-        """Resize the short side and crop the center: a picture → `(H, W, 3)`, uint8."""
+        """Resize the short side and crop the center: returns `(H, W, 3)` in uint8."""
         image, given = image.convert("RGB"), self.preprocessing
         size, scale = given["size"], given["resize"] / min(image.size)
         width, height = (int(side * scale) for side in image.size)
@@ -41,7 +41,7 @@ class OnnxClassifier:
         return np.asarray(resized.crop((left, top, left + size, top + size)))
 
     def best(self, images: list[Image.Image], count: int = 5) -> list[tuple[str, float]]:
-        """The frames of a clip → the best classes with their probabilities."""
+        """Return the best classes of a clip's frames, with their probabilities."""
         frames = np.stack([self.crop(image) for image in images])[np.newaxis]
         if self.input == "clip":
             given = self.preprocessing
@@ -57,7 +57,7 @@ class OnnxClassifier:
 
 
 def read_frames(video: Path, count: int) -> list[Image.Image]:
-    """`count` frames, evenly spread over the video."""
+    """Return `count` frames, evenly spread over the video."""
     with av.open(str(video)) as container:
         frames = [frame.to_image() for frame in container.decode(video=0)]
     return [frames[round(index)] for index in np.linspace(0, len(frames) - 1, count)]

@@ -1,9 +1,9 @@
-"""The main job, end to end, on real weights, real pictures and a real clip.
+"""The whole workflow with real weights, pictures and a clip.
 
     python examples/demo.py [FOLDER]
 
 An EfficientNet-Lite0 trained on ImageNet is inflated into a video network, proved equal to the 2D one, exported to
-ONNX, and run: on a photo held still, where it must say what the 2D network says, and on a video.
+ONNX, and run on a still photo, where it must agree with the 2D network, and on a video.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""Does inflation help? The same 3D networks, trained on the same few clips, from different starts.
+"""Does inflation help? Train the same 3D networks on the same few clips from different starts.
 
     python examples/does_it_help.py [FOLDER] [--seeds N] [--steps N] [--stills N]
 
-A 2D network learns scikit-learn's digits as stills, from many images. Then 3D networks learn from a few clips which
-digit moves, and into which of eight directions. Half of what can be known of the direction is in no single frame: a
-digit that moves left is seen in the same places as one that moves right. Every start has the same clips, in the same
-order, and as many steps, each with the better of two learning rates, which is chosen on digits that are used for
-nothing else. Pictures, clips and weights are drawn anew for each seed. Writes results.json and curves.svg.
+A 2D network learns scikit-learn's digits from many still images. Then 3D networks learn from a few clips which digit
+moves, and in which of eight directions. No single frame tells left from right, as both pass the same places. Every
+start uses the same clips in the same order, the same number of steps, and the better of two learning rates, chosen on
+separate digits. Each seed draws new images, clips and weights. Writes results.json and curves.svg.
 """
 
 from __future__ import annotations
@@ -30,20 +29,20 @@ import i3dconvert
 
 FRAMES, SIZE, DIGIT, DIGITS = 6, 24, 8, 10
 WAYS = [(y, x) for y in (-2, 0, 2) for x in (-2, 0, 2) if (y, x) != (0, 0)]
-"""Eight directions, in pixels a frame."""
+"""Eight directions, in pixels per frame."""
 SPAN = 2 * (FRAMES - 1)
 NOISE = 0.5
 SPLIT = {"stills": 1000, "clips": 100, "choosing": 200, "test": 497}
-"""How many of the 1,797 images are for what."""
+"""How the 1,797 images are divided."""
 CLIPS, BATCH, POINTS = 512, 32, 6
 RATES = (1e-3, 3e-3)
 CHOOSING = 1000
-"""The seed that learning rates are chosen with."""
+"""The seed for choosing learning rates."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """Which 2D network becomes 3D, how, and whether it has learnt the stills."""
+    """The 2D network that becomes 3D, the recipe, and whether it was trained on the stills."""
 
     network: str
     name: str
@@ -65,7 +64,7 @@ STARTS = (
 
 @dataclass(frozen=True)
 class Budget:
-    """The same for every start: steps of clips, steps of stills before, and clips to test on."""
+    """The budget of every start: steps on clips, steps on stills before, and clips to test on."""
 
     steps: int
     stills: int
@@ -74,8 +73,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Curve:
-    """What a network tells of the clips of digits never seen: `points` are steps, and shares of digits, of directions
-    and of both at once."""
+    """Accuracy on clips of unseen digits: `points` are steps, and the shares of correct digits, directions and both."""
 
     start: Start
     seed: int
@@ -88,7 +86,7 @@ def layer(inputs: int, outputs: int) -> list[nn.Module]:
 
 
 class Attending(nn.Module):
-    """Two convolutions that make 6×6 tokens, and two blocks of attention."""
+    """Two convolutions that output 6×6 tokens, followed by two blocks of attention."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
@@ -104,7 +102,7 @@ class Attending(nn.Module):
 
 
 def network2d(kind: str, outputs: int) -> nn.Module:
-    """A small network for grey images of 24×24: four convolutions, or two and two blocks of attention."""
+    """Return a small network for grey images of 24×24: four convolutions, or two and two blocks of attention."""
     if kind == "attention":
         return Attending(outputs)
     layers: list[nn.Module] = []
@@ -114,7 +112,7 @@ def network2d(kind: str, outputs: int) -> nn.Module:
 
 
 def digits(use: str, seed: int) -> tuple[Tensor, Tensor]:
-    """Images `(N, 8, 8)` from 0 to 1, and what they show; no image is in two uses."""
+    """Return images `(N, 8, 8)` from 0 to 1 and their labels; no image has two uses."""
     images, labels = load_digits(return_X_y=True)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     mine = dict(zip(SPLIT, torch.split(order, [*SPLIT.values()]), strict=True))[use]
@@ -124,7 +122,7 @@ def digits(use: str, seed: int) -> tuple[Tensor, Tensor]:
 
 @cache
 def clips_of(use: str, count: int, frames: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Noisy clips `(count, 1, frames, 24, 24)` of a digit that moves one way, and `(count, 2)`: digit and direction."""
+    """Return noisy clips `(count, 1, frames, 24, 24)` of a moving digit, and labels `(count, 2)`: digit, direction."""
     images, shown = digits(use, seed)
     chance = torch.Generator().manual_seed(seed + list(SPLIT).index(use))
     clips = NOISE * torch.rand(count, 1, frames, SIZE, SIZE, generator=chance)
@@ -146,7 +144,7 @@ def clips_of(use: str, count: int, frames: int, seed: int) -> tuple[Tensor, Tens
 
 
 def learnt_stills(kind: str, budget: Budget, seed: int) -> nn.Module:
-    """A 2D network that has learnt to tell digits."""
+    """Return a 2D network that was trained on the digits."""
     torch.manual_seed(seed)
     network = network2d(kind, DIGITS).train()
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
@@ -161,12 +159,12 @@ def learnt_stills(kind: str, budget: Budget, seed: int) -> nn.Module:
     clips, labels = clips_of("choosing", budget.tested, 1, seed)
     with torch.inference_mode():
         right = (network(clips[:, :, 0]).argmax(1) == labels[:, 0]).float().mean()
-    print(f"{kind}, seed {seed}: the 2D network tells {right:.0%} of other stills", flush=True)
+    print(f"{kind}, seed {seed}: the 2D network recognises {right:.0%} of other stills", flush=True)
     return network
 
 
 def started(start: Start, learnt: nn.Module, seed: int) -> nn.Module:
-    """The 3D network that `start` says, with a fresh head for digits and directions."""
+    """Return the 3D network of `start`, with a new head for digits and directions."""
     torch.manual_seed(seed)
     network = network2d(start.network, DIGITS + len(WAYS))
     if start.learnt:
@@ -182,7 +180,7 @@ def started(start: Start, learnt: nn.Module, seed: int) -> nn.Module:
 
 
 def trained(start: Start, learnt: nn.Module, budget: Budget, seed: int, rate: float, tested: str) -> Curve:
-    """Learn the clips, in an order that depends on the seed alone."""
+    """Train on the clips, in an order that depends only on the seed."""
     network = started(start, learnt, seed).train()
     clips, labels = clips_of("clips", CLIPS, FRAMES, seed)
     optimizer = torch.optim.AdamW(network.parameters(), rate)
@@ -201,7 +199,7 @@ def trained(start: Start, learnt: nn.Module, budget: Budget, seed: int, rate: fl
 
 
 def batches(steps: int, seed: int) -> Iterator[Tensor]:
-    """Which clips to show in each step: all of them, then all in another order."""
+    """Yield the clips of each step: all of them, then all in another order."""
     chance = torch.Generator().manual_seed(seed)
     epochs = -(-steps * BATCH // CLIPS)
     order = torch.cat([torch.randperm(CLIPS, generator=chance) for _ in range(epochs)])
@@ -209,7 +207,7 @@ def batches(steps: int, seed: int) -> Iterator[Tensor]:
 
 
 def told(network: nn.Module, use: str, count: int, seed: int) -> tuple[float, float, float]:
-    """The shares of digits, of directions and of both that are told right."""
+    """Return the shares of correct digits, directions and both."""
     clips, labels = clips_of(use, count, FRAMES, seed)
     network.eval()
     with torch.inference_mode():
@@ -235,7 +233,7 @@ def experiment(budget: Budget, seeds: int) -> Iterator[Curve]:
 
 
 def summary(curves: Sequence[Curve]) -> Iterator[str]:
-    """A line for each start: means over the seeds, and standard deviations, at the end."""
+    """Return a line for each start: the final means over the seeds, and standard deviations."""
     yield f"{'network':14} {'start':17} {'digit':>10} {'direction':>11} {'both':>11}   both, half way"
     for start in STARTS:
         mine = [curve.points for curve in curves if curve.start == start]
@@ -247,7 +245,7 @@ def summary(curves: Sequence[Curve]) -> Iterator[str]:
 
 
 def figure(curves: Sequence[Mapping[str, Any]]) -> Figure:
-    """The share told over the steps, a panel for each network, the mean of the seeds and their range."""
+    """Draw the accuracy over the steps, a panel for each network, with the mean and range of the seeds."""
     drawn = Figure(figsize=(9, 4), layout="constrained")
     kinds = list(dict.fromkeys(curve["start"]["network"] for curve in curves))
     for axes, kind in zip(drawn.subplots(1, len(kinds), sharey=True), kinds, strict=True):
@@ -260,7 +258,7 @@ def figure(curves: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set(title=kind, xlabel="steps", ylim=(0, 1))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="upper left")
-    drawn.axes[0].set_ylabel("digit and direction told")
+    drawn.axes[0].set_ylabel("digit and direction correct")
     return drawn
 
 
@@ -268,9 +266,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("build/does_it_help"))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=128, help="of learning clips, 32 at a time")
-    parser.add_argument("--stills", type=int, default=800, help="batches of stills that the 2D networks learn")
-    parser.add_argument("--tested", type=int, default=300, help="clips of digits never seen")
+    parser.add_argument("--steps", type=int, default=128, help="training steps, with 32 clips each")
+    parser.add_argument("--stills", type=int, default=800, help="training batches of stills for the 2D networks")
+    parser.add_argument("--tested", type=int, default=300, help="test clips, of unseen digits")
     options = parser.parse_args()
     budget = Budget(options.steps, options.stills, options.tested)
     torch.set_num_threads(1)

@@ -1,13 +1,13 @@
-"""Fine-tuning: what inflated weights are worth on a small task, against the same network from scratch.
+"""Fine-tune an inflated network on a small task, and compare it with the same network from scratch.
 
     python examples/finetune.py [FOLDER] [--steps N]
     accelerate launch --num_processes 2 --cpu examples/finetune.py
     torchrun --nproc-per-node 2 examples/finetune.py [--fsdp]
 
-A small 2D network learns scikit-learn's digits as stills. Then two 3D networks learn to tell moving digits, and where
-they move to (a still can't show it), on the same clips in the same order: one inflated from the 2D network, one from
-scratch. Both curves are printed and drawn, and the fine-tuned network goes through ONNX. With --fsdp each process holds
-a part of every layer's weights; the sharded checkpoint is read back in one.
+A small 2D network learns scikit-learn's digits from still images. Then two 3D networks learn to recognise moving
+digits and their direction (which a still can't show) from the same clips in the same order: one inflated from the 2D
+network, one from scratch. Both curves are printed and drawn, and the fine-tuned network is exported to ONNX. With
+--fsdp, each process holds a part of every layer's weights; the sharded checkpoint is read back in one.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ STEPS = {"up": (-2, 0), "down": (2, 0), "left": (0, -2), "right": (0, 2)}
 BATCH, EVALUATIONS = 32, 10
 
 Curve = list[tuple[int, float, float]]
-"""Steps, and how many digits and directions of the clips held out are told."""
+"""Steps, and the shares of correct digits and directions on held-out clips."""
 
 
 def still_network() -> nn.Module:
-    """The 2D network, on grey images of 32×32."""
+    """Return the 2D network for grey images of 32×32."""
     layers: list[nn.Module] = []
     for inputs, outputs in ((1, 16), (16, 32), (32, 64), (64, 64)):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
@@ -53,7 +53,7 @@ def still_network() -> nn.Module:
 
 
 def digits(held_out: bool) -> tuple[Tensor, Tensor]:
-    """Images `(N, 16, 16)` from 0 to 1, and what they show; a fifth is held out."""
+    """Return images `(N, 16, 16)` from 0 to 1 and their labels; a fifth is held out."""
     images, labels = load_digits(return_X_y=True)
     shown = torch.tensor(images, dtype=torch.float32).reshape(-1, 8, 8) / 16
     mine = (torch.arange(len(shown)) % 5 == 0) == held_out
@@ -61,13 +61,13 @@ def digits(held_out: bool) -> tuple[Tensor, Tensor]:
 
 
 def stills(count: int, held_out: bool) -> tuple[Tensor, Tensor]:
-    """`(count, 1, 32, 32)`, each digit somewhere, and what they show."""
+    """Return images `(count, 1, 32, 32)`, each with a digit at a random place, and their labels."""
     clips, labels = clips_of_digits(count, held_out)
     return clips[:, :, 0], labels[:, 0]
 
 
 def clips_of_digits(count: int, held_out: bool) -> tuple[Tensor, Tensor]:
-    """Clips `(count, 1, 8, 32, 32)` of a digit that moves one way, and `(count, 2)`: the digit and the direction."""
+    """Return clips `(count, 1, 8, 32, 32)` of a moving digit, and labels `(count, 2)`: digit and direction."""
     images, shown = digits(held_out)
     chance = torch.Generator().manual_seed(int(held_out))
     clips = torch.zeros(count, 1, FRAMES, SIZE, SIZE)
@@ -100,12 +100,12 @@ def train_stills(path: Path, steps: int) -> None:
     images, labels = stills(500, held_out=True)
     with torch.no_grad():
         right = (network(images).argmax(1) == labels).float().mean()
-    print(f"the 2D network after {steps} steps: {right:.0%} of the stills held out")
+    print(f"the 2D network after {steps} steps: {right:.0%} of the held-out stills")
     torch.save(network.state_dict(), path)
 
 
 def from_scratch(network: nn.Module) -> nn.Module:
-    """The same network as torch would start it."""
+    """Return the same network with torch's initialisation."""
     torch.manual_seed(0)
     for module in network.modules():
         if hasattr(module, "reset_parameters"):
@@ -114,7 +114,7 @@ def from_scratch(network: nn.Module) -> nn.Module:
 
 
 def sharded(network: nn.Module) -> nn.Module:
-    """The same network, its weights layer by layer in parts on all processes."""
+    """Return the same network with each layer's weights sharded over all processes."""
     for layer in network.children():
         if any(True for _ in layer.parameters()):
             fully_shard(layer)
@@ -130,7 +130,7 @@ def save_sharded(network: nn.Module, folder: Path) -> None:
 
 
 def load_sharded(network: i3dconvert.Network3d, folder: Path) -> i3dconvert.Network3d:
-    """Bring what all processes wrote into a whole network, in this process alone."""
+    """Load what all processes wrote into a whole network, in this process only."""
     state = network.state_dict()
     load({"network": state}, checkpoint_id=folder, no_dist=True)
     network.load_state_dict(state)
@@ -159,7 +159,7 @@ def finetune(accelerator: Accelerator, network: nn.Module, steps: int, fsdp: boo
 
 
 def score(network: nn.Module) -> tuple[float, float]:
-    """The shares of digits and of directions told, of clips held out."""
+    """Return the shares of correct digits and directions on held-out clips."""
     clips, labels = clips_of_digits(256, held_out=True)
     device, training = next(network.parameters()).device, network.training
     with torch.no_grad():
@@ -175,12 +175,12 @@ def shares(logits: Tensor, labels: Tensor) -> tuple[float, float]:
 
 
 def draw(curves: dict[str, Curve], path: Path) -> None:
-    """Both curves of each network, as SVG."""
+    """Draw both curves of each network as SVG."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     for axes, index, title in zip(figure.subplots(1, 2, sharey=True), (1, 2), ("digit", "direction"), strict=True):
         for name, curve in curves.items():
             axes.plot([point[0] for point in curve], [point[index] for point in curve], marker="o", label=name)
-        axes.set(title=title, xlabel="steps", ylabel="told, of clips held out")
+        axes.set(title=title, xlabel="steps", ylabel="correct, on held-out clips")
         axes.legend()
     figure.savefig(path)
 
@@ -195,7 +195,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     if options.fsdp and not dist.is_initialized():
-        parser.error("--fsdp is for several processes: torchrun --nproc-per-node 2 examples/finetune.py --fsdp")
+        parser.error("--fsdp needs several processes: torchrun --nproc-per-node 2 examples/finetune.py --fsdp")
 
     weights = folder / "stills.pth"
     if accelerator.is_main_process:

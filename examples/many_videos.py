@@ -1,11 +1,11 @@
-"""Many videos on many cores or machines: an exported ONNX file over a folder or a list of URIs, by Ray Data.
+"""Classify many videos on many cores or machines: an exported ONNX file, a folder or a list of URIs, and Ray Data.
 
     python examples/many_videos.py NETWORK.onnx FOLDER|LIST.txt OUTPUT [--workers N] [--address auto]
 
 OUTPUT is a folder of Parquet files, local or a URI (s3://…, gs://…), with a row for each video: `source`, the best
-`classes` and their `probabilities`, and the `error` of one that can't be read. What is there when the program starts
-is not done again, so that a run that was killed goes on. It runs on this machine, or with --address on a cluster that
-is there. Workers on other machines need i3dconvert[video], and NETWORK and OUTPUT where they can reach them.
+`classes` and their `probabilities`, and the `error` of one that can't be read. Videos that already have a row
+are skipped, so that an interrupted run resumes. It runs on this machine, or with --address on an existing cluster.
+Workers on other machines need i3dconvert[video] and access to NETWORK and OUTPUT.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
 
 
 class Classify:
-    """One worker: the network, loaded once, over one video after the other."""
+    """A worker: loads the network once and classifies one video after the other."""
 
     def __init__(self, network: str, top: int, options: dict[str, Any]) -> None:
         from i3dconvert.classification import load_classifier
@@ -61,7 +61,7 @@ class Classify:
 
 
 def here(source: str, folder: Path) -> Path:
-    """The video as a file of this machine: itself, or a copy in `folder`."""
+    """Return the video as a local file: itself, or a copy in `folder`."""
     if "://" not in source:
         return Path(source)
     system, path = fs.FileSystem.from_uri(source)
@@ -72,7 +72,7 @@ def here(source: str, folder: Path) -> Path:
 
 
 def sources(given: str) -> list[str]:
-    """The videos below a folder, or the lines of a file: paths and URIs."""
+    """Return the videos below a folder, or the lines of a file: paths and URIs."""
     path = Path(given)
     if path.is_dir():
         return sorted(str(file.resolve()) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
@@ -80,7 +80,7 @@ def sources(given: str) -> list[str]:
 
 
 def done(output: str) -> set[str]:
-    """The videos that have a row; a file that was cut off when a run was killed counts for nothing, and is removed."""
+    """Return the videos that have a row; remove files that an interrupted run left incomplete."""
     system, folder = fs.FileSystem.from_uri(output)
     found: set[str] = set()
     for file in system.get_file_info(fs.FileSelector(folder, allow_not_found=True)):
@@ -97,17 +97,17 @@ def main() -> None:
     parser.add_argument("network", help="an exported .onnx file")
     parser.add_argument("videos", help="a folder, or a text file with a path or URI in each line")
     parser.add_argument("output", help="the folder of Parquet files")
-    parser.add_argument("--address", help="of a Ray cluster; by default this machine alone")
-    parser.add_argument("--workers", type=int, help="networks side by side; by default one for each machine")
-    parser.add_argument("--at-once", type=int, default=4, help="videos in one Parquet file")
-    parser.add_argument("--top", type=int, default=5, help="classes of each video")
-    parser.add_argument("--frames", type=int, help="of a window; by default the network's own")
-    parser.add_argument("--fps", type=float, help="frames to take in a second; by default all of a video's")
+    parser.add_argument("--address", help="address of a Ray cluster; by default only this machine")
+    parser.add_argument("--workers", type=int, help="networks in parallel; by default one per machine")
+    parser.add_argument("--at-once", type=int, default=4, help="videos per Parquet file")
+    parser.add_argument("--top", type=int, default=5, help="classes per video")
+    parser.add_argument("--frames", type=int, help="frames per window; by default the network's own number")
+    parser.add_argument("--fps", type=float, help="frames per second to use; by default all")
     options = parser.parse_args()
 
     ray.init(options.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
-    # What ends with an earlier run has ended by now: what it wrote can be counted.
+    # An earlier run's processes have ended by now, so its output is final.
     output = options.output if "://" in options.output else str(Path(options.output).resolve())
     everything = sources(options.videos)
     before = done(output)
@@ -132,7 +132,7 @@ def main() -> None:
         num_cpus=1,
         scheduling_strategy="SPREAD",
     )
-    # Writing waits for no core: what is done is kept while the workers go on.
+    # Writing does not wait for a core: results are kept while the workers continue.
     rows.write_parquet(output, ray_remote_args={"num_cpus": 0})
     seconds = time.perf_counter() - started
     print(f"{len(left)} videos in {seconds:.1f} s, {len(left) / seconds:.1f} a second, by {workers} workers")

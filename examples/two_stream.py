@@ -1,11 +1,10 @@
-"""Two-stream I3D (Carreira & Zisserman, arXiv:1705.07750): one network sees the frames, the other how they move.
+"""Two-stream I3D (Carreira & Zisserman, arXiv:1705.07750): one network for the frames, one for their motion.
 
     python examples/two_stream.py VIDEO [--weights googlenet-1378be20.pth] [--classes N]
 
-Both are inflated from the same GoogLeNet. The second one's input is the optical flow (TV-L1, cut at 20 pixels): its
+Both are inflated from the same GoogLeNet. The second one's input is the optical flow (TV-L1, clipped to 20 pixels): its
 first kernels are the mean over RGB, as in cross-modality pretraining (arXiv:1608.00859), which `i3dconvert verify`
-checks. The scores are averaged. With ImageNet's weights alone the second stream has seen no flow yet: training starts
-here.
+checks. The scores are averaged. With ImageNet's weights only, the second stream was not trained on flow: start here.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ class TwoStream(nn.Module):
         self.rgb, self.flow = rgb, flow
 
     def forward(self, clip: Tensor, flow: Tensor) -> Tensor:
-        """`(N, 3, T, H, W)` and `(N, 2, T, H, W)` → `(N, K)`."""
+        """Return scores `(N, K)` for frames `(N, 3, T, H, W)` and flow `(N, 2, T, H, W)`."""
         scores: Tensor = (self.rgb(clip) + self.flow(flow)) / 2
         return scores
 
 
 def seen(images: list[Image.Image]) -> tuple[Tensor, Tensor]:
-    """T + 1 frames → the first T of them `(1, T, H, W, 3)`, uint8, and the flow to the next `(1, 2, T, H, W)`."""
+    """Return the first T of T + 1 frames, uint8 `(1, T, H, W, 3)`, and the flow to the next, `(1, 2, T, H, W)`."""
     frames = [np.asarray(image.convert("RGB").resize((SIZE, SIZE))) for image in images]
     grey = [frame.mean(2, dtype=np.float32) / 255 for frame in frames]
     moved = [optical_flow_tvl1(before, after, num_warp=1, num_iter=5) for before, after in pairwise(grey)]

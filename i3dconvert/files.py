@@ -16,11 +16,11 @@ from i3dconvert.errors import I3DError, OutputError
 
 
 def cache_folder() -> Path:
-    """i3dconvert's part of the user's cache; for a user without a home, a path that nothing can be written to."""
+    """Return i3dconvert's part of the user's cache; for users without a home, a path that can't be written to."""
     given = os.environ.get("XDG_CACHE_HOME")
     try:
         return Path(given or Path.home() / ".cache") / "i3dconvert"
-    except RuntimeError:  # there is no home
+    except RuntimeError:  # the user has no home
         return Path(os.devnull) / "i3dconvert"
 
 

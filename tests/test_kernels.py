@@ -73,11 +73,11 @@ def test_a_style_takes_the_padding_of_its_init() -> None:
     assert Style("mean").checked().padding == "replicate"
     assert Style("mean", "zeros").checked().padding == "zeros"
     for style, complaint in (
-        (Style("median"), "no init 'median'; known: center, mean"),
-        (Style(conv="4d"), "no form of convolution '4d'"),
-        (Style(temporal_pool="sum"), "no temporal pool 'sum'"),
-        (Style(time_embedding="ones"), "no time embedding 'ones'"),
-        (Style(padding="same"), "no temporal padding 'same'"),
+        (Style("median"), "unknown init 'median'; known: center, mean"),
+        (Style(conv="4d"), "unknown form of convolution '4d'"),
+        (Style(temporal_pool="sum"), "unknown temporal pool 'sum'"),
+        (Style(time_embedding="ones"), "unknown time embedding 'ones'"),
+        (Style(padding="same"), "unknown temporal padding 'same'"),
     ):
         with pytest.raises(RecipeError, match=complaint):
             style.checked()

@@ -43,5 +43,5 @@ def test_lists_and_lines(tmp_path: Path) -> None:
     assert names_of(None) == ()
     with pytest.raises(ClassesError, match="there is no file"):
         names_of(tmp_path / "none.txt")
-    with pytest.raises(ClassesError, match="2 names"):
+    with pytest.raises(ClassesError, match="2 class names"):
         check_count(("cat", "dog"), 3)

@@ -6,7 +6,7 @@ from importlib import import_module
 import pytest
 
 MODULES = (
-    *("kernels", "fillings", "recipes.rules", "checkpoint.document", "checkpoint.writing", "lift.inflation"),
+    *("lift.kernels", "lift.fillings", "recipes.rules", "checkpoint.document", "checkpoint.writing", "lift.record"),
     *("lift.rewriting", "lift.modules", "lift.counterparts.row"),
 )
 

@@ -10,32 +10,31 @@ Row = dict[str, Any]
 
 HEAD = """# Coverage: every backbone, inflated and verified
 
-Made by `python -m tools.sweep --table` from the results of `make sweep`; not written by hand. Each network has seeded
-random weights under which every layer matters, is inflated with its default recipe and compared with its 2D network on
-two clips of noise, two frames each (or as few as the recipe allows), replicated.
+Made by `python -m tools.sweep --table` from the results of `make sweep`; do not edit. Each network has seeded random
+weights with which every layer matters, is inflated with its default recipe, and is compared with its 2D network on two
+replicated clips of noise, with two frames each or as few as the recipe allows.
 
 - *convolutions*: those with a kernel of more than one pixel; *lifted*: those that became 3D convolutions.
-- *attentions*: of those found that are a softmax over tokens, how many can see other frames. By default they attend
-  within a frame; `--recipe joint`, or a rule such as `-t '*.attn=all'`, lets them see others; `inspect` says why one
-  can't.
-- *folds*: how many times a clip is turned into frames, for what has no 3D counterpart (attention, linear heads).
-- *float64*, *float32*: the relative error max |Δ| / max |reference|. A mark † stands at networks that compute in
-  float32 whatever the dtype of their weights; they are held to 1e-5 in both. Where the error in float32 is large, the
-  untrained network magnifies rounding: it shows in float32 alone, and the 2D network is as far from its own float64
-  result. Exactly 0 in float64 stands where a network rounds to float32 on the way, so that nothing smaller is left.
-- *size*: height and width in pixels, the smallest that the network takes of those tried. A mark ‡ stands at large
-  networks that were built with the blocks given instead of all of theirs (`--whole-below`).
-- *seconds*: of one core, with another network on the other.
+- *attentions*: how many of the softmax attentions over tokens can see other frames. By default, they attend within a
+  frame; `--recipe joint`, or a rule such as `-t '*.attn=all'`, extends them. `inspect` says why one can't be extended.
+- *folds*: how often a clip is converted to frames, for operations without a 3D counterpart (attention, linear heads).
+- *float64*, *float32*: the relative error max |Δ| / max |reference|. Networks marked † compute in float32 whatever the
+  type of their weights; their tolerance is 1e-5 in both. If the error in float32 is large, the untrained network
+  magnifies rounding, and the 2D network is as far from its own float64 result. An error of exactly 0 in float64 means
+  that the network rounds to float32 on the way.
+- *size*: height and width in pixels, the smallest that the network accepts of those tried. Networks marked ‡ are large
+  and were built with the given blocks instead of all of theirs (`--whole-below`).
+- *seconds*: on one core, with another network on the other.
 """
 
-OUTSIDE = """## Networks nobody here wrote
+OUTSIDE = """## Networks of other libraries
 
-Of transformers, MONAI, segmentation-models-pytorch (smp) and torchxrayvision, with few and narrow layers where their
-configuration allows it ([tools/outside.py](../tools/outside.py)), given to `i3dconvert.inflate` as modules. Weights,
-clips and columns as above, with the recipe `uniform`; *volumetric* says whether they are equal in float64 with depth
-treated as height and width too, and the rules which that takes, as the refusal without them names them. Of MONAI's,
-*spatial_dims=3* says whether the weights inflated with `volumetric` load into the same class over volumes, with
-`strict=True`, and where that computes the same as the inflated network (in float64).
+Networks of transformers, MONAI, segmentation-models-pytorch (smp) and torchxrayvision, with few and narrow layers if
+their configuration allows it ([tools/outside.py](../tools/outside.py)), passed to `i3dconvert.inflate` as modules.
+Weights, clips and columns as above, with the recipe `uniform`. *volumetric* says whether they are also equal in float64
+with depth treated like height and width, and which rules that needs, as the error without them says. For MONAI,
+*spatial_dims=3* says whether the weights inflated with `volumetric` load into the same class for volumes with
+`strict=True`, and whether that computes the same as the inflated network (in float64).
 """
 SOURCES = ("transformers", "monai", "smp", "torchxrayvision")
 

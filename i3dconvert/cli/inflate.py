@@ -34,7 +34,7 @@ def command(
     backbone: Annotated[
         str,
         typer.Argument(
-            help="A name, timm/NAME, hf/ORG/NAME, hf/FOLDER, or PATH.py:FUNCTION (runs its code).",
+            help="A name (see list), timm/NAME, hf/ORG/NAME, hf/FOLDER, or PATH.py:FUNCTION (runs it).",
             autocompletion=complete_backbone,
             metavar="BACKBONE",
         ),

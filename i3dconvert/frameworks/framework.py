@@ -159,7 +159,7 @@ class Framework:
         for key, shape in shapes.items():
             name = translated(target.keys or self.keys, key)
             if name is None:
-                raise LayoutError(f"{self.name} has no place for {key}: its networks have no such layer")
+                raise LayoutError(f"{self.name} can't store {key}: its networks do not have this layer")
             if (form := self.form(target, key)) is not None:
                 shape = tuple(form.theirs(torch.empty(shape, device="meta")).shape)
             placed.append(Place(name, shape, key, form))

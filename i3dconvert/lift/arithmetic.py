@@ -13,10 +13,10 @@ from i3dconvert.lift.network import Network3d
 
 
 def flops(network: Network3d, shape: Sequence[int]) -> int:
-    """Floating-point operations of a forward pass on a clip `(N, C, T, H, W)`, a multiplication and an addition two.
+    """Return the floating-point operations of a forward pass on a clip `(N, C, T, H, W)`; a multiply-add counts as two.
 
-    It runs on the meta device, without memory. With gradients: without, torch's attention module calls nothing that is
-    counted.
+    The pass runs on the meta device and needs no memory. Gradients are on: without them, torch's attention calls
+    nothing that is counted.
     """
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), None)

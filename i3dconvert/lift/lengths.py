@@ -99,7 +99,7 @@ def _in_step(graph: fx.Graph, frames: int) -> str:
         except FramesError:
             return ""
     rules = " ".join(f"-t '{name}={_kernel(node.meta['temporal'])}/1'" for node, name in kept.items())
-    return f"; {', '.join(kept.values())} changes it on one side only; to keep both equal: {rules}" if kept else ""
+    return f"; changed on one side only by {', '.join(kept.values())}; to keep both equal: {rules}" if kept else ""
 
 
 _RULES = 12

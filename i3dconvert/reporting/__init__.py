@@ -1,1 +1,1 @@
-"""What people look at: the report, its charts and its templates, and the benchmark that fills them."""
+"""The report, its charts and templates, and the benchmark."""

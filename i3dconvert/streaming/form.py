@@ -81,7 +81,7 @@ class Streaming(OverFrames):
         self.numbers: set[fx.Node] = set()
         """Nodes that follow from sizes only."""
         self.later: dict[fx.Node, dict[int, fx.Node]] = {}
-        """For each value, the nodes that hold it so many frames later."""
+        """For each value, the nodes that hold it with a delay, by that delay in frames."""
         self.kept: dict[str, fx.Node] = {}
         """For each layer, what it keeps after the step."""
         self.leaves: list[Leaf | None] = []

@@ -19,22 +19,22 @@ SHARES = (0.75, 0.5, 0.375, 0.25)
 """Shares of the backbone's height and width, tried when the fewest frames exceed the budget."""
 
 SMALLEST = 64
-"""Height and width below which nothing is made smaller."""
+"""The smallest height and width to try."""
 
 STRIDE = 32
-"""The heights and widths that most networks take are multiples of it."""
+"""Most networks require a height and width that are multiples of it."""
 
 GFLOP = 1e9
 
 
 def legal_lengths(network: Network3d, usual: int) -> list[int]:
-    """Clip lengths that the network takes, from the usual one down to two frames, or as few as its recipe allows."""
+    """Return the clip lengths that the network accepts, from the usual one down to two or the recipe's minimum."""
     fewest, graph = max(min(2, usual), inflation_of(network).minimum_frames), graph_of(network)
     return [frames for frames in range(usual, fewest - 1, -1) if frames == usual or left(graph, frames)]
 
 
 def within_budget(network: Network3d, settings: Settings, report: Report) -> Settings:
-    """Return the settings with their frames, size and clips, as the user set them or as they fit `settings.gflop`.
+    """Return the settings with frames, size and clips filled in: as the user set them, or to fit `settings.gflop`.
 
     The arithmetic of the network alone decides, so that the choice is the same on every machine; `report.notes` says
     it where it is less than usual. Raises `FramesError` for frames that the recipe does not take, or whose attention
@@ -53,7 +53,7 @@ def within_budget(network: Network3d, settings: Settings, report: Report) -> Set
 
 
 def _fitting(network: Network3d, usual: int, settings: Settings, report: Report) -> Settings:
-    """Take frames away first, then height and width, then the second clip."""
+    """Reduce the frames first, then height and width, then the clips."""
     channels, *whole = inflation_of(network).input
     height, width = (settings.size,) * 2 if settings.size else whole
     images = settings.clips + len(settings.images)
@@ -74,14 +74,14 @@ def _fitting(network: Network3d, usual: int, settings: Settings, report: Report)
     clips = settings.clips if taken <= 2 * settings.gflop else 1
     shape = f" of {chosen}×{chosen}" if chosen != settings.size else ""
     report.notes.append(
-        f"{frames} frames{shape}{'' if clips == settings.clips else ', one clip'}: what fits the budget of "
+        f"{frames} frames{shape}{'' if clips == settings.clips else ', one clip'}: reduced to fit the budget of "
         f"{settings.gflop:.0f} GFLOP; --frames {usual}{f' --size {width}' if shape else ''} takes {full:.0f}"
     )
     return replace(settings, frames=frames, size=chosen, clips=clips)
 
 
 def _smaller(network: Network3d, width: int) -> Iterator[int]:
-    """Smaller sizes, in whole strides, of a network that takes any, none below those that were tried."""
+    """Return smaller sizes, multiples of the stride, if the network accepts any; none below those tried."""
     inflation = inflation_of(network)
     least = max(SMALLEST, *(low for low, _ in inflation.tried or ()))
     sizes = (int(width * share) // STRIDE * STRIDE for share in SHARES)

@@ -1,4 +1,4 @@
-"""How much of a verification is done."""
+"""The progress of a verification."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import nn
 from i3dconvert.progress import Progress
 
 _COSTS = {torch.float64: 1.0, torch.float32: 0.4}
-"""Time of a forward pass, in units of one in float64."""
+"""Time of a forward pass, relative to float64."""
 
 
 def cost(dtypes: Sequence[torch.dtype], images: int) -> float:
-    """Time of the forward passes on `images` images, in units of one image in float64."""
+    """Return the time of the forward passes on `images` images, in units of one image in float64."""
     return images * sum(_COSTS.get(dtype, 1.0) for dtype in dtypes)
 
 
 class Meter:
-    """Counts the layers that have run, and tells `progress` which share of `total` that is."""
+    """Counts the layers that have run and reports their share of `total` to `progress`."""
 
     def __init__(self, progress: Progress, network: nn.Module, total: float) -> None:
         self._progress, self._total, self._done = progress, total, 0.0
@@ -29,7 +29,7 @@ class Meter:
 
     @contextmanager
     def during(self, step: str, cost: float, passes: int) -> Iterator[None]:
-        """A step that costs so much of the total, in so many passes through the network."""
+        """Report the progress of a step that costs `cost` of the total, in `passes` through the network."""
         ran, calls = 0, max(passes * len(self._layers), 1)
 
         def count(*_: Any) -> None:

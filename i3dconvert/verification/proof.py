@@ -25,7 +25,7 @@ from i3dconvert.verification.settings import CLIPS, Settings, noise
 from i3dconvert.verification.tensors import check_weights
 
 FRAMES_AT_ONCE = 32
-"""Pictures are run in batches of so many frames, so that any number of them fits into memory."""
+"""Frames per batch of pictures, so that any number of pictures fits into memory."""
 
 
 def verify(

@@ -19,8 +19,8 @@ CLIPS = 2
 
 @dataclass(frozen=True)
 class Settings:
-    """What to verify on. `frames`, `size`: None for 16 (or the recipe's minimum) and the backbone's own size, or fewer
-    and a smaller one where that exceeds the budget `gflop`."""
+    """Settings of a verification. `frames`, `size`: None for 16 (or the recipe's minimum) and the backbone's own size,
+    or less where that exceeds the budget `gflop`."""
 
     frames: int | None = None
     size: int | None = None
@@ -30,9 +30,9 @@ class Settings:
     images: Sequence[Path] = ()
     seed: int = 0
     device: str = "cpu"
-    """The device of both networks; on a GPU, TF32, which would round float32 to ten bits, is turned off."""
+    """The device of both networks. On a GPU, TF32 is turned off: it would round float32 to ten bits."""
     gflop: float = 600.0
-    """Budget of a forward pass, in 10⁹ floating-point operations; open frames, size and clips are chosen to fit it."""
+    """Budget of a forward pass in GFLOP (10⁹ floating-point operations); frames and size not set are chosen to fit."""
     clips: int = 2
     """Clips per batch."""
 

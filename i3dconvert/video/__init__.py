@@ -1,4 +1,4 @@
-"""Videos, volumes and images as files have them: decoding, preprocessing, and the names of classes.
+"""Files of videos, volumes and images: decoding, preprocessing, and class names.
 
-It imports errors and files alone.
+It imports only errors and files.
 """

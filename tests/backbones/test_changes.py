@@ -210,7 +210,7 @@ def test_scores_for_each_frame_left(resnet18: tuple[nn.Module, Origin], tmp_path
     done = export_onnx(each, tmp_path / "net.onnx")
     with torch.no_grad():
         assert relative_error(each(clip), Runtime(done.path)(clip)[0]) <= 1e-5
-    with pytest.raises(RecipeError, match="no temporal pool 'max'"):
+    with pytest.raises(RecipeError, match="unknown temporal pool 'max'"):
         inflate_loaded(*resnet18, Manner(style=Style(temporal_pool="max")))
 
 

@@ -95,7 +95,7 @@ def test_frames_become_a_clip() -> None:
     assert plain[0].unique() == pytest.approx((128 / 255 - 0.485) / 0.229)
     assert i3dconvert.preprocessing_of(i3dconvert.inflate(small(), size=16, in_channels=1))(frames).shape[0] == 1
     for wrong in (frames[0], frames.float(), frames.movedim(-1, 1), frames[:0]):
-        with pytest.raises(FramesError, match="give uint8"):
+        with pytest.raises(FramesError, match="pass uint8"):
             network.preprocessing(wrong)
 
 

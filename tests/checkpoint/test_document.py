@@ -80,7 +80,7 @@ def test_the_hash_of_the_tensors_has_a_check_of_its_own() -> None:
         ({"input": [3, 20]}, "damaged i3dconvert metadata .ValueError"),
         ({"minimum_frames": "three"}, "damaged i3dconvert metadata .ValueError"),
         ({"recipe": 3}, "recipe: expected a table"),
-        ({"init": "median"}, "no init 'median'"),
+        ({"init": "median"}, "unknown init 'median'"),
     ],
 )
 def test_what_can_not_be_read_is_refused(values: dict[str, Any], said: str) -> None:

@@ -47,5 +47,5 @@ def test_a_file_of_a_version_that_left_a_layer_2d_says_how_to_make_it_again(chec
         state, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
     older = tmp_path / "older.safetensors"
     save_file(state | {"layer1.0.conv1.weight": state["layer1.0.conv1.weight"].sum(2)}, older, metadata)
-    with pytest.raises(CheckpointError, match=r"left layer1\.0\.conv1\.weight 2D; .*inflate resnet18 -r recipe\.toml"):
+    with pytest.raises(CheckpointError, match=r"left layer1\.0\.conv1\.weight 2D\. .*inflate resnet18 -r recipe\.toml"):
         load(older)

@@ -148,7 +148,7 @@ def test_checkpoints_that_are_none(run: Run, checkpoint: Path) -> None:
     Path("text.onnx").write_text("not ONNX")
     for name, says in {
         "cut.safetensors": "not a readable i3dconvert checkpoint",
-        "plain.safetensors": "no i3dconvert checkpoint",
+        "plain.safetensors": "is not an i3dconvert checkpoint",
         "newer.safetensors": "newer i3dconvert",
         "damaged.safetensors": "damaged i3dconvert metadata",
         "text.onnx": "not a readable ONNX file",
@@ -164,9 +164,9 @@ def test_several_checkpoints_are_listed(run: Run, checkpoint: Path) -> None:
 
 def test_an_existing_output_is_kept(run: Run, checkpoint: Path) -> None:
     Path("resnet18-i3d.safetensors").write_bytes(checkpoint.read_bytes())
-    refused(run, "inflate", "resnet18", "-w", "random", says="--force replaces it")
+    refused(run, "inflate", "resnet18", "-w", "random", says="--force overwrites it")
     Path("resnet18-i3d.onnx").write_text("mine")
-    refused(run, "export", "--onnx", says="--force replaces it")
+    refused(run, "export", "--onnx", says="--force overwrites it")
     refused(run, "inflate", "resnet18", "-w", "none.pth", "--force", says="there is no file")
 
 

@@ -112,9 +112,9 @@ def test_a_classifier_of_convolution_is_read_by_itself(trained: Network3d, tmp_p
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"layer3.4.conv2.weight": None}, "but the shapes of no network known here"),
+        ({"layer3.4.conv2.weight": None}, "but the shapes of no known network"),
         ({"encode_text.text_encoder.embeddings.weight": torch.zeros(3, 3)}, "more than an image network: encode_text"),
-        ({"conv1.weight": torch.zeros(64, 3, 7, 7, 7)}, r"conv1.weight \(64, 3, 7, 7, 7\) where i3resnet's"),
+        ({"conv1.weight": torch.zeros(64, 3, 7, 7, 7)}, r"conv1.weight \(64, 3, 7, 7, 7\), but i3resnet's"),
     ],
 )
 def test_bad_files_end_in_one_line(
@@ -256,7 +256,7 @@ def test_merlins_own_class_gives_the_same_of_one_channel(layout: str, tmp_path: 
 
 
 def test_merlins_network_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(LayoutError, match="read and not written: it has two heads; i3resnet:conv_class"):
+    with pytest.raises(LayoutError, match="read but not written: it has two heads; i3resnet:conv_class"):
         inflate_to_file(
             Source("resnet50", weights="random", size=32), tmp_path / "net.pth", Manner(layout="i3resnet:merlin")
         )

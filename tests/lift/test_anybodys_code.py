@@ -306,8 +306,8 @@ def test_dropout_follows_the_mode_of_its_own_block() -> None:
     [
         (lambda net, x: net.c(x) * net.c(x).sum().item(), "item"),
         (lambda net, x: net.c(x) if x.mean() > 0 else -net.c(x), "depends on the data"),
-        (lambda net, x: torch.stack([net.d(net.c(x))[i] for i in range(len(x))]), "one by one can't be read"),
-        (lambda net, x: net.c(x["image"]), "looks for 'image' in its input: wrap it, to take an image"),
+        (lambda net, x: torch.stack([net.d(net.c(x))[i] for i in range(len(x))]), "loops over the images of a batch"),
+        (lambda net, x: net.c(x["image"]), "looks up 'image' in its input: wrap it so that it takes an image"),
         (lambda net, x: torch.vmap(lambda one: one * 2)(net.c(x)), r"torch\.func and torch\.vmap hide theirs"),
         (lambda net, x: net.c(x) + net.d.weight.mul_(2).sum(), r"writes into d\.weight|leaf"),
         (lambda net, x: (y := net.c(x), nn.Flatten()(y).relu_(), net.f(y).relu_(), net.d(y))[-1], "clone it first"),
@@ -332,7 +332,7 @@ def test_a_decision_that_falls_otherwise_is_refused_with_its_line() -> None:
         return net.d(F.pad(net.c(x), (0, 1)) if x.shape[3] % 2 else net.c(x))
 
     network = inflate(Net(odd_ones_are_padded), "c2d", size=16)
-    with torch.no_grad(), pytest.raises(LiftError, match=r"test_anybodys_code\.py:\d+: .* by 1 != 0"):
+    with torch.no_grad(), pytest.raises(LiftError, match=r"test_anybodys_code\.py:\d+: .* depends on 1 != 0 here"):
         network(clip_of(1, 2, 17))
 
 
@@ -449,7 +449,7 @@ def test_a_network_that_mixes_the_images_of_a_batch_is_refused(by: str) -> None:
     ("model", "said"),
     [
         (nn.Sequential(nn.LazyConv2d(4, 3)), "lazy layers without weights"),
-        (torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))), "holds a script module"),
+        (torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))), "contains a script module"),
     ],
 )
 def test_what_can_not_be_read_at_all(model: nn.Module, said: str) -> None:
@@ -517,7 +517,7 @@ def test_the_dispatcher_counts_kernels_that_the_graph_does_not_show_and_calls() 
     counted = inflate(model, "uniform", size=16).inflation.convolutions
     assert (counted.run, counted.lifted, counted.calls) == (4, 3, 5)
     assert str(counted) == "3 of 4 convolutions (5 calls) became 3D"
-    assert counted.kept == (("the network", "1 run inside steps that are kept as they are"),)
+    assert counted.kept == (("the network", "1 run inside unchanged steps"),)
 
 
 def rows_of_the_input_beside_a_pooled_map(net: Any, x: Tensor) -> Tensor:
@@ -570,9 +570,9 @@ def a_loop_that_grows_late(net: Any, x: Tensor) -> Tensor:
 def test_a_size_that_would_be_wrong_is_refused(forward: Forward) -> None:
     model = Net(forward)
     network = inflate(model, "c2d", size=16)
-    assert "clips of 16×16 alone" in network.inflation.sizes()
+    assert "only clips of 16×16" in network.inflation.sizes()
     assert relative_error(framewise(model, clip_of(2, 3, 16)), network(clip_of(2, 3, 16))) <= 1e-12
-    with pytest.raises(FramesError, match="the clip is 64×64; the network was inflated for 16×16 alone"):
+    with pytest.raises(FramesError, match="the clip is 64×64; the network was inflated only for 16×16"):
         network(clip_of(1, 2, 64))
     larger = inflate(model, "c2d", size=64)
     assert relative_error(framewise(model, clip_of(1, 2, 64)), larger(clip_of(1, 2, 64))) <= 1e-12
@@ -604,7 +604,7 @@ def test_statistics_that_one_image_does_not_have_mix_the_batch() -> None:
 
 
 def test_a_value_of_the_networks_own_tensors_is_not_baked_in() -> None:
-    with pytest.raises(LiftError, match="depends on the value of k, which may be another when weights are loaded"):
+    with pytest.raises(LiftError, match="depends on the value of k, which may change when weights are loaded"):
         inflate(Net(lambda net, x: net.c(x) * net.k.item(), k=nn.Parameter(torch.tensor(2.0))), size=16)
 
 
@@ -647,5 +647,5 @@ class OddUnet(nn.Module):
 def test_a_length_at_which_branches_are_out_of_step_is_said_with_those_that_go_through() -> None:
     network = inflate(OddUnet(), "volumetric", size=16)
     assert network(torch.randn(1, 3, 6, 16, 16)).shape == (1, 3, 6, 16, 16)
-    with pytest.raises(FramesError, match="a clip of 4 or 6 frames goes through, one of 5 does not"):
+    with pytest.raises(FramesError, match="a clip of 5 frames does not fit, one of 4 or 6 does"):
         network(torch.randn(1, 3, 5, 16, 16))

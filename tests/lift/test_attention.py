@@ -273,7 +273,7 @@ def test_fused_attention_drops_in_training_as_its_module_says() -> None:
     ("how", "reason"),
     [
         ("capped", "tanh of its scores"),
-        ("filled with a number", "its scores are filled with a value that others could be added to"),
+        ("filled with a number", "its scores are filled with a value that is not negligible"),
     ],
 )
 def test_what_is_not_fused_says_so_and_is_exact(how: str, reason: str) -> None:
@@ -317,7 +317,7 @@ def test_groups_see_their_own_frames_alone() -> None:
     before, after = features(network, clip), features(network, other)
     assert torch.equal(before[:2], after[:2])
     assert not torch.allclose(before[2], after[2])
-    with pytest.raises(FramesError, match=r"blocks\.0\.attn attends to groups of 2 frames, of which 5 are no multiple"):
+    with pytest.raises(FramesError, match=r"blocks\.0\.attn attends to groups of 2 frames; 5 is not a multiple"):
         network.frames_left(5)
     assert network.frames_left(1) == 1
 
@@ -414,9 +414,9 @@ def test_a_clip_too_long_for_memory_is_refused_before_it_is_tried() -> None:
     assert node.meta["scores"] == 4 * 16 * 16  # heads, queries, keys
     wanted = COPIES * 2 * 64 * 64 * node.meta["scores"] * 8
     check_room(network, 64, 2, None, torch.float64, room=wanted)
-    with pytest.raises(FramesError, match=r"blocks\.0\.attn over clips of 64 frames takes about .* GiB.*span:8"):
+    with pytest.raises(FramesError, match=r"blocks\.0\.attn over clips of 64 frames needs about .* GiB.*span:8"):
         check_room(network, 64, 2, None, torch.float64, room=wanted - 1)
-    with pytest.raises(FramesError, match="GiB are free; fewer --frames"):
+    with pytest.raises(FramesError, match="GiB are free; reduce --frames"):
         verify(model, network, Settings(frames=20_000, dtypes=(torch.float64,)))
     grouped = inflate(model, Recipe("groups", (Rule(kind="attention", span=8),)), size=size)
     check_room(grouped, 64, 2, None, torch.float64, room=wanted // 8)
@@ -535,7 +535,7 @@ def test_a_time_embedding_needs_a_layer_over_images() -> None:
 
     model = Pixels().eval()
     assert verify(model, inflate(model, STILL, size=8), Settings(frames=3, size=8)).passed
-    with pytest.raises(RecipeError, match="no layer over images in front of the attention"):
+    with pytest.raises(RecipeError, match="no layer over images before the attention"):
         inflate(model, STILL, size=8, time_embedding="zeros")
 
 

@@ -118,7 +118,7 @@ def test_a_type_in_a_namespace_of_its_own_comes_back() -> None:
 def test_modules_that_are_no_part_of_the_network() -> None:
     proved(Net(lambda net, x: [nn.Hardtanh()][0](net.conv(x))))
     hidden = [nn.Conv2d(3, 8, 1)]
-    with pytest.raises(LiftError, match="a parameter that is no part of the network"):
+    with pytest.raises(LiftError, match="a parameter that is not registered in the network"):
         inflate(Net(lambda net, x: hidden[0](x)).eval(), size=16)
 
 

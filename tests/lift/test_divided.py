@@ -206,9 +206,9 @@ def test_an_attention_that_sees_no_frame_fails_the_check() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "why"),
     [
-        ("swin_tiny_patch4_window7_224", {"depths": (1, 1), "num_heads": (3, 6)}, "it adds nothing to the tokens"),
-        ("vit_base_patch16_rpn_224", {"embed_dim": 32, "num_heads": 4}, "no LayerNorm with weights in front"),
-        ("beit_base_patch16_224", {"embed_dim": 32, "num_heads": 4}, "one linear layer each"),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1), "num_heads": (3, 6)}, "is not added to its input"),
+        ("vit_base_patch16_rpn_224", {"embed_dim": 32, "num_heads": 4}, "there is no LayerNorm with weights before it"),
+        ("beit_base_patch16_224", {"embed_dim": 32, "num_heads": 4}, "do not come from one linear layer"),
     ],
 )
 def test_other_blocks_are_refused_by_name(name: str, options: dict[str, Any], why: str) -> None:
@@ -230,7 +230,7 @@ def test_rules() -> None:
     assert Recipe.from_dict(preset("divided").to_dict()) == preset("divided")
     network = inflate(vit(), Recipe("one", (parse_rule("blocks.1.attn=divided"),)), size=SIZE)
     assert {key.partition("_time")[0] for key in network.state_dict() if "_time." in key} == {"blocks.1.attn"}
-    with pytest.raises(RecipeError, match="over time at each place is over all frames"):
+    with pytest.raises(RecipeError, match="divided attention needs the span 'all'"):
         inflate(vit(), Recipe("two", (Rule("*", "attention", span=2, divided=True),)), size=SIZE)
     within = inflate(vit(), "factorised", size=SIZE)
     assert {row.operation for row in describe(within)[1:]} == {"Attention (one frame)"}

@@ -186,7 +186,7 @@ class Residual(nn.Module):
 
 def test_a_recipe_that_breaks_a_join_is_refused_by_name() -> None:
     with pytest.raises(
-        RecipeError, match=r"'add' in the network itself have .*frames: \d+ behind a, \d+ behind b;.* by a; "
+        RecipeError, match=r"'add' in the network itself have .*frames: \d+ after a, \d+ after b;.* by a; "
     ):
         inflate(Residual(), Recipe("broken", (Rule("a", kernel=3, stride=2),)), size=20)
 

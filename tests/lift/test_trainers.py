@@ -60,7 +60,7 @@ def test_what_timm_says_of_a_network(vit: tuple[nn.Module, Any]) -> None:
     assert network(clip_of(1, 3, 2, 32, 32)).shape == (1, model.num_features)
     network.reset_classifier(4)
     assert network(clip_of(1, 3, 2, 32, 32)).shape == (1, 4)
-    with pytest.raises(LiftError, match="make that with global_pool='avg'"):
+    with pytest.raises(LiftError, match="build that with global_pool='avg'"):
         network.reset_classifier(4, "avg")
     with pytest.raises(AttributeError):
         inflate(nn.Sequential(nn.Conv2d(3, 4, 3)), size=16).group_matcher  # noqa: B018
@@ -137,7 +137,7 @@ def test_the_head_by_one_name(build: Any, head: str) -> None:
     network.reset_head(0)
     assert network(clip).shape == (1, features)
     maps = inflate(nn.Sequential(nn.Conv2d(3, 4, 3)), size=16)
-    with pytest.raises(LiftError, match="no one linear layer"):
+    with pytest.raises(LiftError, match="no single linear layer"):
         maps.reset_head(2)
 
 

@@ -415,7 +415,7 @@ def test_a_module_without_code_says_so() -> None:
     with torch.no_grad():
         expected = torch.stack([model(frame.clone()) for frame in clip.unbind(2)], 1).mean(1)
         assert relative_error(expected, network(clip)) <= 1e-12
-    with pytest.raises(LiftError, match="Mutating can't be called by itself"):
+    with pytest.raises(LiftError, match="Mutating can't be called on its own"):
         network.inner(clip)
 
 

@@ -158,7 +158,7 @@ def test_attentions_by_rule() -> None:
     for rule, complaint in (
         (Rule(kind="attention", span=4, shift=4), "a shift of 4 frames"),
         (Rule(kind="attention", span="all", relative=True), "relative positions"),
-        (Rule(kind="attention", span=4, divided=True), "over all frames"),
+        (Rule(kind="attention", span=4, divided=True), "needs the span 'all'"),
     ):
         with pytest.raises(RecipeError, match=complaint):
             Recipe("r", (rule,)).attending("a")

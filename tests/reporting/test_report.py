@@ -180,7 +180,7 @@ def test_pictures_are_shown_once_with_every_form_s_classes(subject: Subject, tmp
     assert text.count("data:image/jpeg") == 1
     labels = re.findall(r"<text[^>]*>(2D|3D|ONNX|tabby|lynx|espresso)</text>", text)
     assert sorted(labels) == sorted(["2D", "3D", "ONNX", "espresso", "lynx", "tabby"] * 2)  # for screens and phones
-    assert text.count("The network in time") == 1  # one network, two files
+    assert text.count("The network along time") == 1  # one network, two files
 
 
 def test_stages_follow_the_frames(checkpoint: Path) -> None:

@@ -134,7 +134,7 @@ def test_the_command_line(run: Run, tmp_path: Path) -> None:
         ("export net.safetensors --onnx --window 3", "--window needs --stream"),
         ("export net.safetensors --safetensors --triton served", "--triton needs --onnx"),
         ("classify net.safetensors clip.mp4 --window 3", "--window needs --stream"),
-        ("classify net.safetensors clip.mp4 --stream --frames 3", "--frames can.t be used with --stream"),
+        ("classify net.safetensors clip.mp4 --stream --frames 3", "--frames can't be used with --stream"),
     ],
 )
 def test_wrong_usage(words: str, says: str, run: Run) -> None:

@@ -258,9 +258,9 @@ def test_bad_input() -> None:
     frames, state = torch.randn(1, 3, 1, 16, 16, dtype=torch.float64), flow.start(1, 16, 16)
     with pytest.raises(FramesError, match=r"a step takes frames \(N, 3, 1, H, W\), got \(1, 3, 2, 16, 16\)"):
         flow.step(frames.repeat(1, 1, 2, 1, 1), state)
-    with pytest.raises(StreamError, match=r"the state is of another batch: .*start\(2, 16, 16\)"):
+    with pytest.raises(StreamError, match=r"the state is for another batch: .*start\(2, 16, 16\)"):
         flow.step(frames.repeat(2, 1, 1, 1, 1), state)
-    with pytest.raises(StreamError, match="the state is of another size"):
+    with pytest.raises(StreamError, match="the state is for another size"):
         flow.step(frames, flow.start(1, 16, 18))
     with pytest.raises(StreamError, match="the state is of another network"):
         flow.step(frames, other.start(1, 16, 16))
@@ -287,7 +287,7 @@ def test_bad_input() -> None:
         (
             behind(nn.ConvTranspose2d(4, 4, 2, 2)),
             (Rule("1", kernel=2, stride=2),),
-            "1 makes more frames out of fewer; inflate with --temporal '1=1'",
+            "1 increases the number of frames; inflate with --temporal '1=1'",
         ),
     ],
 )

@@ -36,7 +36,7 @@ def test_without_a_budget_the_least_is_verified_and_said() -> None:
     assert report.passed
     assert "2×128×128" in report.checks[1].name
     assert report.notes[0].startswith(
-        "2 frames of 128×128, one clip: what fits the budget of 0 GFLOP; --frames 16 --size 256"
+        "2 frames of 128×128, one clip: reduced to fit the budget of 0 GFLOP; --frames 16 --size 256"
     )
     assert report.notes[1:] == [COUNTED]
 

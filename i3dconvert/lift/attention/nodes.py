@@ -33,13 +33,13 @@ class Nodes:
         return Groups(self.to.clips, self.rows(node), temporal.group, temporal.shift)  # type: ignore[arg-type]
 
     def rows(self, node: fx.Node) -> Any:
-        """How many rows a value has for each frame; where that follows the size, as it is at each call."""
+        """Return the rows that a value has for each frame; computed at each call if they depend on the size."""
         if not isinstance(node.meta["batch"][0], PerSize):
             return rows(node)
         above = _above(node)
         like = next((n for n in above if is_image(n) or one_each(n.meta["value"], n.meta["batch"])), None)
         if like is None:
-            raise LiftError(f"{place(node)} attends in windows of which no value tells how many there are")
+            raise LiftError(f"{place(node)} attends in windows, but no value shows how many there are")
         within = next(n for n in above if n not in self.parts and rows(n) and self.to.layout_of(n) is not Layout.PLAIN)
         each = self.to.call(rows_each, self.to.frames(within), self.to.frames(like), rows(node), rows(within))
         return self._plain(each)

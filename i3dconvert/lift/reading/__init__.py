@@ -184,9 +184,9 @@ class _Reader:
         return self.recorded(BATCHES[index], size, dtype, training)
 
     def recorded(self, images: int, size: Sequence[int], dtype: torch.dtype, training: bool = False) -> Recorder:
-        """One run on a copy of its own: networks keep what they computed.
+        """Run a copy of the network, because networks keep what they computed, and return the record.
 
-        The first one of a network that has caches is made again with empty ones.
+        The first run of a network with caches is repeated with empty caches.
         """
         try:
             return self.once(images, size, dtype, training)
@@ -223,9 +223,9 @@ class _Reader:
         return recorder
 
     def tried(self, first: Recorder, second: Recorder) -> Sizes:
-        """The sizes at which the runs say what the network does; raises `Differ` where it does something else.
+        """Return the range of sizes at which the network agrees with its runs; raises `Differ` if it differs at one.
 
-        Where the network itself takes no such image, and where it decides otherwise on a size, there is nothing to say:
+        Sizes that the network refuses, or at which its code takes another branch, are skipped, because
         the graph checks its decisions.
         """
         common(Runs([first, second]))
@@ -241,7 +241,7 @@ class _Reader:
                 common(Runs([first, second, trial]))
             except Differ as reason:
                 if not _decide_otherwise(first, trial):
-                    raise Differ(f"for {number} of {size[0]}×{size[1]} it does something else: {reason}") from None
+                    raise Differ(f"it differs for {number} images of {size[0]}×{size[1]}: {reason}") from None
                 continue
             images.append(trial.rows[0].value)
         heights, widths = ([image.shape[axis] for image in images] for axis in (2, 3))
@@ -268,20 +268,20 @@ class _Reader:
 
 
 def _names(model: nn.Module) -> dict[int, str]:
-    """The names of a network's tensors by identity; of several the first."""
+    """Return the names of a network's tensors by identity; the first, if a tensor has several."""
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return {id(tensor): name for name, tensor in reversed(named)}
 
 
 def reason(error: Exception) -> str:
-    """Why something failed, in one line; in our own words where the data says how many elements a result has."""
+    """Return in one line why something failed; reworded if the number of a result's elements depends on the data."""
     if any(words in str(error) for words in ("register_meta", "meta tensor", "data-dependent", "Meta backend")):
-        return "what it gives depends on the data and not on shapes alone, which no graph can follow"
+        return "the shape of its result depends on the data, not only on shapes, which a graph can't represent"
     return first_line(error)
 
 
 def place(node: fx.Node) -> str:
-    """Where in the network a node of its graph stands, for messages."""
+    """Return where in the network a node of its graph is, for messages."""
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
     return f"{target} in {node.meta.get('scope') or 'the network itself'}"
 

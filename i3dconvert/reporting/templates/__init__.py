@@ -1,4 +1,4 @@
-"""Pages and cards, filled in by Jinja."""
+"""Templates of pages and cards, rendered with Jinja."""
 
 from __future__ import annotations
 
