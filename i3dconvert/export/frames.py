@@ -61,13 +61,15 @@ def optimize(network: Network3d) -> Straight:
     return channels_last(copy.deepcopy(frames_form(network)))  # layers that stay have the network's own tensors
 
 
-Form = TypeVar("Form", bound=nn.Module)
+Form = TypeVar("Form", bound=Straight)
 
 
 def channels_last(form: Form) -> Form:
-    """The same module, whose kernels torch's CPU convolutions run fastest with."""
-    for parameter in (*form.parameters(), *form.buffers()):
-        if parameter.dim() == 4:
+    """The same module, whose kernels torch's CPU convolutions run fastest with; what its code reads stays as it is."""
+    code = form._i3d_code
+    read = {str(node.target) for node in code.graph.nodes if node.op == "get_attr"} if code is not None else set()
+    for name, parameter in (*form.named_parameters(), *form.named_buffers()):
+        if parameter.dim() == 4 and name not in read:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return form
 

@@ -7,7 +7,8 @@ Inside, a value has one of three forms:
 * `"plain"`: it does not vary with the clip
 
 and lists and dicts of values have lists and dicts of forms. Across a border frames are split in place, into
-`(…, N, T, …)`, or `(…, N, T, times, …)` where `times` is not 1 (`(…, N, T·times, …)` where it follows the size), so that each module reads N off what it is given.
+`(…, N, T, …)`, or `(…, N, T, times, …)` where `times` is not 1 (`(…, N, T·times, …)` where it follows the size), so
+that each module reads N off what it is given.
 """
 
 from __future__ import annotations
