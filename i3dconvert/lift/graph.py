@@ -372,7 +372,10 @@ class Lift(Rewriting):
         if like is not None:
             frames = self.graph.create_node("call_method", "size", (self.clip(like), 2))
         elif temporal.stride == geometry.stride != ratio:
-            raise RecipeError(f"recipe {self.recipe.name!r} does not fit {name}: time can't grow by {ratio:.4g}")
+            raise RecipeError(
+                f"recipe {self.recipe.name!r} does not fit {name}: time can't grow by {ratio:.4g}; to keep its length: "
+                f"-t '{name}=1/1'"
+            )
         else:
             old = self.graph.create_node("call_method", "size", (clip, 2))
             frames = self.call(operator.mul, old, temporal.stride)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -86,19 +87,19 @@ def of_one_window(net: Any, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "model",
+    ("model", "size"),
     [
-        Net(in_windows, attention=Windows()),
-        Net(in_windows, attention=Windows(mixed=True)),
-        Net(in_columns, attention=nn.MultiheadAttention(8, 2, batch_first=True)),
-        Net(of_one_window),
+        (Net(in_windows, attention=Windows()), 24),
+        (Net(in_windows, attention=Windows(mixed=True)), 24),
+        (Net(in_columns, attention=nn.MultiheadAttention(8, 2, batch_first=True)), 24),
+        (Net(of_one_window), 32),
     ],
     ids=["windows", "mixed heads", "columns", "one window"],
 )
-def test_the_number_of_windows_follows_the_size(model: Net) -> None:
+def test_the_number_of_windows_follows_the_size(model: Net, size: int) -> None:
     framed, joint = inflate(model, "c2d", size=16), inflate(model, "joint", size=16)
     with torch.no_grad():
-        for clips, frames, height, width in ((1, 3, 16, 16), (1, 3, 24, 24), (2, 2, 48, 16)):
+        for clips, frames, height, width in ((1, 3, 16, 16), (1, 3, size, size), (2, 2, 48, 16)):
             clip = clip_of(clips, frames, height, width)
             assert relative_error(framewise(model, clip), framed(clip)) <= 1e-12
             still = clip[:, :, :1].expand(-1, -1, frames, -1, -1)
@@ -181,6 +182,36 @@ def test_it_is_the_2d_network_on_each_frame_optimized_and_pickled(model: Net) ->
         expected = framewise(model, clip)
         for form in (network, optimize(network), torch.load(file, weights_only=False)):
             assert relative_error(expected, form(clip)) <= 1e-12
+
+
+def to_a_rounded_size(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    size = [int(round(length * 1.5)) for length in y.shape[2:]]  # noqa: RUF046: as people write it
+    return net.d(F.interpolate(y, size=size))
+
+
+def padded_to_a_multiple(net: Any, x: Tensor) -> Tensor:
+    below, right = (int(math.ceil(length / 8) * 8) - length for length in x.shape[2:])
+    return net.d(net.c(F.pad(x, (0, right, 0, below))))
+
+
+@pytest.mark.parametrize("forward", [to_a_rounded_size, padded_to_a_multiple])
+def test_a_size_is_the_number_that_all_tried_sizes_agree_on(forward: Forward) -> None:
+    model, clip = Net(forward), clip_of(1, 2, 17, 21)
+    with torch.no_grad():
+        assert relative_error(framewise(model, clip), inflate(model, "c2d", size=16)(clip)) <= 1e-12
+
+
+def test_hooks_that_hold_on_to_the_network() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        net.kept.clear()
+        net.c(x)
+        return net.d(net.kept["c"])
+
+    model, clip = Net(forward, kept={}), clip_of(1, 2, 8, 8)
+    model.c.register_forward_hook(lambda module, args, output: model.kept.update(c=output))
+    with torch.no_grad():
+        assert relative_error(framewise(model, clip), inflate(model, "c2d", size=8)(clip)) <= 1e-12
 
 
 def test_a_cast_that_changes_nothing_and_is_written_to() -> None:
