@@ -186,7 +186,7 @@ def test_it_is_the_2d_network_on_each_frame_optimized_and_pickled(model: Net) ->
 
 def to_a_rounded_size(net: Any, x: Tensor) -> Tensor:
     y = net.c(x)
-    size = [int(round(length * 1.5)) for length in y.shape[2:]]  # noqa: RUF046: as people write it
+    size = [int(round(length * 1.5)) for length in y.shape[2:]]  # noqa: RUF046
     return net.d(F.interpolate(y, size=size))
 
 
