@@ -328,7 +328,10 @@ class Lift(Rewriting):
         new, is_in = result
         if is_in is Layout.CLIP:
             return self.call(layout.whole_clip, new, how), is_in
-        return self.call(layout.whole_clip_of_frames, new, self.clips, how), is_in
+        if not rows(node):
+            return result
+        each = self.attention.nodes.rows(node)
+        return self.call(layout.whole_clip_of_frames, new, self.clips, how, *([] if each == 1 else [each])), is_in
 
     def global_pool(self, node: fx.Node) -> str:
         """How a node pools all of space, `mean` or `amax`; empty where it does not."""

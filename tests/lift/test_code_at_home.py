@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
 
 from i3dconvert import inflate, optimize
 from i3dconvert.comparison.forward import relative_error
@@ -156,6 +157,11 @@ def a_pool_as_large_as_the_image(net: Any, x: Tensor) -> Tensor:
     return net.d(y + F.max_pool2d(y, (y.size(2), y.size(3))))
 
 
+def moved_by_offsets(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    return net.d(deform_conv2d(y, F.pad(y, (0, 0, 0, 0, 5, 5)), net.kernel, padding=1))
+
+
 BLUR = torch.tensor([1.0, 2.0, 1.0]).outer(torch.tensor([1.0, 2.0, 1.0])).expand(8, 1, 3, 3).clone() / 16
 
 
@@ -168,10 +174,11 @@ BLUR = torch.tensor([1.0, 2.0, 1.0]).outer(torch.tensor([1.0, 2.0, 1.0])).expand
         Net(a_filter_in_the_frequencies, filter=torch.randn(8, 8, 5, 2)),
         Net(a_fixed_kernel, kernel=BLUR, pad=nn.ReflectionPad2d(1)),
         Net(a_pool_as_large_as_the_image),
+        Net(moved_by_offsets, kernel=BLUR.expand(8, 8, 3, 3).clone()),
         Net(lambda net, x: net.d(net.norm(net.c(x))), norm=nn.CrossMapLRN2d(5)),
         Net(lambda net, x: net.d(net.c(x).clone(memory_format=torch.contiguous_format))),
     ],
-    ids=["cast", "out", "complex", "filter", "kernel", "pool", "CrossMapLRN2d", "memory format"],
+    ids=["cast", "out", "complex", "filter", "kernel", "pool", "offsets", "CrossMapLRN2d", "memory format"],
 )
 def test_it_is_the_2d_network_on_each_frame_optimized_and_pickled(model: Net) -> None:
     network, clip = inflate(model, "c2d", size=8), clip_of(2, 3, 8, 8)
@@ -212,6 +219,16 @@ def test_hooks_that_hold_on_to_the_network() -> None:
     model.c.register_forward_hook(lambda module, args, output: model.kept.update(c=output))
     with torch.no_grad():
         assert relative_error(framewise(model, clip), inflate(model, "c2d", size=8)(clip)) <= 1e-12
+
+
+def test_volumetric_pools_the_groups_of_channels_apart() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        groups = net.c(x).reshape(len(x) * 2, 4, *x.shape[2:])
+        return net.d((groups * net.pool(groups).sigmoid()).reshape(len(x), 8, *x.shape[2:]))
+
+    model, clip = Net(forward, pool=nn.AdaptiveAvgPool2d(1)), clip_of(2, 1, 8, 8).expand(-1, -1, 3, -1, -1)
+    with torch.no_grad():
+        assert relative_error(framewise(model, clip), inflate(model, "volumetric", size=8)(clip)) <= 1e-12
 
 
 def test_a_cast_that_changes_nothing_and_is_written_to() -> None:

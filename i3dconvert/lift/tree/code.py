@@ -43,10 +43,18 @@ class Name:
 
 @dataclass(frozen=True)
 class OfTorch:
-    """What pickle does not find by its own name: `torch.nn.functional.max_pool2d`, `torch.channels_last`."""
+    """What pickle does not find by its own name: `nn.functional.max_pool2d`, `channels_last`, `ops.torchvision.nms`."""
 
-    home: str
     name: str
+
+    def found(self) -> Any:
+        """What the name stands for; a package's operators are there once the package is imported."""
+        find = operator.attrgetter(self.name)
+        try:
+            return find(torch)
+        except AttributeError:
+            importlib.import_module(self.name.split(".")[1])
+            return find(torch)
 
 
 class Code:
@@ -228,15 +236,17 @@ def _named(one: Any) -> Any:
     if isinstance(one, fx.Node):
         return Name(one.name)
     if isinstance(one, torch.memory_format | torch.layout):
-        return OfTorch("torch", str(one).removeprefix("torch."))
+        return OfTorch(str(one).removeprefix("torch."))
+    if str(getattr(one, "__module__", "")).startswith("torch._ops"):
+        return OfTorch(f"ops.{one}")
     if "<locals>" in getattr(one, "__qualname__", ""):
-        return next((OfTorch("torch.nn.functional", name) for name, its in vars(F).items() if its is one), one)
+        return next((OfTorch(f"nn.functional.{name}") for name, its in vars(F).items() if its is one), one)
     return one
 
 
 def _found(one: Any, nodes: Mapping[str, fx.Node]) -> Any:
     if isinstance(one, OfTorch):
-        return getattr(importlib.import_module(one.home), one.name)
+        return one.found()
     return nodes[one.name] if isinstance(one, Name) else one
 
 
