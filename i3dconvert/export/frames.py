@@ -59,13 +59,18 @@ def optimize(network: Network3d) -> Straight:
     return channels_last(copy.deepcopy(frames_form(network)))  # unchanged layers share the network's tensors
 
 
-Form = TypeVar("Form", bound=nn.Module)
+Form = TypeVar("Form", bound=Straight)
 
 
 def channels_last(form: Form) -> Form:
-    """Convert kernels to channels-last, with which torch's CPU convolutions are fastest; returns the module."""
-    for parameter in (*form.parameters(), *form.buffers()):
-        if parameter.dim() == 4:
+    """Convert kernels to channels-last, with which torch's CPU convolutions are fastest; returns the module.
+
+    Tensors that the network's code reads stay as they are.
+    """
+    code = form._i3d_code
+    read = {str(node.target) for node in code.graph.nodes if node.op == "get_attr"} if code is not None else set()
+    for name, parameter in (*form.named_parameters(), *form.named_buffers()):
+        if parameter.dim() == 4 and name not in read:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return form
 
