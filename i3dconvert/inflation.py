@@ -135,7 +135,8 @@ def inflate(
         raise BackboneError("features=True is for timm/NAME: give timm.create_model(NAME, features_only=True) itself")
     own = with_weights(model, weights, seed, shape_of(model, input, size, constants))
     before = own
-    own, changes = changed(own, in_channels, in_init, num_classes, head, seed, size, constants or {})
+    asked = Changes.asked(in_channels, in_init, num_classes, head, seed)
+    own, changes = changed(own, asked, size, constants or {})
     shape = shape_of(own, input, size, constants)
     taken = (RGB if changes.channels else shape[0], *shape[1:])
     found = None if constants else recognised(before, weights, seed, taken, factory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,15 @@ def with_weights(model: nn.Module, weights: str, seed: int, shape: tuple[int, in
 
 
 def changed(
-    model: nn.Module,
-    in_channels: int | None,
-    in_init: str | None,
-    num_classes: int | None,
-    head: str,
-    seed: int,
-    size: int | None,
-    constants: Mapping[str, Any],
+    model: nn.Module, asked: Changes, size: int | None, constants: Mapping[str, Any]
 ) -> tuple[nn.Module, Changes]:
-    """Return a copy of the network with the requested changes (see `Changes.asked`), or itself if there are none."""
-    if in_channels is not None and in_channels == channels_of(model, size or SIZE, size or SIZE, constants):
-        in_channels = None  # it already takes them
-    changes = Changes.asked(in_channels, in_init, num_classes, head, seed)
-    return (model if changes == UNCHANGED else changes.apply(copy.deepcopy(model))), changes
+    """Return a copy of the network with the changes, or itself if there are none, and which were made.
+
+    A network that takes the channels already is not changed in them.
+    """
+    if asked.channels and asked.channels == channels_of(model, size or SIZE, size or SIZE, constants):
+        asked = replace(asked, channels=0, in_init="")
+    return (model if asked == UNCHANGED else asked.apply(copy.deepcopy(model))), asked
 
 
 def as_recorded(model: nn.Module, changes: Changes, state: Mapping[str, Tensor]) -> nn.Module:

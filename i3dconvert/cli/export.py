@@ -10,9 +10,10 @@ import typer
 from i3dconvert.cli import render
 from i3dconvert.cli.inflate import default_ending
 from i3dconvert.cli.options import Classes, Dtype, File, Force, FromLayout, Json, Layout, Quiet, reader, the_checkpoint
-from i3dconvert.progress import Timed
+from i3dconvert.progress import Progress, Timed
 
 if TYPE_CHECKING:
+    from i3dconvert.export import Exported
     from i3dconvert.lift.network import Network3d
 
 EXAMPLE = "i3dconvert export r152.safetensors --onnx\ni3dconvert export --onnx --weights finetuned.pth"
@@ -211,14 +212,14 @@ def command(
             lines = [f"SHA-256 of the weights {sha256}"]
         else:
             stored_as = dtype.torch() if dtype else torch.float32
-            options: dict[str, Any] = {"static": static, "optimize": optimize, "opset": opset, "dtype": stored_as}
-            options |= {"int8": int8, "calibrate": calibrate, "uint8_input": uint8_input, "top_k": top_k}
-            options |= {"external_data": external_data, "tolerance": tolerance}
-            options |= {"force": force, "finetuned": finetuned, "progress": step}
+            options: dict[str, Any] = {"opset": opset, "int8": int8, "calibrate": calibrate, "top_k": top_k}
+            options |= {"uint8_input": uint8_input, "external_data": external_data, "tolerance": tolerance}
+            options |= {"force": force, "finetuned": finetuned}
             if stream:
-                options = {key: value for key, value in options.items() if key not in ("static", "optimize", "dtype")}
-                options |= {"window": window}
-            printed, lines = _to_onnx(network, target, hub is not None, stream, options)
+                printed, lines = _streamed(network, target, window, options, step)
+            else:
+                options |= {"static": static, "optimize": optimize, "dtype": stored_as, "progress": step}
+                printed, lines = _in_folder(network, target, options) if hub else _exported(network, target, options)
             if triton is not None:
                 from i3dconvert.streaming.triton import write_repository
 
@@ -235,19 +236,38 @@ def command(
             render.show_table(("step", "s#"), ((name, f"{taken:.1f}") for name, taken in printed["seconds"].items()))
 
 
-def _to_onnx(
-    network: Network3d, target: Path, as_folder: bool, stream: bool, options: dict[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """Export the network, alone or in a folder for the hub; return what to print, as JSON and as lines."""
-    from i3dconvert.backbones.changes import HEADLESS
-    from i3dconvert.export import export_onnx
-    from i3dconvert.hub.folder import write_folder
-    from i3dconvert.lift.network import origin_of
-    from i3dconvert.streaming.onnx import export_stream
+Printed = tuple[dict[str, Any], list[str]]
+"""What to print, as JSON and as lines."""
 
-    folder = write_folder(network, target, **options) if as_folder else None
-    export = export_stream if stream else export_onnx
-    done = folder.exported if folder is not None else export(network, target, **options)
+
+def _streamed(
+    network: Network3d, target: Path, window: int | None, options: dict[str, Any], progress: Progress
+) -> Printed:
+    from i3dconvert.streaming.onnx import Options, export_stream
+
+    return _shown(network, target, export_stream(network, target, window, Options(**options), progress))
+
+
+def _exported(network: Network3d, target: Path, options: dict[str, Any]) -> Printed:
+    from i3dconvert.export import export_onnx
+
+    return _shown(network, target, export_onnx(network, target, **options))
+
+
+def _in_folder(network: Network3d, target: Path, options: dict[str, Any]) -> Printed:
+    from i3dconvert.hub.folder import write_folder
+
+    folder = write_folder(network, target, **options)
+    printed, lines = _shown(network, target, folder.exported)
+    proved = folder.report is not None
+    printed |= {"files": list(map(str, folder.files)), "proved": proved, "unproved": folder.unproved}
+    return printed, [*lines, "the model card shows the proof" if proved else f"not proved: {folder.unproved}"]
+
+
+def _shown(network: Network3d, target: Path, done: Exported) -> Printed:
+    from i3dconvert.backbones.changes import HEADLESS
+    from i3dconvert.lift.network import origin_of
+
     features = origin_of(network).changes.head in HEADLESS
     printed = {
         "path": str(target),
@@ -268,11 +288,6 @@ def _to_onnx(
         agrees = f"the features' cosine similarity to float32's is {done.agreement:.4f} on"
         agrees = agrees if features else f"the top class equals float32's on {done.agreement:.0%} of"
         lines.append(f"int8: {agrees} the calibration clips")
-    lines += [f"wrote the tensors to {part}" for part in done.files if part != done.path]
-    if folder is not None:
-        proved = folder.report is not None
-        printed |= {"files": list(map(str, folder.files)), "proved": proved, "unproved": folder.unproved}
-        lines.append("the model card shows the proof" if proved else f"not proved: {folder.unproved}")
     if done.warning:
         render.show_warning(done.warning)
-    return printed, lines
+    return printed, lines + [f"wrote the tensors to {part}" for part in done.files if part != done.path]

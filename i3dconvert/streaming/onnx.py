@@ -46,20 +46,26 @@ VIDEOS = (3, 1)
 """Batch sizes in the checks."""
 
 
+@dataclass(frozen=True)
+class Options:
+    """Options of an exported stream, by the names that `export_onnx` has for them."""
+
+    opset: int | None = None
+    int8: bool = False
+    calibrate: Path | None = None
+    uint8_input: bool = False
+    top_k: int | None = None
+    external_data: bool = False
+    tolerance: float | None = None
+    force: bool = False
+    finetuned: bool = False
+
+
 def export_stream(
     network: Network3d,
     path: str | Path,
-    *,
     window: int | None = None,
-    opset: int | None = None,
-    int8: bool = False,
-    calibrate: Path | None = None,
-    uint8_input: bool = False,
-    top_k: int | None = None,
-    external_data: bool = False,
-    tolerance: float | None = None,
-    force: bool = False,
-    finetuned: bool = False,
+    options: Options = Options(),
     progress: Progress = silent,
 ) -> Exported:
     """Write a network's stream as ONNX, in float32, for any number of videos of the network's own height and width.
@@ -67,44 +73,45 @@ def export_stream(
     The first input is `clip` `(N, C, S, H, W)`, or with `uint8_input` `frames` `(N, S, H, W, C)`; the others are the
     state, `state_…`, zeros at first. The outputs are a step's, `logits` for class scores, and the next state, `next_…`.
     The metadata (`stream`) has the names and first shapes. Before the file replaces another, onnxruntime runs it on
-    moving videos to their ends, against torch and the network on the whole video. Options are those of `export_onnx`;
-    `window` is that of `stream`.
+    moving videos to their ends, against torch and the network on the whole video. `window` is that of `stream`.
 
     Raises `StreamError`, `ExportError`, `OutputError`, `MediaError`.
     """
     path = Path(path)
-    check_output(path, force)
-    check_opset(opset)
+    check_output(path, options.force)
+    check_opset(options.opset)
     network = in_dtype(network, torch.float32)
-    preprocessing = preprocessing_of(network, uint8_input or calibrate is not None)
-    best = None if top_k is None else check_best(network, top_k)
+    preprocessing = preprocessing_of(network, options.uint8_input or options.calibrate is not None)
+    best = None if options.top_k is None else check_best(network, options.top_k)
     with quietly():
         flow = stream(network, window)
-    step = _Step(flow, preprocessing if uint8_input else None, best)
+    step = _Step(flow, preprocessing if options.uint8_input else None, best)
     sha256 = digest({key: tensor.cpu() for key, tensor in network.state_dict().items()})
-    checking = Checking(network, flow, preprocessing, TOLERANCES["float32"] if tolerance is None else tolerance)
-    begin = stages(progress, STAGES if int8 else STAGES[:-1])
+    tolerance = TOLERANCES["float32"] if options.tolerance is None else options.tolerance
+    checking = Checking(network, flow, preprocessing, tolerance)
+    begin = stages(progress, STAGES if options.int8 else STAGES[:-1])
     begin(TRACING)
-    model, spec = _traced(step, window, opset)
-    describe(model, network, sha256, "int8" if int8 else "float32", finetuned, path.parent)
+    model, spec = _traced(step, window, options.opset)
+    precision = "int8" if options.int8 else "float32"
+    describe(model, network, sha256, precision, options.finetuned, path.parent)
     model.metadata_props[STREAM] = spec.dumps()
     share = None
     with workshop(path) as folder:
         begin(WRITING)
-        written = save_in(folder, path.name, model, sha256, external_data)
+        written = save_in(folder, path.name, model, sha256, options.external_data)
         begin(CHECKING)
         check = checking.check(written)
         if not check.passed:
             raise ExportError(f"the exported stream differs from torch: {check.detail}")
-        if int8:
+        if options.int8:
             begin(QUANTISING)
-            share = _quantised(written, _videos(flow, calibrate, preprocessing))
-        files = put_in_place(folder, path, force)
+            share = _quantised(written, _videos(flow, options.calibrate, preprocessing))
+        files = put_in_place(folder, path, options.force)
     shape = tuple(size if isinstance(size, int) else str(size.value) for size in model.graph.inputs[0].shape)
     checked_on = (VIDEOS[0], flow.channels, STEPS * flow.frames, *inflation_of(network).input[1:])
-    notes = "calibrated on noise; your own frames (--calibrate) give better ranges" if int8 and not calibrate else None
+    on_noise = options.int8 and not options.calibrate
+    notes = "calibrated on noise; your own frames (--calibrate) give better ranges" if on_noise else None
     name, written_opset = model.graph.inputs[0].name, model.opset_imports[""]
-    precision = "int8" if int8 else "float32"
     return Exported(path, files, name, shape, written_opset, checked_on, check, share, notes, precision)
 
 
