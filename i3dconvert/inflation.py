@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from i3dconvert.backbones.recognised import recognised
 from i3dconvert.checkpoint import Document
 from i3dconvert.checkpoint.present import note
 from i3dconvert.checkpoint.writing import check_suffix, write_inflated
+from i3dconvert.choices import Conv, Head, InInit, Init, Padding, TemporalPool, TimeEmbedding
 from i3dconvert.comparison.alone import mixing
 from i3dconvert.comparison.forward import given
 from i3dconvert.errors import BackboneError, LiftError
@@ -67,10 +68,10 @@ class Manner:
 def inflate(
     model: nn.Module | Callable[[], nn.Module] | str,
     recipe: Recipes = None,
-    init: Literal["center", "mean"] = "center",
-    padding: Literal["zeros", "replicate"] | None = None,
+    init: Init = "center",
+    padding: Padding | None = None,
     *,
-    conv: Literal["3d", "2plus1d"] = "3d",
+    conv: Conv = "3d",
     weights: str = "default",
     seed: int = 0,
     size: int | None = None,
@@ -78,11 +79,11 @@ def inflate(
     allow_nonfinite: bool = False,
     dtype: torch.dtype | None = None,
     in_channels: int | None = None,
-    in_init: Literal["sum", "mean", "repeat"] | None = None,
+    in_init: InInit | None = None,
     num_classes: int | None = None,
-    head: Literal["", "none", "maps"] = "",
-    temporal_pool: Literal["mean", "none"] = "mean",
-    time_embedding: Literal["none", "zeros", "sinusoidal-learned"] = "none",
+    head: Head = "",
+    temporal_pool: TemporalPool = "mean",
+    time_embedding: TimeEmbedding = "none",
     strict: bool = False,
     input: tuple[int, int, int] | None = None,
     constants: Mapping[str, Any] | None = None,

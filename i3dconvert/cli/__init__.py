@@ -68,6 +68,7 @@ def _terminated(signum: int, frame: Any) -> None:
 
 def _wrong_usage(error: Any, as_json: bool) -> int:
     """Print click's error, and the known value that is most like an unknown one."""
+    error.message = str(error.message).removeprefix("Value error, ")  # which typer writes before those of a Literal
     message = error.format_message()
     found = _NOT_ONE_OF.search(message)
     hint = near(found[1], re.findall(r"'([^']+)'", found[2])).strip() if found else ""

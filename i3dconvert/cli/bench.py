@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
+from i3dconvert.choices import Init
 from i3dconvert.cli import render
-from i3dconvert.cli.options import Device, Dtype, Force, Init, Json, Plot, Quiet, complete_backbone
+from i3dconvert.cli.options import Device, Dtype, Force, Json, Plot, Quiet, complete_backbone
 from i3dconvert.names import near
 
 EXAMPLE = "i3dconvert bench resnet50 densenet121 --runtime eager,onnx --batch 2"
@@ -35,7 +36,7 @@ def command(
             show_default="eager,onnx,onnx-plain; onnx for an ONNX file",
         ),
     ] = None,
-    init: Annotated[Init, typer.Option(help="Fill the middle tap, or all.")] = Init.center,
+    init: Annotated[Init, typer.Option(help="Fill the middle tap, or all.")] = "center",
     batch: Annotated[
         list[int] | None, typer.Option(min=1, metavar="N", help="Batch size. Repeatable.", show_default="1")
     ] = None,
@@ -84,7 +85,7 @@ def command(
 
         device.check()
         cases = [
-            Case(name, one, init.value, clips, frames, size, device.value, dtype.value, channels_last, runs)
+            Case(name, one, init, clips, frames, size, device.value, dtype.value, channels_last, runs)
             for name in networks
             for clips in batch or [1]
             for one in wanted or (USUAL_OF_FILES if name.endswith(".onnx") else USUAL)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from i3dconvert.choices import Conv, InInit, Init, Padding, TemporalPool, TimeEmbedding
 from i3dconvert.cli import render
 from i3dconvert.cli.help import PRINTING
-from i3dconvert.cli.options import Classes, Dtype, Force, Init, Json, Layout, Quiet, complete_backbone
+from i3dconvert.cli.options import Classes, Dtype, Force, Json, Layout, Quiet, complete_backbone
 
 if TYPE_CHECKING:
     from i3dconvert.backbones import Origin
@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 
 EXAMPLE = "i3dconvert inflate resnet152 -o r152.safetensors\ni3dconvert inflate timm/convnext_tiny -w random"
 ENDS, TIME, STORED = "Input and output of the network", "Time", "Weights"
-
-
-Form = Enum("Form", {"full": "3d", "factorised": "2plus1d"})
-InInit = Enum("InInit", {"sum": "sum", "mean": "mean", "repeat": "repeat"})
-TimeEmbedding = Enum("TimeEmbedding", {"none": "none", "zeros": "zeros", "sinusoidal": "sinusoidal-learned"})
-TemporalPool = Enum("TemporalPool", {"mean": "mean", "none": "none"})
-Padding = Enum("Padding", {"zeros": "zeros", "replicate": "replicate"})
 
 
 def command(
@@ -88,7 +81,7 @@ def command(
     temporal_pool: Annotated[
         TemporalPool,
         typer.Option(help="Pool the scores over time.", rich_help_panel=ENDS),
-    ] = TemporalPool.mean,
+    ] = "mean",
     in_channels: Annotated[
         int | None,
         typer.Option(
@@ -144,7 +137,7 @@ def command(
     init: Annotated[
         Init,
         typer.Option(help="Fill the middle tap, or all.", rich_help_panel=TIME),
-    ] = Init.center,
+    ] = "center",
     padding: Annotated[
         Padding | None,
         typer.Option(
@@ -154,9 +147,9 @@ def command(
         ),
     ] = None,
     conv: Annotated[
-        Form,
+        Conv,
         typer.Option(help="Full 3D or factorised kernels.", rich_help_panel=TIME),
-    ] = Form.full,
+    ] = "3d",
     time_embedding: Annotated[
         TimeEmbedding,
         typer.Option(
@@ -164,7 +157,7 @@ def command(
             help="Temporal position embedding.",
             rich_help_panel=TIME,
         ),
-    ] = TimeEmbedding.none,
+    ] = "none",
     seed: Annotated[
         int, typer.Option(metavar="N", help="Seed of random weights and heads.", rich_help_panel=STORED)
     ] = 0,
@@ -207,10 +200,9 @@ def command(
         from i3dconvert.video.labels import names_of
 
         head = "maps" if no_pool else "none" if no_head else ""
-        changes = Changes.asked(in_channels, in_init.value if in_init else None, num_classes, head, seed)
+        changes = Changes.asked(in_channels, in_init, num_classes, head, seed)
         source = Source(backbone, weights, seed, features, size, allow_nonfinite, changes, shape)
-        names = (init, padding, conv, temporal_pool, time_embedding)
-        style = Style(*(name.value if name else "" for name in names))
+        style = Style(init, padding or "", conv, temporal_pool, time_embedding)
         manner = Manner(chosen, rules, style, dtype.torch() if dtype else None, layout, strict, names_of(classes))
         written = inflate_to_file(source, path, manner, force, progress=step)
         layers = [] if quiet and not json else describe(written.network())

@@ -47,7 +47,6 @@ class Device(Enum):
             raise DeviceError("torch finds no CUDA device; use --device cpu")
 
 
-Init = Enum("Init", {"center": "center", "mean": "mean"})
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.", rich_help_panel=PRINTING)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.", rich_help_panel=PRINTING)]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]

@@ -11,12 +11,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from i3dconvert import checkpoint
+from i3dconvert.choices import Init
 from i3dconvert.errors import BenchmarkError, I3DError, first_line
 from i3dconvert.export import export_onnx
 from i3dconvert.export.frames import optimize
@@ -44,7 +45,7 @@ class Case:
 
     network: str
     runtime: str
-    init: Literal["center", "mean"] = "center"
+    init: Init = "center"
     batch: int = 1
     frames: int = 16
     size: int | None = None
