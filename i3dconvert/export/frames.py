@@ -11,28 +11,26 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch import fx, nn
 
 from i3dconvert.errors import FramesError
 from i3dconvert.export.framewise import (
-    ConvGeometry,
     FramesPool,
-    LayerNormOverChannels,
     MinimalConv,
     StackedConv,
     StemInHalves,
     frames_conv,
     minimal_transforms,
 )
+from i3dconvert.export.images import folded, framewise_pool, same_on_frames
 from i3dconvert.lift import layout
 from i3dconvert.lift.computed import OF_ANY_IMAGE, ComputedConv3d
 from i3dconvert.lift.counterparts import ANY_RANK, full_name
 from i3dconvert.lift.lengths import lengths as counted
-from i3dconvert.lift.modules import BatchNormAct3d, GlobalAvgPool, LayerNorm3d, PaddedConv3d, PaddedPool3d, in_space
+from i3dconvert.lift.modules import BatchNormAct3d, PaddedConv3d
 from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.lift.tree.calling import named
 from i3dconvert.lift.tree.flat import graph_of
@@ -61,13 +59,18 @@ def optimize(network: Network3d) -> Straight:
     return channels_last(copy.deepcopy(frames_form(network)))  # unchanged layers share the network's tensors
 
 
-Form = TypeVar("Form", bound=nn.Module)
+Form = TypeVar("Form", bound=Straight)
 
 
 def channels_last(form: Form) -> Form:
-    """Convert kernels to channels-last, with which torch's CPU convolutions are fastest; returns the module."""
-    for parameter in (*form.parameters(), *form.buffers()):
-        if parameter.dim() == 4:
+    """Convert kernels to channels-last, with which torch's CPU convolutions are fastest; returns the module.
+
+    Tensors that the network's code reads stay as they are.
+    """
+    code = form._i3d_code
+    read = {str(node.target) for node in code.graph.nodes if node.op == "get_attr"} if code is not None else set()
+    for name, parameter in (*form.named_parameters(), *form.named_buffers()):
+        if parameter.dim() == 4 and name not in read:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return form
 
@@ -186,7 +189,7 @@ class OverFrames:
                 self.modules[f"{name}.act"] = module.act
                 return self.graph.call_module(f"{name}.act", (frames,))
             return frames
-        alike = _same_on_frames(module)
+        alike = same_on_frames(module)
         if alike is not None:
             self.modules[name] = alike
             return self.graph.create_node("call_module", name, (frames,), {}, node.name)
@@ -212,7 +215,7 @@ class OverFrames:
 
     def pooled(self, name: str, module: nn.Module, frames: fx.Node, node: fx.Node, temporal: Temporal) -> fx.Node:
         """Return a pooling; one without a form on frames runs on clips."""
-        pool = _framewise_pool(module, temporal)
+        pool = framewise_pool(module, temporal)
         return self.unfolded(node) if pool is None else self.mixed(name, pool, frames, node, temporal)
 
     def constant(self, value: Any) -> Any:
@@ -329,70 +332,3 @@ def _is_clip_folded(value: Any) -> bool:
 
 def _only_user(node: fx.Node | None) -> fx.Node | None:
     return next(iter(node.users)) if node is not None and len(node.users) == 1 else None
-
-
-def _same_on_frames(module: nn.Module) -> nn.Module | None:
-    """Return the 2D form of a layer that does not depend on time."""
-    if isinstance(module, nn.GroupNorm):
-        return None
-    if isinstance(module, GlobalAvgPool | nn.Dropout3d) or full_name(module) in ANY_RANK:
-        return module
-    if isinstance(module, nn.BatchNorm3d):
-        norm = nn.BatchNorm2d(module.num_features, module.eps, None, module.affine, module.track_running_stats)
-        norm.load_state_dict(module.state_dict(), strict=False, assign=True)
-        return nn.Sequential(norm, module.act) if isinstance(module, BatchNormAct3d) else norm
-    if isinstance(module, LayerNorm3d):
-        layer_norm = LayerNormOverChannels(module.normalized_shape, module.eps, module.elementwise_affine)
-        layer_norm.weight, layer_norm.bias = module.weight, module.bias
-        return layer_norm
-    return None
-
-
-def _framewise_pool(module: Any, temporal: Temporal) -> nn.Module | None:
-    """Return the pooling on frames, if it has such a form."""
-    pool, space = (module.pool, module.space) if isinstance(module, PaddedPool3d) else (module, None)
-    if not isinstance(pool, nn.MaxPool3d | nn.AvgPool3d):
-        return None
-    if isinstance(pool, nn.AvgPool3d) and pool is module and temporal.before:
-        return None  # it averages zeros, not the border frames
-    if temporal.ceil and temporal.kernel > 1 and temporal.stride > 1:
-        # For a maximum, a last window that is cut off equals a full one if it never starts after the clip.
-        starts_inside = temporal.stride <= temporal.span - temporal.after
-        if not isinstance(pool, nn.MaxPool3d) or not starts_inside:
-            return None
-    largest = isinstance(pool, nn.MaxPool3d)
-    gaps = largest and temporal.dilation > 1 and not isinstance(module, PaddedPool3d)
-    return FramesPool(pool_of_images(pool, temporal.kernel), temporal, largest, space, gaps)
-
-
-def pool_of_images(pool: nn.MaxPool3d | nn.AvgPool3d, kernel: int) -> nn.Module:
-    """Return the 2D pooling that a 3D pooling of `kernel` frames applies to each frame."""
-    size, stride, padding = (in_space(size) for size in (pool.kernel_size, pool.stride, pool.padding))
-    if isinstance(pool, nn.MaxPool3d):
-        return nn.MaxPool2d(size, stride, padding, in_space(pool.dilation), ceil_mode=pool.ceil_mode)
-    divisor = pool.divisor_override and pool.divisor_override // kernel
-    return nn.AvgPool2d(size, stride, padding, pool.ceil_mode, pool.count_include_pad, divisor)
-
-
-class Folded(NamedTuple):
-    """A convolution over clips as one in space with its taps along time."""
-
-    kernel: Tensor
-    """`(O, I/groups, T, kH, kW)`."""
-    bias: Tensor | None
-    replicate: bool
-    """Whether border frames are replicated; otherwise the clip is padded with zeros."""
-    geometry: ConvGeometry
-
-
-def folded(module: Any, norm: Any) -> Folded:
-    """Return a `Conv3d`, and the BatchNorm after it if there is one, as one convolution."""
-    kernel: Tensor = module.kernel() if isinstance(module, PaddedConv3d) else module.weight
-    bias: Tensor | None = module.bias
-    if norm is not None:
-        statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        kernel, bias = fuse_conv_bn_weights(kernel, bias, *statistics)
-    spatial = (in_space(module.stride), in_space(module.padding), in_space(module.dilation))
-    geometry = ConvGeometry(*spatial, module.groups, getattr(module, "space", None))
-    replicate = isinstance(module, PaddedConv3d) and module.time[2] == "replicate"
-    return Folded(kernel.detach(), None if bias is None else bias.detach(), replicate, geometry)

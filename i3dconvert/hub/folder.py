@@ -15,7 +15,7 @@ from i3dconvert.backbones import Origin
 from i3dconvert.checkpoint import Document, document_of, network_in
 from i3dconvert.errors import ExportError, VerificationError, WeightsError
 from i3dconvert.export import Exported, export_onnx
-from i3dconvert.export.onnx import clear_data
+from i3dconvert.export.placing import clear_data
 from i3dconvert.files import WEIGHTS, replacing_in
 from i3dconvert.lift.network import Network3d, gives_scores, origin_of
 from i3dconvert.names import HF, USER

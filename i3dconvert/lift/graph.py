@@ -328,7 +328,10 @@ class Lift(Rewriting):
         new, is_in = result
         if is_in is Layout.CLIP:
             return self.call(layout.whole_clip, new, how), is_in
-        return self.call(layout.whole_clip_of_frames, new, self.clips, how), is_in
+        if not rows(node):
+            return result
+        each = self.attention.nodes.rows(node)
+        return self.call(layout.whole_clip_of_frames, new, self.clips, how, *([] if each == 1 else [each])), is_in
 
     def global_pool(self, node: fx.Node) -> str:
         """How a node pools all of space, `mean` or `amax`; empty where it does not."""
@@ -372,7 +375,10 @@ class Lift(Rewriting):
         if like is not None:
             frames = self.graph.create_node("call_method", "size", (self.clip(like), 2))
         elif temporal.stride == geometry.stride != ratio:
-            raise RecipeError(f"recipe {self.recipe.name!r} does not fit {name}: time can't grow by {ratio:.4g}")
+            raise RecipeError(
+                f"recipe {self.recipe.name!r} does not fit {name}: time can't grow by {ratio:.4g}; to keep its length: "
+                f"-t '{name}=1/1'"
+            )
         else:
             old = self.graph.create_node("call_method", "size", (clip, 2))
             frames = self.call(operator.mul, old, temporal.stride)

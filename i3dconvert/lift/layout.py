@@ -75,11 +75,11 @@ def whole_clip(clip: Tensor, how: str) -> Tensor:
     return over.expand_as(clip)
 
 
-def whole_clip_of_frames(frames: Tensor, clips: int, how: str) -> Tensor:
-    """Apply `whole_clip` to values without space, `(N·T, …)`."""
-    by_clip = over_time(frames, clips)
+def whole_clip_of_frames(frames: Tensor, clips: int, how: str, rows: int = 1) -> Tensor:
+    """Apply `whole_clip` to values without space, `(N·T·W, …)`, `rows` W (windows, groups) for each frame."""
+    by_clip = frames.reshape(clips, -1, rows, *frames.shape[1:])
     over: Tensor = getattr(by_clip, how)(1, keepdim=True)
-    return over.expand_as(by_clip).flatten(0, 1)
+    return over.expand_as(by_clip).flatten(0, 2)
 
 
 def once_a_clip(draw: Tensor, clips: int) -> Tensor:

@@ -435,14 +435,13 @@ class Growing:
         return nn.Parameter(parameter.new_empty(shape), parameter.requires_grad)
 
     def bring_buffers(self, network: nn.Module) -> None:
-        """Copy the model's buffers; those outside the state dict come from nowhere else."""
+        """Give the network the model's buffers, kernels in 3D; those outside the state dict come from nowhere else."""
         for module_name, module in network.named_modules():
             for name, buffer in module.named_buffers(recurse=False):
                 if buffer.is_meta:
-                    original = operator.attrgetter(f"{module_name}.{name}".lstrip("."))(self.model)
-                    module.register_buffer(
-                        name, original.detach().clone(), persistent=f"{module_name}.{name}".lstrip(".") in self.kept
-                    )
+                    key = f"{module_name}.{name}".lstrip(".")
+                    original = operator.attrgetter(key)(self.model).detach().clone()
+                    module.register_buffer(name, self.lifted.inflation.tensor(key, original), key in self.kept)
 
 
 def cloned(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:

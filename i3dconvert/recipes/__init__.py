@@ -4,7 +4,8 @@ from pathlib import Path
 
 from i3dconvert.recipes import toml
 from i3dconvert.recipes.presets import PRESETS, default_recipe, preset
-from i3dconvert.recipes.rules import KINDS, Attending, Geometry, InsertedPool, Recipe, Rule, Temporal, parse_rule
+from i3dconvert.recipes.rules import KINDS, InsertedPool, Recipe, Rule, parse_rule
+from i3dconvert.recipes.temporal import Attending, Geometry, Temporal
 
 __all__ = ["KINDS", "PRESETS", "Attending", "Geometry", "InsertedPool", "Recipe", "Rule", "Temporal"]
 __all__ += ["default_recipe", "parse_rule", "preset", "resolve", "toml"]

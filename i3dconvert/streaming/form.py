@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from i3dconvert.export.frames import OverFrames, folded, pool_of_images
+from i3dconvert.export.frames import OverFrames
 from i3dconvert.export.framewise import used_taps
+from i3dconvert.export.images import folded, pool_of_images
 from i3dconvert.lift import layout
 from i3dconvert.lift.modules import BlurPool3d, PaddedPool3d
 from i3dconvert.lift.network import Network3d

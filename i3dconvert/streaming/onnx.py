@@ -24,12 +24,10 @@ from i3dconvert.export.onnx import (
     Exported,
     check_best,
     check_opset,
-    describe,
     in_dtype,
     preprocessing_of,
-    put_in_place,
-    save_in,
 )
+from i3dconvert.export.placing import describe, put_in_place, save_in
 from i3dconvert.export.quantised import quantise
 from i3dconvert.export.runtime import CLIP, FRAMES, TOLERANCES, as_input, quietly
 from i3dconvert.export.tracing import trace

@@ -90,7 +90,7 @@ def test_all_classes_count_in_the_mean() -> None:
 
 
 def test_no_rate_is_infinite() -> None:
-    measured = Measurement(Case("x", "onnx"), 0.0, 0.0, 0, 0.0, 0.0, 0.0)
+    measured = Measurement(Case("x", "onnx"), 0.0, 0.0, 0, 0.0)
     assert json.loads(json.dumps(measured.to_dict(), allow_nan=False))["frames_per_second"] > 0
     assert USUAL_OF_FILES == ("onnx",)
 

@@ -177,6 +177,8 @@ class _Reader:
         self.roots: list[nn.Module] = []
         self.kernels = Kernels()
         self.cleared = False
+        self.trials: list[Recorder] = []
+        """Runs that are not read, but that must agree with what is read: at sizes of a trial."""
 
     def run(self, index: int, size: Sequence[int], training: bool = False) -> Recorder:
         """Return the run number `index`; number 1 uses another dtype."""
@@ -229,6 +231,7 @@ class _Reader:
         the graph checks its decisions.
         """
         common(Runs([first, second]))
+        self.trials = []
         images = [recorder.rows[0].value for recorder in (first, second)]
         free = images[0].shape[2:] != images[1].shape[2:]
         height, width = images[0].shape[2:]
@@ -243,13 +246,14 @@ class _Reader:
                 if not _decide_otherwise(first, trial):
                     raise Differ(f"it differs for {number} images of {size[0]}×{size[1]}: {reason}") from None
                 continue
+            self.trials.append(trial)
             images.append(trial.rows[0].value)
         heights, widths = ([image.shape[axis] for image in images] for axis in (2, 3))
         return (min(heights), max(heights)), (min(widths), max(widths))
 
     def reading(self, recorders: list[Recorder], fixed: str = "", eval_only: str = "") -> Reading:
         modes = frozenset(i for i, recorder in enumerate(recorders) if recorder.training)
-        rows, decisions, output = common(Runs(recorders, modes))
+        rows, decisions, output = common(Runs([*recorders, *self.trials], modes))
         root = without_hooks(self.roots[0])
         graph = GraphOf(rows, [recorder.rows for recorder in recorders], root, recorders[0].calls)
         return Reading(graph.build(decisions, output), root, graph.calls(), fixed, eval_only, kernels=self.kernels)

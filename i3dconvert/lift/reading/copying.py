@@ -7,7 +7,8 @@ import functools
 import gc
 import sys
 from collections import OrderedDict
-from typing import Any
+from types import CellType, FunctionType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,10 @@ def on_meta(model: nn.Module) -> nn.Module:
         memo |= {id(module): type(module).__new__(type(module)) for module in modules}
         for module in modules:
             memo[id(module)].__dict__.update({key: _copied(value, memo) for key, value in vars(module).items()})
-        return copy.deepcopy(model, memo)
+        copied = copy.deepcopy(model, memo)
+        for module in copied.modules():
+            _rebind(vars(module), memo)
+        return copied
     except Exception as error:
         raise LiftError(
             f"{type(model).__name__} can't be copied ({first_line(error)}): copy.deepcopy(model) must work; "
@@ -58,8 +62,41 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, Tensor) and not value.is_leaf:
         return memo.setdefault(id(value), _meta(value))  # a kernel of weight_norm or pruning, computed in the last call
     if type(value) in (dict, OrderedDict) and all(isinstance(key, str) for key in value):
-        return type(value)((key, _copied(item, memo)) for key, item in value.items())
+        memo[id(value)] = type(value)((key, _copied(item, memo)) for key, item in value.items())
+        return memo[id(value)]
     return copy.deepcopy(value, memo)
+
+
+def _rebind(held: dict[Any, Any], memo: dict[int, Any]) -> None:
+    """Let functions that a module holds, its hooks, hold on to what was copied instead of the original."""
+    for key, value in held.items():
+        if isinstance(value, FunctionType):
+            held[key] = _rebound(value, memo)
+        elif type(value) in (dict, OrderedDict):
+            _rebind(value, memo)
+
+
+def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    if id(function) in memo:
+        return cast(FunctionType, memo[id(function)])
+    memo[id(function)] = function  # it may hold on to itself
+    cells = function.__closure__ or ()
+    new = tuple(_cell(cell, memo) for cell in cells)
+    if any(one is not other for one, other in zip(cells, new, strict=True)):
+        code, name, defaults = function.__code__, function.__name__, function.__defaults__
+        rebound = FunctionType(code, function.__globals__, name, defaults, new)
+        rebound.__kwdefaults__ = function.__kwdefaults__
+        memo[id(function)] = rebound
+    return cast(FunctionType, memo[id(function)])
+
+
+def _cell(cell: CellType, memo: dict[int, Any]) -> CellType:
+    try:
+        old = cell.cell_contents
+    except ValueError:  # it is empty
+        return cell
+    new = _rebound(old, memo) if isinstance(old, FunctionType) else memo.get(id(old), old)
+    return cell if new is old else CellType(new)
 
 
 def _copies_itself(cls: type[nn.Module]) -> bool:

@@ -180,7 +180,8 @@ class GraphOf:
                 return training
             return self.call(by_mode, (training, value.training, value.evaluating), value.evaluating)
         if isinstance(value, OfImage):
-            return self.of_image(value.name)
+            node = self.of_image(value.name)
+            return self.method(node, value.method) if value.method else node
         if isinstance(value, OfDtype):
             limits = torch.finfo(self.nodes[0].meta["value"].dtype)
             info = self.call(torch.finfo, (self.of_image("dtype"),), limits)
@@ -195,6 +196,11 @@ class GraphOf:
     def of_image(self, name: str) -> fx.Node:
         image = self.nodes[0]
         return self.once(("image", name), lambda: self.call(getattr, (image, name), getattr(image.meta["value"], name)))
+
+    def method(self, node: fx.Node, name: str) -> fx.Node:
+        """What a method without arguments gives for a value that is no tensor."""
+        value = getattr(node.meta["value"], name)()
+        return self.once((node, name), lambda: self.finish(self.graph.call_method(name, (node,)), "", value))
 
     def once(self, key: Any, make: Any) -> fx.Node:
         if key not in self.parts:

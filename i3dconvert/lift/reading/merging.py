@@ -33,9 +33,10 @@ class ByMode:
 
 @dataclass(frozen=True)
 class OfImage:
-    """An attribute that equals the image's: its `dtype` or `device`."""
+    """An attribute that equals the image's: its `dtype` or `device`, or a dtype's `to_complex()`."""
 
     name: str
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,8 @@ class _Common:
         if followed and len(set(values)) > 1:
             return OfImage(name)
         if len(set(values)) > 1:
+            if name == "dtype" and [image.dtype.to_complex() for image in images] == values:
+                return OfImage(name, "to_complex")
             raise Differ(f"{where}: " + " and ".join(map(str, values)))
         return values[0]
 

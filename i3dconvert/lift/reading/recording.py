@@ -51,6 +51,7 @@ _NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm}
 """Functions that return the shape of their input; running them to find that out takes longer than all else."""
 _MAY_GIVE_BACK = frozenset("contiguous to type type_as float double half bfloat16 cpu reshape flatten".split())
 """Functions that may return their input itself."""
+_CASTS = frozenset("type type_as float double half bfloat16".split())
 _UNSEEN = {Tensor.__repr__, Tensor.__format__, Tensor.requires_grad_, Tensor.__hash__, Tensor.untyped_storage}
 
 
@@ -73,6 +74,8 @@ class Recorder(TorchFunctionMode):
         """By identity of their memory, the tensors that share it."""
         self._memory: list[Any] = []
         self._through_views: list[int] = []
+        self._given_back: dict[int, Tensor] = {}
+        """By identity of what a change of dtype gave, the tensor that it is where there is nothing to change."""
         self._owner: dict[Ref, Tensor] = {}
         self.calls: list[Call] = []
         self._open: list[int] = []
@@ -126,7 +129,7 @@ class Recorder(TorchFunctionMode):
         if isinstance(found, Again):
             found = self._again(value, found)
         if isinstance(found, Lost):
-            raise LiftError(f"{self.place()} uses a tensor from inside {found.layer}, which is not read")
+            raise LiftError(f"{self.place()} uses {found.what}")
         if found is None:
             name = self._names.get(id(value))
             if name is None and isinstance(value, nn.Parameter):
@@ -199,6 +202,12 @@ class Recorder(TorchFunctionMode):
             func = Tensor.detach
         if name == "add_" and self._names.get(id(args[0]), "").endswith("num_batches_tracked"):
             return args[0]  # BatchNorm's count, which only its momentum uses
+        if isinstance(out := kwargs.get("out"), Tensor):
+            kwargs = {key: one for key, one in kwargs.items() if key != "out"}
+            value = self.__torch_function__(func, types, args, kwargs)
+            if out.shape != value.shape:
+                raise LiftError(f"{self.place()}: {name} writes into a tensor of another shape (out=)")
+            return self.__torch_function__(Tensor.copy_, types, (out, value))
         refs = mapped((args, kwargs), self.ref)
         target = written_to(func, name, args, kwargs)
         try:
@@ -219,9 +228,17 @@ class Recorder(TorchFunctionMode):
             self._write(target, func, name, args, refs, value)
         else:
             if name in _MAY_GIVE_BACK and value is args[0]:
-                value = value.view_as(value)  # at other sizes it is a separate tensor
+                value = self._as_its_own(value, name, args, kwargs)
             self._keep(value, self.row("call", func, refs[0], refs[1], value))
         return value
+
+    def _as_its_own(self, value: Tensor, name: str, args: Any, kwargs: Any) -> Tensor:
+        """A tensor that a function gave back as it was given: at other sizes, or in another dtype, it is a new one."""
+        if name in _CASTS or any(isinstance(one, Tensor | torch.dtype) for one in (*args[1:], *kwargs.values())):
+            new = torch.empty_like(value)
+            self._given_back[id(new)] = value
+            return new
+        return value.view_as(value)
 
     @staticmethod
     def _computed(func: Any, args: Any, kwargs: Any) -> Any:
@@ -251,6 +268,8 @@ class Recorder(TorchFunctionMode):
                 raise LiftError(
                     f"{self.place()}: {name} writes into {self._names[id(tensor)]}, a tensor of the network"
                 )
+            if (original := self._given_back.get(id(tensor))) is not None:
+                self._refs[id(original)] = Lost(f"a tensor that {name} wrote into in the same dtype; clone it first")
         if len(aliases) == 1 and name not in WRITES:
             row = self.row("call", func, refs[0], refs[1], value)
             self._keep(target, row)
@@ -350,13 +369,14 @@ class Recorder(TorchFunctionMode):
                 return
             again = {start + i for i, row in enumerate(self.rows[start:]) if row.kind in ("get", "constant")}
             del self.rows[start:], self.decisions[decided:], self.calls[calls:]
+            self._through_views = [row for row in self._through_views if row < start]
             for identity in dict.fromkeys(self._order[known:]):
                 ref, made_by = self._refs.get(identity), self._made_by.get(identity)
                 if isinstance(ref, Ref) and ref.row >= start:
                     if ref.row in again or identity in self._names:
                         del self._refs[identity]
                     else:
-                        self._refs[identity] = Lost(name)
+                        self._refs[identity] = Lost(f"a tensor that was made inside {name}, which is kept whole")
                 if made_by is not None and made_by.row >= start:
                     del self._made_by[identity]
             self._keep(output, self.row("module", name, refs[0], refs[1], output))
@@ -365,7 +385,7 @@ class Recorder(TorchFunctionMode):
 
     def _closed(self, start: int, given: Any, own: set[int]) -> bool:
         """Return whether the rows from `start` use only the module's inputs, its own tensors and constants."""
-        if any(row >= start for row in self._through_views):
+        if any(row >= start > self.rows[row].args[0].row for row in self._through_views):
             return False
         allowed = {ref for ref in leaves(given) if isinstance(ref, Ref)}
         rows = {ref.row for ref in allowed}

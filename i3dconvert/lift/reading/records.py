@@ -23,9 +23,9 @@ class Ref:
 
 @dataclasses.dataclass(frozen=True)
 class Lost:
-    """A value from inside a layer that is not read."""
+    """A value that is not known any more."""
 
-    layer: str
+    what: str
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import keyword
 import linecache
 import operator
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from i3dconvert.lift.forms import Form, enter, is_frames, leave, parts
@@ -36,6 +39,22 @@ class Name:
     """A node in the pickled form of a graph."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class OfTorch:
+    """What pickle does not find by its own name: `nn.functional.max_pool2d`, `channels_last`, `ops.torchvision.nms`."""
+
+    name: str
+
+    def found(self) -> Any:
+        """What the name stands for; a package's operators are there once the package is imported."""
+        find = operator.attrgetter(self.name)
+        try:
+            return find(torch)
+        except AttributeError:
+            importlib.import_module(self.name.split(".")[1])
+            return find(torch)
 
 
 class Code:
@@ -146,7 +165,7 @@ class Code:
 
     def __getstate__(self) -> dict[str, Any]:
         rows = [
-            (node.name, node.op, node.target, *mapped((node.args, node.kwargs), _named), facts(node))
+            (node.name, node.op, _named(node.target), *mapped((node.args, node.kwargs), _named), facts(node))
             for node in self.graph.nodes
         ]
         return {"rows": rows, "positional": self.positional, "gives": self.gives}
@@ -155,8 +174,8 @@ class Code:
         graph = fx.Graph()
         nodes: dict[str, fx.Node] = {}
         for name, op, target, args, kwargs, meta in state["rows"]:
-            given, named = mapped((args, kwargs), lambda one: nodes[one.name] if isinstance(one, Name) else one)
-            nodes[name] = graph.create_node(op, target, given, named, name)
+            given, named = mapped((args, kwargs), lambda one: _found(one, nodes))
+            nodes[name] = graph.create_node(op, _found(target, nodes), given, named, name)
             nodes[name].meta |= meta
         self.__init__(graph, state["positional"], state["gives"])  # type: ignore[misc]
         self.compiled()
@@ -214,7 +233,21 @@ def _source(graph: fx.Graph) -> tuple[str, dict[str, Any]]:
 
 
 def _named(one: Any) -> Any:
-    return Name(one.name) if isinstance(one, fx.Node) else one
+    if isinstance(one, fx.Node):
+        return Name(one.name)
+    if isinstance(one, torch.memory_format | torch.layout):
+        return OfTorch(str(one).removeprefix("torch."))
+    if str(getattr(one, "__module__", "")).startswith("torch._ops"):
+        return OfTorch(f"ops.{one}")
+    if "<locals>" in getattr(one, "__qualname__", ""):
+        return next((OfTorch(f"nn.functional.{name}") for name, its in vars(F).items() if its is one), one)
+    return one
+
+
+def _found(one: Any, nodes: Mapping[str, fx.Node]) -> Any:
+    if isinstance(one, OfTorch):
+        return one.found()
+    return nodes[one.name] if isinstance(one, Name) else one
 
 
 def facts(node: fx.Node) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from i3dconvert.errors import RecipeError
 from i3dconvert.export.attention import ONNXRUNTIME, OPSET
 from i3dconvert.export.frames import frames_form
-from i3dconvert.export.onnx import save_in
+from i3dconvert.export.placing import save_in
 from i3dconvert.export.runtime import CLIP, Runtime
 from i3dconvert.export.tracing import trace
 from i3dconvert.inflation import inflate

@@ -1,8 +1,7 @@
-"""2D weights: reading them from files, fitting them to a network, drawing random ones, naming them by a hash."""
+"""Read weights from files, without running code in them."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import pickletools
@@ -11,17 +10,16 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from i3dconvert.errors import I3DError, I3DWarning, WeightsError, first_line
-from i3dconvert.files import MOST_TEXT, check_input, check_text, check_unpacked, release
+from i3dconvert.files import MOST_TEXT, check_input, check_text, check_unpacked
+from i3dconvert.weights.fitting import some
 
 State = dict[str, Tensor]
 
@@ -88,7 +86,7 @@ def _read_shards(index: Path) -> Any:
         raise WeightsError(f"{index} names {missing}, which is not there")
     state = {key: tensor for file in files for key, tensor in _read_safetensors(index.parent / file).items()}
     if lost := sorted(set(shards) - set(state)):
-        raise WeightsError(f"{index} names {_some('missing', lost)} that its files do not hold")
+        raise WeightsError(f"{index} names {some('missing', lost)} that its files do not hold")
     return {key: state[key] for key in shards}
 
 
@@ -236,193 +234,3 @@ def _average_beside(document: Any) -> str:
     taken = next((nest for nest in _NESTS if isinstance(document.get(nest), Mapping)), None)
     averages = (key for key, value in document.items() if "ema" in str(key).lower() and isinstance(value, Mapping))
     return next((str(key) for key in averages if taken not in (None, key)), "")
-
-
-class NoInit(TorchFunctionMode):
-    """While active, networks are built with the values of their parameters left open: the checkpoint brings them.
-
-    Memory that is not written to is not used either, so that building costs time and space for the buffers alone.
-    """
-
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        target = args[0] if args else kwargs.get("tensor")
-        if isinstance(target, nn.Parameter) and name.endswith("_") and not name.endswith("__"):
-            return target.requires_grad_(*args[1:], **kwargs) if name == "requires_grad_" else target
-        return func(*args, **kwargs)
-
-
-def fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Give `model` the tensors of `state` (not copied). Raises `WeightsError` saying which keys do not fit."""
-    expected = model.state_dict()
-    if odd := [key for key, tensor in state.items() if key in expected and _is_odd(tensor, expected[key])]:
-        kinds = [f"{key} in {str(state[key].dtype).removeprefix('torch.')}" for key in odd]
-        raise WeightsError(f"{where} does not hold floating-point weights: {_some('such', kinds)}")
-    try:
-        outcome = model.load_state_dict(state, strict=False, assign=True)
-    except RuntimeError:
-        wrong = [k for k, v in state.items() if k in expected and v.shape != expected[k].shape]
-        shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}" for k in wrong]
-        raise WeightsError(f"{where} does not fit the network: {_some('mis-shaped', shapes)}") from None
-    problems = [
-        _some(kind, keys)
-        for kind, keys in (("missing", outcome.missing_keys), ("unexpected", outcome.unexpected_keys))
-        if keys
-    ]
-    if problems:
-        raise WeightsError(f"{where} does not fit the network: {'; '.join(problems)}")
-
-
-def _is_odd(tensor: Tensor, expected: Tensor) -> bool:
-    """Whether integers, complex numbers or less than 16 bits stand where a floating-point weight belongs."""
-    return expected.is_floating_point() and (not tensor.is_floating_point() or tensor.element_size() < 2)
-
-
-def inspect(state: Mapping[str, Tensor], where: str, allow_nonfinite: bool = False, mapped: bool = False) -> str:
-    """The SHA-256 of tensors just read; raises `WeightsError` naming the first with a NaN or an infinity in it."""
-    total, stream = Digest(), Stream(mapped)
-    for key, tensor in state.items():
-        total.add(key, tensor)
-        if not allow_nonfinite and tensor.is_floating_point() and not _is_finite(tensor):
-            raise WeightsError(f"{where} holds NaN or infinite values, first in {key}; --allow-nonfinite takes them")
-        stream.passed(tensor)
-    return total.hexdigest()
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """A sum carries NaN and infinities on; one that overflows is looked at more closely."""
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
-
-
-class Stream:
-    """Tensors used one after the other, whose memory does not pile up where it is mapped from files."""
-
-    _PILE = 2**25
-
-    def __init__(self, mapped: bool) -> None:
-        """Not `mapped` are tensors that anyone else may have changed: nothing is given back of them."""
-        self._mapped = mapped
-        self._tensors: list[Tensor] = []
-
-    def passed(self, tensor: Tensor) -> None:
-        """`tensor` was used; it must be as it was read, and may be used again."""
-        if not self._mapped:
-            return
-        self._tensors.append(tensor)
-        if sum(passed.nbytes for passed in self._tensors) > self._PILE:
-            release([passed.data_ptr() for passed in self._tensors])
-            self._tensors.clear()
-
-
-def _some(kind: str, items: list[str]) -> str:
-    count = f"{len(items)} {kind} key{'s' if len(items) != 1 else ''}"
-    return f"{count} ({', '.join(items[:3])}{', …' if len(items) > 3 else ''})"
-
-
-def classes_in(state: Mapping[str, Tensor], model: nn.Module, classes: int) -> int | None:
-    """How many classes `state` was trained for, when the head's count is all that sets it apart from `model`'s."""
-    expected = model.state_dict()
-    counts = {
-        (tensor.shape[0], tuple(tensor.shape[1:]) == tuple(expected[key].shape[1:]), expected[key].shape[0])
-        for key, tensor in state.items()
-        if key in expected and tensor.dim() and tensor.shape != expected[key].shape
-    }
-    if len(counts) != 1:
-        return None
-    ((count, same_otherwise, ours),) = counts
-    return count if same_otherwise and ours == classes else None
-
-
-def digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all tensors, in the order of their names."""
-    total = Digest()
-    for key in sorted(state):
-        total.add(key, state[key])
-    return total.hexdigest()
-
-
-class Digest:
-    """SHA-256 of a state dict, tensor by tensor; the order in which they are added does not matter."""
-
-    def __init__(self) -> None:
-        self._parts: dict[str, hashlib._Hash] = {}
-
-    def open(self, key: str, dtype: torch.dtype, shape: tuple[int, ...]) -> hashlib._Hash:
-        """Begin a tensor, whose bytes the hash that is returned has to be updated with."""
-        self._parts[key] = hashlib.sha256(f"{key}\0{dtype}\0{shape}\0".encode())
-        return self._parts[key]
-
-    def add(self, key: str, tensor: Tensor) -> None:
-        """Take one tensor in."""
-        self.open(key, tensor.dtype, tuple(tensor.shape)).update(raw(tensor))
-
-    def hexdigest(self) -> str:
-        """64 hexadecimal digits."""
-        return hashlib.sha256(b"".join(self._parts[key].digest() for key in sorted(self._parts))).hexdigest()
-
-
-def raw(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor, not copied when it is contiguous."""
-    flat = tensor.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
-
-
-def randomise(model: nn.Module, seed: int, size: tuple[int, int, int]) -> None:
-    """Fill `model` with seeded random weights under which every layer matters.
-
-    Libraries start heads, last norms and layer scales at zero, which would leave whole branches out of a comparison.
-    Here weights are scaled by their fan-in (He et al., arXiv:1502.01852), scales lie around one, and BatchNorm
-    statistics are those of noise of the shape `size` (C, H, W), so that activations stay of order one at any depth.
-    The same seed gives the same weights; the statistics are computed in float64 to survive a change of machine.
-    """
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(_draw(name, parameter, seed))
-        noise = torch.randn(4, *size, generator=_generator("calibration", seed), dtype=torch.float64)
-        _calibrate(model, noise, seed)
-
-
-def _generator(name: str, seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big"))
-
-
-def _draw(name: str, parameter: Tensor, seed: int) -> Tensor:
-    generator = _generator(name, seed)
-    one_filter = name.endswith("weight") and parameter.dim() > 2 and parameter.shape[0] == 1
-    vector = parameter.numel() == max((*parameter.shape, 1)) and not one_filter
-    if vector and name.endswith("bias"):
-        return torch.randn(parameter.shape, generator=generator) * 0.5
-    if vector:
-        return torch.rand(parameter.shape, generator=generator) + 0.5
-    deviation = 0.5 if parameter.shape[0] == 1 else (2 / parameter[0].numel()) ** 0.5
-    return torch.randn(parameter.shape, generator=generator) * deviation
-
-
-def _calibrate(model: nn.Module, noise: Tensor, seed: int) -> None:
-    """Set each BatchNorm's statistics from what reaches it, in one pass.
-
-    The variance is the second moment around a mean drawn at random, and a quarter of what it is over all channels.
-    Around the true mean, which behind many layers of blurred noise is nearly all there is, or in a channel whose
-    weights happen to cancel, every layer would blow up the rounding errors of the one before it.
-    """
-
-    def measure(name: str, norm: Any, inputs: tuple[Tensor, ...]) -> None:
-        channels_last = inputs[0].transpose(1, -1).flatten(0, -2)
-        scale = channels_last.square().mean(0).sqrt()
-        shift = torch.randn(scale.shape, generator=_generator(f"{name}.running_mean", seed), dtype=scale.dtype)
-        norm.running_mean.copy_(0.1 * scale * shift)
-        norm.running_var.copy_((channels_last - norm.running_mean).square().mean(0) + scale.square().mean() / 4)
-
-    hooks = [
-        norm.register_forward_pre_hook(partial(measure, name))
-        for name, norm in model.named_modules()
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.track_running_stats
-    ]
-    if hooks:
-        dtype = next(model.parameters()).dtype
-        mode = model.training
-        model.double()(noise)
-        model.to(dtype).train().train(mode)  # what it keeps for evaluations (LeViT its biases) is of the other dtype
-    for hook in hooks:
-        hook.remove()

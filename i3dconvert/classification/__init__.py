@@ -1,0 +1,11 @@
+"""Classes of clips, of whole videos, of folders of them, and of live video.
+
+It imports what networks and files are made of, and nothing of verification or reporting.
+"""
+
+from i3dconvert.classification.clips import Classifier, Moment, classify, load_classifier, mean_of, to_dict, windows
+from i3dconvert.classification.folder import Done, classify_folder
+from i3dconvert.classification.live import Live, classify_live, load_live
+
+__all__ = ["Classifier", "Done", "Live", "Moment", "classify", "classify_folder", "classify_live", "load_classifier"]
+__all__ += ["load_live", "mean_of", "to_dict", "windows"]

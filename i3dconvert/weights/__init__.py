@@ -1,0 +1,21 @@
+"""State dicts: read from files without running code, brought into networks, drawn at random, hashed.
+
+It imports errors and files alone.
+"""
+
+from i3dconvert.weights.drawing import randomise
+from i3dconvert.weights.fitting import NoInit, classes_in, fit, inspect
+from i3dconvert.weights.hashing import Digest, Stream, digest, raw
+from i3dconvert.weights.reading import (
+    SUFFIXES,
+    State,
+    check_bounds,
+    nested,
+    read_pickle,
+    read_safetensors,
+    read_state,
+    tensors_in,
+)
+
+__all__ = ["SUFFIXES", "Digest", "NoInit", "State", "Stream", "check_bounds", "classes_in", "digest", "fit", "inspect"]
+__all__ += ["nested", "randomise", "raw", "read_pickle", "read_safetensors", "read_state", "tensors_in"]

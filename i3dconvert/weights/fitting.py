@@ -1,0 +1,88 @@
+"""Bring tensors into a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from i3dconvert.errors import WeightsError
+from i3dconvert.weights.hashing import Digest, Stream
+
+
+class NoInit(TorchFunctionMode):
+    """While active, networks are built with the values of their parameters left open: the checkpoint brings them.
+
+    Memory that is not written to is not used either, so that building costs time and space for the buffers alone.
+    """
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        target = args[0] if args else kwargs.get("tensor")
+        if isinstance(target, nn.Parameter) and name.endswith("_") and not name.endswith("__"):
+            return target.requires_grad_(*args[1:], **kwargs) if name == "requires_grad_" else target
+        return func(*args, **kwargs)
+
+
+def fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Give `model` the tensors of `state` (not copied). Raises `WeightsError` saying which keys do not fit."""
+    expected = model.state_dict()
+    if odd := [key for key, tensor in state.items() if key in expected and _is_odd(tensor, expected[key])]:
+        kinds = [f"{key} in {str(state[key].dtype).removeprefix('torch.')}" for key in odd]
+        raise WeightsError(f"{where} does not hold floating-point weights: {some('such', kinds)}")
+    try:
+        outcome = model.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError:
+        wrong = [k for k, v in state.items() if k in expected and v.shape != expected[k].shape]
+        shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}" for k in wrong]
+        raise WeightsError(f"{where} does not fit the network: {some('mis-shaped', shapes)}") from None
+    problems = [
+        some(kind, keys)
+        for kind, keys in (("missing", outcome.missing_keys), ("unexpected", outcome.unexpected_keys))
+        if keys
+    ]
+    if problems:
+        raise WeightsError(f"{where} does not fit the network: {'; '.join(problems)}")
+
+
+def _is_odd(tensor: Tensor, expected: Tensor) -> bool:
+    """Whether integers, complex numbers or less than 16 bits stand where a floating-point weight belongs."""
+    return expected.is_floating_point() and (not tensor.is_floating_point() or tensor.element_size() < 2)
+
+
+def inspect(state: Mapping[str, Tensor], where: str, allow_nonfinite: bool = False, mapped: bool = False) -> str:
+    """The SHA-256 of tensors just read; raises `WeightsError` naming the first with a NaN or an infinity in it."""
+    total, stream = Digest(), Stream(mapped)
+    for key, tensor in state.items():
+        total.add(key, tensor)
+        if not allow_nonfinite and tensor.is_floating_point() and not _is_finite(tensor):
+            raise WeightsError(f"{where} holds NaN or infinite values, first in {key}; --allow-nonfinite takes them")
+        stream.passed(tensor)
+    return total.hexdigest()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """A sum carries NaN and infinities on; one that overflows is looked at more closely."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def some(kind: str, items: list[str]) -> str:
+    count = f"{len(items)} {kind} key{'s' if len(items) != 1 else ''}"
+    return f"{count} ({', '.join(items[:3])}{', …' if len(items) > 3 else ''})"
+
+
+def classes_in(state: Mapping[str, Tensor], model: nn.Module, classes: int) -> int | None:
+    """How many classes `state` was trained for, when the head's count is all that sets it apart from `model`'s."""
+    expected = model.state_dict()
+    counts = {
+        (tensor.shape[0], tuple(tensor.shape[1:]) == tuple(expected[key].shape[1:]), expected[key].shape[0])
+        for key, tensor in state.items()
+        if key in expected and tensor.dim() and tensor.shape != expected[key].shape
+    }
+    if len(counts) != 1:
+        return None
+    ((count, same_otherwise, ours),) = counts
+    return count if same_otherwise and ours == classes else None
