@@ -178,7 +178,7 @@ class _Reader:
         self.kernels = Kernels()
         self.cleared = False
         self.trials: list[Recorder] = []
-        """Runs that are not read, but that must agree with what is read: at sizes of a trial."""
+        """Runs at trial sizes, which must agree with the runs that are read."""
 
     def run(self, index: int, size: Sequence[int], training: bool = False) -> Recorder:
         """Return the run number `index`; number 1 uses another dtype."""

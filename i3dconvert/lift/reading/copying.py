@@ -68,7 +68,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _rebind(held: dict[Any, Any], memo: dict[int, Any]) -> None:
-    """Let functions that a module holds, its hooks, hold on to what was copied instead of the original."""
+    """Make the functions that a module holds, such as hooks, refer to the copies instead of the originals."""
     for key, value in held.items():
         if isinstance(value, FunctionType):
             held[key] = _rebound(value, memo)
@@ -79,7 +79,7 @@ def _rebind(held: dict[Any, Any], memo: dict[int, Any]) -> None:
 def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
     if id(function) in memo:
         return cast(FunctionType, memo[id(function)])
-    memo[id(function)] = function  # it may hold on to itself
+    memo[id(function)] = function  # it may refer to itself
     cells = function.__closure__ or ()
     new = tuple(_cell(cell, memo) for cell in cells)
     if any(one is not other for one, other in zip(cells, new, strict=True)):

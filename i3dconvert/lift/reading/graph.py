@@ -198,7 +198,7 @@ class GraphOf:
         return self.once(("image", name), lambda: self.call(getattr, (image, name), getattr(image.meta["value"], name)))
 
     def method(self, node: fx.Node, name: str) -> fx.Node:
-        """What a method without arguments gives for a value that is no tensor."""
+        """Return what a method without arguments returns for a value that is not a tensor."""
         value = getattr(node.meta["value"], name)()
         return self.once((node, name), lambda: self.finish(self.graph.call_method(name, (node,)), "", value))
 

@@ -75,7 +75,7 @@ class Recorder(TorchFunctionMode):
         self._memory: list[Any] = []
         self._through_views: list[int] = []
         self._given_back: dict[int, Tensor] = {}
-        """By identity of what a change of dtype gave, the tensor that it is where there is nothing to change."""
+        """For the result of a cast that changes nothing, by identity: the tensor that was cast."""
         self._owner: dict[Ref, Tensor] = {}
         self.calls: list[Call] = []
         self._open: list[int] = []
@@ -233,7 +233,7 @@ class Recorder(TorchFunctionMode):
         return value
 
     def _as_its_own(self, value: Tensor, name: str, args: Any, kwargs: Any) -> Tensor:
-        """A tensor that a function gave back as it was given: at other sizes, or in another dtype, it is a new one."""
+        """Return a new tensor for one that a function returned as it was; at other sizes or dtypes it may differ."""
         if name in _CASTS or any(isinstance(one, Tensor | torch.dtype) for one in (*args[1:], *kwargs.values())):
             new = torch.empty_like(value)
             self._given_back[id(new)] = value
@@ -376,7 +376,7 @@ class Recorder(TorchFunctionMode):
                     if ref.row in again or identity in self._names:
                         del self._refs[identity]
                     else:
-                        self._refs[identity] = Lost(f"a tensor that was made inside {name}, which is kept whole")
+                        self._refs[identity] = Lost(f"a tensor that was created inside {name}, which is kept whole")
                 if made_by is not None and made_by.row >= start:
                     del self._made_by[identity]
             self._keep(output, self.row("module", name, refs[0], refs[1], output))

@@ -23,7 +23,7 @@ class Ref:
 
 @dataclasses.dataclass(frozen=True)
 class Lost:
-    """A value that is not known any more."""
+    """A value that is no longer known."""
 
     what: str
 

@@ -43,12 +43,12 @@ class Name:
 
 @dataclass(frozen=True)
 class OfTorch:
-    """What pickle does not find by its own name: `nn.functional.max_pool2d`, `channels_last`, `ops.torchvision.nms`."""
+    """An object that pickle can't find by name: `nn.functional.max_pool2d`, `channels_last`, `ops.torchvision.nms`."""
 
     name: str
 
     def found(self) -> Any:
-        """What the name stands for; a package's operators are there once the package is imported."""
+        """Return the object; a package's operators exist once the package is imported."""
         find = operator.attrgetter(self.name)
         try:
             return find(torch)
