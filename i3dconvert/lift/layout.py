@@ -76,7 +76,7 @@ def whole_clip(clip: Tensor, how: str) -> Tensor:
 
 
 def whole_clip_of_frames(frames: Tensor, clips: int, how: str, rows: int = 1) -> Tensor:
-    """`(N·T·W, …)` → the same shape: `whole_clip` of values without space, `rows` W (windows, groups) for each frame."""
+    """`(N·T·W, …)` → the same shape: `whole_clip` of values without space, `rows` W for each frame."""
     by_clip = frames.reshape(clips, -1, rows, *frames.shape[1:])
     over: Tensor = getattr(by_clip, how)(1, keepdim=True)
     return over.expand_as(by_clip).flatten(0, 2)
