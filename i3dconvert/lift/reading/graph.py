@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -172,8 +173,10 @@ class GraphOf:
             return self.reference(value)
         if isinstance(value, Cast):
             node = self.reference(value.ref)
-            known = node.meta["value"]
-            return node if type(known) is value.kind else self.call(value.kind, (node,), value.kind(known), like=node)
+            known, times = node.meta["value"], value.times
+            if type(known) is not value.kind:
+                node = self.call(value.kind, (node,), value.kind(known), like=node)
+            return node if times == 1 else self.multiple_of(node, times)
         if isinstance(value, ByMode):
             training = self.training(value.scope)
             if (value.training, value.evaluating) == (True, False):
@@ -196,6 +199,14 @@ class GraphOf:
     def of_image(self, name: str) -> fx.Node:
         image = self.nodes[0]
         return self.once(("image", name), lambda: self.call(getattr, (image, name), getattr(image.meta["value"], name)))
+
+    def multiple_of(self, node: fx.Node, times: Fraction) -> fx.Node:
+        """So many times a number."""
+        value, more = node.meta["value"], times.denominator == 1
+        factor, operation = (times.numerator, operator.mul) if more else (times.denominator, operator.floordiv)
+        new = self.call(operation, (node, factor), operation(value, factor), like=node)
+        new.meta["batch"] = operation(node.meta["batch"], factor)
+        return new
 
     def method(self, node: fx.Node, name: str) -> fx.Node:
         """Return what a method without arguments returns for a value that is not a tensor."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -16,10 +17,14 @@ from i3dconvert.lift.reading.records import Decision, Ref, Row
 
 @dataclass(frozen=True)
 class Cast:
-    """A plain number that equalled the value of `ref` in all runs: `int(x.size(0) / 4)`, `len(x)`."""
+    """A plain number that equalled the value of `ref` in all runs: `int(x.size(0) / 4)`, `len(x)`, `math.floor(...)`.
+
+    Or `times` that value: `len(x) * heads`, `len(x) // 2`.
+    """
 
     ref: Ref
     kind: type
+    times: Fraction = Fraction(1)
 
 
 @dataclass(frozen=True)
@@ -209,6 +214,12 @@ class _Common:
             for known, refs in self.places.items():
                 if all(math.trunc(one) == value for one, value in zip(known, values, strict=True)) and refs[0].row < at:
                     return Cast(refs[0], int)
+            for known, refs in self.places.items():
+                times = Fraction(values[0]) / Fraction(known[0]) if known[0] else Fraction(0)
+                whole = times and 1 in (times.numerator, times.denominator)
+                alike = all(value == times * Fraction(one) for one, value in zip(known, values, strict=True))
+                if whole and alike and refs[0].row < at:
+                    return Cast(refs[0], int, times)
         raise Differ(f"{where}: a number that follows the size ({', '.join(map(str, values))})")
 
 
