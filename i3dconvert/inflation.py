@@ -42,25 +42,25 @@ Recipes = str | Path | Recipe | None
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How a 2D network is inflated, and what its tensors are called."""
+class Options:
+    """The options of an inflation."""
 
     recipe: Recipes = None
-    """A preset's name, the path of a `.toml` file, or a `Recipe`; None: the layout's or the backbone's own preset."""
+    """A preset's name, the path of a `.toml` file, or a `Recipe`; by default the preset of the layout or the backbone."""
     rules: tuple[Rule, ...] = ()
-    """On top of the recipe."""
+    """Rules that override the recipe."""
     style: Style = field(default_factory=Style)
     dtype: torch.dtype | None = None
-    """The type of the floating-point tensors; None keeps it."""
+    """Type of the floating-point tensors; None keeps it."""
     layout: str = ""
-    """The framework whose names the tensors of a file get, `NAME` or `NAME:NETWORK`."""
+    """Framework that names the tensors of a file, `NAME` or `NAME:NETWORK`."""
     strict: bool = False
     """Whether a convolution that stays 2D is an error."""
     classes: tuple[str, ...] = ()
-    """Their names, where a user gives them."""
+    """Class names given by the user."""
 
     def recipe_for(self, backbone: str) -> Recipe:
-        """The recipe of a backbone; raises `RecipeError`."""
+        """Return the recipe for a backbone; raises `RecipeError`."""
         recipe = default_recipe(backbone) if self.recipe is None else resolve(self.recipe)
         return recipe.with_rules(self.rules)
 
@@ -91,42 +91,43 @@ def inflate(
     """Inflate a 2D network: images `(N, C, H, W)` become clips `(N, C, T, H, W)`.
 
     Args:
-        model: any module that traces, a function that returns one, a backbone's name (`resnet50`,
-            `timm/convnext_tiny`), or `path/to/module.py:factory`, a function of your own (its code is run). A file of
-            a module is built again by its name where that is found: torchvision's, timm's, or a function's or class's
-            of your own that takes no arguments; else `load` takes the module.
-        recipe: a preset's name, the path of a `.toml` file, or a `Recipe`; by default the backbone's own preset, which
-            a module of torchvision's or timm's has too (`uniform` for others).
-        init: how the taps are filled, `center` or `mean` (see `i3dconvert.lift.kernels`).
-        padding: of time, in the convolutions, `zeros` or `replicate`; by default what keeps the network equal.
-        conv, temporal_pool, time_embedding: see `i3dconvert.lift.kernels.Style`.
-        weights: for a name, see `i3dconvert.backbones.Source`; for a module, the path of a file, or `random`; by
-            default those that it has.
-        seed, size: of random weights and fresh heads; the height and width that the network is read at.
-        features, allow_nonfinite: for a name, see `i3dconvert.backbones.Source`.
-        dtype: of the floating-point tensors, by default as they are.
-        in_channels: of the clip instead of 3; `in_init` (`sum`, `mean`, `repeat`) makes the first kernels
+        model: A module, a function that returns one, the name of a backbone (`resnet50`, `timm/convnext_tiny`), or
+            `path/to/module.py:factory`, a function of your own (its code is run). `load` rebuilds a module from its
+            file if a name builds it: torchvision's, timm's, or a function or class of your own without arguments.
+            Otherwise, pass the module to `load`.
+        recipe: The name of a preset, the path of a `.toml` file, or a `Recipe`. Default: the backbone's preset, or
+            `uniform` if neither torchvision nor timm built the module.
+        init: How the taps are filled, `center` or `mean` (see `i3dconvert.lift.kernels`).
+        padding: Padding of time in convolutions, `zeros` or `replicate`. Default: the one that keeps the network equal.
+        conv, temporal_pool, time_embedding: See `i3dconvert.lift.kernels.Style`.
+        weights: For a name, see `i3dconvert.backbones.Source`. For a module, the path of a file, or `random`.
+            Default: the module's own.
+        seed: Seed of random weights and new heads.
+        size: Height and width, in pixels, at which the network is read.
+        features, allow_nonfinite: For a name, see `i3dconvert.backbones.Source`.
+        dtype: Type of the floating-point tensors. Default: unchanged.
+        in_channels: Number of input channels. `in_init` (`sum`, `mean`, `repeat`) says how the first kernels follow
             from those over RGB, see `i3dconvert.backbones.changes`.
-        num_classes: a fresh head of so many classes, drawn with `seed`.
-        head: `none` leaves the head out, giving its features; `maps` the pool before it too, giving
+        num_classes: Number of classes. Replaces the head with a new one, initialised from `seed`.
+        head: `none` removes the head and returns its input; `maps` removes the pool before it, too, and returns
             feature maps `(N, C, T', H', W')`.
-        input: the image `(C, H, W)` that a module is read at. By default 224 × 224 pixels, or `size`, and as many
-            channels as the network runs with.
-        constants: what a module is called with beside the image: numbers, strings or None, by parameter's name.
-        strict: whether a convolution that stays 2D raises `LiftError`; `network.inflation.convolutions` lists them.
+        input: Shape `(C, H, W)` of the image at which a module is read. Default: 224 × 224 pixels, or `size`, and the
+            number of channels that the network runs with.
+        constants: Further arguments of a module's forward, by name: numbers, strings or None.
+        strict: Raise `LiftError` if a convolution stays 2D; `network.inflation.convolutions` lists them.
 
     Returns:
-        An ordinary module with the 2D network's key names and modes, its tensors apart from the 2D network's.
+        A module with the 2D network's key names and modes. It shares no tensor with the 2D network.
 
     Raises `BackboneError`, `WeightsError`, `RecipeError`, `LiftError`.
     """
-    manner = Manner(recipe, (), Style(init, padding or "", conv, temporal_pool, time_embedding), dtype, strict=strict)
+    options = Options(recipe, (), Style(init, padding or "", conv, temporal_pool, time_embedding), dtype, strict=strict)
     if isinstance(model, str):
         changes = Changes.asked(in_channels, in_init, num_classes, head, seed)
         if constants:
             raise BackboneError("constants are for a module; for a name, let a function of your own build the network")
         source = Source(model, weights, seed, features, size, allow_nonfinite, changes, input)
-        return inflate_loaded(*source.load(), manner)
+        return inflate_loaded(*source.load(), options)
     factory = None if isinstance(model, nn.Module) else model
     model = model if isinstance(model, nn.Module) else _called(model)
     check_is_python(model)
@@ -142,8 +143,8 @@ def inflate(
     taken = (RGB if changes.channels else shape[0], *shape[1:])
     found = None if constants else recognised(before, weights, seed, taken, factory)
     origin = found.changed(changes) if found is not None else None
-    manner = replace(manner, recipe=recipe_of(own) if recipe is None else recipe)
-    return _inflated(own, origin, manner, shape, constants or {}, changes if origin is None else UNCHANGED)
+    options = replace(options, recipe=recipe_of(own) if recipe is None else recipe)
+    return _inflated(own, origin, options, shape, constants or {}, changes if origin is None else UNCHANGED)
 
 
 def _called(factory: Callable[[], nn.Module]) -> nn.Module:
@@ -153,32 +154,32 @@ def _called(factory: Callable[[], nn.Module]) -> nn.Module:
     return model
 
 
-def inflate_loaded(model: nn.Module, origin: Origin, manner: Manner = Manner()) -> Network3d:
-    """`inflate` for a backbone that `Source.load` has given."""
-    return _inflated(model, origin, manner, origin.input)
+def inflate_loaded(model: nn.Module, origin: Origin, options: Options = Options()) -> Network3d:
+    """Inflate a backbone that `Source.load` returned."""
+    return _inflated(model, origin, options, origin.input)
 
 
 def _inflated(
     model: nn.Module,
     origin: Origin | None,
-    manner: Manner,
+    options: Options,
     shape: tuple[int, int, int],
     constants: Mapping[str, Any] = MappingProxyType({}),
     changes: Changes = UNCHANGED,
 ) -> Network3d:
-    recipe = manner.recipe_for(origin.backbone.qualified if origin is not None else "")
-    planned = plan(model, recipe, manner.style, shape, of_a_user(origin), constants)
+    recipe = options.recipe_for(origin.backbone.qualified if origin is not None else "")
+    planned = plan(model, recipe, options.style, shape, of_a_user(origin), constants)
     with given(model, constants):
         check_by_itself(model, origin, shape)
-    warn_of(planned.inflation, manner.strict)
+    warn_of(planned.inflation, options.strict)
     network = planned.network(model)
     set_origin(network, origin)
     note(network, changes=changes)
-    return fill(network, planned.inflation.state(cloned(model.state_dict(), manner.dtype)))
+    return fill(network, planned.inflation.state(cloned(model.state_dict(), options.dtype)))
 
 
 def check_by_itself(model: nn.Module, origin: Origin | None, shape: tuple[int, int, int]) -> None:
-    """Raise `LiftError` where a user's network mixes the images of a batch; of a library's, `verify` says so."""
+    """Raise `LiftError` if a user's network mixes the images of a batch; for a library's network, `verify` says so."""
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     if of_a_user(origin) and (reason := mixing(model, images)):
         raise LiftError(reason)
@@ -186,7 +187,7 @@ def check_by_itself(model: nn.Module, origin: Origin | None, shape: tuple[int, i
 
 @dataclass(frozen=True)
 class Written:
-    """What `inflate_to_file` did."""
+    """The result of `inflate_to_file`."""
 
     path: Path
     origin: Origin
@@ -196,28 +197,28 @@ class Written:
     sha256: str
     layout: str
     network: Callable[[], Network3d]
-    """Builds the 3D network, without its inflated weights."""
+    """Build the 3D network, without its inflated weights."""
 
 
 def inflate_to_file(
-    source: Source, path: Path, manner: Manner = Manner(), force: bool = False, progress: Progress = silent
+    source: Source, path: Path, options: Options = Options(), force: bool = False, progress: Progress = silent
 ) -> Written:
     """Inflate a backbone by name into a checkpoint at `path`, one tensor at a time.
 
-    With a layout, the recipe is by default that of its network. Raises `LayoutError` for one that is another, what
-    `inflate` raises, and `OutputError`; nothing is left at `path` then but what was there before.
+    With a layout, the default recipe is that of the framework's network. Raises `LayoutError` if another recipe is
+    given, `OutputError`, and the errors of `inflate`; then `path` is left as it was.
     """
-    check_suffix(path, manner.layout)
-    source, manner = _for_layout(source, manner)
+    check_suffix(path, options.layout)
+    source, options = _for_layout(source, options)
     progress(f"reading {source.name}")
     model, origin = source.load(progress is not silent)
-    recipe = manner.recipe_for(origin.backbone.qualified)
-    planned = plan(model, recipe, manner.style, origin.input, trial=of_a_user(origin))
+    recipe = options.recipe_for(origin.backbone.qualified)
+    planned = plan(model, recipe, options.style, origin.input, trial=of_a_user(origin))
     check_by_itself(model, origin, origin.input)
-    warn_of(planned.inflation, manner.strict)
-    check_count(manner.classes, origin.classes)
-    document = Document.for_layout(planned.inflation, origin, manner.layout, classes=manner.classes)
-    sha256, entries = write_inflated(path, document, model.state_dict(), manner.dtype, force, progress)
+    warn_of(planned.inflation, options.strict)
+    check_count(options.classes, origin.classes)
+    document = Document.for_layout(planned.inflation, origin, options.layout, classes=options.classes)
+    sha256, entries = write_inflated(path, document, model.state_dict(), options.dtype, force, progress)
     buffers = dict(model.named_buffers())
     parameters = [e for e in entries if e.key not in buffers and e.key.rpartition(".")[2] not in STATISTICS]
     counts = sum(p.numel() for p in model.parameters()), sum(math.prod(entry.shape) for entry in parameters)
@@ -225,12 +226,12 @@ def inflate_to_file(
     return Written(path, origin, planned.inflation, *counts, sha256, document.layout, network)
 
 
-def _for_layout(source: Source, manner: Manner) -> tuple[Source, Manner]:
-    """The same, with what the layout's network asks for where the user asks for nothing."""
-    if not manner.layout:
-        return source, manner
-    target, style = framework_of(manner.layout).target(source.name, split(manner.layout)[1]), manner.style
+def _for_layout(source: Source, options: Options) -> tuple[Source, Options]:
+    """Fill in what the layout's network needs and the user left open."""
+    if not options.layout:
+        return source, options
+    target, style = framework_of(options.layout).target(source.name, split(options.layout)[1]), options.style
     embedding = target.time_embedding if style.time_embedding == "none" else style.time_embedding
     style = replace(style, padding=style.padding or target.padding, time_embedding=embedding)
     source = replace(source, changes=target.changed(source.changes))
-    return source, replace(manner, recipe=manner.recipe or target.recipe, style=style)
+    return source, replace(options, recipe=options.recipe or target.recipe, style=style)

@@ -9,7 +9,7 @@ from torchvision import models
 
 from i3dconvert.backbones import Source
 from i3dconvert.errors import BackboneError
-from i3dconvert.inflation import Manner, inflate_loaded
+from i3dconvert.inflation import Options, inflate_loaded
 from i3dconvert.lift.network import Network3d
 from i3dconvert.verification import Settings, verify
 
@@ -33,7 +33,7 @@ def convolutions_lifted(network: Network3d) -> bool:
 def test_torchvision_segmentation(name: str, recipe: str) -> None:
     model, origin = Source(name, "random", size=64).load()
     assert origin.classes == 21
-    network = inflate_loaded(model, origin, Manner(recipe))
+    network = inflate_loaded(model, origin, Options(recipe))
     assert convolutions_lifted(network)
     report = verify(model, network, PROOF)
     assert report.passed, report.reason

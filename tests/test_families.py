@@ -9,7 +9,7 @@ import torch
 from i3dconvert import verify
 from i3dconvert.backbones import Source
 from i3dconvert.errors import FramesError, RecipeError
-from i3dconvert.inflation import Manner, inflate_loaded
+from i3dconvert.inflation import Options, inflate_loaded
 from i3dconvert.lift.kernels import Style
 from i3dconvert.recipes import PRESETS
 from i3dconvert.verification import Settings
@@ -38,7 +38,7 @@ TIMM_IN_A_SECOND = {"mixer_s32_224", "mobilenetv3_small_050", "regnetx_002", "re
 
 def check(name: str, init: str) -> None:
     model, origin = Source(name, "random").load()
-    network = inflate_loaded(model, origin, Manner(style=Style(init=init)))
+    network = inflate_loaded(model, origin, Options(style=Style(init=init)))
     report = verify_small(model, network)
     assert report.passed, report.reason
     assert {check.error is not None for check in report.checks[1:]} == {True}
@@ -75,9 +75,9 @@ def test_named_networks_with_every_preset_and_many_lengths(name: str, preset: st
     model, origin = Source(name, "random").load()
     if preset not in FITTING[name.rstrip("0123456789")]:
         with pytest.raises(RecipeError, match="does not fit"):
-            inflate_loaded(model, origin, Manner(preset))
+            inflate_loaded(model, origin, Options(preset))
         return
-    network = inflate_loaded(model, origin, Manner(preset))
+    network = inflate_loaded(model, origin, Options(preset))
     minimum = network.inflation.minimum_frames
     for frames in (1, 8, 16, 17, minimum):
         settings = Settings(frames=frames, size=64, dtypes=(torch.float64,))

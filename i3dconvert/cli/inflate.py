@@ -194,7 +194,7 @@ def command(
     with render.progress(quiet or json) as step:
         step("importing torch")
         from i3dconvert.backbones import Changes, Source
-        from i3dconvert.inflation import Manner, inflate_to_file
+        from i3dconvert.inflation import Options, inflate_to_file
         from i3dconvert.lift.describe import describe
         from i3dconvert.lift.kernels import Style
         from i3dconvert.video.labels import names_of
@@ -203,8 +203,8 @@ def command(
         changes = Changes.asked(in_channels, in_init, num_classes, head, seed)
         source = Source(backbone, weights, seed, features, size, allow_nonfinite, changes, shape)
         style = Style(init, padding or "", conv, temporal_pool, time_embedding)
-        manner = Manner(chosen, rules, style, dtype.torch() if dtype else None, layout, strict, names_of(classes))
-        written = inflate_to_file(source, path, manner, force, progress=step)
+        options = Options(chosen, rules, style, dtype.torch() if dtype else None, layout, strict, names_of(classes))
+        written = inflate_to_file(source, path, options, force, progress=step)
         layers = [] if quiet and not json else describe(written.network())
     if json:
         render.show_json(_document(written, layers))

@@ -22,7 +22,7 @@ from i3dconvert.comparison.forward import relative_error, replicated
 from i3dconvert.errors import BackboneError, I3DError, RecipeError
 from i3dconvert.export.runtime import Runtime
 from i3dconvert.frameworks import framework_of
-from i3dconvert.inflation import Manner, inflate_loaded, inflate_to_file
+from i3dconvert.inflation import Options, inflate_loaded, inflate_to_file
 from i3dconvert.lift.kernels import Style
 from i3dconvert.verification import Settings, verify, verify_file
 
@@ -87,7 +87,7 @@ def test_googlenet_takes_over_its_own_step_of_normalisation(
     weights = tmp_path / "googlenet-1378be20.pth"  # torchvision's name for its pretrained set
     torch.save(Source("googlenet", "random", size=64).load()[0].state_dict(), weights)
     path = tmp_path / "net.safetensors"
-    written = inflate_to_file(Source("googlenet", weights=str(weights), size=64, changes=changes), path, Manner("c2d"))
+    written = inflate_to_file(Source("googlenet", weights=str(weights), size=64, changes=changes), path, Options("c2d"))
     assert written.origin.preprocessing.mean == mean
     assert not written.origin.backbone.arguments["transform_input"]
     assert verify_file(path, QUICK).passed
@@ -106,7 +106,7 @@ def test_padding_is_tensorflows(kernel: int, stride: int, size: int) -> None:
 def test_the_stem_of_inception_i3d_pads_time_and_space_alike() -> None:
     target = framework_of("pytorch-i3d").targets[0]
     model, origin = Source("googlenet", "random", size=32, changes=target.changed(Changes())).load()
-    network = inflate_loaded(model, origin, Manner(target.recipe, style=Style("mean", "zeros"))).requires_grad_(False)
+    network = inflate_loaded(model, origin, Options(target.recipe, style=Style("mean", "zeros"))).requires_grad_(False)
     clip = torch.randn(1, 3, 16, 32, 32)
     kernel = network.get_parameter("conv1.conv.weight")
     expected = F.conv3d(F.pad(clip, (2, 3) * 3), kernel, stride=2)
@@ -200,8 +200,8 @@ def test_feature_maps_of_grey_volumes_are_exported(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_scores_for_each_frame_left(resnet18: tuple[nn.Module, Origin], tmp_path: Path) -> None:
-    each = inflate_loaded(*resnet18, Manner("uniform", style=Style(temporal_pool="none"))).eval()
-    pooled = inflate_loaded(*resnet18, Manner("uniform")).eval()
+    each = inflate_loaded(*resnet18, Options("uniform", style=Style(temporal_pool="none"))).eval()
+    pooled = inflate_loaded(*resnet18, Options("uniform")).eval()
     clip = torch.randn(2, 3, 5, 64, 64)
     with torch.no_grad():
         assert each(clip).shape == (2, 5, 1000)
@@ -211,13 +211,13 @@ def test_scores_for_each_frame_left(resnet18: tuple[nn.Module, Origin], tmp_path
     with torch.no_grad():
         assert relative_error(each(clip), Runtime(done.path)(clip)[0]) <= 1e-5
     with pytest.raises(RecipeError, match="unknown temporal pool 'max'"):
-        inflate_loaded(*resnet18, Manner(style=Style(temporal_pool="max")))
+        inflate_loaded(*resnet18, Options(style=Style(temporal_pool="max")))
 
 
 @pytest.mark.slow
 def test_grey_frames_of_a_decoder(tmp_path: Path) -> None:
     model, origin = Source("resnet18", "random", size=64, changes=Changes(1, "sum", "fresh", 3)).load()
-    done = export_onnx(inflate_loaded(model, origin, Manner("uniform")), tmp_path / "net.onnx", uint8_input=True)
+    done = export_onnx(inflate_loaded(model, origin, Options("uniform")), tmp_path / "net.onnx", uint8_input=True)
     assert done.shape == ("batch", "frames", "height", "width", 1)
     report = verify_file(done.path, QUICK)
     assert report.passed, report.reason

@@ -12,7 +12,7 @@ from i3dconvert import load
 from i3dconvert.backbones import Source
 from i3dconvert.checkpoint import read
 from i3dconvert.errors import CheckpointError, WeightsError
-from i3dconvert.inflation import Manner, inflate_to_file
+from i3dconvert.inflation import Options, inflate_to_file
 from i3dconvert.weights import read_state
 from tests.conftest import Run
 
@@ -175,5 +175,5 @@ def test_mapped_weights_that_the_function_changed_stay_changed(tmp_path: Path, m
         "    return network\n"
     )
     path = tmp_path / "net.safetensors"
-    inflate_to_file(Source(f"{tmp_path / 'nets.py'}:net", size=8), path, Manner("c2d"))
+    inflate_to_file(Source(f"{tmp_path / 'nets.py'}:net", size=8), path, Options("c2d"))
     assert bool((read(path)[1]["0.weight"] == 2).all())

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from i3dconvert.backbones import Source
 from i3dconvert.checkpoint.reading import finetuned, load, read
 from i3dconvert.errors import CheckpointError, WeightsError
-from i3dconvert.inflation import Manner, inflate_to_file
+from i3dconvert.inflation import Options, inflate_to_file
 
 
 def test_the_dtype_is_for_what_only_copies_numbers(tmp_path: Path) -> None:
     source = Source("resnet18", weights="random", size=32)
-    ours = inflate_to_file(source, tmp_path / "half.safetensors", Manner(dtype=torch.bfloat16))
+    ours = inflate_to_file(source, tmp_path / "half.safetensors", Options(dtype=torch.bfloat16))
     with safe_open(ours.path, "pt") as file:
         assert file.get_tensor("conv1.weight").dtype == torch.bfloat16
         assert file.get_tensor("bn1.num_batches_tracked").dtype == torch.int64
@@ -26,7 +26,7 @@ def test_the_dtype_is_for_what_only_copies_numbers(tmp_path: Path) -> None:
 
 def test_transformers_folder(tmp_path: Path) -> None:
     folder = tmp_path / "timesformer"
-    inflate_to_file(Source("timm/deit_tiny_patch16_224", "random"), folder, Manner(layout="transformers"))
+    inflate_to_file(Source("timm/deit_tiny_patch16_224", "random"), folder, Options(layout="transformers"))
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json", "model.safetensors", "preprocessor_config.json"
     ]  # fmt: skip

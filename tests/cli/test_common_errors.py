@@ -11,7 +11,7 @@ import torch
 
 from i3dconvert import names
 from i3dconvert.backbones import Source
-from i3dconvert.inflation import Manner, inflate_to_file
+from i3dconvert.inflation import Options, inflate_to_file
 from i3dconvert.recipes import Recipe, Rule
 from tests.conftest import Run
 
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.save(Source(name, "random", size=32).load()[0].state_dict(), path / file)
     (path / "there.safetensors").touch()
     recipe = Recipe("five", (Rule("conv1", kernel=5, padding=0),))
-    inflate_to_file(Source("resnet18", weights="random", size=32), path / "net.safetensors", Manner(recipe))
+    inflate_to_file(Source("resnet18", weights="random", size=32), path / "net.safetensors", Options(recipe))
     return path
 
 

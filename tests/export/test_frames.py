@@ -16,7 +16,7 @@ from i3dconvert.errors import FramesError
 from i3dconvert.export.frames import frames_form
 from i3dconvert.export.framewise import MinimalConv, StackedConv, StemInHalves, SummedConv
 from i3dconvert.export.runtime import Runtime
-from i3dconvert.inflation import Manner, inflate_loaded
+from i3dconvert.inflation import Options, inflate_loaded
 from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.network import Network3d
 from i3dconvert.recipes import Recipe, Rule
@@ -76,7 +76,7 @@ def difference(network: Network3d, form: nn.Module, clip: torch.Tensor) -> float
 def test_the_same_function(name: str, recipe: str | None, init: str, tuned: bool) -> None:
     size = None if "deit" in name else 64
     network = (
-        inflate_loaded(*Source(name, "random", size=size).load(), Manner(recipe, style=Style(init))).eval().double()
+        inflate_loaded(*Source(name, "random", size=size).load(), Options(recipe, style=Style(init))).eval().double()
     )
     network = use_all_taps(network) if tuned else network
     form = frames_form(network)
@@ -152,7 +152,7 @@ def test_pools_over_time(pool: type[nn.Module], ceil: bool) -> None:
 def test_nothing_is_computed_for_nobody() -> None:
     """What a rewriting replaces is gone: a stem in halves, a head behind the mean over time."""
     model, origin = Source("resnet18", "random", size=64).load()
-    form = frames_form(use_all_taps(inflate_loaded(model, origin, Manner("resnet")).eval()))
+    form = frames_form(use_all_taps(inflate_loaded(model, origin, Options("resnet")).eval()))
     assert any(isinstance(module, StemInHalves) for module in form.modules())
     assert not [node for node in form.graph.nodes if not node.users and node.op != "output"]
 

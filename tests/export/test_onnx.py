@@ -17,7 +17,7 @@ from i3dconvert.export import onnx as exporter
 from i3dconvert.export.attention import ATTENTION, EXPLICIT, OPERATOR
 from i3dconvert.export.runtime import CLASSES, Runtime, read_document
 from i3dconvert.export.seal import SEAL, seal
-from i3dconvert.inflation import Manner, inflate_loaded
+from i3dconvert.inflation import Options, inflate_loaded
 from i3dconvert.verification import Settings, verify_file
 from tests.lift.test_attention import STILL, Windows
 
@@ -80,7 +80,7 @@ def test_no_path_of_this_machine_is_in_the_file(exported: Path) -> None:
 
 @pytest.mark.slow
 def test_static_half_precision_and_opset(tmp_path: Path, resnet18: tuple[nn.Module, Origin]) -> None:
-    network = inflate_loaded(*resnet18, Manner("c2d"))
+    network = inflate_loaded(*resnet18, Options("c2d"))
     done = export_onnx(network, tmp_path / "net.onnx", static=True, dtype=torch.float16, opset=21)
     assert done.shape == (1, 3, 16, 64, 64)
     assert done.opset == 21
@@ -121,7 +121,7 @@ def test_a_disagreement_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monke
 def test_tensors_past_the_limit_go_beside_the_graph(
     tmp_path: Path, resnet18: tuple[nn.Module, Origin], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = inflate_loaded(*resnet18, Manner("c2d"))
+    network = inflate_loaded(*resnet18, Options("c2d"))
     first = export_onnx(network, tmp_path / "net.onnx", static=True, external_data=True)
     assert first.path.stat().st_size < 1 << 20
     assert verify_file(first.path, Settings()).passed
@@ -140,7 +140,7 @@ def test_tensors_outside_the_folder_are_refused(
     tmp_path: Path, resnet18: tuple[nn.Module, Origin], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporter, "_EXTERNAL_BYTES", 1 << 20)
-    done = export_onnx(inflate_loaded(*resnet18, Manner("c2d")), tmp_path / "net.onnx", static=True)
+    done = export_onnx(inflate_loaded(*resnet18, Options("c2d")), tmp_path / "net.onnx", static=True)
     inside = done.files[0].name
     (tmp_path / "model").mkdir()
     model = onnx.load(done.path, load_external_data=False)

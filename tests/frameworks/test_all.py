@@ -20,7 +20,7 @@ from i3dconvert.errors import FramesError, LayoutError, VerificationError
 from i3dconvert.export.runtime import Runtime
 from i3dconvert.files import in_folder
 from i3dconvert.frameworks import FRAMEWORKS, framework_of, statements
-from i3dconvert.inflation import Manner, inflate_to_file
+from i3dconvert.inflation import Options, inflate_to_file
 from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.network import plan
 from i3dconvert.verification import Settings, verify_file
@@ -75,7 +75,7 @@ def test_the_framework_loads_them_and_computes_the_2d_network(
 ) -> None:
     known = framework_of(layout)
     path = tmp_path / f"net{known.suffix}"
-    written = inflate_to_file(Source(backbone, weights="random", size=size), path, Manner(layout=layout))
+    written = inflate_to_file(Source(backbone, weights="random", size=size), path, Options(layout=layout))
     network = quiet_build(layout, written.origin)
     network.load_state_dict(read_state(in_folder(path)), strict=True)
     pasted = statements(known.target(written.origin.backbone.qualified, layout.partition(":")[2]), written.origin)
@@ -171,9 +171,9 @@ def test_another_networks_recipe_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "net.pyth"
 
     def refused(layout: str, recipe: str | None = None, backbone: str = "resnet50", **style: str) -> str:
-        manner = Manner(recipe, style=Style(**style), layout=layout)
+        options = Options(recipe, style=Style(**style), layout=layout)
         with pytest.raises(LayoutError) as caught:
-            inflate_to_file(Source(backbone, weights="random", size=64), path, manner)
+            inflate_to_file(Source(backbone, weights="random", size=64), path, options)
         assert not path.exists()
         return str(caught.value)
 
@@ -190,7 +190,7 @@ def test_another_networks_recipe_is_refused(tmp_path: Path) -> None:
 
 def test_a_swapped_tensor_in_a_frameworks_file_is_caught(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
-    inflate_to_file(Source("resnet18", weights="random", size=32), path, Manner(layout="torchvision-video"))
+    inflate_to_file(Source("resnet18", weights="random", size=32), path, Options(layout="torchvision-video"))
     document: Any = torch.load(path)
     first, second = "layer1.0.conv1.1.weight", "layer1.0.conv1.1.bias"
     document[first], document[second] = document[second], document[first]
@@ -203,7 +203,7 @@ def test_a_swapped_tensor_in_a_frameworks_file_is_caught(tmp_path: Path) -> None
 @pytest.mark.outside
 def test_what_verify_can_not_do_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "net.pyth"
-    inflate_to_file(Source("resnet50", weights="random", size=32), path, Manner(layout="slowfast"))
+    inflate_to_file(Source("resnet50", weights="random", size=32), path, Options(layout="slowfast"))
     small = Settings(4, 32, (torch.float64,))
     assert verify_file(path, small).passed
     for module in ("slowfast", "slowfast.config.defaults"):
@@ -213,7 +213,7 @@ def test_what_verify_can_not_do_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     headless = tmp_path / "headless.pth"
     changes = Changes(head="maps")
     inflate_to_file(
-        Source("resnet18", weights="random", size=32, changes=changes), headless, Manner(layout="torchvision-video")
+        Source("resnet18", weights="random", size=32, changes=changes), headless, Options(layout="torchvision-video")
     )
     with pytest.raises(LayoutError, match="the checkpoint has none"):
         verify_file(headless, small, layout="torchvision-video")

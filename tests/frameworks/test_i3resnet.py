@@ -18,7 +18,7 @@ from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import LayoutError
 from i3dconvert.export.runtime import TOLERANCES, Runtime
 from i3dconvert.frameworks import framework_of
-from i3dconvert.inflation import Manner, inflate_to_file
+from i3dconvert.inflation import Options, inflate_to_file
 from i3dconvert.lift.describe import beside_middle, from_inflated
 from i3dconvert.lift.network import Network3d
 from i3dconvert.weights import State, read_state
@@ -142,7 +142,7 @@ def test_a_cut_off_file_ends_in_one_line(trained: Network3d, tmp_path: Path, run
 @pytest.mark.slow
 def test_the_densenets_classifier_is_the_mean_over_the_frames_left(tmp_path: Path) -> None:
     path = tmp_path / "dense.pth"
-    inflate_to_file(Source("densenet121", weights="random", size=64), path, Manner(layout="i3resnet"))
+    inflate_to_file(Source("densenet121", weights="random", size=64), path, Options(layout="i3resnet"))
     state = read_state(path)
     weight = state["classifier.weight"]
     assert weight.shape == (1000, 2 * 1024)
@@ -258,5 +258,5 @@ def test_merlins_own_class_gives_the_same_of_one_channel(layout: str, tmp_path: 
 def test_merlins_network_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(LayoutError, match="read but not written: it has two heads; i3resnet:conv_class"):
         inflate_to_file(
-            Source("resnet50", weights="random", size=32), tmp_path / "net.pth", Manner(layout="i3resnet:merlin")
+            Source("resnet50", weights="random", size=32), tmp_path / "net.pth", Options(layout="i3resnet:merlin")
         )

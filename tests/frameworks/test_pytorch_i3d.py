@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from i3dconvert.backbones import Source
 from i3dconvert.cli import app
-from i3dconvert.inflation import Manner, inflate_to_file
+from i3dconvert.inflation import Options, inflate_to_file
 from tests.frameworks.harness import Shapes, norm, shapes
 
 
@@ -50,7 +50,7 @@ def test_names_and_shapes_of_inception_i3d() -> None:
 @pytest.mark.slow
 def test_what_a_reader_has_to_know_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    inflate_to_file(Source("googlenet", weights="random", size=64), Path("net.pt"), Manner(layout="pytorch-i3d"))
+    inflate_to_file(Source("googlenet", weights="random", size=64), Path("net.pt"), Options(layout="pytorch-i3d"))
     shown = CliRunner().invoke(app, "inspect net.pt --from-layout pytorch-i3d".split())
     assert shown.exit_code == 0, shown.output
     assert "for clips of a multiple of 8 frames" in shown.output.replace("\n", " ")

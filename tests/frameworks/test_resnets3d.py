@@ -14,7 +14,7 @@ from i3dconvert.checkpoint import filled, rebuild
 from i3dconvert.checkpoint.adoption import adopt
 from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import LayoutError
-from i3dconvert.inflation import Manner, inflate_to_file
+from i3dconvert.inflation import Options, inflate_to_file
 from i3dconvert.verification import Settings, verify_file
 from i3dconvert.weights import read_state
 from tests.frameworks.harness import Shapes, norm, quiet_build, shapes
@@ -40,9 +40,9 @@ def test_names_and_shapes_of_3d_resnets() -> None:
 def test_medicalnet(tmp_path: Path) -> None:
     path, layout = tmp_path / "net.pth", "3d-resnets:medicalnet"
     with pytest.raises(LayoutError, match="--no-head"):
-        inflate_to_file(Source("resnet50", weights="random", size=64), path, Manner(layout=layout))
+        inflate_to_file(Source("resnet50", weights="random", size=64), path, Options(layout=layout))
     inflate_to_file(
-        Source("resnet50", weights="random", size=64, changes=Changes(1, "sum", "none")), path, Manner(layout=layout)
+        Source("resnet50", weights="random", size=64, changes=Changes(1, "sum", "none")), path, Options(layout=layout)
     )
     assert verify_file(path, Settings(16, 64, (torch.float64,))).passed
     ours, clip = load(path).requires_grad_(False), torch.randn(1, 1, 16, 64, 64)
@@ -66,7 +66,7 @@ def test_medicalnet(tmp_path: Path) -> None:
 def test_a_grey_checkpoint_without_a_head(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     changes = Changes(1, "sum", "none")
-    inflate_to_file(Source("resnet18", weights="random", size=32, changes=changes), path, Manner(layout="3d-resnets"))
+    inflate_to_file(Source("resnet18", weights="random", size=32, changes=changes), path, Options(layout="3d-resnets"))
     bare = {f"module.{key}": tensor.clone() for key, tensor in read_state(path).items()}
     torch.save({"state_dict": bare}, tmp_path / "theirs.pth")
     with pytest.raises(LayoutError, match="3d-resnets:resnet and 3d-resnets:medicalnet alike"):

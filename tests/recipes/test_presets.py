@@ -6,7 +6,7 @@ import torch
 from i3dconvert import backbones
 from i3dconvert.backbones import Source
 from i3dconvert.errors import RecipeError
-from i3dconvert.inflation import Manner, inflate_loaded
+from i3dconvert.inflation import Options, inflate_loaded
 from i3dconvert.lift.describe import describe
 from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.network import Network3d, plan
@@ -133,7 +133,7 @@ def test_a_preset_that_does_not_fit_is_refused(name: str, recipe: str) -> None:
 )
 def test_tubelets_take_two_frames_and_start_from_the_central_one(name: str) -> None:
     model, origin = Source(name, "random").load()
-    network = inflate_loaded(model, origin, Manner("tubelet"))
+    network = inflate_loaded(model, origin, Options("tubelet"))
     (embedding,) = (layer for layer in network.inflation.layers if layer.temporal.kernel > 1)
     kernel = network.get_parameter(f"{embedding.name}.weight")
     assert network.get_submodule(embedding.name).stride[0] == kernel.shape[2] == 2

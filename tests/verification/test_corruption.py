@@ -16,7 +16,7 @@ from torch import Tensor
 from i3dconvert import I3DError
 from i3dconvert.backbones import Source
 from i3dconvert.checkpoint import KEY
-from i3dconvert.inflation import Manner, inflate_to_file
+from i3dconvert.inflation import Options, inflate_to_file
 from i3dconvert.lift.kernels import Style
 from i3dconvert.recipes import PRESETS
 from i3dconvert.verification import Settings, verify_file
@@ -161,6 +161,6 @@ def test_five_hundred_of_each_network_are_caught(files: tuple[Path, Path]) -> No
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_false_alarm(name: str, recipe: str | None, init: str, seed: int, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
-    inflate_to_file(Source(name, weights="random", seed=seed, size=SIZE), path, Manner(recipe, style=Style(init=init)))
+    inflate_to_file(Source(name, weights="random", seed=seed, size=SIZE), path, Options(recipe, style=Style(init=init)))
     report = verify_file(path, replace(QUICK, frames=None, dtypes=(torch.float64, torch.float32)))
     assert report.passed, report.reason
