@@ -46,7 +46,7 @@ class Options:
     """The options of an inflation."""
 
     recipe: Recipes = None
-    """A preset's name, the path of a `.toml` file, or a `Recipe`; by default the preset of the layout or the backbone."""
+    """A preset's name, the path of a `.toml` file, or a `Recipe`; default: that of the layout or backbone."""
     rules: tuple[Rule, ...] = ()
     """Rules that override the recipe."""
     style: Style = field(default_factory=Style)
