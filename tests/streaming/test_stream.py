@@ -262,15 +262,15 @@ def test_bad_input() -> None:
         flow.step(frames.repeat(2, 1, 1, 1, 1), state)
     with pytest.raises(StreamError, match="the state is for another size"):
         flow.step(frames, flow.start(1, 16, 18))
-    with pytest.raises(StreamError, match="the state is of another network"):
+    with pytest.raises(StreamError, match="the state belongs to another network"):
         flow.step(frames, other.start(1, 16, 16))
-    with pytest.raises(StreamError, match="no state for 0 videos"):
+    with pytest.raises(StreamError, match="can.t start 0 videos"):
         flow.start(0, 16, 16)
-    with pytest.raises(StreamError, match="a running mean over 0 outputs"):
+    with pytest.raises(StreamError, match="window is 0"):
         stream(small(Branches(), TEMPORAL), 0)
     flow.flush(state)
     for over in (lambda: flow.step(frames, state), lambda: flow.flush(state)):
-        with pytest.raises(StreamError, match="the state was flushed: its video is over"):
+        with pytest.raises(StreamError, match="the state was flushed, so its video is over"):
             over()
 
 
