@@ -28,7 +28,8 @@ from i3dconvert.comparison.forward import given
 from i3dconvert.errors import BackboneError, LiftError
 from i3dconvert.frameworks import framework_of, split
 from i3dconvert.lift.kernels import Style
-from i3dconvert.lift.network import Network3d, cloned, fill, plan, set_origin, warn_of
+from i3dconvert.lift.network import Network3d, set_origin
+from i3dconvert.lift.planning import cloned, fill, plan, warn_of
 from i3dconvert.lift.reading import check_is_python
 from i3dconvert.lift.record import Inflation
 from i3dconvert.progress import Progress, silent

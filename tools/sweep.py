@@ -42,7 +42,8 @@ from i3dconvert.lift.attention.found import attentions
 from i3dconvert.lift.canonical import canonical
 from i3dconvert.lift.counterparts import is_layer
 from i3dconvert.lift.kernels import Style
-from i3dconvert.lift.network import Network3d, fill, plan
+from i3dconvert.lift.network import Network3d
+from i3dconvert.lift.planning import fill, plan
 from i3dconvert.recipes import Recipe, default_recipe, parse_rule, preset
 from i3dconvert.verification import TOLERANCES, Report, Settings, verify
 from i3dconvert.weights import randomise

@@ -17,7 +17,7 @@ from i3dconvert.frameworks import Framework, Target, framework_of, split
 from i3dconvert.lift.attention.divided import TIME
 from i3dconvert.lift.attention.joint import RELATIVE
 from i3dconvert.lift.kernels import Style
-from i3dconvert.lift.network import plan
+from i3dconvert.lift.planning import plan
 from i3dconvert.weights import State, digest, read_state
 
 

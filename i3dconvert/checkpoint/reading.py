@@ -18,7 +18,8 @@ from i3dconvert.errors import CheckpointError, WeightsError
 from i3dconvert.files import check_input, in_folder
 from i3dconvert.frameworks import framework_of
 from i3dconvert.lift.exchange import put
-from i3dconvert.lift.network import Network3d, fill, inflation_of, origin_of, plan
+from i3dconvert.lift.network import Network3d, inflation_of, origin_of
+from i3dconvert.lift.planning import fill, plan
 from i3dconvert.lift.seals import sealed
 from i3dconvert.weights import State, classes_in, fit, nested, read_pickle, read_safetensors, read_state, tensors_in
 

@@ -17,7 +17,7 @@ from i3dconvert.backbones.changes import STRUCTURE, UNCHANGED
 from i3dconvert.errors import LayoutError
 from i3dconvert.frameworks.keys import SAME, Rows, translated
 from i3dconvert.lift.counterparts import full_name
-from i3dconvert.lift.network import plan
+from i3dconvert.lift.planning import plan
 from i3dconvert.lift.record import Inflation
 from i3dconvert.recipes import Recipe, Temporal
 from i3dconvert.video.preprocessing import Preprocessing

@@ -13,7 +13,7 @@ from i3dconvert import backbones
 from i3dconvert.backbones import Origin, Source
 from i3dconvert.frameworks import framework_of
 from i3dconvert.lift.kernels import Style
-from i3dconvert.lift.network import plan
+from i3dconvert.lift.planning import plan
 
 Shapes = dict[str, tuple[int, ...]]
 

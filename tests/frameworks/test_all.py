@@ -22,7 +22,7 @@ from i3dconvert.files import in_folder
 from i3dconvert.frameworks import FRAMEWORKS, framework_of, statements
 from i3dconvert.inflation import Options, inflate_to_file
 from i3dconvert.lift.kernels import Style
-from i3dconvert.lift.network import plan
+from i3dconvert.lift.planning import plan
 from i3dconvert.verification import Settings, verify_file
 from i3dconvert.weights import State, read_state
 from tests.conftest import Run

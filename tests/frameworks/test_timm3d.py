@@ -5,7 +5,7 @@ from __future__ import annotations
 from i3dconvert.backbones import Source
 from i3dconvert.frameworks import framework_of
 from i3dconvert.lift.kernels import Style
-from i3dconvert.lift.network import plan
+from i3dconvert.lift.planning import plan
 
 
 def test_a_vgg_with_a_cubic_classifier_needs_as_many_frames_as_pixels() -> None:

@@ -9,7 +9,8 @@ from i3dconvert.errors import RecipeError
 from i3dconvert.inflation import Options, inflate_loaded
 from i3dconvert.lift.describe import describe
 from i3dconvert.lift.kernels import Style
-from i3dconvert.lift.network import Network3d, plan
+from i3dconvert.lift.network import Network3d
+from i3dconvert.lift.planning import plan
 from i3dconvert.recipes import Attending, default_recipe, resolve
 from i3dconvert.verification import Settings, verify
 
