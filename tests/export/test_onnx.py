@@ -139,7 +139,7 @@ def test_tensors_past_the_limit_go_beside_the_graph(
 def test_tensors_outside_the_folder_are_refused(
     tmp_path: Path, resnet18: tuple[nn.Module, Origin], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporter, "_EXTERNAL_BYTES", 1 << 20)
+    monkeypatch.setattr("i3dconvert.export.placing._EXTERNAL_BYTES", 1 << 20)
     done = export_onnx(inflate_loaded(*resnet18, Options("c2d")), tmp_path / "net.onnx", static=True)
     inside = done.files[0].name
     (tmp_path / "model").mkdir()
