@@ -140,7 +140,7 @@ class Recorder(TorchFunctionMode):
             if name is None and value.is_meta:
                 raise LiftError(
                     f"{self.place()} uses a tensor that no torch function gave it (torch.func and torch.vmap hide "
-                    "theirs, and globals and caches may hold one of an earlier run)"
+                    "theirs: compute all images at once instead; globals and caches may hold one of an earlier run)"
                 )
             found = self.row("get", name, value=value) if name else self.row("constant", None, (value,), value=value)
             self._keep(value, found)
