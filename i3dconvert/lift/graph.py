@@ -35,7 +35,7 @@ from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.lengths import minimum_frames
 from i3dconvert.lift.modules import SpatialPad
-from i3dconvert.lift.reading import CallOf, Multiples, Reading, is_image, one_each, place, reason, rows, varies
+from i3dconvert.lift.reading import CallOf, Multiples, Reading, is_image, one_each, place, reason, rows, rows_in, varies
 from i3dconvert.lift.record import Inflation
 from i3dconvert.lift.rewriting import Layer, New, Rewriting
 from i3dconvert.recipes import Geometry, InsertedPool, Recipe, Temporal
@@ -460,8 +460,13 @@ class Lift(Rewriting):
             return self.call(layout.together, *(self.result_value(*item, name, ranked) for item in items))
         if not isinstance(value, Tensor):
             return new
+        if rows_in(value, multiples) != 1:
+            raise LiftError(
+                f"the output {name!r} of shape {tuple(value.shape)} does not have the batch first: wrap the network in a "
+                "module that moves it there"
+            )
         if not one_each(value, multiples):
-            raise LiftError(f"the output {name!r} of shape {tuple(value.shape)} does not have the batch first")
+            self.fixed = f"at other sizes the output {name!r} has another number of rows for each image"
         if value.dim() == 2 and self.style.temporal_pool == "mean" and value.is_floating_point() and not ranked:
             return self.call(layout.mean_over_time, new, self.clips)
         if value.dim() == 4:

@@ -139,8 +139,8 @@ class Recorder(TorchFunctionMode):
                 )
             if name is None and value.is_meta:
                 raise LiftError(
-                    f"{self.place()} uses a tensor of unknown origin (torch.func and torch.vmap hide "
-                    "theirs; globals and caches may keep one from an earlier run)"
+                    f"{self.place()} uses a tensor of unknown origin (torch.func and torch.vmap hide theirs: compute "
+                    "all images at once instead; globals and caches may keep one from an earlier run)"
                 )
             found = self.row("get", name, value=value) if name else self.row("constant", None, (value,), value=value)
             self._keep(value, found)
