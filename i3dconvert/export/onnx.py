@@ -1,4 +1,4 @@
-"""ONNX by torch's dynamo exporter, with what a runtime's user needs in the metadata."""
+"""Export to ONNX with torch's dynamo exporter; the metadata describes the network to its users."""
 
 from __future__ import annotations
 
@@ -42,25 +42,25 @@ from i3dconvert.video.preprocessing import Preprocessing
 from i3dconvert.weights import digest
 
 OLDEST_OPSET = 18
-"""What torch's dynamo exporter starts from."""
+"""The oldest operator set that torch's dynamo exporter writes."""
 
 
 CALIBRATION_CLIPS = 8
 
 STAGES = TRACING, WRITING, CHECKING, QUANTISING = ("tracing", "writing", "checking with onnxruntime", "quantising")
-"""What progress tells of; the last of int8 alone."""
+"""Stages that progress reports; only int8 has the last one."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how it was checked."""
+    """The files of an export, and how they were checked."""
 
     path: Path
     files: tuple[Path, ...]
     input: str
     """`clip` `(N, C, T, H, W)`, or `frames` `(N, T, H, W, C)` in uint8."""
     shape: tuple[int | str, ...]
-    """Shape of the input; a name where any size will do."""
+    """Shape of the input; free axes have a name."""
     opset: int
     checked_on: tuple[int, ...]
     check: Check
@@ -90,27 +90,27 @@ def export_onnx(
 ) -> Exported:
     """Write an inflated network as ONNX: input `clip` `(N, C, T, H, W)`, output `logits` (dense networks: their own).
 
-    Batch and frames are dynamic, height and width too in convolutional networks, unless `static`; an axis at other
-    sizes of which the graph would not be equal is fixed, which `warning` says. The file is checked by `onnx.checker`,
-    and by onnxruntime against torch at shapes other than the traced one, odd ones among them, before it is put in
-    place; tensors past 2 GB, or with `external_data`, go to `<path>.<hash>.data`.
+    Batch and frames are dynamic unless `static`; in convolutional networks, so are height and width. An axis is fixed
+    if the graph would be wrong at other sizes; `warning` says so. Before the file is put in place, `onnx.checker`
+    checks it, and onnxruntime runs it against torch at shapes other than the traced one, odd ones included. Tensors
+    beyond 2 GB, or all with `external_data`, go to `<path>.<hash>.data`.
 
     Args:
-        network: its weights may have been fine-tuned (`finetuned`).
-        path: the file to write; an existing one only with `force`.
-        static: batch 1, 16 frames and the backbone's size.
-        optimize: the graph computes over frames with 2D convolutions (`i3dconvert.export.frames`), which CPU runtimes
-            run faster than 3D ones; without it, it has the network's own 3D layers.
-        opset: torch's own choice by default; from 23 on attentions are ONNX's `Attention`, which onnxruntime has from
-            1.23 on.
-        dtype: float16 computes in it, bfloat16 stores the weights in it and computes in float32, for which runtimes
-            have kernels everywhere.
-        int8: 8-bit convolutions, by onnxruntime's static quantisation, calibrated on the frames in `calibrate` (a video
-            or a directory of pictures), or else on noise.
-        uint8_input: the input is `frames` `(N, T, H, W, C)` in uint8, normalised inside.
-        top_k: the outputs are the probabilities and the indices of so many best classes, `scores` and `classes`.
-        external_data: the tensors go to a file beside the graph, which runtimes map instead of reading it.
-        tolerance: of the check, relative; by default 1e-5, and in half precision `TOLERANCES`.
+        network: The network; its weights may be fine-tuned (`finetuned`).
+        path: The file to write. Only `force` overwrites an existing one.
+        static: Fix the batch to 1, the frames to 16, and height and width to the backbone's.
+        optimize: Compute over frames with 2D convolutions (`i3dconvert.export.frames`), which CPU runtimes run faster
+            than the 3D convolutions that the graph has otherwise.
+        opset: Operator set. Default: torch's choice. From 23 on, attentions are ONNX's `Attention`, which onnxruntime
+            supports from version 1.23 on.
+        dtype: float16 stores and computes in float16; bfloat16 stores the weights in bfloat16 and computes in float32,
+            for which every runtime has kernels.
+        int8: Use 8-bit convolutions, by onnxruntime's static quantisation, calibrated on the frames in `calibrate` (a
+            video or a directory of pictures), or on noise.
+        uint8_input: Take `frames` `(N, T, H, W, C)` in uint8 and normalise them in the graph.
+        top_k: Return the probabilities and indices of the `top_k` best classes, `scores` and `classes`.
+        external_data: Write the tensors to a file beside the graph, which runtimes map into memory.
+        tolerance: Relative tolerance of the check. Default: 1e-5, and `TOLERANCES` in half precision.
 
     Raises `ExportError`, `OutputError`, `MediaError`.
     """
@@ -190,7 +190,7 @@ def export_onnx(
 
 
 def check_opset(opset: int | None) -> None:
-    """Raise `ExportError` for an operator set that can't be written."""
+    """Raise `ExportError` if the operator set can't be written."""
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not OLDEST_OPSET <= opset <= newest:
         raise ExportError(
@@ -219,7 +219,7 @@ def _first_equal(
 
 
 def in_dtype(network: Network3d, dtype: torch.dtype) -> Network3d:
-    """The network in eval mode on the CPU, in this type."""
+    """Return the network in eval mode on the CPU, in `dtype`."""
     if all((p.dtype, p.device.type) == (dtype, "cpu") for p in network.parameters()) and not network.training:
         return network
     copied: Network3d = cast(network, dtype).cpu().eval()
@@ -235,7 +235,7 @@ def preprocessing_of(network: Network3d, needed: bool) -> Preprocessing:
 
 
 def check_best(network: Network3d, top_k: int) -> int:
-    """`top_k`, where the network has as many classes; raises `ExportError`."""
+    """Return `top_k`; raises `ExportError` if the network has fewer classes."""
     channels, height, width = inflation_of(network).input
     clip = torch.zeros(1, channels, inflation_of(network).minimum_frames, height, width)
     with evaluating(network, torch.float32):
@@ -248,7 +248,7 @@ def check_best(network: Network3d, top_k: int) -> int:
 
 
 def _calibration(network: Network3d, source: Path | None, preprocessing: Preprocessing) -> Tensor:
-    """Clips `(N, C, T, H, W)` to calibrate int8 on."""
+    """Return clips `(N, C, T, H, W)` for the calibration of int8."""
     _, *shape = example_shapes(network, network, frozenset())[0]
     if source is None:
         return torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
@@ -258,7 +258,7 @@ def _calibration(network: Network3d, source: Path | None, preprocessing: Preproc
 def _quantised(
     path: Path, clips: Tensor, preprocessing: Preprocessing, compare: Callable[[Runtime, Runtime, Tensor], float]
 ) -> float:
-    """Put the quantised network in the place of the exact one; returns what `compare` says of both."""
+    """Replace the exact network by the quantised one; returns the result of `compare`."""
     exact = Runtime(path)
     given, _ = as_input(clips, exact.dtype, preprocessing)
     written = quantise(path, [{exact.input: clip.unsqueeze(0).numpy()} for clip in given])

@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself, and how it is put in place."""
+"""Describe an ONNX file in its metadata, and put it in place."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.lift.tree.flat import graph_of
 
 _EXTERNAL_BYTES = 2**31 - 2**20
-"""Protobuf holds no more; tensors beyond it go to a file beside the graph."""
+"""Protobuf's limit; larger tensors go to a file beside the graph."""
 
 
 def clear_data(path: Path, files: Collection[Path]) -> None:
-    """Remove what earlier exports to `path` have left of tensors beside the graph, but for `files`."""
+    """Remove the data files of earlier exports to `path`, except `files`."""
     for earlier in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 12}.data"):
         if earlier not in files:
             earlier.unlink()
 
 
 def save_in(folder: Path, name: str, model: Any, sha256: str, external_data: bool) -> Path:
-    """Write a graph, its tensors beside it where they are asked for or too large for one file."""
+    """Write a graph; its tensors go to a file beside it if requested or too large for one file."""
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    # A name of its own for each set of weights: a graph in place always finds the tensors that it was written with.
+    # Each set of weights has its own name, so that a graph always finds the tensors that it was written with.
     data = f"{name}.{sha256[:12]}.data" if external_data or size > _EXTERNAL_BYTES else None
     onnx_ir.save(model, folder / name, external_data=data)
     return folder / name
 
 
 def put_in_place(folder: Path, path: Path, force: bool) -> tuple[Path, ...]:
-    """Seal what was written to `folder` and bring it to `path`; returns the files there."""
+    """Seal the files in `folder` and move them to `path`; returns their new paths."""
     seal(folder / path.name)
     files = []
     for part in sorted(folder.iterdir(), key=lambda part: part.name == path.name):
@@ -54,7 +54,7 @@ def put_in_place(folder: Path, path: Path, force: bool) -> tuple[Path, ...]:
 
 
 class Nowhere(ExportError):
-    """The graph is not equal at the traced sizes either: fixing them would not help."""
+    """The graph is wrong at the traced sizes, too, so fixing them would not help."""
 
 
 def output_names(network: Network3d) -> list[str] | None:
@@ -64,7 +64,7 @@ def output_names(network: Network3d) -> list[str] | None:
 
 
 def name_axes(model: Any) -> None:
-    """Call the dynamic axes of the input what they are, throughout the graph."""
+    """Name the dynamic axes of the input throughout the graph."""
     (given,) = model.graph.inputs
     renamed = {
         str(size.value): name
@@ -100,7 +100,7 @@ def store_as_bfloat16(model: Any) -> None:
 
 
 def describe(model: Any, network: Network3d, sha256: str, precision: str, finetuned: bool, beside: Path) -> None:
-    """Put the document and the class names in; take the exporter's notes, stack traces among them, out."""
+    """Add the document and the class names; remove the exporter's notes, such as stack traces."""
     document = _document(network, sha256, finetuned)
     values = (
         *model.graph.inputs,

@@ -1,4 +1,4 @@
-"""Which axes of an exported graph are free, and the shapes at which it is checked."""
+"""The free axes of an exported graph, and the shapes at which it is checked."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from i3dconvert.lift.tree.flat import graph_of
 from i3dconvert.recipes import Attending
 
 LONGEST = 256
-"""Frames of the clips that an export is traced and checked on."""
+"""The most frames of the clips on which an export is traced and checked."""
 
 
 def attempts(static: bool, sizes_too: bool) -> list[frozenset[str]]:
-    """The axes that are free, in the order in which they are tried."""
+    """Return the sets of free axes, in the order in which they are tried."""
     over_time = [frozenset(axes) for axes in (("batch", "frames"), ("batch",), ())]
     sizes = [over_time[0] | {"height", "width"}] if sizes_too else []
     return over_time[-1:] if static else [*sizes, *over_time]

@@ -13,9 +13,9 @@ from i3dconvert.weights.hashing import Digest, Stream
 
 
 class NoInit(TorchFunctionMode):
-    """While active, networks are built with the values of their parameters left open: the checkpoint brings them.
+    """While active, networks are built with uninitialised parameters; a checkpoint fills them.
 
-    Memory that is not written to is not used either, so that building costs time and space for the buffers alone.
+    Memory that is not written to is not allocated, so building costs time and memory for the buffers only.
     """
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -28,7 +28,7 @@ class NoInit(TorchFunctionMode):
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Give `model` the tensors of `state` (not copied). Raises `WeightsError` saying which keys do not fit."""
+    """Assign the tensors of `state` to `model`, without a copy. Raises `WeightsError` with the keys that do not fit."""
     expected = model.state_dict()
     if odd := [key for key, tensor in state.items() if key in expected and _is_odd(tensor, expected[key])]:
         kinds = [f"{key} in {str(state[key].dtype).removeprefix('torch.')}" for key in odd]
@@ -49,12 +49,12 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
 
 
 def _is_odd(tensor: Tensor, expected: Tensor) -> bool:
-    """Whether integers, complex numbers or less than 16 bits stand where a floating-point weight belongs."""
+    """Return whether integers, complex numbers or fewer than 16 bits replace a floating-point weight."""
     return expected.is_floating_point() and (not tensor.is_floating_point() or tensor.element_size() < 2)
 
 
 def inspect(state: Mapping[str, Tensor], where: str, allow_nonfinite: bool = False, mapped: bool = False) -> str:
-    """The SHA-256 of tensors just read; raises `WeightsError` naming the first with a NaN or an infinity in it."""
+    """Return the SHA-256 of tensors just read; raises `WeightsError` for the first that holds a NaN or an infinity."""
     total, stream = Digest(), Stream(mapped)
     for key, tensor in state.items():
         total.add(key, tensor)
@@ -65,7 +65,7 @@ def inspect(state: Mapping[str, Tensor], where: str, allow_nonfinite: bool = Fal
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """A sum carries NaN and infinities on; one that overflows is looked at more closely."""
+    """Return whether all values are finite. A sum shows NaN and infinities; if it overflows, each value is checked."""
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
@@ -75,7 +75,7 @@ def some(kind: str, items: list[str]) -> str:
 
 
 def classes_in(state: Mapping[str, Tensor], model: nn.Module, classes: int) -> int | None:
-    """How many classes `state` was trained for, when the head's count is all that sets it apart from `model`'s."""
+    """Return the number of classes of `state` if only the head's number differs from `model`; else None."""
     expected = model.state_dict()
     counts = {
         (tensor.shape[0], tuple(tensor.shape[1:]) == tuple(expected[key].shape[1:]), expected[key].shape[0])

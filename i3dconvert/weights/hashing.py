@@ -12,17 +12,17 @@ from i3dconvert.files import release
 
 
 class Stream:
-    """Tensors used one after the other, whose memory does not pile up where it is mapped from files."""
+    """Tensors that are used one after the other; memory that is mapped from files is released behind them."""
 
     _PILE = 2**25
 
     def __init__(self, mapped: bool) -> None:
-        """Not `mapped` are tensors that anyone else may have changed: nothing is given back of them."""
+        """Nothing is released unless the tensors are `mapped`: others may have been changed."""
         self._mapped = mapped
         self._tensors: list[Tensor] = []
 
     def passed(self, tensor: Tensor) -> None:
-        """`tensor` was used; it must be as it was read, and may be used again."""
+        """Note that `tensor` was used. It must be unchanged, and may be used again."""
         if not self._mapped:
             return
         self._tensors.append(tensor)
@@ -32,7 +32,7 @@ class Stream:
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all tensors, in the order of their names."""
+    """Return the SHA-256 of the names, dtypes, shapes and bytes of all tensors, in the order of their names."""
     total = Digest()
     for key in sorted(state):
         total.add(key, state[key])
@@ -46,20 +46,20 @@ class Digest:
         self._parts: dict[str, hashlib._Hash] = {}
 
     def open(self, key: str, dtype: torch.dtype, shape: tuple[int, ...]) -> hashlib._Hash:
-        """Begin a tensor, whose bytes the hash that is returned has to be updated with."""
+        """Begin a tensor; update the returned hash with its bytes."""
         self._parts[key] = hashlib.sha256(f"{key}\0{dtype}\0{shape}\0".encode())
         return self._parts[key]
 
     def add(self, key: str, tensor: Tensor) -> None:
-        """Take one tensor in."""
+        """Add a tensor."""
         self.open(key, tensor.dtype, tuple(tensor.shape)).update(raw(tensor))
 
     def hexdigest(self) -> str:
-        """64 hexadecimal digits."""
+        """Return 64 hexadecimal digits."""
         return hashlib.sha256(b"".join(self._parts[key].digest() for key in sorted(self._parts))).hexdigest()
 
 
 def raw(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor, not copied when it is contiguous."""
+    """Return the bytes of a tensor, without a copy if it is contiguous."""
     flat = tensor.detach().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]

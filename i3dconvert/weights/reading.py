@@ -26,13 +26,13 @@ State = dict[str, Tensor]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pyth", ".json")
 """Suffixes of files with weights."""
 _NESTS = ("state_dict", "model", "model_state", "model_state_dict", "state_dict_ema", "model_ema", "ema", "teacher")
-"""The first that is there is taken."""
+"""Keys under which trainers store the state dict; the first one found is used."""
 
 
 def read_state(path: Path) -> State:
-    """The state dict in a `.safetensors`, `.pth` or `.pt` file, memory-mapped where the format allows.
+    """Return the state dict in a `.safetensors`, `.pth` or `.pt` file, memory-mapped where the format allows.
 
-    Of a checkpoint in several safetensors files, `path` is the index, `model.safetensors.index.json`.
+    For a checkpoint in several safetensors files, `path` is the index, `model.safetensors.index.json`.
 
     A dict nested under `state_dict`, `model` or the like is found; an average (EMA) beside it is left, which an
     `I3DWarning` says. No code in the file is run. Raises `WeightsError`.
@@ -53,7 +53,7 @@ def read_state(path: Path) -> State:
 
 
 def read_safetensors(path: Path, error: type[I3DError], what: str) -> tuple[Mapping[str, str], State]:
-    """The metadata and the tensors, memory-mapped, of a safetensors file; raises `error` for what is not `what`."""
+    """Return the metadata and the memory-mapped tensors of a safetensors file; raises `error` if it is not `what`."""
     try:
         with path.open("rb") as bare:
             header = int.from_bytes(bare.read(8), "little")
@@ -71,7 +71,7 @@ def _read_safetensors(path: Path) -> State:
 
 
 def _read_shards(index: Path) -> Any:
-    """The tensors that a Hugging Face index names, from files beside it."""
+    """Return the tensors that a Hugging Face index names, from the files beside it."""
     check_text(index.stat().st_size, str(index), WeightsError)
     try:
         shards = json.loads(index.read_bytes())["weight_map"]
@@ -91,7 +91,7 @@ def _read_shards(index: Path) -> Any:
 
 
 def read_pickle(path: Path) -> Any:
-    """What is in a `.pth` file, memory-mapped, without running code in it; raises `WeightsError`."""
+    """Return the content of a `.pth` file, memory-mapped, without running its code; raises `WeightsError`."""
     with path.open("rb") as file:
         start = file.read(64).lstrip()
     if not start:
@@ -121,10 +121,10 @@ def read_pickle(path: Path) -> Any:
 
 
 class Inert:
-    """Stands for an object of a trainer's that lies beside the weights: nothing of it is built, nothing is run."""
+    """Replaces a trainer's object beside the weights, so that it is not built and its code does not run."""
 
     def __new__(cls, *_: Any, **__: Any) -> Inert:
-        """Whatever it is given."""
+        """Accept and ignore all arguments."""
         return super().__new__(cls)
 
     def __init__(self, *_: Any, **__: Any) -> None:
@@ -141,11 +141,11 @@ _TRAINERS = (
     *("argparse.Namespace", "pathlib.", "numpy.", "lightning.", "lightning_fabric.", "pytorch_lightning."),
     *("mmengine.", "mmcv.", "mmpretrain.", "omegaconf.", "timm.", "torchmetrics.", "yacs.", "easydict."),
 )
-"""Whose objects lie in checkpoints beside the weights, by the beginnings of their names."""
+"""Prefixes of the modules whose objects trainers store beside the weights."""
 
 
 def _inert_in(path: Path) -> list[Any]:
-    """What stands for trainers' objects in a file; others are refused as they are come upon."""
+    """Return the replacements of the trainers' objects in a file; other objects are refused when they are read."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # noqa: BLE001 - no archive of torch's, or a broken one: reading it says so
@@ -154,7 +154,7 @@ def _inert_in(path: Path) -> list[Any]:
 
 
 def check_bounds(path: Path) -> None:
-    """Raise `WeightsError` where the records of a PyTorch file, or the names in it, would fill memory."""
+    """Raise `WeightsError` if the records of a PyTorch file, or its names, would fill memory."""
     with path.open("rb") as file:
         is_archive = file.read(4) == b"PK\x03\x04"  # as torch tells
     names = _names_in_archive(path) if is_archive else _names_without_archive(path)
@@ -177,7 +177,7 @@ def _names_in_archive(path: Path) -> bytes:
 
 
 def _names_without_archive(path: Path) -> bytes:
-    """The pickles that a file from before torch 1.6, or a bare pickle, starts with; its tensors stand behind them."""
+    """Return the pickles at the start of a file from before torch 1.6, or of a bare pickle; the tensors follow them."""
     with suppress(ValueError, IndexError, EOFError, OverflowError, MemoryError), path.open("rb") as file:
         for _ in range(_PICKLES):
             for _, _, place in pickletools.genops(file):
@@ -191,7 +191,7 @@ _PICKLES = 5
 
 
 def tensors_in(document: Any, path: Path) -> State:
-    """The tensors by name of what was read from `path`; raises `WeightsError` for those that it does not hold."""
+    """Return the tensors, by name, of a document read from `path`; raises `WeightsError` if it holds other values."""
     found = nested(document)
     state = {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)}
     for key, tensor in state.items():
@@ -203,7 +203,7 @@ def tensors_in(document: Any, path: Path) -> State:
 
 
 def _first_global(path: Path) -> str | None:
-    """What a bare pickle calls first, by its opcodes."""
+    """Return the first name that a bare pickle imports."""
     words: list[str] = []
     with suppress(Exception), path.open("rb") as file:
         for opcode, argument, _ in pickletools.genops(file):
@@ -220,7 +220,7 @@ _READERS: dict[str, Callable[[Path], Any]] = {".safetensors": _read_safetensors,
 
 
 def nested(document: Any) -> Mapping[Any, Any]:
-    """The mapping that a training framework put under one of its usual keys."""
+    """Return the mapping under one of the usual keys of training frameworks."""
     if not isinstance(document, Mapping):
         return {}
     found = next((document[nest] for nest in _NESTS if isinstance(document.get(nest), Mapping)), None)
@@ -228,7 +228,7 @@ def nested(document: Any) -> Mapping[Any, Any]:
 
 
 def _average_beside(document: Any) -> str:
-    """The key of an average of the weights that `nested` leaves, if there is one."""
+    """Return the key of averaged weights that `nested` ignores, if any."""
     if not isinstance(document, Mapping):
         return ""
     taken = next((nest for nest in _NESTS if isinstance(document.get(nest), Mapping)), None)
