@@ -462,8 +462,8 @@ class Lift(Rewriting):
             return new
         if rows_in(value, multiples) != 1:
             raise LiftError(
-                f"the output {name!r} of shape {tuple(value.shape)} does not have the batch first: wrap the network in a "
-                "module that moves it there"
+                f"the output {name!r} of shape {tuple(value.shape)} does not have the batch first: wrap the network in "
+                "a module that moves it there"
             )
         if not one_each(value, multiples):
             self.fixed = f"at other sizes the output {name!r} has another number of rows for each image"
