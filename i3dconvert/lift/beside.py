@@ -1,0 +1,63 @@
+"""Kernels beside the lifted calls: tied ones, those of layers that never run, those that the code itself reads."""
+
+from __future__ import annotations
+
+from i3dconvert.errors import RecipeError
+from i3dconvert.lift import layout
+from i3dconvert.lift.counterparts import (
+    counterpart_of_base,
+)
+from i3dconvert.lift.reading import Reading
+from i3dconvert.lift.rewriting import Rewriting
+from i3dconvert.recipes import Temporal
+
+Ties = tuple[tuple[str, ...], ...]
+_OF_ANY_RANK = ("dtype", "device")
+"""What is the same of a kernel in 2D and in 3D."""
+
+
+class Beside(Rewriting):
+    """Kernels beside the lifted calls: tied ones, those of layers that never run, those that the code itself reads."""
+
+    ties: Ties
+    traced: Reading
+
+    def tie(self) -> None:
+        """A kernel under several names is inflated under them all, if its layers become 3D alike."""
+        for names in self.ties:
+            shared = {self.fillings[name] for name in names if name in self.fillings}
+            free = [name for name in names if name.rpartition(".")[0] not in self.modules]
+            if len(shared) == 1:
+                self.fillings |= dict.fromkeys(free, shared.pop())
+
+    def inflate_unreached(self) -> None:
+        """Layers that the forward pass does not reach become 3D as the recipe says, so that a state dict fits them."""
+        reached = {call.name for call in self.traced.calls} | set(self.modules)
+        for name, module in self.root.named_modules():
+            entry = counterpart_of_base(module) if name not in reached else None
+            if entry is None:
+                continue
+            try:
+                geometry = entry.geometry(module) if entry.geometry is not None else None
+                temporal = self.recipe.temporal(name, geometry) if geometry is not None else Temporal()
+                layer, fillings = entry.lift(module, temporal, self.style), entry.fillings(module, temporal, self.style)
+            except RecipeError:
+                continue
+            named = {f"{name}.{key}": filling.of(name) for key, filling in fillings.items()}
+            if all(self.fillings.get(key, filling) == filling for key, filling in named.items()):
+                self.modules[name] = layer
+                self.fillings |= named
+
+    def read_in_2d(self) -> None:
+        """A kernel that the network's code reads itself is a 2D one there, whatever its layer has become."""
+        for node in self.graph.nodes:
+            filling = self.fillings.get(str(node.target)) if node.op == "get_attr" else None
+            if node.meta.get("taps") or filling is None or not filling.is_kernel:
+                continue
+            users = [user for user in node.users if user.target is not getattr or user.args[1] not in _OF_ANY_RANK]
+            if users:
+                with self.graph.inserting_after(node):
+                    kernel = self.graph.call_function(layout.sum_of_taps, (node, filling.copies))
+                kernel.meta |= {"plain": True, "call": node.meta["call"]}
+                for user in users:
+                    user.replace_input_with(node, kernel)

@@ -1,0 +1,79 @@
+"""Convolutions that functions compute with a kernel of the network's own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import fx
+
+from i3dconvert.errors import RecipeError
+from i3dconvert.lift import layout
+from i3dconvert.lift.canonical import function_name
+from i3dconvert.lift.computed import Called, ComputedConv3d, called, parameter_of
+from i3dconvert.lift.counterparts import (
+    counterpart,
+)
+from i3dconvert.lift.layout import Layout
+from i3dconvert.lift.operations import Operations
+from i3dconvert.lift.reading import is_image
+from i3dconvert.lift.rewriting import Layer, New
+from i3dconvert.recipes import Geometry
+
+
+class Functions(Operations):
+    """Convolutions that functions compute with a kernel of the network's own."""
+
+    functions: dict[fx.Node, str]
+    """For each convolution that a function computes, why it stays 2D; empty for those that are 3D."""
+
+    def convolution(self, node: fx.Node) -> New:
+        """A function's convolution with a kernel of the network's own."""
+        call = called(node)
+        weight = parameter_of(call.kernel) if call is not None else None
+        self.functions[node] = reason = self.why_flat(call, weight)
+        if reason or call is None or weight is None:
+            return self.on_frames(node)
+        entry, key = counterpart(call.layer), str(weight.target)
+        assert entry is not None
+        assert entry.geometry is not None
+        scope = str(node.meta["scope"])
+        name = scope if scope and scope not in self.layers else function_name(node)
+        geometry = padded_before(entry.geometry(call.layer), call.image)
+        temporal, style = self.recipe.temporal(name, geometry), replace(self.style, conv="3d")
+        try:
+            layer = entry.lift(call.layer, temporal, style)
+            filling = entry.fillings(call.layer, temporal, style)["weight"]
+        except RecipeError as error:
+            raise RecipeError(f"recipe {self.recipe.name!r} does not fit {name}: {error}") from None
+        if self.fillings.setdefault(key, filling) != filling:
+            self.functions[node] = f"its kernel {key} is used otherwise over time elsewhere"
+            return self.on_frames(node)
+        self.layers[name] = Layer(name, node.name, geometry, temporal)
+        self.modules[function_name(node)] = ComputedConv3d(layer, filling, self.style.init)
+        taps = self.graph.get_attr(key)
+        taps.meta |= {"plain": True, "taps": True}
+        kernel, bias = (self.env[n][0] if isinstance(n, fx.Node) else n for n in (call.kernel, call.bias))
+        arguments = (self.clip(call.image), taps, None if weight is call.kernel else kernel, bias)
+        new = self.graph.create_node("call_module", function_name(node), arguments, {}, node.name)
+        new.meta |= {"temporal": temporal, "layer": name}
+        return new, Layout.CLIP
+
+    def why_flat(self, call: Called | None, weight: fx.Node | None) -> str:
+        """Why a function's convolution stays 2D; empty where it need not."""
+        if call is None:
+            return "what it is called with is computed in the forward pass"
+        if not is_image(call.image) or self.layout_of(call.image) is Layout.PLAIN:
+            return "it is called with no image"
+        if weight is None:
+            return "no tensor of the network has the shape of its kernel, which is computed in the forward pass"
+        return ""
+
+
+def padded_before(geometry: Geometry, image: fx.Node) -> Geometry:
+    """The geometry of a layer with the padding of its input that is an operation of its own."""
+    pads = layout.argument(image, "pad", 1, ()) if layout.operation(image) == "pad" else image.meta.get("pads", ())
+    if geometry.padding is None or len(pads) != 4:
+        return geometry
+    if not all(type(pad) is int for pad in pads[2:]):
+        return replace(geometry, padding=None)
+    return replace(geometry, outside=(max(pads[2], 0), max(pads[3], 0)))

@@ -1,0 +1,62 @@
+"""Pools and norms over all of space, which span time too where the recipe says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from i3dconvert.lift import layout
+from i3dconvert.lift.attention.joint import AttentionOverTime
+from i3dconvert.lift.canonical import function_name
+from i3dconvert.lift.layout import Layout
+from i3dconvert.lift.operations import Operations
+from i3dconvert.lift.reading import is_image, rows
+from i3dconvert.lift.rewriting import New
+
+_GLOBAL_POOLS: dict[Any, str] = {nn.AdaptiveAvgPool2d: "mean", nn.AdaptiveMaxPool2d: "amax"}
+NORMS = ("group_norm", "instance_norm")
+
+
+class OverSpace(Operations):
+    """Pools and norms over all of space, which span time too where the recipe says so."""
+
+    attention: AttentionOverTime
+
+    def pooled(self, node: fx.Node, result: New | None) -> New | None:
+        """A pool over all of space, which is one over time too where the recipe says so."""
+        how = self.global_pool(node)
+        name = str(node.target) if node.op == "call_module" else function_name(node)
+        if result is None or result[1] is Layout.PLAIN or not how or not self.recipe.pools_all_frames(name):
+            return result
+        new, is_in = result
+        if is_in is Layout.CLIP:
+            return self.call(layout.whole_clip, new, how), is_in
+        if not rows(node):
+            return result
+        each = self.attention.nodes.rows(node)
+        return self.call(layout.whole_clip_of_frames, new, self.clips, how, *([] if each == 1 else [each])), is_in
+
+    def global_pool(self, node: fx.Node) -> str:
+        """How a node pools all of space, `mean` or `amax`; empty where it does not."""
+        if node.op == "call_module":
+            module = self.root.get_submodule(str(node.target))
+            for cls, how in _GLOBAL_POOLS.items():
+                one = isinstance(module, cls) and module.output_size in (1, (1, 1))
+                if one and not getattr(module, "return_indices", False):
+                    return how
+        operation = layout.operation(node)
+        if operation in _GLOBAL_POOLS.values() and node.args and is_image(node.args[0]):
+            dim = layout.argument(node, "dim", 1)
+            return operation if isinstance(dim, list | tuple) and set(dim) == {-2, -1} else ""
+        return ""
+
+    def normalises_frames(self, node: fx.Node, name: str) -> bool:
+        """Whether the recipe has a norm over space, which in 3D is one over time too, stay within each frame."""
+        return self.is_norm(node) and self.recipe.normalises_frames(name)
+
+    def is_norm(self, node: fx.Node) -> bool:
+        """Whether it is a norm with statistics over space: GroupNorm, InstanceNorm."""
+        if node.op == "call_module":
+            return isinstance(self.root.get_submodule(str(node.target)), nn.GroupNorm | nn.InstanceNorm2d)
+        return layout.operation(node) in NORMS
