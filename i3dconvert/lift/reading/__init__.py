@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from i3dconvert.errors import LiftError, first_line
 from i3dconvert.lift.reading.batch import Multiples, PerSize, holds_batch, is_image, one_each, rows, rows_in, varies
+from i3dconvert.lift.reading.calls import CallRecorder
 from i3dconvert.lift.reading.copying import clear_caches, on_meta, without_hooks
 from i3dconvert.lift.reading.graph import CallOf, GraphOf
 from i3dconvert.lift.reading.kernels import Kernels, KernelsSeen
@@ -180,12 +181,12 @@ class _Reader:
         self.trials: list[Recorder] = []
         """Runs at trial sizes, which must agree with the runs that are read."""
 
-    def run(self, index: int, size: Sequence[int], training: bool = False) -> Recorder:
+    def run(self, index: int, size: Sequence[int], training: bool = False) -> CallRecorder:
         """Return the run number `index`; number 1 uses another dtype."""
         dtype = self.other_dtype if index == 1 else self.dtype
         return self.recorded(BATCHES[index], size, dtype, training)
 
-    def recorded(self, images: int, size: Sequence[int], dtype: torch.dtype, training: bool = False) -> Recorder:
+    def recorded(self, images: int, size: Sequence[int], dtype: torch.dtype, training: bool = False) -> CallRecorder:
         """Run a copy of the network, because networks keep what they computed, and return the record.
 
         The first run of a network with caches is repeated with empty caches.
@@ -195,12 +196,12 @@ class _Reader:
         except _Cached:
             return self.once(images, size, dtype, training)
 
-    def once(self, images: int, size: Sequence[int], dtype: torch.dtype, training: bool) -> Recorder:
+    def once(self, images: int, size: Sequence[int], dtype: torch.dtype, training: bool) -> CallRecorder:
         network = on_meta(self.model).train(training)
         if dtype != self.dtype:
             network = network.to(dtype)
         image = torch.empty(images, self.channels, *size, dtype=dtype, device="meta")
-        recorder = Recorder({**self.originals, **_names(network)}, self.is_whole)
+        recorder = CallRecorder({**self.originals, **_names(network)}, self.is_whole)
         handles = recorder.hooked(network)
         kernels = None if self.kernels else KernelsSeen()
         try:

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from i3dconvert.errors import LiftError
 from i3dconvert.lift.reading.batch import PerSize
+from i3dconvert.lift.reading.deciding import by_mode, decided
 from i3dconvert.lift.reading.merging import ByMode, Cast, OfDtype, OfImage
-from i3dconvert.lift.reading.numbers import ARITHMETIC, COMPARISONS
+from i3dconvert.lift.reading.numbers import ARITHMETIC
 from i3dconvert.lift.reading.records import Call, Decision, Ref, Row, leaves, mapped
+from i3dconvert.lift.reading.unused import drop_unused
 
 _OPERATORS = {f"__{name.rstrip('_')}__": getattr(operator, name) for name in """
     add sub mul truediv floordiv mod pow matmul and_ or_ xor neg pos invert eq ne lt le gt ge getitem lshift rshift
@@ -31,24 +32,6 @@ _NUMPYS = {"axis": "dim", "keepdims": "keepdim"}
 """NumPy's names of arguments, which torch also accepts."""
 
 _SIZES = ("size", "stride", "numel", "nelement", "__len__")
-
-
-def by_mode(training: bool, in_training: Any, in_evaluation: Any) -> Any:
-    """Return the value for the mode of a module."""
-    return in_training if training else in_evaluation
-
-
-def decided(result: bool, operation: str, operands: tuple[Any, ...], line: str) -> None:
-    """Raise `LiftError` if a decision on sizes differs from the one when the network was read."""
-    if COMPARISONS[operation](*operands) != result:
-        left, right = operands if len(operands) > 1 else (*operands, 0)
-        raise LiftError(
-            f"{line}: the network's code depends on {left} {_SIGNS[operation]} {right} here, which was different "
-            "at the size that it was read at; inflate it at this size (size=)"
-        )
-
-
-_SIGNS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "bool": "!="}
 
 
 @dataclass(frozen=True)
@@ -99,7 +82,7 @@ class GraphOf:
             self.decide(decision)
         self.row, self.inside = len(self.rows), 0
         self.finish(self.graph.output(mapped(output, self.value)), "")
-        _drop_unused(self.graph)
+        drop_unused(self.graph)
         return self.graph
 
     def borders(self) -> dict[int, list[tuple[int, Any]]]:
@@ -354,17 +337,3 @@ def _at(value: Any, path: tuple[Any, ...]) -> Any:
     for part in path:
         value = value[part]
     return value
-
-
-_PURE = frozenset(("size", "stride", "numel", "dim", "detach"))
-
-
-def _drop_unused(graph: fx.Graph) -> None:
-    """Remove sizes, and arithmetic on them, that are not used."""
-    for node in reversed(graph.nodes):
-        pure = node.op == "get_attr" or (node.op == "call_method" and node.target in _PURE)
-        if node.op == "call_function":
-            pure = node.target is operator.getitem or not isinstance(node.meta["value"], Tensor)
-            pure = pure and node.target is not decided
-        if not node.users and pure and not isinstance(node.meta["value"], tuple | list | dict):
-            graph.erase_node(node)

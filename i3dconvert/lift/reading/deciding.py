@@ -1,0 +1,26 @@
+"""Functions in a read graph that check decisions on sizes and follow the mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from i3dconvert.errors import LiftError
+from i3dconvert.lift.reading.numbers import COMPARISONS
+
+
+def by_mode(training: bool, in_training: Any, in_evaluation: Any) -> Any:
+    """Return the value for the mode of a module."""
+    return in_training if training else in_evaluation
+
+
+def decided(result: bool, operation: str, operands: tuple[Any, ...], line: str) -> None:
+    """Raise `LiftError` if a decision on sizes differs from the one when the network was read."""
+    if COMPARISONS[operation](*operands) != result:
+        left, right = operands if len(operands) > 1 else (*operands, 0)
+        raise LiftError(
+            f"{line}: the network's code depends on {left} {_SIGNS[operation]} {right} here, which was different "
+            "at the size that it was read at; inflate it at this size (size=)"
+        )
+
+
+_SIGNS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "bool": "!="}

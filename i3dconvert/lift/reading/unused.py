@@ -1,0 +1,22 @@
+"""Remove what nothing uses."""
+
+from __future__ import annotations
+
+import operator
+
+from torch import Tensor, fx
+
+from i3dconvert.lift.reading.deciding import decided
+
+_PURE = frozenset(("size", "stride", "numel", "dim", "detach"))
+
+
+def drop_unused(graph: fx.Graph) -> None:
+    """Remove sizes, and arithmetic on them, that are not used."""
+    for node in reversed(graph.nodes):
+        pure = node.op == "get_attr" or (node.op == "call_method" and node.target in _PURE)
+        if node.op == "call_function":
+            pure = node.target is operator.getitem or not isinstance(node.meta["value"], Tensor)
+            pure = pure and node.target is not decided
+        if not node.users and pure and not isinstance(node.meta["value"], tuple | list | dict):
+            graph.erase_node(node)
