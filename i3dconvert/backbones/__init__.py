@@ -1,4 +1,7 @@
-"""Build a 2D network from a name and weights, and record where it came from."""
+"""Build a 2D network from a name and weights, and record where it came from.
+
+Imports `lift`, and the rooms below it.
+"""
 
 from i3dconvert.backbones.changes import Changes
 from i3dconvert.backbones.origin import Backbone, Origin, Weights, build, library

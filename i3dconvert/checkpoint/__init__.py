@@ -1,4 +1,7 @@
-"""The checkpoint: safetensors under the 2D network's own keys, and a JSON document that records its origin."""
+"""The checkpoint: safetensors under the 2D network's own keys, and a JSON document that records its origin.
+
+Imports `frameworks`, `backbones`, `lift`, and the rooms below them.
+"""
 
 from i3dconvert.checkpoint.document import KEY, SCHEMA, Document
 from i3dconvert.checkpoint.present import class_names, document_of, name_classes, network_in

@@ -1,6 +1,6 @@
-"""Classes of clips, of whole videos, of folders of them, and of live video.
+"""Classes of clips, of whole videos, of folders of videos, and of live video.
 
-It imports what networks and files are made of, and nothing of verification or reporting.
+Imports `streaming`, `export`, `inflation`, `checkpoint`, and the rooms below them.
 """
 
 from i3dconvert.classification.clips import Classifier, Moment, classify, load_classifier, mean_of, to_dict, windows

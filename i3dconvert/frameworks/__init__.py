@@ -1,4 +1,7 @@
-"""Other frameworks' 3D networks: one module each, with a table of names that is applied in both directions."""
+"""Other frameworks' 3D networks: one module each, with a table of names that is applied in both directions.
+
+Imports `backbones`, `lift`, and the rooms below them. A framework's module imports no other's.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What happens along time: rules, presets from the literature, and TOML."""
+"""What happens along time: rules, presets from the literature, and TOML.
+
+Imports `names`, `files` and `errors`.
+"""
 
 from pathlib import Path
 

@@ -1,1 +1,4 @@
-"""The report, its charts and templates, and the benchmark."""
+"""The report, its charts and templates, and the benchmark.
+
+Imports `classification`, `verification`, `export`, and the rooms below them.
+"""

@@ -1,4 +1,7 @@
-"""The proof: weight identity, forward equality, and each layer's error."""
+"""The proof: weight identity, forward equality, and each layer's error.
+
+Imports `streaming`, `export`, `checkpoint`, `lift`, and the rooms below them.
+"""
 
 from i3dconvert.comparison.report import Check, LayerError, Picture, Report
 from i3dconvert.verification.file import verify_file

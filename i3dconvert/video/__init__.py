@@ -1,4 +1,4 @@
 """Files of videos, volumes and images: decoding, preprocessing, and class names.
 
-It imports only errors and files.
+Imports `files` and `errors`.
 """

@@ -1,6 +1,6 @@
-"""State dicts: read from files without running code, brought into networks, drawn at random, hashed.
+"""State dicts: read from files without running code, assigned to networks, drawn at random, hashed.
 
-It imports errors and files alone.
+Imports `files` and `errors`.
 """
 
 from i3dconvert.weights.drawing import randomise
