@@ -1,4 +1,4 @@
-"""Where a 2D network came from: everything needed to build it again, with its weights."""
+"""The origin of a 2D network: everything needed to build it again, with its weights."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ KINDS = ("pretrained", "random", "file", MEMORY)
 
 @dataclass(frozen=True)
 class Weights:
-    """Where 2D weights come from: a `pretrained` set by `name`, `random` ones by `seed`, the `file` at `path`, or a
+    """The source of 2D weights: a `pretrained` set by `name`, `random` ones by `seed`, the `file` at `path`, or a
     module in `memory`, which can't be loaded again."""
 
     kind: str

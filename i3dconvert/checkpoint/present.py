@@ -23,7 +23,7 @@ from i3dconvert.video.labels import Given, check_count, names_of
 
 @dataclass(frozen=True)
 class Noted:
-    """What is known of a network besides its modules and tensors."""
+    """The facts about a network besides its modules and tensors."""
 
     finetuned: bool = False
     """Whether a user or a file said that it was fine-tuned."""

@@ -47,7 +47,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     """Settings that were chosen automatically, and the options that change them."""
     trained: str = ""
-    """What training moved. A trained network is no longer compared with the 2D network."""
+    """The changes by training. A trained network is no longer compared with the 2D network."""
 
     @property
     def passed(self) -> bool:
@@ -61,7 +61,7 @@ class Report:
 
     @property
     def reason(self) -> str:
-        """Why it failed, in one line; empty if it passed."""
+        """The reason if it failed, in one line; else empty."""
         failed = [check for check in self.checks if not check.passed]
         if not failed:
             return ""

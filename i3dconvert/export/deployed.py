@@ -1,4 +1,4 @@
-"""What deployment adds to a network: decoded frames as its input, and the best classes as its output."""
+"""Additions for deployment: decoded frames as input, and the best classes as output."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def describe(model: Any, network: Network3d, sha256: str, precision: str, finetu
 
 
 def _document(network: Network3d, sha256: str, finetuned: bool) -> Document:
-    """What the file says of the network; of one that can't be built again from a file, not where it came from."""
+    """Return the metadata of the network for the file; without an origin if it can't be built again from a file."""
     try:
         return document_of(network, finetuned=finetuned, sha256=sha256)
     except CheckpointError:

@@ -27,7 +27,7 @@ Call = Callable[[Any], Any]
 
 
 class Form(NamedTuple):
-    """How a framework's tensor is computed from ours, and back."""
+    """The conversion of our tensor to a framework's, and back."""
 
     theirs: Callable[[Tensor], Tensor]
     ours: Callable[[Tensor], Tensor]
@@ -50,7 +50,7 @@ class Target:
     built_by: str
     """The same in the framework's own words, with the fields `{name}`, `{depth}`, `{classes}` and `{channels}`."""
     note: str = ""
-    """What a user needs to know about its weights."""
+    """A note for users about its weights."""
     keys: Rows = ()
     """Its tensor names, if they differ from those of the framework's other networks."""
     headless: bool = False
@@ -64,13 +64,13 @@ class Target:
     package: str = ""
     """The package with a class of the target's name, to which a user's own 2D network has to belong."""
     forms: Mapping[str, Form] = field(default_factory=dict)
-    """How the tensors that it stores otherwise than we do are converted, by a glob over our keys."""
+    """Conversions of the tensors that it stores differently, by a glob over our keys."""
     needs: tuple[str, ...] = ()
     """Globs of tensors that identify a file of this network among those with equal kernels."""
     read_only: str = ""
-    """Why files are only read for it; empty if they are also written."""
+    """The reason if files are only read for it; empty if they are also written."""
     padding: str = "zeros"
-    """How its convolutions pad time."""
+    """The padding of time in its convolutions."""
     time_embedding: str = "none"
     """The `--time-embedding` that it has."""
     frames: int = 0
@@ -97,7 +97,7 @@ class Place(NamedTuple):
     shape: tuple[int, ...]
     key: str | None
     form: Form | None = None
-    """How it is computed from ours; None if only the name differs."""
+    """The conversion from ours; None if only the name differs."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,13 @@ class Framework:
     named_by_backbone: bool = False
     """Whether its networks are named like the 2D ones, which are too many for a target each."""
     install: str = ""
-    """How to install its networks."""
+    """Instructions to install its networks."""
     biased: Rows = ()
     """Its convolutions that have a bias where ours have none, and the BatchNorm after each, in its names."""
     inside: str = ""
     """The prefix of the names in a larger network's checkpoint, or the end of that prefix."""
     forms: Mapping[str, Form] = field(default_factory=dict)
-    """How the tensors that it stores otherwise than we do are converted, by a glob over our keys."""
+    """Conversions of the tensors that it stores differently, by a glob over our keys."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     """The preprocessing of its own checkpoints."""
 

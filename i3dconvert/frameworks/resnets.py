@@ -1,4 +1,4 @@
-"""What the ResNets of several frameworks share: depths, recipes, preprocessing."""
+"""Properties that the ResNets of several frameworks share: depths, recipes, preprocessing."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Folder:
     files: tuple[Path, ...]
     report: Report | None
     unproved: str
-    """Why there is no report."""
+    """The reason if there is no report."""
     exported: Exported
 
 

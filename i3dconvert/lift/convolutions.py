@@ -20,7 +20,7 @@ class Convolutions:
     run: int = 0
     lifted: int = 0
     calls: int = 0
-    """How often the network convolves with them."""
+    """The number of calls with them."""
     kept: tuple[tuple[str, str], ...] = ()
     """Those that stay 2D, named after the layer that holds the kernel or calls the function, with the reason."""
 

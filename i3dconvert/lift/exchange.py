@@ -38,7 +38,7 @@ HINTS: tuple[tuple[str, str], ...] = (
     ("torchao.", "save the network before it is quantised"),
     ("torch.ao.", "save the network before it is quantised"),
 )
-"""What to do about modules of other libraries, by the beginning of their names."""
+"""Advice for modules of other libraries, by the beginning of their names."""
 
 KEPT = "a file can store layers of torch.nn (Linear, Identity, Sequential), and heads of inflate(…, num_classes=)"
 

@@ -1,4 +1,4 @@
-"""How each 3D tensor is computed: from the 2D tensor of its name, or, if there is none, as a new one."""
+"""Compute each 3D tensor from the 2D tensor of its name, or, if there is none, as a new one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from i3dconvert.lift.kernels import INITS, identity, phased
 
 @dataclass(frozen=True)
 class Filling(ABC):
-    """How one 3D tensor is computed: from the 2D tensor of its name, or, if it is new, from those that it is `like`."""
+    """The rule for one 3D tensor: from the 2D tensor of its name, or, if it is new, from those that it is `like`."""
 
     like: tuple[str, ...] = field(default=(), kw_only=True)
     """For a new tensor: the 2D tensors that it is made from, in order, or whose dtype it takes."""
@@ -32,7 +32,7 @@ class Filling(ABC):
 
     @property
     def copies(self) -> int:
-        """How often the sum of the taps contains the 2D kernel."""
+        """Return the sum of the taps as a multiple of the 2D kernel."""
         return 1
 
     def of(self, layer: str) -> Filling:

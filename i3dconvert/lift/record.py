@@ -37,15 +37,15 @@ class Inflation:
     any_size: bool = False
     """Whether every value is an image or a vector, as in convolutional networks, so that any size works."""
     folds: int = 0
-    """How often the network converts a clip to frames."""
+    """The number of conversions from clip to frames."""
     convolutions: Convolutions = field(default_factory=Convolutions)
-    """How many of the 2D network's convolutions became 3D, and which did not."""
+    """The number of 2D convolutions that became 3D, and those that did not."""
     eval_only: str = ""
-    """How the 2D network differs in training, where the 3D one behaves as in eval mode; else empty."""
+    """The difference of the 2D network in training, if the 3D one always behaves as in eval mode; else empty."""
     constants: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the 2D network besides the image, by the names of its forward's parameters."""
     fixed: str = ""
-    """Why height and width must be those of `input`; empty if they are free."""
+    """The reason if height and width must be those of `input`; else empty."""
     tried: Sizes | None = None
     """The least and the greatest height and width at which the networks were found equal; None: not tried."""
     ties: tuple[tuple[str, ...], ...] = ()

@@ -34,7 +34,7 @@ class Layer:
 
 
 New = tuple[fx.Node, Layout]
-"""What a 2D node became: a 3D node, and the layout of its value."""
+"""The result for a 2D node: a 3D node, and the layout of its value."""
 
 
 class Rewriting:

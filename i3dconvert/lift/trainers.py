@@ -1,4 +1,4 @@
-"""What trainers need besides the forward pass: gradient checkpointing, the head, layer decay."""
+"""Methods for trainers: gradient checkpointing, the head, layer decay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens along time: rules, presets from the literature, and TOML.
+"""Recipes for time: rules, presets from the literature, and TOML.
 
 Imports `names`, `files` and `errors`.
 """

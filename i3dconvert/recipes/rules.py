@@ -20,7 +20,7 @@ SPANNING = ("attention", "norm", "global")
 
 @dataclass(frozen=True)
 class Rule:
-    """What layers do along time. `layer` is a glob over names (or several, `a|b`), `kind` one of `KINDS` or `*`.
+    """A rule for layers along time. `layer` is a glob over names (or several, `a|b`), `kind` one of `KINDS` or `*`.
 
     A number left out keeps that of an earlier rule, or 1; a padding left out aligns output frames with input frames;
     `"same"` pads like TensorFlow's 'SAME' for lengths that are multiples of the stride.

@@ -1,4 +1,4 @@
-"""What a layer does along time."""
+"""The parameters of a layer along time."""
 
 from __future__ import annotations
 

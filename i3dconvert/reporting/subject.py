@@ -28,7 +28,7 @@ class Subject:
     document: Document
     report: Report | None = None
     unproved: str = ""
-    """Why there is no report."""
+    """The reason if there is no report."""
     layers: Sequence[LayerRow] = ()
     frames: int = FRAMES
     """Frames in the clip that is followed through the network."""
@@ -48,7 +48,7 @@ class Subject:
 
     @property
     def network(self) -> tuple[Any, ...]:
-        """What two files of the same network share."""
+        """Return what two files of the same network share."""
         inflation, origin = self.document.inflation, self.document.origin
         return inflation.recipe, inflation.style, origin and (origin.backbone, origin.changes)
 

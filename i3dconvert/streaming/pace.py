@@ -63,7 +63,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Window:
-    """What a layer over time sees in a step: frames that it keeps, followed by the new ones."""
+    """The input of a layer over time in a step: frames that it keeps, followed by the new ones."""
 
     pace: Pace
     """The pace of the input."""

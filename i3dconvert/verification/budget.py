@@ -1,4 +1,4 @@
-"""How much to verify on: as many frames, of as large a size, as fit a budget of arithmetic."""
+"""Choose frames, size and clips of a verification to fit a budget of arithmetic."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Attention:
     between: frozenset[fx.Node] = field(default=frozenset())
     """The nodes from the first product to the last, without these: the computation on the scores."""
     refusal: str = ""
-    """Why it stays within a frame; empty if it can be lifted."""
+    """The reason if it stays within a frame; else empty."""
 
     @property
     def scores(self) -> int:

@@ -41,9 +41,9 @@ class Reading:
     calls: tuple[CallOf, ...] = ()
     """The calls of modules; the first is the network's own, and each node has its call's index."""
     fixed: str = ""
-    """Why height and width must be those that it was read at; empty if they are free."""
+    """The reason if height and width must be those that it was read at; else empty."""
     eval_only: str = ""
-    """How the network differs in training, so that only its eval mode is known; else empty."""
+    """The difference in training, if there is one and so only the eval mode is known; else empty."""
     tried: Sizes | None = None
     """The least and the greatest height and width at which network and graph agree; None if not tried."""
     kernels: Kernels = field(default_factory=Kernels)

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Kernels(NamedTuple):
-    """How many different kernels a run convolved images with, and how often."""
+    """Counts the different kernels that a run convolved images with, and their calls."""
 
     run: int = 0
     calls: int = 0

@@ -24,7 +24,7 @@ FACTS = (
     *("temporal", "layer", "like", "of_pairs", "scores", "plain", "beside_clips"),
     *("form", "takes", "gives", "block", "kind", "given"),
 )
-"""What is kept of a node besides its operation."""
+"""The metadata of a node that are kept."""
 
 _NUMBERS = count()
 

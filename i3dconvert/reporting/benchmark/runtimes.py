@@ -38,7 +38,7 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """What to measure: a network (a backbone with random weights, or a file) in a runtime.
+    """A measurement: a network (a backbone with random weights, or a file) in a runtime.
 
     An exported `.onnx` runs unchanged. `init` is for backbones: `mean` uses all temporal taps, as after fine-tuning.
     """
