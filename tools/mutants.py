@@ -39,12 +39,12 @@ from cosmic_ray.plugins import get_operator, operator_names
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "mutants"
 ROOMS = {
-    "kernels": ("kernels.py", "fillings.py"),
+    "kernels": ("lift/kernels.py", "lift/fillings.py"),
     "recipes": ("recipes",),
     "lift": ("lift",),
-    "optimize": ("export/frames.py", "export/framewise.py"),
+    "optimize": ("export/frames.py", "export/framewise.py", "export/images.py"),
     "checkpoint": ("checkpoint",),
-    "weights": ("verification/weights.py",),
+    "weights": ("verification/tensors.py",),
 }
 SECONDS = 60
 NO_TESTS = 5

@@ -116,7 +116,7 @@ def export_onnx(
     """
     path, network = Path(path), network_in(network)
     if path.suffix != ".onnx":
-        raise OutputError(f"{path} is no name of an ONNX file: its suffix is .onnx")
+        raise OutputError(f"{path} is not an ONNX file's name: use the suffix .onnx")
     check_output(path, force)
     check_opset(opset)
     precision = "int8" if int8 else str(dtype).removeprefix("torch.")

@@ -8,7 +8,6 @@ import torch
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from i3dconvert.comparison.forward import evaluating
 from i3dconvert.lift.network import Network3d
 
 
@@ -21,6 +20,12 @@ def flops(network: Network3d, shape: Sequence[int]) -> int:
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), None)
     clip = torch.empty(tuple(shape), device="meta", dtype=dtype)
-    with evaluating(network, clip.dtype), torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        functional_call(network, {name: tensor.to("meta") for name, tensor in tensors.items()}, (clip,))
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            functional_call(network, {name: tensor.to("meta") for name, tensor in tensors.items()}, (clip,))
+    finally:
+        for module, training in modes.items():
+            module.training = training
     return int(counter.get_total_flops())
