@@ -98,7 +98,7 @@ def of_one_window(net: Any, x: Tensor) -> Tensor:
     ids=["windows", "mixed heads", "columns", "one window"],
 )
 def test_the_number_of_windows_follows_the_size(model: Net, size: int) -> None:
-    framed, joint = inflate(model, "c2d", size=16), inflate(model, "joint", size=16)
+    framed, joint = inflate(model, "c2d", size=16), inflate(model, "joint", "mean", size=16)
     with torch.no_grad():
         for clips, frames, height, width in ((1, 3, 16, 16), (1, 3, size, size), (2, 2, 48, 16)):
             clip = clip_of(clips, frames, height, width)
@@ -157,6 +157,11 @@ def a_pool_as_large_as_the_image(net: Any, x: Tensor) -> Tensor:
     return net.d(y + F.max_pool2d(y, (y.size(2), y.size(3))))
 
 
+def a_multiple_of_the_batch(net: Any, x: Tensor) -> Tensor:
+    groups = net.c(x).reshape(len(x) * 2, 4, -1).softmax(1)
+    return net.d(groups.reshape(int(x.shape[0]), 8, *x.shape[2:]))
+
+
 def moved_by_offsets(net: Any, x: Tensor) -> Tensor:
     y = net.c(x)
     return net.d(deform_conv2d(y, F.pad(y, (0, 0, 0, 0, 5, 5)), net.kernel, padding=1))
@@ -170,6 +175,7 @@ BLUR = torch.tensor([1.0, 2.0, 1.0]).outer(torch.tensor([1.0, 2.0, 1.0])).expand
     [
         Net(a_mask_cast_and_written_to),
         Net(written_by_out),
+        Net(a_multiple_of_the_batch),
         Net(a_complex_dtype),
         Net(a_filter_in_the_frequencies, filter=torch.randn(8, 8, 5, 2)),
         Net(a_fixed_kernel, kernel=BLUR, pad=nn.ReflectionPad2d(1)),
@@ -178,7 +184,7 @@ BLUR = torch.tensor([1.0, 2.0, 1.0]).outer(torch.tensor([1.0, 2.0, 1.0])).expand
         Net(lambda net, x: net.d(net.norm(net.c(x))), norm=nn.CrossMapLRN2d(5)),
         Net(lambda net, x: net.d(net.c(x).clone(memory_format=torch.contiguous_format))),
     ],
-    ids=["cast", "out", "complex", "filter", "kernel", "pool", "offsets", "CrossMapLRN2d", "memory format"],
+    ids=["cast", "out", "multiple", "complex", "filter", "kernel", "pool", "offsets", "CrossMapLRN2d", "memory format"],
 )
 def test_it_is_the_2d_network_on_each_frame_optimized_and_pickled(model: Net) -> None:
     network, clip = inflate(model, "c2d", size=8), clip_of(2, 3, 8, 8)
@@ -223,7 +229,7 @@ def test_hooks_that_hold_on_to_the_network() -> None:
 
 def test_volumetric_pools_the_groups_of_channels_apart() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
-        groups = net.c(x).reshape(len(x) * 2, 4, *x.shape[2:])
+        groups = net.c(x).reshape(x.shape[0] * 2, 4, *x.shape[2:])
         return net.d((groups * net.pool(groups).sigmoid()).reshape(len(x), 8, *x.shape[2:]))
 
     model, clip = Net(forward, pool=nn.AdaptiveAvgPool2d(1)), clip_of(2, 1, 8, 8).expand(-1, -1, 3, -1, -1)
