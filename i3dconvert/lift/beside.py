@@ -1,4 +1,4 @@
-"""Kernels beside the lifted calls: tied ones, those of layers that never run, those that the code itself reads."""
+"""Kernels outside lifted calls: tied, of layers that do not run, or read by the network's code."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from i3dconvert.recipes import Temporal
 
 Ties = tuple[tuple[str, ...], ...]
 _OF_ANY_RANK = ("dtype", "device")
-"""What is the same of a kernel in 2D and in 3D."""
+"""Attributes that a kernel has alike in 2D and in 3D."""
 
 
 class Beside(Rewriting):
-    """Kernels beside the lifted calls: tied ones, those of layers that never run, those that the code itself reads."""
+    """Kernels outside lifted calls: tied, of layers that do not run, or read by the network's code."""
 
     ties: Ties
     traced: Reading
 
     def tie(self) -> None:
-        """A kernel under several names is inflated under them all, if its layers become 3D alike."""
+        """Inflate a kernel under all of its names if its layers are inflated alike."""
         for names in self.ties:
             shared = {self.fillings[name] for name in names if name in self.fillings}
             free = [name for name in names if name.rpartition(".")[0] not in self.modules]
@@ -31,7 +31,7 @@ class Beside(Rewriting):
                 self.fillings |= dict.fromkeys(free, shared.pop())
 
     def inflate_unreached(self) -> None:
-        """Layers that the forward pass does not reach become 3D as the recipe says, so that a state dict fits them."""
+        """Inflate layers that the forward pass does not reach by the recipe, so that a state dict fits them."""
         reached = {call.name for call in self.traced.calls} | set(self.modules)
         for name, module in self.root.named_modules():
             entry = counterpart_of_base(module) if name not in reached else None
@@ -49,7 +49,7 @@ class Beside(Rewriting):
                 self.fillings |= named
 
     def read_in_2d(self) -> None:
-        """A kernel that the network's code reads itself is a 2D one there, whatever its layer has become."""
+        """Give the network's own code the 2D kernel where it reads a kernel that was inflated."""
         for node in self.graph.nodes:
             filling = self.fillings.get(str(node.target)) if node.op == "get_attr" else None
             if node.meta.get("taps") or filling is None or not filling.is_kernel:

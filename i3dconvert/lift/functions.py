@@ -1,4 +1,4 @@
-"""Convolutions that functions compute with a kernel of the network's own."""
+"""Convolutions computed by functions with a kernel that belongs to the network."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from i3dconvert.recipes import Geometry
 
 
 class Functions(Operations):
-    """Convolutions that functions compute with a kernel of the network's own."""
+    """Convolutions computed by functions with a kernel that belongs to the network."""
 
     functions: dict[fx.Node, str]
-    """For each convolution that a function computes, why it stays 2D; empty for those that are 3D."""
+    """For each of these convolutions, the reason why it stays 2D; empty if it becomes 3D."""
 
     def convolution(self, node: fx.Node) -> New:
-        """A function's convolution with a kernel of the network's own."""
+        """Lift a function's convolution, or keep it 2D with a reason."""
         call = called(node)
         weight = parameter_of(call.kernel) if call is not None else None
         self.functions[node] = reason = self.why_flat(call, weight)
@@ -46,7 +46,7 @@ class Functions(Operations):
         except RecipeError as error:
             raise RecipeError(f"recipe {self.recipe.name!r} does not fit {name}: {error}") from None
         if self.fillings.setdefault(key, filling) != filling:
-            self.functions[node] = f"its kernel {key} is used otherwise over time elsewhere"
+            self.functions[node] = f"another call inflates its kernel {key} differently"
             return self.on_frames(node)
         self.layers[name] = Layer(name, node.name, geometry, temporal)
         self.modules[function_name(node)] = ComputedConv3d(layer, filling, self.style.init)
@@ -59,18 +59,18 @@ class Functions(Operations):
         return new, Layout.CLIP
 
     def why_flat(self, call: Called | None, weight: fx.Node | None) -> str:
-        """Why a function's convolution stays 2D; empty where it need not."""
+        """Return why a function's convolution stays 2D; empty if it can be 3D."""
         if call is None:
-            return "what it is called with is computed in the forward pass"
+            return "its arguments are computed in the forward pass"
         if not is_image(call.image) or self.layout_of(call.image) is Layout.PLAIN:
-            return "it is called with no image"
+            return "its input is not an image"
         if weight is None:
             return "no tensor of the network has the shape of its kernel, which is computed in the forward pass"
         return ""
 
 
 def padded_before(geometry: Geometry, image: fx.Node) -> Geometry:
-    """The geometry of a layer with the padding of its input that is an operation of its own."""
+    """Return a layer's geometry, including the padding by a separate operation before it."""
     pads = layout.argument(image, "pad", 1, ()) if layout.operation(image) == "pad" else image.meta.get("pads", ())
     if geometry.padding is None or len(pads) != 4:
         return geometry

@@ -1,7 +1,7 @@
-"""Lift or fold: rewrite the graph of a 2D network into one over clips.
+"""Rewrite the graph of a 2D network into a graph over clips.
 
-An operation with a 3D counterpart is lifted and works on clips; every other operation is left as it is and works on
-frames. Element-wise operations, and those along the channels, follow their inputs.
+An operation with a 3D counterpart is lifted and runs on clips; every other operation stays as it is and runs on
+frames. Element-wise operations, and those along the channels, use the layout of their inputs.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ _POOLS = {"max_pool": nn.MaxPool3d, "avg_pool": nn.AvgPool3d}
 
 @dataclass(frozen=True)
 class Lifted:
-    """The lifted graph over `modules`, not yet filled with weights."""
+    """The lifted graph and its `modules`, without inflated weights."""
 
     graph: fx.Graph
     modules: dict[str, nn.Module]
     inflation: Inflation
     calls: tuple[CallOf, ...]
-    """The calls of modules, with nodes of this graph; each node has its call's number in `meta["call"]`."""
+    """The calls of modules, as nodes of this graph; `meta["call"]` of a node is the index of its call."""
 
 
 class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
-    """One pass over the 2D graph: a method for each kind of node, which gives its 3D node and the layout of that."""
+    """One pass over the 2D graph: the method for each kind of node returns its 3D node and layout."""
 
     def __init__(self, traced: Reading, recipe: Recipe, style: Style, ties: Ties) -> None:
         super().__init__(traced, recipe, style)
@@ -121,7 +121,7 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
         return Lifted(self.graph, self.modules, inflation, self.calls.all())
 
     def any_size(self) -> bool:
-        """Whether all values are images or vectors, all operations torch's own and no padding follows from the size."""
+        """Return whether all values are images or vectors, all functions torch's, and no padding depends on size."""
         return all(_any_size(node) for node in self.old.nodes) and not any(
             isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d)
             or (isinstance(space := getattr(module, "space", None), SpatialPad) and space.fixed is None)
@@ -129,7 +129,7 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
         )
 
     def alias(self, node: fx.Node) -> None:
-        """After an in-place operation its input is the output; what was converted before is out of date."""
+        """Replace the input of an in-place operation by its output; earlier conversions of it are out of date."""
         target = next((n for n in node.all_input_nodes), None)
         if target is None or self.layout_of(target) is Layout.PLAIN:
             return
@@ -138,7 +138,7 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
         else:
             self.env[target] = self.env[node]
 
-    # One method a kind of node.
+    # One method for each kind of node.
 
     def placeholder(self, node: fx.Node) -> New:
         clip = self.graph.placeholder("clip")
@@ -174,7 +174,7 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
         return self.on_frames(node)
 
     def dropped(self, node: fx.Node, module: nn.Module, image: fx.Node) -> New:
-        """A module that draws a number for each image, which is one for each clip here."""
+        """Add a module that draws a number for each image, which here draws one for each clip."""
         is_in = self.layout_of(image)
         given = self.env[image][0]
         if is_in is Layout.FRAMES:
@@ -198,7 +198,7 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
             new_fillings = {f"{name}.{key}": filling.of(name) for key, filling in fillings.items()}
             if any(self.fillings.get(key, filling) != filling for key, filling in new_fillings.items()):
                 raise RecipeError(
-                    f"recipe {self.recipe.name!r} does not fit {name}: its kernel has other taps elsewhere"
+                    f"recipe {self.recipe.name!r} does not fit {name}: another call inflates its kernel differently"
                 )
             self.fillings |= new_fillings
         new = self.graph.create_node("call_module", name, (self.clip(image),), {}, node.name)
@@ -233,22 +233,22 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
 
 
 _LIKE = frozenset(("to", "type_as"))
-"""What takes dtype and device alone from a second tensor."""
+"""Functions that take only dtype and device from a second tensor."""
 
 
 def _image(node: fx.Node) -> Any:
-    """What a module is called with."""
+    """Return the first argument of a module's call."""
     return node.args[0] if node.args else next(iter(node.kwargs.values()), None)
 
 
 def _takes_an_image_alone(node: fx.Node) -> bool:
-    """Whether a module is called with an image and nothing else; one that is not, in any of its calls, stays 2D."""
+    """Return whether an image is the only argument. A module with any other call stays 2D."""
     image = _image(node)
     return isinstance(image, fx.Node) and is_image(image) and len(node.args) + len(node.kwargs) == 1
 
 
 def _last_node(graph: fx.Graph, module: str) -> fx.Node:
-    """The node whose value the module called `module` returns."""
+    """Return the node whose value the module called `module` returns."""
     inside: list[fx.Node] = [
         node
         for node in graph.nodes
@@ -260,7 +260,7 @@ def _last_node(graph: fx.Graph, module: str) -> fx.Node:
 
 
 def _drop_unused_sizes(graph: fx.Graph) -> None:
-    """Remove what only assertions and branches on shapes had needed, and then the folds behind it."""
+    """Remove sizes that only assertions and branches used, and then the folds that only they used."""
     pure = {layout.fold, layout.unfold, layout.together, getattr}
     methods = {"size", "dim", "numel", "unsqueeze"}
     for node in reversed(graph.nodes):
@@ -271,9 +271,9 @@ def _drop_unused_sizes(graph: fx.Graph) -> None:
 
 
 def lift(traced: Reading, recipe: Recipe, style: Style, ties: Ties = ()) -> Lifted:
-    """Apply `recipe` to a traced 2D network, some of whose parameters may have several names (`ties`).
+    """Apply `recipe` to a traced 2D network; `ties` are the groups of names of shared parameters.
 
-    Raises `RecipeError` when a rule matches nothing or the recipe breaks a join, `LiftError` for what can't be lifted.
+    Raises `RecipeError` if a rule matches nothing or a join fails, `LiftError` if an operation can't be lifted.
     """
     canonical(traced)
     recipe.check_matches(_layers(traced), [name for name, _ in traced.root.named_modules()])

@@ -1,4 +1,4 @@
-"""Interpolation of each frame, and of time where the recipe says so."""
+"""Interpolation of each frame, and of time if the recipe requires it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from i3dconvert.recipes import Geometry
 
 
 class Interpolations(Operations):
-    """Interpolation of each frame, and of time where the recipe says so."""
+    """Interpolation of each frame, and of time if the recipe requires it."""
 
     def interpolation(self, node: fx.Node, name: str, mode: str, corners: bool | None) -> New:
-        """An interpolation: of each frame, and then of time where the recipe says so."""
+        """Interpolate each frame, and then time if the recipe requires it."""
         ratio = _upsampling(node)
         shrinks = ratio < 1
         geometry = Geometry("upsample", 1, math.ceil(1 / ratio if shrinks else ratio), 0)
@@ -50,7 +50,7 @@ class Interpolations(Operations):
         return new, Layout.CLIP
 
     def size_source(self, node: fx.Node) -> fx.Node | None:
-        """The image whose height and width an interpolation is told to reach, if the graph says which."""
+        """Return the image whose height and width an interpolation copies, if the graph shows it."""
         seen = [leaf for leaf in leaves((node.args[1:], dict(node.kwargs))) if isinstance(leaf, fx.Node)]
         for candidate in seen:
             if candidate is node.args[0]:
@@ -61,11 +61,11 @@ class Interpolations(Operations):
         return None
 
     def first_of_size(self, node: fx.Node) -> fx.Node | None:
-        """The first clip of the height and width that an interpolation reaches by arithmetic on another's size."""
+        """Return the first clip whose height and width are those of the interpolation's output."""
         return next((n for n in self.env if n is not node and self.is_clip_of_size(n, node)), None)
 
     def is_clip_of_size(self, candidate: fx.Node, node: fx.Node) -> bool:
-        """Whether the candidate is an image that varies with the clip, as high and wide as the node's."""
+        """Return whether the candidate varies with the clip and has the node's height and width."""
         if not is_image(candidate) or self.layout_of(candidate) is Layout.PLAIN:
             return False
         value = candidate.meta["value"]
@@ -73,7 +73,7 @@ class Interpolations(Operations):
 
 
 def _upsampling(node: fx.Node) -> float:
-    """Height out over height in."""
+    """Return the output height divided by the input height."""
     source = node.args[0] if node.args else node.kwargs["input"]
     assert isinstance(source, fx.Node)
     return float(node.meta["value"].shape[2] / source.meta["value"].shape[2])

@@ -1,4 +1,4 @@
-"""The lifted network as a module, and its filling with inflated weights."""
+"""The classes of lifted networks, and functions on them."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ from i3dconvert.video.labels import Given
 from i3dconvert.video.preprocessing import Preprocessing
 
 HUB: dict[str, Callable[..., Any]] = {}
-"""What reads and writes the hub's files, which the package puts here: it stands above all of this."""
+"""Functions that read and write the hub's files; the package puts them here, as this module can't import them."""
 
 
 class Network3d(Block):
     """An inflated network: an ordinary module on clips `(N, C, T, H, W)` under the 2D network's own key names.
 
-    A child of the 2D network's goes before an attribute of the same name; `inflation_of(network)` and the like give
-    what is asked for in any case.
+    A child of the 2D network hides an attribute of the same name; `inflation_of(network)` and similar functions
+    work in any case.
     """
 
     if TYPE_CHECKING:
         inflation: Inflation
-        """What this network was made by."""
+        """The record of the inflation."""
         meta: dict[str, Any]
-        """What is known of it beside: `origin`, where the 2D network came from."""
+        """Other facts: `origin` says where the 2D network came from."""
         gives_scores: bool
-        """Whether it gives a row of scores (or features) for a clip, and no maps."""
+        """Whether it returns a row of scores (or features) for a clip, and no maps."""
         graph: fx.Graph
         """The flat graph of its layers and operations as they are now."""
         frames_left: Callable[[int], int]
-        """T' for a clip of so many frames; raises `FramesError` when the recipe's strides do not allow that many."""
+        """T' for a clip of that many frames; raises `FramesError` if the recipe's strides do not allow them."""
         preprocessing: Preprocessing
-        """Makes a clip `(3, T, H, W)` in float32 of frames in uint8 `(T, H, W, 3)`."""
+        """Converts frames in uint8 `(T, H, W, 3)` to a clip `(3, T, H, W)` in float32."""
         head_name: str
-        """The name of the linear layer that gives the scores."""
+        """The name of the linear layer that computes the scores."""
         reset_head: Callable[[int], None]
-        """Replaces the head by a new linear layer for so many classes."""
+        """Replaces the head by a new linear layer for that many classes."""
         set_grad_checkpointing: Callable[..., None]
         """Computes each block again in the backward pass."""
 
@@ -94,46 +94,46 @@ class Network3d(Block):
             raise
 
     def forward(self, clip: Tensor) -> Any:
-        """Scores or maps of clips `(N, C, T, H, W)`."""
+        """Return scores or maps of clips `(N, C, T, H, W)`."""
         if not torch.compiler.is_compiling() and not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             self._warn_of_size(clip)
             try:
                 return super().forward(clip)
             except RuntimeError:
-                frames_left(self, clip.shape[2])  # where branches are out of step
+                frames_left(self, clip.shape[2])  # explains branches of different lengths
                 raise
         return super().forward(clip)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> Network3d:
-        """`i3dconvert.from_pretrained`: the network in a folder, or in a repository on the Hugging Face hub."""
+        """Return the network in a folder or a Hugging Face repository: `i3dconvert.from_pretrained`."""
         network: Network3d = _of_the_hub("from_pretrained")(name, **options)
         return network
 
     def save_pretrained(self, folder: str | Path, finetuned: bool = False, classes: Given = None) -> None:
-        """`i3dconvert.save_pretrained`: write weights, configuration, preprocessing and a card into `folder`."""
+        """Write weights, configuration, preprocessing and a card: `i3dconvert.save_pretrained`."""
         _of_the_hub("save_pretrained")(self, folder, finetuned, classes)
 
     def push_to_hub(self, name: str, finetuned: bool = False, classes: Given = None, **options: Any) -> str:
-        """`i3dconvert.push_to_hub`: upload what `save_pretrained` writes; returns the repository's address."""
+        """Upload what `save_pretrained` writes; returns the address: `i3dconvert.push_to_hub`."""
         address: str = _of_the_hub("push_to_hub")(self, name, finetuned, classes, **options)
         return address
 
     def _warn_of_size(self, clip: Any) -> None:
-        """Warn, once, of heights and widths beyond those that were tried."""
+        """Warn once if height or width is outside the range that was tried."""
         tried = self._i3d_inflation.tried
         if tried is None or self._i3d_warned or isinstance(clip, fx.Proxy) or clip.dim() != 5:
             return
         if any(not low <= size <= high for (low, high), size in zip(tried, clip.shape[3:], strict=True)):
             self._i3d_warned = True
             height, width = clip.shape[3:]
-            text = f"the clip is {height}×{width}; {self._i3d_inflation.sizes()}: compare it with the 2D network there"
+            text = f"the clip is {height}×{width}; {self._i3d_inflation.sizes()}: compare the networks at this size"
             warnings.warn(text, I3DWarning, stacklevel=4)
 
 
 def _of_the_hub(name: str) -> Callable[..., Any]:
     if name not in HUB:
-        raise CheckpointError(f"nothing here reads or writes the hub's files yet: call i3dconvert.{name}")
+        raise CheckpointError(f"the hub's functions are not loaded: call i3dconvert.{name}")
     return HUB[name]
 
 
@@ -142,17 +142,17 @@ _OF_TIMM: dict[str, Callable[[Any], Any]] = {
     "get_classifier": lambda network: lambda: network.get_submodule(trainers.head_name(network)),
     "reset_classifier": lambda network: partial(trainers.reset_classifier, network),
 }
-"""What timm's networks answer, by the head that is there now."""
+"""Attributes of timm's networks, computed from the current head."""
 
 
 class ForImages3d(Network3d):
-    """What a network of transformers has become: it is called as those are."""
+    """The 3D form of a transformers network, with the same call."""
 
     _i3d_problem: str | None = None
     """The `problem_type` of its configuration."""
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> Any:
-        """What the 2D network gives, over clips `(N, C, T, H, W)`; with `labels`, `loss` and `logits`."""
+        """Return the 2D network's outputs for clips `(N, C, T, H, W)`; with `labels`, `loss` and `logits`."""
         output = super().forward(pixel_values)
         if labels is None:
             return output
@@ -161,7 +161,7 @@ class ForImages3d(Network3d):
 
 
 class Sequential3d(Network3d, nn.Sequential):
-    """What an `nn.Sequential` has become: its layers have places, and others can be put in them."""
+    """The 3D form of an `nn.Sequential`: its layers have indices and can be replaced."""
 
     def __getitem__(self, index: Any) -> Any:
         children = list(self._modules.items())
@@ -176,29 +176,29 @@ class Sequential3d(Network3d, nn.Sequential):
 
     def _longer(self, *_: Any) -> Any:
         raise LiftError(
-            "the network ends with what it does over time, so that it can't be made longer or shorter: inflate the "
-            "longer Sequential, or put the network into one: nn.Sequential(network, layer)"
+            "layers can't be added to or removed from an inflated Sequential, which ends with operations over time: "
+            "inflate the longer Sequential, or nest the network: nn.Sequential(network, layer)"
         )
 
     append = extend = insert = pop = __delitem__ = __iadd__ = _longer  # type: ignore[assignment]
 
 
 def inflation_of(network: nn.Module) -> Inflation:
-    """What a network was made by."""
+    """Return the record of a network's inflation."""
     inflation: Inflation = network.__dict__["_i3d_inflation"]
     return inflation
 
 
 def origin_of(network: nn.Module) -> Any:
-    """Where its 2D network came from; None for one in memory."""
+    """Return where its 2D network came from; None if it was a module in memory."""
     return network.__dict__["_i3d_meta"]["origin"]
 
 
 def preprocessing_of(network: nn.Module) -> Preprocessing:
-    """What frames go through before a network: `preprocessing_of(network)(frames)`.
+    """Return the preprocessing of a network's frames: `preprocessing_of(network)(frames)`.
 
-    It is called with frames in uint8 `(T, H, W, 3)` and gives a clip `(3, T, H, W)` in float32. Of a network in memory
-    it is ImageNet's, which most are trained with.
+    It converts frames in uint8 `(T, H, W, 3)` to a clip `(3, T, H, W)` in float32. For a network from a module in
+    memory, it is ImageNet's.
     """
     origin, usual = origin_of(network), Preprocessing.of_images(inflation_of(network).input)
     found: Preprocessing = usual if origin is None else origin.preprocessing
@@ -206,27 +206,27 @@ def preprocessing_of(network: nn.Module) -> Preprocessing:
 
 
 def set_origin(network: Network3d, origin: Any) -> None:
-    """Note where its 2D network came from."""
+    """Set where its 2D network came from."""
     network._i3d_meta["origin"] = origin
 
 
 def gives_scores(network: Network3d) -> bool:
-    """Whether it gives a row of scores (or features) for a clip, and no maps."""
+    """Return whether a network returns a row of scores (or features) for a clip, and no maps."""
     output = graph_of(network).output_node().args[0]
     return getattr(output, "target", None) in (layout.mean_over_time, layout.over_time)
 
 
 def frames_left(network: Network3d, frames: int) -> int:
-    """T' for a clip of `frames`; raises `FramesError` when the recipe's strides do not allow that many."""
+    """Return T' for a clip of `frames`; raises `FramesError` if the recipe's strides do not allow them."""
     return min(checked(graph_of(network), frames).values())
 
 
 def flattened(network: Network3d) -> Straight:
-    """The network as it is now, as one flat module with the same layers."""
+    """Return the current network as one flat module with the same layers."""
     return straightened(network, graph_of(network), type(network).__name__).train(network.training)
 
 
 def cast(network: Network3d, dtype: torch.dtype) -> Network3d:
-    """A copy of `network` with its floating-point tensors in `dtype`."""
+    """Return a copy of `network` with floating-point tensors in `dtype`."""
     copied: Network3d = copy.deepcopy(network).to(dtype)
     return copied

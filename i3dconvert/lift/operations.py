@@ -1,4 +1,4 @@
-"""Operations without a 3D layer: on frames, or on clips where the layout does not matter."""
+"""Operations without a 3D layer, on frames, or on clips if the layout does not matter."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _RANDOM = frozenset(("bernoulli", "rand", "rand_like", "uniform", "randn", "norm
 
 
 class Operations(Rewriting):
-    """Operations without a 3D layer: on frames, or on clips where the layout does not matter."""
+    """Operations without a 3D layer, on frames, or on clips if the layout does not matter."""
 
     def in_either_layout(self, node: fx.Node) -> New:
-        """An operation that works in either layout: on clips if any input is one and all can be."""
+        """Add an operation that works in either layout: on clips if any input is one and all can be."""
         inputs = node.all_input_nodes
         layouts = [self.layout_of(n) for n in inputs]
         varying = [n for n, found in zip(inputs, layouts, strict=True) if found is not Layout.PLAIN]
@@ -33,7 +33,7 @@ class Operations(Rewriting):
         return self.copy(node, lambda n: self.clip(n) if n in varying else self.beside_clips(n)), Layout.CLIP
 
     def beside_clips(self, node: fx.Node) -> fx.Node:
-        """A parameter that broadcasts over images, shaped to broadcast over clips: `(C, 1, 1)` → `(C, 1, 1, 1)`."""
+        """Reshape a parameter that broadcasts over images to broadcast over clips: `(C, 1, 1)` → `(C, 1, 1, 1)`."""
         new, value = self.env[node][0], node.meta["value"]
         if not isinstance(value, Tensor) or value.dim() < 3:
             return new
@@ -52,12 +52,12 @@ class Operations(Rewriting):
 
 
 def _draws_rows(node: fx.Node) -> bool:
-    """Whether it draws one number for each image of the batch."""
+    """Return whether an operation draws one number for each image of the batch."""
     value = node.meta["value"]
     one_each = isinstance(value, Tensor) and value.dim() > 0 and rows(node) == 1 and value[0].numel() == 1
     return one_each and layout.operation(node) in _RANDOM
 
 
 def _broadcasts(value: Any) -> bool:
-    """Whether a plain value can stand beside clips: numbers, and parameters without a batch axis of their own."""
+    """Return whether a plain value broadcasts over clips, as numbers and tensors without a batch axis do."""
     return not isinstance(value, Tensor) or value.dim() < 4 or (value.dim() == 4 and len(value) == 1)

@@ -18,21 +18,21 @@ class Outputs(Rewriting):
     """The outputs of the 3D network: scores averaged over time, and maps for each frame."""
 
     fixed: str
-    """Why other heights and widths than the traced ones are refused; empty where they are not."""
+    """Why only the traced height and width are accepted; empty if others are, too."""
 
     def output(self, node: fx.Node) -> None:
         self.graph.output(fx.node.map_arg(node.args[0], self.result))
 
     def result(self, node: fx.Node) -> fx.Node:
         (new, is_in), value = self.env[node], node.meta["value"]
-        # What is made from the sizes alone (positions of each image) has a row for each frame as well.
+        # A value made only from sizes (positions in each image) also has a row for each frame.
         follows = is_in is Layout.FRAMES or (is_in is Layout.PLAIN and rows(node) == 1)
         ranked = _holds_places(node) or (_is_part(node) and _holds_places(node.all_input_nodes[0]))
         return self.result_value(new, value, node.meta["batch"], node.name, ranked) if follows else new
 
     def result_value(self, new: fx.Node, value: Any, multiples: Multiples, name: str, ranked: bool) -> fx.Node:
-        """Class scores are averaged over what is left of time, unless the style says not to; dense outputs keep it,
-        and so do places and flags, and what was `ranked` (by topk, sort) with them."""
+        """Average class scores over the remaining frames, unless the style keeps time. Dense outputs keep time,
+        and so do indices, flags, and values `ranked` (by topk, sort) beside them."""
         if isinstance(value, tuple | list):
             parts = [self.call(operator.getitem, new, i) for i in range(len(value))]
             items = zip(parts, value, multiples, strict=True)
@@ -58,7 +58,7 @@ def _is_part(node: fx.Node) -> bool:
 
 
 def _holds_places(node: fx.Node) -> bool:
-    """Whether an operation gives the places of values, beside them or alone."""
+    """Return whether an operation returns indices of values, with or without the values."""
     value = node.meta["value"]
     parts = value if isinstance(value, tuple | list) else (value,)
     return any(isinstance(part, Tensor) and not part.is_floating_point() and not part.is_complex() for part in parts)

@@ -1,4 +1,4 @@
-"""From a 2D network to its 3D one: what it will be, its modules, its tensors."""
+"""Plan the 3D network of a 2D network, build its modules and fill its tensors."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ from i3dconvert.recipes import Recipe
 
 @dataclass(frozen=True)
 class Plan:
-    """A lifted network before any weights are read: all that writing a checkpoint needs."""
+    """A lifted network without weights, which is enough to write a checkpoint."""
 
     reading: Reading
     lifted: Lifted
 
     @property
     def inflation(self) -> Inflation:
-        """What is done to the 2D network."""
+        """The record of the inflation."""
         return self.lifted.inflation
 
     @cached_property
     def cut(self) -> Cut:
-        """The lifted graph, cut into the code of each module."""
+        """The code of each module, cut from the lifted graph."""
         return cut(self.lifted.graph, self.lifted.calls, self.reading.root, self.lifted.modules)
 
     def network(self, model: nn.Module) -> Network3d:
-        """The 3D network of `model`, its inflated tensors on the meta device until `fill` brings them."""
+        """Return the 3D network of `model`; inflated tensors are on the meta device until `fill`."""
         return _assemble(self, model)
 
 
@@ -63,8 +63,8 @@ def plan(
 ) -> Plan:
     """Read `model` on an image `(C, H, W)` and lift it; raises `RecipeError`, `LiftError`.
 
-    `trial`: see `read`; for users' own networks; `make sweep` tries the libraries'. `constants` are
-    what the network is called with beside the image, by name.
+    `trial`: see `read`; for users' own networks, since `make sweep` tries the libraries'. `constants` are
+    arguments of the network besides the image, by name.
     """
     _check_constants(model, constants)
     with given(model, constants):
@@ -74,7 +74,7 @@ def plan(
 
 
 def _check_constants(model: nn.Module, constants: Mapping[str, Any]) -> None:
-    """Raise `LiftError` for what can't be in a file, and where the network needs more than an image and these."""
+    """Raise `LiftError` if a constant can't be in a file, or the network needs more than an image and these."""
     for name, value in constants.items():
         if not (value is None or isinstance(value, bool | int | float | str)):
             raise LiftError(f"constants[{name!r}] is a {type(value).__name__}, and not a number, a string or None")
@@ -83,15 +83,15 @@ def _check_constants(model: nn.Module, constants: Mapping[str, Any]) -> None:
     if missing := [name for name in needed if name not in constants]:
         example = ", ".join(f"{name!r}: …" for name in missing)
         raise LiftError(
-            f"{type(model).__name__} takes {', '.join(missing)} beside the image: give constant values, "
+            f"{type(model).__name__} takes {', '.join(missing)} besides the image: give constant values, "
             f"inflate(model, constants={{{example}}}), or wrap it in a module that takes an image alone"
         )
 
 
 def warn_of(inflation: Inflation, strict: bool = False) -> None:
-    """Warn where no convolution became 3D, and of what training does otherwise.
+    """Warn if no convolution became 3D, or if training differs.
 
-    With `strict`, raises `LiftError` where any convolution stays 2D.
+    With `strict`, raises `LiftError` if any convolution stays 2D.
     """
     found = inflation.convolutions
     if strict and found.kept:
@@ -100,17 +100,17 @@ def warn_of(inflation: Inflation, strict: bool = False) -> None:
         warnings.warn("; ".join(found.lines()), I3DWarning, stacklevel=3)
     if inflation.eval_only:
         warnings.warn(
-            f"in training the 2D network does something else ({inflation.eval_only}): the 3D one does in both modes "
-            "what it does in eval mode",
+            f"the 2D network behaves differently in training ({inflation.eval_only}): the 3D one always behaves as it "
+            "does in eval mode",
             I3DWarning,
             stacklevel=3,
         )
 
 
 def fill(network: Network3d, state: Iterable[tuple[str, Tensor]]) -> Network3d:
-    """Give `network` its tensors (not copied). Every key must be there, in the right shape.
+    """Give `network` its tensors (not copied). All keys are needed, in the right shapes.
 
-    What is one parameter under several names in the 2D network is one here too, where its layers became 3D alike.
+    A parameter that is shared in the 2D network is shared here, too, if its layers are inflated alike.
     """
     network.load_state_dict(dict(state), strict=True, assign=True)
     network._i3d_seals = sealed(network.state_dict())
@@ -149,11 +149,11 @@ def _assemble(plan: Plan, model: nn.Module) -> Network3d:
 
 
 _BY_CLASS: tuple[Any, ...] = (nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-"""What trainers ask for by class (weight decay, LoRA): a subclass with code of its own stays one."""
+"""Classes that trainers look for (weight decay, LoRA): a subclass with its own code stays a subclass."""
 
 
 class Growing:
-    """Makes the modules of the tree, in the order that the 2D network has them."""
+    """Builds the tree of modules in the order of the 2D network."""
 
     def __init__(self, cut: Cut, lifted: Lifted, root: nn.Module, model: nn.Module) -> None:
         self.cut, self.lifted, self.root, self.model = cut, lifted, root, model
@@ -161,7 +161,7 @@ class Growing:
         self.made: dict[int, nn.Module] = {}
 
     def network(self) -> Network3d:
-        """The whole."""
+        """Return the whole network."""
         cls = type(self.model)
         sequential = isinstance(self.model, nn.Sequential) and cls.forward is nn.Sequential.forward
         for_images = "pixel_values" in inspect.signature(cls.forward).parameters
@@ -174,12 +174,12 @@ class Growing:
             owner, _, last = name.rpartition(".")
             parent = network.get_submodule(owner)
             if last not in parent._modules:
-                parent.add_module(last, layer)  # what is new, behind what the 2D network has
+                parent.add_module(last, layer)  # new layers follow the 2D network's
         self.bring_buffers(network)
         return network
 
     def module(self, old: nn.Module, name: str) -> nn.Module:
-        """What the 2D module called `name` has become."""
+        """Return the 3D form of the 2D module called `name`."""
         if id(old) not in self.made:
             self.made[id(old)] = self.lifted.modules[name] if name in self.lifted.modules else self.new(old, name)
         return self.made[id(old)]
@@ -207,7 +207,7 @@ class Growing:
         return any(f"{name}.{key}" in self.lifted.inflation.fillings for key, _ in old.named_parameters())
 
     def fill(self, new: nn.Module, old: nn.Module, name: str) -> None:
-        """Give `new` the tensors and children that `old` has, those over clips in their new shapes."""
+        """Give `new` the tensors and children of `old`, inflated ones in their new shapes."""
         for key, parameter in old._parameters.items():
             new.register_parameter(key, None if parameter is None else self.empty(parameter, f"{name}.{key}"))
         constants = self.cut.constants.get(name, ())
@@ -223,12 +223,12 @@ class Growing:
             new._i3d_ready = True
 
     def empty(self, parameter: nn.Parameter, name: str) -> nn.Parameter:
-        """One in the shape that `parameter` has over clips."""
+        """Return an empty parameter in the 3D shape of `parameter`."""
         shape = self.lifted.inflation.shape(name.lstrip("."), parameter)
         return nn.Parameter(parameter.new_empty(shape), parameter.requires_grad)
 
     def bring_buffers(self, network: nn.Module) -> None:
-        """Give the network the model's buffers, kernels in 3D; those outside the state dict come from nowhere else."""
+        """Give the network the model's buffers, kernels in 3D; some of them are not in the state dict."""
         for module_name, module in network.named_modules():
             for name, buffer in module.named_buffers(recurse=False):
                 if buffer.is_meta:
@@ -238,7 +238,7 @@ class Growing:
 
 
 def cloned(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The tensors of `state`, apart from the originals; floating-point ones in `dtype` where one is given."""
+    """Return copies of the tensors of `state`, floating-point ones in `dtype` if it is given."""
     return {
         key: tensor.detach().to(dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype, copy=True)
         for key, tensor in state.items()

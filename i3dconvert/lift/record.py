@@ -19,7 +19,7 @@ Sizes = tuple[tuple[int, int], tuple[int, int]]
 """The least and the greatest height, and width."""
 
 PIECE = 2**23
-"""Bytes of a tensor that are computed at once."""
+"""The bytes of a tensor computed at once."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pools and norms over all of space, which span time too where the recipe says so."""
+"""Global pools and norms over space, which also span time if the recipe requires it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ NORMS = ("group_norm", "instance_norm")
 
 
 class OverSpace(Operations):
-    """Pools and norms over all of space, which span time too where the recipe says so."""
+    """Global pools and norms over space, which also span time if the recipe requires it."""
 
     attention: AttentionOverTime
 
     def pooled(self, node: fx.Node, result: New | None) -> New | None:
-        """A pool over all of space, which is one over time too where the recipe says so."""
+        """Extend a global pool over time if the recipe requires it; return other results unchanged."""
         how = self.global_pool(node)
         name = str(node.target) if node.op == "call_module" else function_name(node)
         if result is None or result[1] is Layout.PLAIN or not how or not self.recipe.pools_all_frames(name):
@@ -38,7 +38,7 @@ class OverSpace(Operations):
         return self.call(layout.whole_clip_of_frames, new, self.clips, how, *([] if each == 1 else [each])), is_in
 
     def global_pool(self, node: fx.Node) -> str:
-        """How a node pools all of space, `mean` or `amax`; empty where it does not."""
+        """Return how a node pools all of space, `mean` or `amax`; empty if it does not."""
         if node.op == "call_module":
             module = self.root.get_submodule(str(node.target))
             for cls, how in _GLOBAL_POOLS.items():
@@ -52,11 +52,11 @@ class OverSpace(Operations):
         return ""
 
     def normalises_frames(self, node: fx.Node, name: str) -> bool:
-        """Whether the recipe has a norm over space, which in 3D is one over time too, stay within each frame."""
+        """Return whether the recipe keeps a norm, which in 3D would also span time, within each frame."""
         return self.is_norm(node) and self.recipe.normalises_frames(name)
 
     def is_norm(self, node: fx.Node) -> bool:
-        """Whether it is a norm with statistics over space: GroupNorm, InstanceNorm."""
+        """Return whether a node is a norm with statistics over space: GroupNorm, InstanceNorm."""
         if node.op == "call_module":
             return isinstance(self.root.get_submodule(str(node.target)), nn.GroupNorm | nn.InstanceNorm2d)
         return layout.operation(node) in NORMS

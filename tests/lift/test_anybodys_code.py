@@ -389,7 +389,7 @@ def test_what_is_otherwise_in_training_is_said() -> None:
             y = self.conv(x).mean((2, 3))
             return (self.a(y), self.b(y)) if self.training else self.a(y)
 
-    with pytest.warns(I3DWarning, match="in training the 2D network does something else"):
+    with pytest.warns(I3DWarning, match="the 2D network behaves differently in training"):
         network = inflate(TwoHeads().eval(), "c2d", size=16)
     assert network.inflation.eval_only
     assert isinstance(network.train()(clip_of(1, 2, 16).float()), Tensor)
@@ -588,7 +588,7 @@ def test_sizes_beyond_those_that_were_tried_are_warned_of_once(
     for _ in range(2):
         network(clip_of(1, 1, 65))
     assert [str(found.message) for found in recwarn.list] == [
-        "the clip is 65×65; heights 8 to 64 and widths 4 to 64 were tried: compare it with the 2D network there"
+        "the clip is 65×65; heights 8 to 64 and widths 4 to 64 were tried: compare the networks at this size"
     ]
     save(network, tmp_path / "net.safetensors")
     assert read(tmp_path / "net.safetensors")[0].inflation.tried == ((8, 64), (4, 64))

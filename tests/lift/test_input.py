@@ -69,7 +69,7 @@ def test_the_image_is_one_that_the_network_takes(model: nn.Module, options: Any,
         ({"input": (3, 32, 32), "size": 16}, BackboneError, r"input=\(3, 32, 32\) and size=16 contradict each other"),
         ({"input": (3, 32, 32), "in_channels": 1}, BackboneError, "in_channels=1 contradict each other"),
         ({"input": (3, 32)}, BackboneError, "must be \\(channels, height, width\\)"),
-        ({"size": 16}, LiftError, "Denoiser takes sigma beside the image: give constant values"),
+        ({"size": 16}, LiftError, "Denoiser takes sigma besides the image: give constant values"),
         ({"size": 16, "constants": {"sigma": torch.ones(1)}}, LiftError, "is a Tensor, and not a number"),
     ],
 )
