@@ -1,4 +1,4 @@
-"""A 2D network cut in front of its last pool: what is left gives feature maps."""
+"""Cut a 2D network before its last pool, so that it returns feature maps."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from i3dconvert.lift.counterparts import is_layer
 from i3dconvert.lift.reading import read
 
 _SIZE = 224
-"""Pixels of a side at which the maps are still wider than what a pool leaves of them."""
+"""Height and width, in pixels, at which feature maps are larger than pooled ones."""
 
 
 def feature_maps(model: nn.Module, head: str, channels: int) -> nn.Module:
-    """`model` as far as the maps `(N, C, H, W)` that are pooled for its `head`, under the same key names.
+    """Return `model` up to the maps `(N, C, H, W)` that are pooled for its `head`, with the same keys.
 
-    Raises `BackboneError` where there are none, as in transformers, which have tokens.
+    Raises `BackboneError` if there are none, as in transformers, which have tokens.
     """
     name = type(model).__name__
     try:
         network = fx.GraphModule(model, read(model, is_layer, (channels, _SIZE, _SIZE)).graph, class_name=name)
     except LiftError as error:
-        raise BackboneError(f"no feature maps can be told of {name}: {error}") from None
+        raise BackboneError(f"can't find the feature maps of {name}: {error}") from None
     graph = network.graph
     for node in graph.nodes:
         if node.target == head:
@@ -38,12 +38,12 @@ def feature_maps(model: nn.Module, head: str, channels: int) -> nn.Module:
 
 
 def _is_map(node: fx.Node) -> bool:
-    """Whether it is an image with its channels first: the network is traced on a square, so that it is one too."""
+    """Return whether it is an image with channels first: as the input is square, so are its maps."""
     value = node.meta.get("value")
     return isinstance(value, Tensor) and value.dim() == 4 and 1 < value.shape[2] == value.shape[3]
 
 
 def _is_vector(node: fx.Node) -> bool:
-    """Whether it is flat, or one pixel of each channel; what the head itself is given is what is wanted."""
+    """Return whether it is the output, a vector for each image, or one pixel of each channel."""
     value = node.meta.get("value")
     return node.op == "output" or (isinstance(value, Tensor) and (value.dim() == 2 or tuple(value.shape[2:]) == (1, 1)))

@@ -123,12 +123,12 @@ def export_onnx(
     if dtype not in (torch.float32, torch.float16, torch.bfloat16) or (int8 and dtype != torch.float32):
         raise ExportError(f"no ONNX export in {dtype}{' with int8' if int8 else ''}; known: float32, float16, bfloat16")
     if int8 and external_data:
-        raise ExportError("onnxruntime's quantiser reads and writes single files: int8 goes without --external-data")
+        raise ExportError("onnxruntime's quantiser reads and writes single files: no int8 with --external-data")
     network = in_dtype(network, torch.float16 if dtype == torch.float16 else torch.float32)
     preprocessing = preprocessing_of(network, uint8_input or calibrate is not None)
     clips = _calibration(network, calibrate, preprocessing) if int8 else None
     name = FRAMES if uint8_input else CLIP
-    progress("bringing it over frames" if optimize else "preparing")
+    progress("rewriting over frames" if optimize else "preparing")
     with quietly():
         form: nn.Module = frames_form(network, minimal=not int8) if optimize else network
     shapes_of = partial(example_shapes, network, form)
@@ -145,7 +145,7 @@ def export_onnx(
     begin = stages(progress, STAGES if int8 else STAGES[:-1])
 
     def attempt(folder: Path, free: frozenset[str]) -> tuple[Any, Check, Shape]:
-        """The graph with these axes free, written to the folder, and how the check went; raises `ExportError`."""
+        """Write the graph with these axes free to the folder, and check it; raises `ExportError`."""
         traced_on, shapes = shapes_of(free)
         begin(TRACING)
         example = torch.zeros(traced_on, dtype=written_dtype)
@@ -201,9 +201,9 @@ def check_opset(opset: int | None) -> None:
 def _first_equal(
     attempt: Callable[[frozenset[str]], tuple[Any, Check, Shape]], attempts: Sequence[frozenset[str]]
 ) -> tuple[Any, Check, Shape, str]:
-    """What the first attempt gives that does not fail, and why those before it did, if any; raises their first error.
+    """Return the result of the first attempt that succeeds, and the first error before it; raises that if none does.
 
-    One that fails as the one before it does not depend on what is free: no other is made then.
+    An error that occurs twice does not depend on the free axes, so it ends the attempts.
     """
     errors: list[ExportError] = []
     for free in attempts:
@@ -230,7 +230,7 @@ def preprocessing_of(network: Network3d, needed: bool) -> Preprocessing:
     """Return the preprocessing of the 2D network; raises `ExportError` if it is needed and there is none."""
     origin: Origin | None = origin_of(network)
     if origin is None and needed:
-        raise ExportError("a network made from a module in memory has no preprocessing to put pictures through")
+        raise ExportError("a network made from a module in memory has no preprocessing for pictures")
     return origin.preprocessing if origin is not None else Preprocessing()
 
 
@@ -243,7 +243,7 @@ def check_best(network: Network3d, top_k: int) -> int:
     if len(found) != 1 or found[0].dim() != 2:
         raise ExportError("only a classifier, whose one output is (N, classes), has best classes (--top-k)")
     if not 1 <= top_k <= found[0].shape[1]:
-        raise ExportError(f"no {top_k} best classes of {found[0].shape[1]}")
+        raise ExportError(f"top_k must be from 1 to {found[0].shape[1]}, not {top_k}")
     return top_k
 
 

@@ -1,4 +1,4 @@
-"""Describe an ONNX file in its metadata, and put it in place."""
+"""Describe an ONNX file in its metadata, and move it to its path."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def clear_data(path: Path, files: Collection[Path]) -> None:
 def save_in(folder: Path, name: str, model: Any, sha256: str, external_data: bool) -> Path:
     """Write a graph; its tensors go to a file beside it if requested or too large for one file."""
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    # Each set of weights has its own name, so that a graph always finds the tensors that it was written with.
+    # The name depends on the weights, so that a graph always finds the tensors that it was written with.
     data = f"{name}.{sha256[:12]}.data" if external_data or size > _EXTERNAL_BYTES else None
     onnx_ir.save(model, folder / name, external_data=data)
     return folder / name
@@ -58,7 +58,7 @@ class Nowhere(ExportError):
 
 
 def output_names(network: Network3d) -> list[str] | None:
-    """`logits` for a classifier; a dense or multi-output network keeps the exporter's names."""
+    """Return `logits` for one output; other networks keep the exporter's names."""
     output = graph_of(network).output_node()
     return ["logits"] if isinstance(output.args[0], torch.fx.Node) else None
 
@@ -81,7 +81,7 @@ def name_axes(model: Any) -> None:
 
 
 def store_as_bfloat16(model: Any) -> None:
-    """Put a cast behind each weight in float32 that is more than a vector: half the bytes, the same arithmetic."""
+    """Store float32 weights except vectors in bfloat16, with a cast: half the bytes, the same arithmetic."""
     start = next(iter(model.graph))
     for value in list(model.graph.initializers.values()):
         if value.dtype != onnx_ir.DataType.FLOAT or len(value.shape) < 2:

@@ -18,7 +18,7 @@ from i3dconvert.lift.tree.flat import graph_of
 from i3dconvert.recipes import Attending
 
 LONGEST = 256
-"""The most frames of the clips on which an export is traced and checked."""
+"""The most frames in clips for tracing and checking."""
 
 
 def attempts(static: bool, sizes_too: bool) -> list[frozenset[str]]:
@@ -29,7 +29,7 @@ def attempts(static: bool, sizes_too: bool) -> list[frozenset[str]]:
 
 
 def fixed_as_in(model: Any, shape: Shape, traced: Shape) -> Shape:
-    """The shape of a clip, on axes that the graph has fixed as it was traced."""
+    """Return `shape` with the traced sizes on the axes that the graph has fixed."""
     (given,) = model.graph.inputs
     fixed = {axis for axis, size in zip(AXES[given.name], given.shape, strict=True) if isinstance(size, int)}
     return tuple(t if axis in fixed else s for axis, s, t in zip(AXES[CLIP], shape, traced, strict=True))
@@ -38,24 +38,24 @@ def fixed_as_in(model: Any, shape: Shape, traced: Shape) -> Shape:
 def fixed_axes(name: str, shape: tuple[int | str, ...]) -> str:
     sizes = dict(zip(AXES[name], shape, strict=True))
     fixed = [f"{axis} {size}" for axis, size in sizes.items() if isinstance(size, int) and axis != "channels"]
-    return f"the graph is for {', '.join(fixed)} alone"
+    return f"the graph is only for {', '.join(fixed)}"
 
 
 def example_shapes(network: Network3d, form: nn.Module, free: frozenset[str]) -> tuple[Shape, list[Shape]]:
-    """The clip to trace on where the axes in `free` are, and those to check on: other sizes, odd ones among them.
+    """Return the shapes of the clip to trace on with `free` axes, and of those to check on: other sizes, some odd.
 
-    No axis of the traced one is ever 1 on the way, nor is the number of tiles of a minimal filtering or of groups that
-    attend to one another: the exporter would take that for a constant.
+    In tracing, no axis is ever 1, nor is the number of tiles of a minimal filtering or of groups of attention: the
+    exporter would take a 1 for a constant.
     """
     channels, height, width = inflation_of(network).input
     graph, over_time = graph_of(network), "frames" in free
     all_legal = [n for n in range(1, LONGEST + 1) if left(graph, n) >= 1]
     legal = [n for n in all_legal if not over_time or _in_groups(graph, n)]
     if not legal or (legal[-1] == 1 and over_time):
-        raise ExportError(f"no clip of 2 to {LONGEST} frames has several groups of frames at every attention; --static")
+        raise ExportError(f"no clip of 2 to {LONGEST} frames has several groups of frames in every attention: --static")
     tile = max((module.m for module in form.modules() if isinstance(module, MinimalConv)), default=1)
     halved = any(isinstance(module, StackedConv) and module.halved for module in form.modules())
-    fewest = FRAMES_OF_FORM if halved else 2  # each half of two frames or more
+    fewest = FRAMES_OF_FORM if halved else 2  # each half has two frames or more
     long = (n for least in (tile, 1) for n in legal if n >= fewest and left(graph, n) > least)
     traced = next(long, legal[-1]) if over_time else next((n for n in legal if n >= FRAMES_OF_FORM), legal[-1])
     others = [n for n in legal if n not in (1, traced)] or [traced]
@@ -67,11 +67,11 @@ def example_shapes(network: Network3d, form: nn.Module, free: frozenset[str]) ->
 
 
 _OTHERS = ((3, 32, 32), (1, 1, 15), (2, 18, 6))
-"""Clips, and pixels more in height and in width, of what is checked: sizes of other remainders than the traced one."""
+"""Clips, and pixels added to height and width, to check on: sizes with other remainders than the traced ones."""
 
 
 def _in_groups(graph: torch.fx.Graph, frames: int) -> bool:
-    """Whether each attention has more frames than a group; one group has its own length in the graph as a constant."""
+    """Return whether each attention has more frames than a group: one group's length would become a constant."""
     count = lengths(graph, frames)
     return all(
         count[node] > temporal.group

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 
 def randomise(model: nn.Module, seed: int, size: tuple[int, int, int]) -> None:
-    """Fill `model` with seeded random weights under which every layer matters.
+    """Fill `model` with seeded random weights with which every layer matters.
 
-    Libraries start heads, last norms and layer scales at zero, which would leave whole branches out of a comparison.
-    Here weights are scaled by their fan-in (He et al., arXiv:1502.01852), scales lie around one, and BatchNorm
+    Libraries initialise heads, last norms and layer scales to zero, which would exclude branches from a comparison.
+    Here weights are scaled by their fan-in (He et al., arXiv:1502.01852), scales are around one, and BatchNorm
     statistics are those of noise of the shape `size` (C, H, W), so that activations stay of order one at any depth.
-    The same seed gives the same weights; the statistics are computed in float64 to survive a change of machine.
+    The same seed gives the same weights on all machines; for this, the statistics are computed in float64.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -42,11 +42,11 @@ def _draw(name: str, parameter: Tensor, seed: int) -> Tensor:
 
 
 def _calibrate(model: nn.Module, noise: Tensor, seed: int) -> None:
-    """Set each BatchNorm's statistics from what reaches it, in one pass.
+    """Set each BatchNorm's statistics from its inputs, in one pass.
 
-    The variance is the second moment around a mean drawn at random, and a quarter of what it is over all channels.
-    Around the true mean, which behind many layers of blurred noise is nearly all there is, or in a channel whose
-    weights happen to cancel, every layer would blow up the rounding errors of the one before it.
+    The variance is the second moment around a random mean, plus a quarter of the second moment over all channels.
+    Behind many layers, noise is nearly constant, and in some channels the weights cancel. With the true variance,
+    every layer would then magnify the rounding errors of the one before it.
     """
 
     def measure(name: str, norm: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -65,6 +65,6 @@ def _calibrate(model: nn.Module, noise: Tensor, seed: int) -> None:
         dtype = next(model.parameters()).dtype
         mode = model.training
         model.double()(noise)
-        model.to(dtype).train().train(mode)  # what it keeps for evaluations (LeViT its biases) is of the other dtype
+        model.to(dtype).train().train(mode)  # caches for evaluation (LeViT's biases) have the other dtype
     for hook in hooks:
         hook.remove()

@@ -1,4 +1,4 @@
-"""Bring tensors into a network."""
+"""Assign tensors to a network, and check them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def inspect(state: Mapping[str, Tensor], where: str, allow_nonfinite: bool = Fal
     for key, tensor in state.items():
         total.add(key, tensor)
         if not allow_nonfinite and tensor.is_floating_point() and not _is_finite(tensor):
-            raise WeightsError(f"{where} holds NaN or infinite values, first in {key}; --allow-nonfinite takes them")
+            raise WeightsError(f"{where} holds NaN or infinite values, first in {key}; --allow-nonfinite accepts them")
         stream.passed(tensor)
     return total.hexdigest()
 

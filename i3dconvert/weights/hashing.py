@@ -1,4 +1,4 @@
-"""Hash tensors as they pass."""
+"""Hash tensors one after the other."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from i3dconvert.files import release
 
 
 class Stream:
-    """Tensors that are used one after the other; memory that is mapped from files is released behind them."""
+    """Tensors that are used one after the other; memory mapped from files is released after use."""
 
     _PILE = 2**25
 
     def __init__(self, mapped: bool) -> None:
-        """Nothing is released unless the tensors are `mapped`: others may have been changed."""
+        """Release memory only if the tensors are `mapped`: others may have been changed."""
         self._mapped = mapped
         self._tensors: list[Tensor] = []
 

@@ -34,8 +34,8 @@ def read_state(path: Path) -> State:
 
     For a checkpoint in several safetensors files, `path` is the index, `model.safetensors.index.json`.
 
-    A dict nested under `state_dict`, `model` or the like is found; an average (EMA) beside it is left, which an
-    `I3DWarning` says. No code in the file is run. Raises `WeightsError`.
+    A dict nested under `state_dict`, `model` or the like is found; an average (EMA) beside it is ignored, with
+    an `I3DWarning`. No code in the file is run. Raises `WeightsError`.
     """
     check_input(path, WeightsError, "a .pth, .pt or .safetensors file")
     document = _READERS.get(path.suffix, read_pickle)(path)
@@ -44,7 +44,7 @@ def read_state(path: Path) -> State:
         raise WeightsError(f"{path} holds no state dict: expected tensors by name, bare or under {', '.join(_NESTS)}")
     if beside := _average_beside(document):
         warnings.warn(
-            f"{path} also holds an average of the weights (EMA) under {beside!r}; the others were taken. To take the "
+            f"{path} also holds an average of the weights (EMA) under {beside!r}; the others are used. To use the "
             f"average, save it alone: torch.save(torch.load({path.name!r})[{beside!r}], 'ema.pth')",
             I3DWarning,
             stacklevel=2,
@@ -71,7 +71,7 @@ def _read_safetensors(path: Path) -> State:
 
 
 def _read_shards(index: Path) -> Any:
-    """Return the tensors that a Hugging Face index names, from the files beside it."""
+    """Return the tensors that a Hugging Face index lists, from the files beside it."""
     check_text(index.stat().st_size, str(index), WeightsError)
     try:
         shards = json.loads(index.read_bytes())["weight_map"]
@@ -83,10 +83,10 @@ def _read_shards(index: Path) -> Any:
         raise WeightsError(f"{index} names {outside!r}, which is not a file beside it")
     missing = next((file for file in files if not (index.parent / file).is_file()), None)
     if missing is not None:
-        raise WeightsError(f"{index} names {missing}, which is not there")
+        raise WeightsError(f"{index} names {missing}, which does not exist")
     state = {key: tensor for file in files for key, tensor in _read_safetensors(index.parent / file).items()}
     if lost := sorted(set(shards) - set(state)):
-        raise WeightsError(f"{index} names {some('missing', lost)} that its files do not hold")
+        raise WeightsError(f"{index} names {some('missing', lost)} that its files do not contain")
     return {key: state[key] for key in shards}
 
 
@@ -97,12 +97,12 @@ def read_pickle(path: Path) -> Any:
     if not start:
         raise WeightsError(f"{path} is empty")
     if start.startswith(b"<"):
-        raise WeightsError(f"{path} is a web page, not weights: what was downloaded is an answer of the server's")
+        raise WeightsError(f"{path} is a web page, not weights: the server sent it instead of the file")
     check_bounds(path)
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
         with torch.serialization.safe_globals(_inert_in(path)), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols
+            warnings.simplefilter("ignore")  # about pickle protocols
             try:
                 return torch.load(path, mmap=True, **options)
             except RuntimeError:
@@ -110,12 +110,12 @@ def read_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         called = found[1] if found else _first_global(path)
-        reason = f"it wants to call {called}" if called else "it is no pickle of tensors"
+        reason = f"it would call {called}" if called else "it is not a pickle of tensors"
         raise WeightsError(
             f"{path} can't be read as weights alone: {reason}; nothing in it was run. "
             "Save its state dict as .safetensors"
         ) from None
-    except Exception as error:  # noqa: BLE001 - a broken stream makes the unpickler raise whatever it comes upon
+    except Exception as error:  # noqa: BLE001 - a broken stream makes the unpickler raise any exception
         reason = first_line(error)
         raise WeightsError(f"{path} is not a readable PyTorch file: {reason}") from None
 
@@ -148,7 +148,7 @@ def _inert_in(path: Path) -> list[Any]:
     """Return the replacements of the trainers' objects in a file; other objects are refused when they are read."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # noqa: BLE001 - no archive of torch's, or a broken one: reading it says so
+    except Exception:  # noqa: BLE001 - not an archive of torch's, or a broken one: reading it reports that
         return []
     return [(Inert, name) for name in names if name.startswith(_TRAINERS)]
 
@@ -156,10 +156,10 @@ def _inert_in(path: Path) -> list[Any]:
 def check_bounds(path: Path) -> None:
     """Raise `WeightsError` if the records of a PyTorch file, or its names, would fill memory."""
     with path.open("rb") as file:
-        is_archive = file.read(4) == b"PK\x03\x04"  # as torch tells
+        is_archive = file.read(4) == b"PK\x03\x04"  # as in torch
     names = _names_in_archive(path) if is_archive else _names_without_archive(path)
-    if b"bytearray" in names:  # which the unpickler makes as long as the file says
-        raise WeightsError(f"{path} can't be read as weights alone: it wants memory for bytes that it does not hold")
+    if b"bytearray" in names:  # which the unpickler allocates at any length that the file gives
+        raise WeightsError(f"{path} can't be read as weights alone: it allocates memory for bytes it does not hold")
 
 
 def _names_in_archive(path: Path) -> bytes:
@@ -172,7 +172,7 @@ def _names_in_archive(path: Path) -> bytes:
             return b"".join(archive.read(record) for record in pickles)
     except I3DError:
         raise
-    except Exception as error:  # noqa: BLE001 - a broken archive makes zipfile raise whatever it comes upon
+    except Exception as error:  # noqa: BLE001 - a broken archive makes zipfile raise any exception
         raise WeightsError(f"{path} is not a readable PyTorch file: {first_line(error)}") from None
 
 
@@ -187,7 +187,7 @@ def _names_without_archive(path: Path) -> bytes:
 
 
 _PICKLES = 5
-"""Magic number, protocol, system, state dict, keys of its tensors."""
+"""Their number: magic number, protocol, system, state dict, keys of its tensors."""
 
 
 def tensors_in(document: Any, path: Path) -> State:
@@ -197,7 +197,7 @@ def tensors_in(document: Any, path: Path) -> State:
     for key, tensor in state.items():
         if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
             raise WeightsError(f"{path} holds {key} as a sparse, quantised or empty tensor; save it as a plain one")
-    if path.suffix not in _READERS:  # of which a tensor may be wider than its memory
+    if path.suffix not in _READERS:  # a tensor of a pickle may be larger than its memory
         check_unpacked(path, sum(tensor.nbytes for tensor in state.values()), WeightsError)
     return state
 

@@ -142,7 +142,7 @@ class TestShards:
         assert run("inflate", "resnet18", "-w", index).code == 0
         assert run("verify", "resnet18-i3d.safetensors", "-f", 2, "-s", 64).code == 0
         (index.parent / "model-2.safetensors").rename(index.parent / "moved.safetensors")
-        assert "model-2.safetensors, which is not there" in run("verify", "resnet18-i3d.safetensors").err
+        assert "model-2.safetensors, which does not exist" in run("verify", "resnet18-i3d.safetensors").err
 
     @pytest.mark.parametrize(
         ("text", "words"),
@@ -151,7 +151,7 @@ class TestShards:
             ("[]", "not a readable safetensors index"),
             ('{"weight_map": {"a": "../model-1.safetensors"}}', "not a file beside it"),
             ('{"weight_map": {"a": "/etc/passwd"}}', "not a file beside it"),
-            ('{"weight_map": {"a": "none.safetensors"}}', "not there"),
+            ('{"weight_map": {"a": "none.safetensors"}}', "does not exist"),
             ('{"weight_map": {"a": "model-1.safetensors"}}', r"1 missing key \(a\)"),
             ('{"weight_map": {}}', "holds no state dict"),
         ],

@@ -64,7 +64,7 @@ def header(path: Path) -> None:
         ("wide.pth", lambda path: torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, path), "and unpacks to"),
         ("meta.pth", lambda path: torch.save({"a": torch.zeros(3, device="meta")}, path), "holds a as a sparse"),
         ("sparse.pth", lambda path: torch.save({"a": torch.zeros(3).to_sparse()}, path), "holds a as a sparse"),
-        ("bytes.pth", lambda path: torch.save({"a": torch.zeros(1), "b": Bytes()}, path), "wants memory for bytes"),
+        ("bytes.pth", lambda path: torch.save({"a": torch.zeros(1), "b": Bytes()}, path), "allocates memory for bytes"),
     ],
 )
 def test_weights_that_would_fill_memory(name: str, make: Any, says: str, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_sizes_that_cannot_be_free_are_fixed_and_said(network: type[nn.Module], 
     done = export_onnx(inflate(model, size=size), tmp_path / "net.onnx")
     assert done.shape == ("batch", 3, "frames", size, size)
     if network is not OneWindow:  # whose size the exporter itself may fix
-        assert f"the graph is for height {size}, width {size} alone: " in str(done.warning)
+        assert f"the graph is only for height {size}, width {size}: " in str(done.warning)
     images = torch.randn(1, 3, size, size)
     with torch.no_grad():
         expected = model(images)

@@ -164,7 +164,7 @@ def test_what_does_not_go_together_is_refused(network: Network3d, tmp_path: Path
     dense = inflate(nn.Sequential(nn.Conv2d(3, 4, 3)), size=16)
     for net, options, message in (
         (dense, {"top_k": 1}, "only a classifier"),
-        (network, {"top_k": 1001}, "no 1001 best classes of 1000"),
+        (network, {"top_k": 1001}, "top_k must be from 1 to 1000, not 1001"),
         (dense, {"uint8_input": True}, "no preprocessing"),
         (network, {"int8": True, "dtype": torch.float16}, "with int8"),
     ):

@@ -555,4 +555,4 @@ def test_groups_that_no_clip_for_tracing_has_two_of_fix_the_number_of_frames(tmp
     exported = export_onnx(network, tmp_path / "net.onnx")
     assert exported.shape[2] == 16
     assert "for frames 16" in exported.warning
-    assert "several groups of frames at every attention" in exported.warning
+    assert "several groups of frames in every attention" in exported.warning

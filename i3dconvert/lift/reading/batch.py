@@ -1,4 +1,4 @@
-"""Axes that follow the batch: found by runs with several batch sizes, and kept at each node as `meta["batch"]`."""
+"""Axes that follow the batch: found by runs with several batch sizes, and stored as `meta["batch"]` of nodes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Multiples = Any
 
 
 class PerSize(int):
-    """A multiple that another height and width change, as they change the number of windows."""
+    """A multiple that depends on height and width, such as the number of windows."""
 
 
 def rows(node: Any) -> int:
@@ -22,7 +22,7 @@ def rows(node: Any) -> int:
 
 
 def rows_in(value: Any, multiples: Multiples) -> int:
-    """Return `rows` of a value whose axes follow the batch as `multiples` say."""
+    """Return `rows` of a value whose axes have these ratios to the batch."""
     return int(multiples[0]) if isinstance(value, Tensor) and value.dim() and multiples else 0
 
 
@@ -39,7 +39,7 @@ def _is_image(value: Any, multiples: Multiples) -> bool:
 
 
 def one_each(value: Any, multiples: Multiples) -> bool:
-    """Whether a tensor has one row for each image of the batch, at every height and width."""
+    """Return whether a tensor has one row for each image, at every height and width."""
     return rows_in(value, multiples) == 1 and not isinstance(multiples[0], PerSize)
 
 

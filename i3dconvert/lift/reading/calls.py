@@ -1,4 +1,4 @@
-"""Record the calls of modules, too: what each is given, what it returns, and the rows that are part of it."""
+"""Record the calls of modules, too, with their inputs, outputs and rows."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from i3dconvert.lift.reading.records import Call, Lost, Ref, as_plain, leaves, m
 
 
 class CallRecorder(Recorder):
-    """Record the calls of modules, too: what each is given, what it returns, and the rows that are part of it."""
+    """Record the calls of modules, too, with their inputs, outputs and rows."""
 
     def hooked(self, network: nn.Module) -> list[Any]:
-        """Register hooks that tell at each step which module is being called; returns their handles."""
+        """Register hooks that record which module is being called; returns their handles."""
         handles = []
         for name, module in network.named_modules():
             handles.append(module.register_forward_pre_hook(self._entering(name), prepend=True, with_kwargs=True))

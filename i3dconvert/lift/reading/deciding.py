@@ -1,4 +1,4 @@
-"""Functions in a read graph that check decisions on sizes and follow the mode."""
+"""Functions in a graph that check decisions on sizes, or depend on the mode."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from i3dconvert.lift.reading.numbers import COMPARISONS
 
 
 def by_mode(training: bool, in_training: Any, in_evaluation: Any) -> Any:
-    """Return the value for the mode of a module."""
+    """Return the value for a module's mode."""
     return in_training if training else in_evaluation
 
 
 def decided(result: bool, operation: str, operands: tuple[Any, ...], line: str) -> None:
-    """Raise `LiftError` if a decision on sizes differs from the one when the network was read."""
+    """Raise `LiftError` if a decision on sizes differs from that of the recorded runs."""
     if COMPARISONS[operation](*operands) != result:
         left, right = operands if len(operands) > 1 else (*operands, 0)
         raise LiftError(

@@ -1,4 +1,4 @@
-"""Build a `torch.fx` graph of what the runs share: each node with its value on the meta device and its module."""
+"""Build a `torch.fx` graph of the steps that the runs share; each node has its value on the meta device."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _SWAPPED = {
 _SWAPPED["__rdiv__"] = operator.truediv
 
 _NUMPYS = {"axis": "dim", "keepdims": "keepdim"}
-"""NumPy's names of arguments, which torch also accepts."""
+"""NumPy's names of arguments, which torch also accepts, and torch's own."""
 
 _SIZES = ("size", "stride", "numel", "nelement", "__len__")
 
 
 @dataclass(frozen=True)
 class CallOf:
-    """A call of the module `name` inside the call number `parent`; its nodes have its index in `meta["call"]`."""
+    """A call of the module `name` inside the call `parent`; `meta["call"]` of its nodes is its index."""
 
     name: str
     parent: int
@@ -50,7 +50,7 @@ class CallOf:
 class GraphOf:
     """Builds the graph; `columns` are the rows of each run.
 
-    The runs with the first one's height and width tell which axes follow the batch, since windows grow with all three.
+    Runs with the first one's height and width show which axes follow the batch: windows grow with all three.
     """
 
     def __init__(self, rows: list[Row], columns: Sequence[list[Row]], root: nn.Module, calls: list[Call]) -> None:
@@ -184,7 +184,7 @@ class GraphOf:
         return self.once(("image", name), lambda: self.call(getattr, (image, name), getattr(image.meta["value"], name)))
 
     def multiple_of(self, node: fx.Node, times: Fraction) -> fx.Node:
-        """So many times a number."""
+        """Return a node for a number times `times`."""
         value, more = node.meta["value"], times.denominator == 1
         factor, operation = (times.numerator, operator.mul) if more else (times.denominator, operator.floordiv)
         new = self.call(operation, (node, factor), operation(value, factor), like=node)
@@ -192,7 +192,7 @@ class GraphOf:
         return new
 
     def method(self, node: fx.Node, name: str) -> fx.Node:
-        """Return what a method without arguments returns for a value that is not a tensor."""
+        """Return a call of a method without arguments on a value that is not a tensor."""
         value = getattr(node.meta["value"], name)()
         return self.once((node, name), lambda: self.finish(self.graph.call_method(name, (node,)), "", value))
 
@@ -316,7 +316,7 @@ class GraphOf:
 
 
 def _name(function: Any) -> str:
-    """Return a function's name; for an operator its own, if torch reports the method that it wraps (`pow`)."""
+    """Return a function's name; for an operator, its own, even if torch reports the method that it wraps (`pow`)."""
     bare = function.__name__.rstrip("_")
     operators = (f"__{kind}{bare}__" for kind in ("", "i", "r"))
     name: str = next((one for one in operators if getattr(Tensor, one, None) is function), function.__name__)

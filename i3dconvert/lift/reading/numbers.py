@@ -1,7 +1,7 @@
-"""Sizes that know where they come from: plain ints and floats for the network's code, rows of the recording for us.
+"""Sizes that know their origin: plain ints and floats for the network's code, references to rows of the recording.
 
-C code (`range`, `%d`, `int()`, `math.sqrt`) treats them as plain numbers and forgets their origin; it is found again by
-comparing runs with other sizes (`merging.py`).
+C code (`range`, `%d`, `int()`, `math.sqrt`) treats them as plain numbers and loses their origin; comparing runs with
+other sizes finds it again (`merging.py`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ Plain = int | float
 
 
 class Notes(Protocol):
-    """Receives what is computed from sizes, and what is decided by them."""
+    """Receives arithmetic and decisions on sizes."""
 
     def number(self, value: Plain, operation: str, operands: tuple[Any, ...]) -> Any:
         """Return the place of a number in the recording."""
 
     def hashed(self) -> None:
-        """A size became a key."""
+        """Note that a size became a key."""
 
     def decision(self, result: bool, operation: str, operands: tuple[Any, ...]) -> None:
         """Record a comparison of sizes and its result."""
@@ -52,14 +52,14 @@ COMPARISONS: dict[str, Callable[..., bool]] = {
 
 
 class Remembered:
-    """The common part of sizes and of shares of them."""
+    """The base class of recorded ints and floats."""
 
     notes: Notes
     ref: Any
 
 
 def remember(value: Any, notes: Notes, ref: Any) -> Any:
-    """Return `value` as a number that knows its place `ref` in the recording of `notes`."""
+    """Return `value` as a number with its place `ref` in the recording of `notes`."""
     if type(value) not in (int, float):
         return value
     number: Any = (Size if type(value) is int else Share)(value)
@@ -132,11 +132,11 @@ def _members(binary: tuple[str, ...], unary: tuple[str, ...]) -> dict[str, Any]:
 
 
 class Size(Remembered, int):
-    """An int that knows its place in the recording."""
+    """An int with its place in the recording."""
 
 
 class Share(Remembered, float):
-    """A float that knows its place in the recording."""
+    """A float with its place in the recording."""
 
 
 for _name, _member in _members((*_BINARY, *_OF_INTS), ("neg", "abs")).items():

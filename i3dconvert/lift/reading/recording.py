@@ -1,7 +1,7 @@
-"""Record a run of a network: every torch function that its own code calls, the arguments, and the module.
+"""Record a run of a network: every torch function that its code calls, with the arguments and the module.
 
-A `TorchFunctionMode` sees all calls, with real tensors on the meta device, so no object imitates a tensor and torch is
-not patched. Hooks run. Tensors are recognised by identity, so parameters keep their names however the code accesses
+A `TorchFunctionMode` receives all calls, with real tensors on the meta device, so there are no proxies and no patches
+of torch. Hooks run. Tensors are recognised by identity, so parameters keep their names however the code accesses
 them.
 """
 
@@ -45,7 +45,7 @@ _VALUES = {
 _NO_STEP = {torch._assert}
 _ACCESS = ("__get__", "__set__")
 _NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm}
-"""Functions that return the shape of their input; running them to find that out takes longer than all else."""
+"""Functions whose output has the shape of their input; they are not run, since that takes longest."""
 _MAY_GIVE_BACK = frozenset("contiguous to type type_as float double half bfloat16 cpu reshape flatten".split())
 """Functions that may return their input itself."""
 _CASTS = frozenset("type type_as float double half bfloat16".split())
@@ -66,13 +66,13 @@ class Recorder(TorchFunctionMode):
         self._names, self._is_whole = names, is_whole
         self._refs: dict[int, Any] = {}
         self._made_by: dict[int, Ref] = {}
-        self._alive: dict[int, Tensor] = {}  # identities are unique among living objects
+        self._alive: dict[int, Tensor] = {}  # an identity is unique only while its object lives
         self._sharing: dict[int, dict[int, Tensor]] = {}
-        """By identity of their memory, the tensors that share it."""
+        """Tensors by the identity of the memory that they share."""
         self._memory: list[Any] = []
         self._through_views: list[int] = []
         self._given_back: dict[int, Tensor] = {}
-        """For the result of a cast that changes nothing, by identity: the tensor that was cast."""
+        """The input of each cast that changes nothing, by the identity of the result."""
         self._owner: dict[Ref, Tensor] = {}
         self.calls: list[Call] = []
         self._open: list[int] = []
@@ -105,11 +105,11 @@ class Recorder(TorchFunctionMode):
         return self.row("number", operation, tuple(map(self.ref, operands)), value=value)
 
     def hashed(self) -> None:
-        """Note that a size became a key, perhaps of a cache, which keeps it and what follows from it."""
+        """Note that a size became a key, perhaps of a cache that outlives the run."""
         self.left_keys = True
 
     def decision(self, result: bool, operation: str, operands: tuple[Any, ...]) -> None:
-        """Record a decision by sizes."""
+        """Record a decision on sizes."""
         refs, values = tuple(map(self.ref, operands)), tuple(map(plain, operands))
         call, line = self._open[-1] if self._open else 0, _line_of_the_network()
         self.decisions.append(Decision(operation, refs, result, len(self.rows), self._scope, line, values, call))
@@ -186,7 +186,7 @@ class Recorder(TorchFunctionMode):
             raise LiftError(f"{self.place()}: the network assigns to {attribute} of a tensor")
         if func in _VALUES:
             if self._whole and self._names.get(id(args[0]), "").endswith("num_batches_tracked"):
-                return type(func(torch.zeros(())))(1)  # BatchNorm's count, with which it averages its statistics
+                return type(func(torch.zeros(())))(1)  # BatchNorm's count, used to average its statistics
             return self._value(func, name, args, kwargs)
         if name == "_set_grad_enabled":
             self._graded = bool(args[0])
@@ -195,7 +195,7 @@ class Recorder(TorchFunctionMode):
             if name == "_enter_autocast" and dict(zip(("type", "dtype", "enabled"), args, strict=False)).get("enabled"):
                 raise LiftError(f"{self.place()}: the network enables autocast in its forward")
             return func(*args, **kwargs)
-        if attribute == "data":  # it shares memory, but hides that
+        if attribute == "data":  # it shares memory, without a record of that
             func = Tensor.detach
         if name == "add_" and self._names.get(id(args[0]), "").endswith("num_batches_tracked"):
             return args[0]  # BatchNorm's count, which only its momentum uses
@@ -230,7 +230,7 @@ class Recorder(TorchFunctionMode):
         return value
 
     def _as_its_own(self, value: Tensor, name: str, args: Any, kwargs: Any) -> Tensor:
-        """Return a new tensor for one that a function returned as it was; at other sizes or dtypes it may differ."""
+        """Return a new tensor if a function returned its input, which it may not do at other sizes or dtypes."""
         if name in _CASTS or any(isinstance(one, Tensor | torch.dtype) for one in (*args[1:], *kwargs.values())):
             new = torch.empty_like(value)
             self._given_back[id(new)] = value
@@ -244,7 +244,7 @@ class Recorder(TorchFunctionMode):
         return to_meta(func(*to_meta(args), **to_meta(kwargs)))
 
     def _value(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """Return a value that the network reads from tensors, if it follows only from sizes and constants."""
+        """Return a value that the network reads from tensors, if it depends only on sizes and constants."""
         refs = mapped((args, kwargs), self.ref)
         try:
             given, options = mapped(refs, lambda one: value_of(self.rows, one, self._values))
@@ -258,7 +258,7 @@ class Recorder(TorchFunctionMode):
     # Writes in place: later uses of a tensor, and of all that share its memory, see the new values.
 
     def _write(self, target: Tensor, func: Any, name: str, args: Any, refs: Any, value: Any) -> None:
-        """Record a step that wrote into `target`, and so into all tensors that share its memory."""
+        """Record a write into `target`, and so into all tensors that share its memory."""
         aliases = list(self._sharing.get(id(target.untyped_storage()), {id(target): target}).values())
         for tensor in aliases:
             if id(tensor) in self._names and not self._whole:
@@ -292,14 +292,14 @@ class Recorder(TorchFunctionMode):
         self._owner[row] = base
 
     def _parent(self, tensor: Tensor, aliases: list[Tensor]) -> Tensor | None:
-        """Return the tensor of which another is a view, by the step that made it; None for the base of all."""
+        """Return the tensor that `tensor` is a view of, by the step that made it; None for the base of all."""
         step = self.rows[self._made_by[id(tensor)].row]
         first = step.args[0] if step.kind == "call" and step.args else None
         owner = self._owner.get(first) if isinstance(first, Ref) else None
         return owner if owner is not tensor and any(owner is alias for alias in aliases) else None
 
     def _step(self, view: Tensor) -> tuple[str, tuple[Any, ...], dict[str, Any], tuple[Any, ...]]:
-        """Return how a view was made from its base: the function's name, its other arguments, the part taken."""
+        """Return how a view was made from its base: the function, its other arguments, the path in its result."""
         made = self._made_by[id(view)]
         step = self.rows[made.row]
         return name_of(step.target), step.args[1:], step.kwargs, made.path

@@ -15,7 +15,7 @@ from i3dconvert.lift.reading.numbers import Remembered, plain
 
 @dataclasses.dataclass(frozen=True)
 class Ref:
-    """The result of row `row`; `path` leads into a tuple."""
+    """The result of row `row`, or an item of it at `path`."""
 
     row: int
     path: tuple[Any, ...] = ()
@@ -30,7 +30,7 @@ class Lost:
 
 @dataclasses.dataclass(frozen=True)
 class Again:
-    """A view of a tensor that was written to since: the step that made it, applied again to the current `of`."""
+    """A view of a tensor that was written to later: `step`, which made it, is applied again to `of`."""
 
     of: Tensor
     step: Ref
@@ -50,22 +50,22 @@ class Row:
     graded: bool = True
     """Whether it is outside the network's own `no_grad` regions."""
     call: int = 0
-    """The call of a module that it is part of."""
+    """The index of the module's call that contains it."""
 
 
 @dataclasses.dataclass
 class Call:
-    """A call of the module `name` inside the call number `parent`."""
+    """A call of the module `name` inside the call `parent`."""
 
     name: str
     parent: int
     start: int
-    """The first row that it could have."""
+    """The index of its first row."""
     inputs: tuple[tuple[str, Any], ...] = ()
     """Its inputs, by the names of its forward's parameters."""
     output: Any = None
     end: int = 0
-    """The first row after it."""
+    """The index of the first row after it."""
 
 
 @dataclasses.dataclass
@@ -98,7 +98,7 @@ def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def as_plain(value: Any) -> Any:
-    """Convert outputs of libraries to dicts of their contents; raises `LiftError` for unknown classes."""
+    """Convert libraries' output classes to dicts; raises `LiftError` for unknown classes."""
     if isinstance(value, Mapping):
         return {key: as_plain(item) for key, item in value.items() if item is not None}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -127,8 +127,8 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def to_meta(value: Any) -> Any:
-    """Convert tensors and devices to the meta device, and sizes to plain numbers: a torch function decides by them at
-    each call."""
+    """Convert tensors and devices to the meta device, and sizes to plain numbers, so that torch's comparisons
+    of them are not recorded."""
     if isinstance(value, Tensor):
         return value if value.is_meta else value.to("meta")
     if isinstance(value, torch.device):

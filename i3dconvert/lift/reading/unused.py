@@ -1,4 +1,4 @@
-"""Remove what nothing uses."""
+"""Remove unused sizes from a graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PURE = frozenset(("size", "stride", "numel", "dim", "detach"))
 
 
 def drop_unused(graph: fx.Graph) -> None:
-    """Remove sizes, and arithmetic on them, that are not used."""
+    """Remove unused sizes, and unused arithmetic on them."""
     for node in reversed(graph.nodes):
         pure = node.op == "get_attr" or (node.op == "call_method" and node.target in _PURE)
         if node.op == "call_function":

@@ -1,4 +1,4 @@
-"""The code of one call of a module, out of the lifted graph."""
+"""The code of one call of a module, taken from the lifted graph."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 _MADE_AGAIN = {layout.fold, layout.unfold, layout.together, operator.getitem, getattr}
-"""Functions, besides arithmetic on sizes, that cost nothing to call in several modules."""
+"""Functions, besides arithmetic on sizes, that are cheap to repeat in several modules."""
 _SIZES = ("size", "dim", "numel")
 
 
 @dataclass(frozen=True)
 class ChainOf:
-    """The forms that a chain takes and returns, and facts about the call of each child."""
+    """The forms of a chain's input and output, and facts about the call of each child."""
 
     takes: Form
     gives: Form
@@ -49,12 +49,12 @@ class Body:
         self.graph = fx.Graph()
         self.env: dict[fx.Node, fx.Node] = {}
         self.given: dict[fx.Node, tuple[fx.Node, tuple[Any, ...]]] = {}
-        """Values that are parts of others: the node, and the path into its value."""
+        """Values that are items of others: the node, and the path in its value."""
         self.inputs: list[tuple[str, Any]] = []
         self.beside: dict[str, fx.Node] = {}
         self.constants: list[str] = []
         self.marker: fx.Node | None = None
-        self.start = self.graph.call_function(clips_of)  # inputs go before it; it is removed if unused
+        self.start = self.graph.call_function(clips_of)  # inputs precede it; it is removed if unused
         self.gives: Form = None
         if number:
             for name, value in self.call.inputs:
@@ -80,13 +80,13 @@ class Body:
     # The border.
 
     def _take(self, name: str, value: Any) -> None:
-        """Add an input of the 2D module that varies, or that other values come from."""
+        """Add an input of the 2D module if it contains nodes of the graph."""
         nodes = list(_nodes(value))
         if not nodes:
             return
         form = _form(value)
         if not can_cross(form):
-            raise Inline(self.number, f"its input {name} has no form that tells N and T")
+            raise Inline(self.number, f"its input {name} does not determine N and T")
         placeholder = self._placeholder(name, form)
         self.inputs.append((name, value))
         self._know(value, placeholder, ())
@@ -114,7 +114,7 @@ class Body:
                 self._know(item, node, (*path, key))
 
     def _say_clips(self) -> None:
-        """Add N as an input if no other input tells it."""
+        """Add N as an input if no other input determines it."""
         with self.graph.inserting_before(self.start):
             clips = self.graph.placeholder("clips")
         clips.meta["form"] = "plain"
@@ -129,7 +129,7 @@ class Body:
             raise Inline(self.number, "its output is unknown")
         self.gives = _form(output)
         if not can_cross(self.gives):
-            raise Inline(self.number, "its output has no form that tells N and T")
+            raise Inline(self.number, "its output does not determine N and T")
         self.graph.output(_mapped(output, self.local))
 
     # The contents.
@@ -139,7 +139,7 @@ class Body:
             return
         target: Any = self._target(node) if node.op in ("call_module", "get_attr") else node.target
         if node.op == "get_attr" and target is None:
-            return  # another module's tensor: an input where it is used
+            return  # another module's tensor becomes an input where it is used
         if node.op == "output":
             self.gives = "plain"
             self.graph.output(fx.node.map_arg(node.args[0], self.local))
@@ -197,14 +197,14 @@ class Body:
             raise Inline(child, f"{node.name} is used outside of it but is not its output")
         form = node.meta.get("form", "plain" if node.meta.get("plain") or node.op == "get_attr" else None)
         if not can_cross(form):
-            raise Inline(self.number, f"it uses {node.name}, which has no form that tells N and T")
+            raise Inline(self.number, f"it uses {node.name}, which does not determine N and T")
         placeholder = self._placeholder(node.name, form)
         self.beside[str(placeholder.target)] = node
         self.env[node] = placeholder
         return placeholder
 
     def available(self, node: fx.Node) -> bool:
-        """Return whether a value follows from the code's values at no cost."""
+        """Return whether a value can be computed cheaply from the code's values."""
         if node in self.env or node in self.given or node is self.of.clips:
             return True
         if node.op == "get_attr":

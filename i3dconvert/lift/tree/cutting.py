@@ -19,7 +19,7 @@ from i3dconvert.lift.tree.code import Code
 
 @dataclass(frozen=True)
 class Cut:
-    """The code of each module, by name; `inlined` maps calls that are part of the enclosing code to the reasons."""
+    """The code of each module, by name; `inlined` maps calls in the enclosing code to the reasons."""
 
     codes: Mapping[str, Code]
     chains: Mapping[str, ChainOf]
@@ -115,7 +115,7 @@ class Cutting:
         return number in self.around[node.meta.get("call", 0)]
 
     def relative(self, name: str, number: int) -> str | None:
-        """Return a module's or tensor's name relative to the called module; None if it is not part of that."""
+        """Return a module's or tensor's name relative to the called module; None if it is outside of it."""
         prefix = self.calls[number].name
         if not prefix:
             return name
