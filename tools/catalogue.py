@@ -1,4 +1,4 @@
-"""Make the shipped tables of backbones, for the installed versions: `python -m tools.catalogue` (two minutes)."""
+"""Write the shipped tables of backbones for the installed versions: `python -m tools.catalogue` (two minutes)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from i3dconvert.names import SOURCES
 
 
 def main() -> None:
-    """Write a table for each library in place of that of an earlier version."""
+    """Replace each library's table by one for the installed version."""
     for source in SOURCES:
         table = census.taken(source)
         table = census.counted(source, table, [name for name, entry in table.items() if entry.parameters is None])

@@ -1,7 +1,7 @@
-"""What inflating, verifying and exporting ResNet-152 cost, as whole processes: `python -m tools.cost`.
+"""Measure the cost of inflating, verifying and exporting ResNet-152, as whole processes: `python -m tools.cost`.
 
-Side by side in one run: a process that imports torch and torchvision; one that also reads the 2D file and writes as
-many bytes as the result has; and the commands. Wall seconds and peak memory, medians of three.
+One run measures a process that imports torch and torchvision, one that also reads the 2D file and writes as many
+bytes as the result has, and the commands. It prints wall seconds and peak memory, medians of three.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TOOL = [sys.executable, "-m", "i3dconvert"]
 
 
 def cost(words: list[str], runs: int = RUNS) -> tuple[float, float]:
-    """Wall seconds and MiB at the peak of a process (which counts this one's until it is its own: torch stays out)."""
+    """Return a process's wall seconds and peak MiB (which start at this process's own: do not import torch here)."""
     seconds, peaks = [], []
     for _ in range(runs):
         started = time.perf_counter()
@@ -79,7 +79,7 @@ for shard in range(10):
 
 
 def large() -> None:
-    """Print what inflating a network of 10 GB costs."""
+    """Print the cost of inflating a network of 10 GB."""
     with TemporaryDirectory() as folder:
         module, result = Path(folder) / "large.py", Path(folder) / "net.safetensors"
         index = Path(folder) / "model.safetensors.index.json"
@@ -122,11 +122,11 @@ device = "cuda" if on_gpu else "cpu"
 network = i3dconvert.inflate(name, recipe, weights="random", size=int(size)).train().to(device)
 network.set_grad_checkpointing(checkpointed == "True")
 clip = torch.randn(4 if on_gpu else 1, 3, int(frames), int(size), int(size), device=device)
-step()  # gradients have their memory from here on
+step()  # the gradients are allocated from here on
 if on_gpu:
     torch.cuda.reset_peak_memory_stats()
 else:
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
 before = held()
 seconds = statistics.median(step() for _ in range(5))
 print(seconds, peak() - before)
@@ -134,13 +134,13 @@ print(seconds, peak() - before)
 
 
 def training() -> None:
-    """Print what a training step costs, plain and with each block computed again in the backward pass."""
+    """Print the cost of a training step, with and without gradient checkpointing."""
     print("| network | recipe | clip | step, ms | checkpointed, ms | times | MiB | checkpointed, MiB | share |")
     for name, recipe, frames, size in TRAINED:
         found = []
         for checkpointed in (False, True):
             words = [*PYTHON, STEP, name, recipe, str(frames), str(size), str(checkpointed)]
-            environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576"}  # freed memory is given back
+            environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576"}  # return freed memory
             done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
             found.append([float(word) for word in done.stdout.split()])
         (plain, most), (again, least) = found
@@ -155,7 +155,7 @@ def main() -> None:
         weights, result = Path(folder) / "weights.pth", Path(folder) / "net.safetensors"
         cost([*PYTHON, WEIGHTS, NAME, str(weights)], 1)
         inflate = [*TOOL, "inflate", NAME, "-w", str(weights), "-o", str(result), "--force", "--quiet"]
-        cost(inflate, 1)  # the caches of the file system and of Python are warm from here on
+        cost(inflate, 1)  # warms the caches of the file system and of Python
         imports = cost([*PYTHON, "import torch, torchvision"])
         copying = cost([*PYTHON, COPY, str(weights), f"{result}.copy", str(result.stat().st_size)])
         inflating = cost(inflate)

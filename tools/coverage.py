@@ -1,4 +1,4 @@
-"""`docs/coverage.md`: what the sweep found, as a table."""
+"""Write the results of the sweep as tables in `docs/coverage.md`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SOURCES = ("transformers", "monai", "smp", "torchxrayvision")
 
 
 def write_table(rows: list[Row], counts: list[Row], path: Path) -> None:
-    """Write the summary, the families, and one line a network; what was not run again stays as it was.
+    """Write the summary, the families, and a line for each network; networks without new results keep their lines.
 
     `counts` has the attentions of each network.
     """

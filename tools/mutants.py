@@ -1,9 +1,9 @@
-"""Mutation testing: put one small fault at a time into the code, and see whether the tests catch it.
+"""Mutation testing: make one small fault at a time in the code, and see whether the tests catch it.
 
     python -m tools.mutants --sample 300 --seed 0
 
 cosmic-ray makes the faults. Each mutant runs only the tests that execute its line (by coverage contexts), fastest
-first, for at most a minute. A mutant that no test can tell from the original is listed in `tools/equivalent.toml` with
+first, for at most a minute. A mutant that behaves like the original is listed in `tools/equivalent.toml` with
 the reason.
 """
 
@@ -48,18 +48,18 @@ ROOMS = {
 }
 SECONDS = 60
 NO_TESTS = 5
-"""pytest's exit code where all tests are deselected, as those are that are slow."""
+"""pytest's exit code if all tests are deselected, as slow ones are."""
 HEAVY = (
     *("torch", "torchvision", "timm", "timm.data", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "transformers"),
     *("av", "hypothesis", "numpy", "PIL.Image", "pytest", "skimage.data", "typer.testing", "selenium.webdriver"),
 )
-"""Imported once; each mutant runs in a fork of the process that has them."""
+"""Modules imported once; each mutant runs in a fork of that process."""
 _WITH_ARGUMENTS = ("core/VariableReplacer", "core/VariableInserter")
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A change of one place in one file."""
+    """A change at one place in one file."""
 
     file: str
     line: int
@@ -67,18 +67,18 @@ class Mutant:
     occurrence: int
 
     def source(self, root: Path) -> str:
-        """The file with the change."""
+        """Return the file's text with the change."""
         mutated: str = mutate_code((root / self.file).read_text(), get_operator(self.operator)(), self.occurrence)
         return mutated
 
     def change(self, root: Path) -> tuple[str, str]:
-        """The first line that differs, before and after."""
+        """Return the first changed line, before and after."""
         lines = zip((root / self.file).read_text().splitlines(), self.source(root).splitlines(), strict=False)
         return next(((a.strip(), b.strip()) for a, b in lines if a != b), ("", ""))
 
 
 def files(root: Path, rooms: Iterable[str]) -> list[str]:
-    """The modules of `rooms`, by their paths below `root`."""
+    """Return the paths, below `root`, of the modules in `rooms`."""
     places = [root / "i3dconvert" / part for room in rooms for part in ROOMS[room]]
     found = [file for place in places for file in (sorted(place.rglob("*.py")) if place.is_dir() else [place])]
     return [str(file.relative_to(root)) for file in found]
@@ -86,7 +86,7 @@ def files(root: Path, rooms: Iterable[str]) -> list[str]:
 
 @cache
 def _meaning(source: str) -> str:
-    """What a module computes: its syntax tree without annotations and docstrings."""
+    """Return a module's syntax tree without annotations and docstrings."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -106,7 +106,7 @@ def _changes_something(mutant: Mutant, root: Path) -> bool:
 
 
 def places(root: Path, file: str) -> Iterator[list[Mutant]]:
-    """The mutants of a file, those of one place together."""
+    """Yield the mutants of a file, grouped by place."""
     found: dict[tuple[int, int], list[Mutant]] = defaultdict(list)
     tree = get_ast((root / file).read_text())
     for name in sorted(set(operator_names()) - {*_WITH_ARGUMENTS}):
@@ -119,7 +119,7 @@ def places(root: Path, file: str) -> Iterator[list[Mutant]]:
 
 
 def sample(root: Path, rooms: Iterable[str], count: int, seed: int) -> list[Mutant]:
-    """`count` mutants, at most one a place; a larger sample begins with a smaller one of the same seed."""
+    """Return `count` mutants, one per place; a larger sample starts with the smaller one of that seed."""
     draw = random.Random(seed)
     everywhere = [place for file in files(root, rooms) for place in places(root, file)]
     draw.shuffle(everywhere)
@@ -134,7 +134,7 @@ def sample(root: Path, rooms: Iterable[str], count: int, seed: int) -> list[Muta
 
 
 class Tests:
-    """Which tests execute a line, and how long each takes."""
+    """The tests that execute each line, and their durations."""
 
     def __init__(self, data: Path, durations: Path, root: Path) -> None:
         self._data = coverage.CoverageData(str(data))
@@ -152,9 +152,9 @@ class Tests:
         return found
 
     def of(self, mutant: Mutant) -> list[list[str]]:
-        """The tests to run, file by file: those beside the module first, then the fastest.
+        """Return the tests to run, by file: those for the module first, then the fastest.
 
-        Of a line that is executed when the module is imported, those that execute any line of the module.
+        For a line that runs when the module is imported, these are the tests that execute any line of it.
         """
         by_line = self._contexts(mutant.file)
         lines = [by_line.get(mutant.line, [])]
@@ -175,7 +175,7 @@ class Tests:
 
 
 def _run(tree: Path, tests: list[list[str]], seconds: float) -> None:
-    """Run `tests` in this process, which is a fork, until one fails, and end it."""
+    """Run `tests` in this forked process until one fails, then exit."""
     os.setsid()
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
     os.chdir(tree)
@@ -184,7 +184,7 @@ def _run(tree: Path, tests: list[list[str]], seconds: float) -> None:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     sys.modules["torch"].set_num_threads(1)
-    hypothesis = sys.modules["hypothesis"]  # a failure is enough; to find the smallest one takes longer than all tests
+    hypothesis = sys.modules["hypothesis"]  # shrinking a failure would take longer than all tests
     phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
     hypothesis.settings.register_profile("mutants", phases=phases, database=None)
     hypothesis.settings.load_profile("mutants")
@@ -196,7 +196,7 @@ def _run(tree: Path, tests: list[list[str]], seconds: float) -> None:
 
 
 def _result(tree: Path, mutant: Mutant, tests: list[list[str]], seconds: float) -> str:
-    """`caught`, `survived`, `timed out`, or `no test`."""
+    """Return `caught`, `survived`, `timed out` or `no test`."""
     if not tests:
         return "no test"
     original = (tree / mutant.file).read_text()
@@ -205,7 +205,7 @@ def _result(tree: Path, mutant: Mutant, tests: list[list[str]], seconds: float) 
         pid = os.fork()
         if pid == 0:
             _run(tree, tests, seconds)
-        until = time.monotonic() + 4 * seconds  # where it waits, and computes nothing
+        until = time.monotonic() + 4 * seconds  # a limit for tests that wait without computing
         while time.monotonic() < until:
             done, status = os.waitpid(pid, os.WNOHANG)
             if done and os.WIFSIGNALED(status):
@@ -221,7 +221,7 @@ def _result(tree: Path, mutant: Mutant, tests: list[list[str]], seconds: float) 
 
 
 def _work(tree: Path, seconds: float, jobs: Any, results: Any) -> None:
-    """A worker, with a copy of the tree of its own."""
+    """Run a worker in its own copy of the tree."""
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
@@ -249,7 +249,7 @@ def _copy(root: Path, tree: Path) -> None:
 
 
 def run(root: Path, jobs: list[tuple[Mutant, list[list[str]]]], workers: int, seconds: float) -> list[str]:
-    """What became of each mutant."""
+    """Return the outcome of each mutant."""
     context = multiprocessing.get_context("spawn")
     queue, answers = context.Queue(), context.Queue()
     trees = [BUILD / f"tree{index}" for index in range(workers)]
@@ -277,13 +277,13 @@ def _shown(mutant: Mutant, root: Path) -> str:
 
 
 def equivalent(root: Path) -> dict[tuple[str, str, str], str]:
-    """The mutants that change nothing that a test could see: file, line before, line after → the reason."""
+    """Return the mutants that behave like the original: file, line before, line after → the reason."""
     listed = tomllib.loads((Path(__file__).parent / "equivalent.toml").read_text())
     return {(row["file"], row["before"], row["after"]): row["reason"] for row in listed.get("mutant", [])}
 
 
 def measure() -> None:
-    """Run the suite once, with what covers what."""
+    """Run the suite once, and record which tests execute which lines."""
     BUILD.mkdir(parents=True, exist_ok=True)
     (BUILD / "coveragerc").write_text(f"[run]\nsource = i3dconvert\ndata_file = {BUILD / 'coverage'}\n")
     words = ["--cov", f"--cov-config={BUILD / 'coveragerc'}", "--cov-context=test", "--cov-report=", "-n", "2"]
@@ -291,7 +291,7 @@ def measure() -> None:
 
 
 def main() -> None:
-    """Print what became of each mutant, and how many were caught, survived and timed out."""
+    """Print the outcome of each mutant, and the number of each outcome."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rooms", nargs="+", choices=[*ROOMS], default=[*ROOMS], help="where faults are put")
     parser.add_argument("--sample", type=int, default=300, help="number of mutants")

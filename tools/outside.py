@@ -1,4 +1,4 @@
-"""Networks nobody here wrote: those of transformers, MONAI, segmentation-models-pytorch and torchxrayvision, small.
+"""Small networks of other libraries: transformers, MONAI, segmentation-models-pytorch and torchxrayvision.
 
 `CATALOGUE` gives for each name a function that builds it, and the image `(C, H, W)` that it takes. The libraries are
 imported when a network of theirs is built.
@@ -25,11 +25,11 @@ class Outside:
     build: Callable[[], nn.Module]
     shape: Shape = (3, 64, 64)
     volumes: bool = field(default=False)
-    """Whether its users take it to volumes, where depth is strided as height and width are."""
+    """Whether it is also used on volumes, with depth strided like height and width."""
 
 
-# transformers: a class of network, and a configuration of its own with few and narrow layers. Left out are classes that
-# take more than images (Siglip2, ImageGPT), need another package (Dinat), wrap timm's, or fail by themselves in 2D.
+# transformers: a network class, and its configuration with few and narrow layers. Excluded are classes that need more
+# than images (Siglip2, ImageGPT), need another package (Dinat), wrap timm's networks, or fail in 2D.
 
 _VIT: Mapping[str, Any] = {
     "hidden_size": 32,
@@ -227,7 +227,7 @@ def _transformers(name: str, options: Mapping[str, Any]) -> nn.Module:
     return network(configuration)
 
 
-# MONAI: 2D networks, `(C, H, W)` as its users have them.
+# MONAI: 2D networks, with the usual `(C, H, W)`.
 
 _MONAI: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "UNet": ("UNet", {"in_channels": 3, "out_channels": 2, "channels": (8, 16, 32), "strides": (2, 2)}),
@@ -339,12 +339,12 @@ class AtTime(nn.Module):
         self.network = network
 
     def forward(self, x: Any) -> Any:
-        """`(N, C, H, W)` → `(N, C', H, W)`."""
+        """Map `(N, C, H, W)` to `(N, C', H, W)`."""
         return self.network(x, torch.full((x.shape[0],), 3, device=x.device))
 
 
 def monai(name: str, dimensions: int = 2) -> nn.Module:
-    """The network called `name` above, over images or over volumes (`dimensions=3`)."""
+    """Return MONAI's network `name`, for images or for volumes (`dimensions=3`)."""
     builder, options = _MONAI[name]
     given = dict(options)
     if builder == "SENet":
@@ -356,12 +356,12 @@ def monai(name: str, dimensions: int = 2) -> nn.Module:
     return AtTime(network) if name == "DiffusionModelUNet" else network
 
 
-# segmentation-models-pytorch: every architecture, behind a CNN and behind a transformer.
+# segmentation-models-pytorch: every architecture, with a CNN and with a transformer as encoder.
 
 _SMP = "DPT DeepLabV3 DeepLabV3Plus FPN Linknet MAnet PAN PSPNet Segformer UPerNet Unet UnetPlusPlus".split()
 _ENCODERS = ("resnet18", "mit_b0")
 _NOT_THERE = {("DPT", "resnet18"), ("DPT", "mit_b0"), ("DeepLabV3", "mit_b0"), ("DeepLabV3Plus", "mit_b0")}
-"""Pairs that the library itself refuses."""
+"""Pairs that the library rejects."""
 _NOT_THERE |= {("PAN", "resnet18"), ("Linknet", "mit_b0"), ("PAN", "mit_b0"), ("UnetPlusPlus", "mit_b0")}
 
 

@@ -1,7 +1,7 @@
-"""What a new frame of a live video costs: a window of 16 that slides by one, and the stream.
+"""Measure the cost of a new frame of live video, with a sliding window of 16 frames and with a stream.
 
-Each in a process of its own, one after the other. `i3dconvert.optimize` computes the window; the 2D network, on one
-frame, stands beside both. `--onnx` measures onnxruntime on the stream's file too, which takes minutes to write.
+Each runs in its own process, one after the other. `i3dconvert.optimize` computes the window; the 2D network on one
+frame is measured for comparison. `--onnx` measures onnxruntime on the stream's file too, which takes minutes to write.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CASES = (
     ("convnext_tiny", "uniform", "mean"),
     ("resnet50", "i3d-resnet", "mean"),
 )
-"""Networks, their recipes, and `mean` where all taps are in use, as after training."""
+"""Networks, their recipes, and `mean` if all taps are used, as after training."""
 WAYS = ("2d", "window", "stream")
 FRAME = """
 import statistics, sys, time, torch, i3dconvert
@@ -54,7 +54,7 @@ with torch.no_grad():
             global state
             _, state = flow.step(clip, state)
     del network
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before, seconds = memory("VmRSS"), []
     for _ in range(12):
         started = time.perf_counter()
@@ -65,7 +65,7 @@ print(statistics.median(seconds[3:]) * 1000, memory("VmHWM") - before)
 
 
 def measure(*words: str) -> tuple[float, float]:
-    """Milliseconds for each new frame, and MiB at the peak beside the weights."""
+    """Return the milliseconds for a new frame, and the peak MiB besides the weights."""
     done = subprocess.run([sys.executable, "-c", FRAME, *words], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(words)} failed: {done.stderr.strip().splitlines()[-1]}")

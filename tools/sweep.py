@@ -1,8 +1,8 @@
 """Inflate and verify every network, one process each: `python -m tools.sweep [GLOB…] [--init center mean]`.
 
-Globs are over torchvision's names, `timm/NAME`, and those of tools/outside.py (`transformers/NAME`, `monai/NAME`, …).
+Globs match torchvision's names, `timm/NAME`, and those of tools/outside.py (`transformers/NAME`, `monai/NAME`, …).
 
-Results go to `build/sweep.jsonl`, a line a network; one that is there already is not run again. Each network runs on
+Results go to `build/sweep.jsonl`, a line for each network; one with a result is not run again. Each network runs on
 two frames (or as few as its recipe allows) of the smallest image that it takes, networks too large for 24 GiB with
 fewer blocks. With `--recipe NAME` all have that recipe, and the results go to `build/sweep-NAME.jsonl`. `--attentions`
 only counts, without running anything, the attentions that can see other frames, to `build/attentions.jsonl`. `--table`
@@ -56,22 +56,22 @@ MEMORY = 24 * 2**30
 SECONDS = 1800
 
 SIZES = (128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
-"""Below them little is left of an image behind a stride of 32, and untrained networks magnify rounding errors."""
+"""Sizes to try. On smaller images, a stride of 32 leaves few pixels, and untrained networks magnify rounding."""
 IMAGE_SIZES = (64, 96, *SIZES)
-"""For networks that are built for one size, transformers nearly all."""
+"""Sizes for networks that are built for one size, mostly transformers."""
 HEAVY = 300e6
-"""Parameters from which on no two networks run at once."""
+"""The number of parameters from which a network runs alone."""
 TOO_LARGE = 1.2e9
-"""Parameters from which on float64 does not fit into 24 GiB."""
+"""The number of parameters from which float64 does not fit into 24 GiB."""
 FEWER_BLOCKS: tuple[dict[str, Any], ...] = (
     {"depth": 4},
-    {"depth": 4, "num_kv_heads": (8, 8, 8, 8)},  # a number for each block
+    {"depth": 4, "num_kv_heads": (8, 8, 8, 8)},  # one number for each block
     {"depths": (1, 1, 2, 1)},
 )
 
 
 def measure(name: str, init: str, whole_below: float, recipe: str) -> dict[str, object]:
-    """Inflate `name` with seeded random weights and verify it in float64; the error in float32 is noted."""
+    """Inflate `name` with seeded random weights and verify it in float64; also measures the float32 error."""
     if name in CATALOGUE:
         model, shape = CATALOGUE[name].build().eval(), CATALOGUE[name].shape
         row = measure_at(model, shape, preset("uniform"), init) | {"volumetric": in_volumes(model, shape)}
@@ -83,7 +83,7 @@ def measure(name: str, init: str, whole_below: float, recipe: str) -> dict[str, 
 
 
 def count_attentions(name: str) -> dict[str, object]:
-    """The softmax attentions of `name`, and how many of them can see other frames if a recipe says so."""
+    """Count the softmax attentions of `name`, and those that a recipe can extend to other frames."""
     backbone, model = whole_or_fewer_blocks(name, TOO_LARGE)
     found = attentions(canonical(reading.read(model, is_layer, own_shape(backbone, model))))
     refused = [attention.refusal for attention in found if attention.refusal]
@@ -91,7 +91,7 @@ def count_attentions(name: str) -> dict[str, object]:
 
 
 def measure_at(model: nn.Module, shape: tuple[int, int, int], recipe: Recipe, init: str) -> dict[str, object]:
-    """`measure` for images `(C, H, W)` of one shape."""
+    """Run `measure` for images `(C, H, W)` of one shape."""
     started = time.perf_counter()
     count = sum(parameter.numel() for parameter in model.parameters())
     with alone() if count > HEAVY else nullcontext():
@@ -118,7 +118,7 @@ def measure_at(model: nn.Module, shape: tuple[int, int, int], recipe: Recipe, in
 
 
 def in_volumes(model: nn.Module, shape: tuple[int, int, int]) -> str:
-    """`equal` with depth treated as height and width, with the rules that this takes; or why not."""
+    """Return `equal` with the rules needed if depth is treated like height and width; else the reason."""
     try:
         network, rules = inflate_with_remedies(model, shape[-1])
     except I3DError as error:
@@ -130,7 +130,7 @@ def in_volumes(model: nn.Module, shape: tuple[int, int, int]) -> str:
 
 
 def in_class_of_monai(name: str, model: nn.Module, shape: tuple[int, int, int]) -> str:
-    """Whether the class with `spatial_dims=3` loads the inflated weights, and is equal on still and moving clips."""
+    """Return whether the `spatial_dims=3` class loads the inflated weights and is equal, on still and moving clips."""
     network, _ = inflate_with_remedies(model, shape[-1])
     try:
         theirs = monai(name.partition("/")[2], dimensions=3).eval()
@@ -151,7 +151,7 @@ def in_class_of_monai(name: str, model: nn.Module, shape: tuple[int, int, int]) 
 
 
 def inflate_with_remedies(model: nn.Module, size: int) -> tuple[Network3d, list[str]]:
-    """Inflate in `volumetric`, with the rules that its own refusals ask for, one after the other."""
+    """Inflate with `volumetric`, adding the rules that its error messages propose, one at a time."""
     recipe, rules = preset("volumetric"), []
     while True:
         try:
@@ -165,7 +165,7 @@ def inflate_with_remedies(model: nn.Module, size: int) -> tuple[Network3d, list[
 
 
 def errors(report: Report) -> dict[str, object]:
-    """The relative error in each dtype, and whether the network itself computes in float32."""
+    """Return the relative error in each dtype, and whether the network computes in float32."""
     found: dict[str, object] = {
         check.name.split(", ")[1]: check.error for check in report.checks if check.error is not None
     }
@@ -173,7 +173,7 @@ def errors(report: Report) -> dict[str, object]:
 
 
 def convolutions(model: nn.Module, lifted: set[str]) -> dict[str, int]:
-    """Modules that slide a kernel of more than one pixel over an image: how many there are, and how many became 3D."""
+    """Count the convolutions with a kernel of more than one pixel, and those of them that became 3D."""
     spatial = [
         name
         for name, module in model.named_modules()
@@ -186,7 +186,7 @@ def convolutions(model: nn.Module, lifted: set[str]) -> dict[str, int]:
 
 
 def whole_or_fewer_blocks(name: str, whole_below: float) -> tuple[Backbone, nn.Module]:
-    """The backbone, with fewer blocks where it has more parameters than `whole_below`."""
+    """Return the backbone, with fewer blocks if it has more parameters than `whole_below`."""
     source, bare = backbones.parse(name)
     backbone = Backbone(source, bare, backbones.library(source).arguments(bare, None, None))
     fewer = with_any(backbone, FEWER_BLOCKS) if parameters(backbone) > whole_below else None
@@ -201,7 +201,7 @@ def own_shape(backbone: Backbone, model: nn.Module) -> tuple[int, int, int]:
 
 
 def smallest_first(name: str, whole_below: float) -> Iterator[tuple[Backbone, nn.Module, tuple[int, int, int]]]:
-    """The backbone, with fewer blocks where it is too large, and the images `(C, H, W)` that it takes."""
+    """Yield the backbone, with fewer blocks if it is too large, and each image shape `(C, H, W)` that it accepts."""
     backbone, model = whole_or_fewer_blocks(name, whole_below)
     channels, default, _ = own_shape(backbone, model)
     for size in SIZES:
@@ -215,7 +215,7 @@ def smallest_first(name: str, whole_below: float) -> Iterator[tuple[Backbone, nn
 
 
 def parameters(backbone: Backbone) -> int:
-    """How many parameters the backbone has; 0 where it can't be counted without memory for them."""
+    """Return the number of parameters; 0 if they can't be counted without allocating them."""
     try:
         with torch.device("meta"):
             return sum(parameter.numel() for parameter in backbones.build(backbone).parameters())
@@ -224,7 +224,7 @@ def parameters(backbone: Backbone) -> int:
 
 
 def with_any(backbone: Backbone, candidates: tuple[dict[str, Any], ...]) -> tuple[Backbone, nn.Module] | None:
-    """The backbone built with the first of these arguments that its builder takes."""
+    """Build the backbone with the first of these arguments that its builder accepts."""
     for arguments in candidates:
         changed = replace(backbone, arguments={**backbone.arguments, **arguments})
         try:
@@ -235,17 +235,17 @@ def with_any(backbone: Backbone, candidates: tuple[dict[str, Any], ...]) -> tupl
 
 
 def takes(model: nn.Module, shape: tuple[int, int, int]) -> bool:
-    """Whether an image of this shape goes through the network."""
+    """Return whether the network accepts an image of this shape."""
     try:
         with torch.no_grad():
             model(torch.zeros(2, *shape))
-    except Exception:  # noqa: BLE001 - networks refuse a size with whatever they come upon
+    except Exception:  # noqa: BLE001 - networks reject a size with any exception
         return False
     return True
 
 
 def verify_small(model: nn.Module, network: Any) -> Report:
-    """Verify on two frames (or as few as the recipe allows), at a little over half the backbone's size if that goes."""
+    """Verify on two frames (or as few as the recipe allows), at a little over half the size if possible."""
     frames = max(2, network.inflation.minimum_frames)
     if network.inflation.any_size:
         try:
@@ -257,7 +257,7 @@ def verify_small(model: nn.Module, network: Any) -> Report:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """One network at a time; the lock goes with the process that holds it, however that ends."""
+    """Let one network run at a time; the lock is released when its process ends in any way."""
     with RESULTS.with_suffix(".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -274,7 +274,7 @@ def _child(job: Callable[..., dict[str, object]], arguments: tuple[Any, ...], pi
 
 
 def one(context: Any, job: Callable[..., dict[str, object]], *arguments: Any) -> dict[str, object]:
-    """A job in a process of its own, whose crash or hunger for memory is a result like any other."""
+    """Run a job in its own process; a crash or lack of memory is a result, too."""
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(job, arguments, theirs))
     process.start()
@@ -293,7 +293,7 @@ def one(context: Any, job: Callable[..., dict[str, object]], *arguments: Any) ->
 
 
 def missing(globs: list[str], inits: list[str], results: Path) -> Iterator[tuple[str, str]]:
-    """What is asked for and not there yet."""
+    """Yield the requested networks that have no result yet."""
     done = {(row["name"], row["init"]) for row in read(results)}
     for init in inits:
         for name in (*backbones.qualified_names(), *CATALOGUE):
@@ -302,17 +302,17 @@ def missing(globs: list[str], inits: list[str], results: Path) -> Iterator[tuple
 
 
 def read(path: Path = RESULTS) -> list[dict[str, Any]]:
-    """The results so far."""
+    """Return the results so far."""
     return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
 
 
 def asked(name: str, globs: list[str]) -> bool:
-    """Whether the name is wanted; without globs, torchvision's all are."""
+    """Return whether a glob matches the name; without globs, all of torchvision's match."""
     return any(fnmatchcase(name, glob) for glob in globs) if globs else "/" not in name
 
 
 def count_all(globs: list[str], context: Any, pool: ThreadPoolExecutor) -> int:
-    """`count_attentions` of what is asked for and not there yet; the exit code is 1 if a network did not trace."""
+    """Run `count_attentions` for networks without a result; the exit code is 1 if one can't be traced."""
     done = {row["name"] for row in read(COUNTS)}
     names = [name for name in backbones.qualified_names() if asked(name, globs) and name not in done]
     running = {pool.submit(one, context, count_attentions, name): name for name in names}
@@ -327,7 +327,7 @@ def count_all(globs: list[str], context: Any, pool: ThreadPoolExecutor) -> int:
 
 
 def main() -> int:
-    """Run what is missing; the exit code is 1 if any result asked for is a failure."""
+    """Run the missing networks; the exit code is 1 if any requested result is a failure."""
     parser = argparse.ArgumentParser(prog="python -m tools.sweep", description=__doc__)
     parser.add_argument("globs", nargs="*", help="such as 'resnet*' or 'timm/convnext*'")
     parser.add_argument("--init", nargs="+", default=["center"], choices=["center", "mean"])
