@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from i3dconvert.lift import layout
 from i3dconvert.lift.computed import CLASSES, called
-from i3dconvert.lift.reading import Reading
+from i3dconvert.lift.reading import Multiples, Reading
 
 _POOLS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "max_pool2d": (nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")),
@@ -27,10 +27,12 @@ _PADS = (nn.ZeroPad2d, nn.ConstantPad2d)
 
 def canonical(traced: Reading) -> Reading:
     """Rewrite pooling functions as modules, so that recipes reach them by name, count axes of images like those of
-    clips, and write einsums as matrix products."""
+    clips, write einsums as matrix products, and give fused attention the axis of heads that ONNX wants."""
     for node in list(traced.graph.nodes):
         if layout.operation(node) == "einsum":
             _use_matmul(node)
+        if layout.operation(node) == "scaled_dot_product_attention":
+            _use_heads(node)
         if node.op == "call_function" and layout.operation(node) in _POOLS:
             _use_module(traced, node)
         if node.op == "call_function" and layout.operation(node) in CLASSES:
@@ -124,6 +126,33 @@ def _use_matmul(node: fx.Node) -> None:
     elif (row, column, inner) != (i, k, j):
         return
     node.target, node.args, node.kwargs = torch.matmul, (left, right), {}
+
+
+def _use_heads(node: fx.Node) -> None:
+    """Replace fused attention on `(B, L, D)` by that on `(B, 1, L, D)`, the only form that torch exports to ONNX."""
+    names = ("query", "key", "value", "attn_mask")
+    given = {name: layout.argument(node, name, place) for place, name in enumerate(names)}
+    tensors = {name: one for name, one in given.items() if isinstance(one, fx.Node)}
+    if not {*names[:3]} <= tensors.keys() or any(tensors[name].meta["value"].dim() != 3 for name in names[:3]):
+        return
+    here, value, batch = {key: node.meta[key] for key in ("scope", "call")}, node.meta["value"], node.meta["batch"]
+    with node.graph.inserting_before(node):
+        for name, one in tensors.items():
+            if one.meta["value"].dim() == 3:
+                given[name] = node.graph.call_method("unsqueeze", (one, 1))
+                given[name].meta = {**one.meta, **here, **_with_heads(one.meta["value"], one.meta["batch"])}
+    rest = {key: one for key, one in node.kwargs.items() if key not in names}
+    node.args, node.kwargs = (*given.values(), *node.args[len(names) :]), rest
+    with node.graph.inserting_after(node):
+        single = node.graph.call_method("squeeze", (node, 1))
+    node.replace_all_uses_with(single, delete_user_cb=lambda user: user is not single)
+    single.meta = {**node.meta, "value": value, "batch": batch}
+    node.meta = {**node.meta, **_with_heads(value, batch)}
+
+
+def _with_heads(value: Tensor, multiples: Multiples) -> dict[str, Any]:
+    """Return the facts about a value with an axis of heads."""
+    return {"value": value.unsqueeze(1), "batch": (multiples[0], 0, *multiples[1:]) if multiples else multiples}
 
 
 def _count_axes_as_of_clips(node: fx.Node) -> None:

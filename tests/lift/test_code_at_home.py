@@ -245,3 +245,23 @@ def test_a_cast_that_changes_nothing_and_is_written_to() -> None:
 
     with pytest.raises(LiftError, match=r"a tensor that mul_ wrote into in the same dtype; clone it first"):
         inflate(Net(forward), "c2d", size=8)
+
+
+@pytest.mark.parametrize("recipe", ["c2d", "joint"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_fused_attention_without_heads_gets_the_axis_that_onnx_wants(recipe: str, biased: bool) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        query, key, value = net.qkv(net.c(x).flatten(2).mT).chunk(3, -1)
+        return F.scaled_dot_product_attention(query, key, value, net.bias if biased else None).mean(1)
+
+    model, clip = Net(forward, bias=torch.randn(1, 64, 64)), clip_of(2, 3, 8, 8)
+    clip = clip if recipe == "c2d" else clip[:, :, :1].expand(-1, -1, 3, -1, -1)
+    network = inflate(model, recipe, size=8)
+    shapes: list[int] = []
+    with torch.no_grad():
+        assert relative_error(framewise(model, clip), network(clip)) <= 1e-12
+        traced = torch.export.export(network, (clip,)).graph
+    for node in traced.nodes:
+        if "scaled_dot_product_attention" in str(node.target):
+            shapes.append(node.args[0].meta["val"].dim())
+    assert shapes == [4]
