@@ -123,7 +123,7 @@ def export_onnx(
     if dtype not in (torch.float32, torch.float16, torch.bfloat16) or (int8 and dtype != torch.float32):
         raise ExportError(f"no ONNX export in {dtype}{' with int8' if int8 else ''}; known: float32, float16, bfloat16")
     if int8 and external_data:
-        raise ExportError("onnxruntime's quantiser reads and writes single files: no int8 with --external-data")
+        raise ExportError("int8 can't be combined with --external-data: onnxruntime's quantiser uses single files")
     network = in_dtype(network, torch.float16 if dtype == torch.float16 else torch.float32)
     preprocessing = preprocessing_of(network, uint8_input or calibrate is not None)
     clips = _calibration(network, calibrate, preprocessing) if int8 else None
@@ -241,7 +241,7 @@ def check_best(network: Network3d, top_k: int) -> int:
     with evaluating(network, torch.float32):
         found = outputs(network(clip))
     if len(found) != 1 or found[0].dim() != 2:
-        raise ExportError("only a classifier, whose one output is (N, classes), has best classes (--top-k)")
+        raise ExportError("only a classifier with one output (N, classes) has best classes (--top-k)")
     if not 1 <= top_k <= found[0].shape[1]:
         raise ExportError(f"top_k must be from 1 to {found[0].shape[1]}, not {top_k}")
     return top_k

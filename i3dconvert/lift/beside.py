@@ -13,7 +13,7 @@ from i3dconvert.recipes import Temporal
 
 Ties = tuple[tuple[str, ...], ...]
 _OF_ANY_RANK = ("dtype", "device")
-"""Attributes that a kernel has alike in 2D and in 3D."""
+"""Attributes of a kernel that are the same in 2D and 3D."""
 
 
 class Beside(Rewriting):
@@ -31,7 +31,7 @@ class Beside(Rewriting):
                 self.fillings |= dict.fromkeys(free, shared.pop())
 
     def inflate_unreached(self) -> None:
-        """Inflate layers that the forward pass does not reach by the recipe, so that a state dict fits them."""
+        """Inflate layers outside the forward pass by the recipe, too, so that a state dict fits them."""
         reached = {call.name for call in self.traced.calls} | set(self.modules)
         for name, module in self.root.named_modules():
             entry = counterpart_of_base(module) if name not in reached else None
@@ -49,7 +49,7 @@ class Beside(Rewriting):
                 self.fillings |= named
 
     def read_in_2d(self) -> None:
-        """Give the network's own code the 2D kernel where it reads a kernel that was inflated."""
+        """Replace an inflated kernel by its 2D kernel where the network's own code reads it."""
         for node in self.graph.nodes:
             filling = self.fillings.get(str(node.target)) if node.op == "get_attr" else None
             if node.meta.get("taps") or filling is None or not filling.is_kernel:

@@ -100,7 +100,7 @@ class Network3d(Block):
             try:
                 return super().forward(clip)
             except RuntimeError:
-                frames_left(self, clip.shape[2])  # explains branches of different lengths
+                frames_left(self, clip.shape[2])  # raises FramesError if branches differ in length
                 raise
         return super().forward(clip)
 
@@ -206,7 +206,7 @@ def preprocessing_of(network: nn.Module) -> Preprocessing:
 
 
 def set_origin(network: Network3d, origin: Any) -> None:
-    """Set where its 2D network came from."""
+    """Set the origin of the 2D network."""
     network._i3d_meta["origin"] = origin
 
 

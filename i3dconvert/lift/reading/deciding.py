@@ -18,8 +18,8 @@ def decided(result: bool, operation: str, operands: tuple[Any, ...], line: str) 
     if COMPARISONS[operation](*operands) != result:
         left, right = operands if len(operands) > 1 else (*operands, 0)
         raise LiftError(
-            f"{line}: the network's code depends on {left} {_SIGNS[operation]} {right} here, which was different "
-            "at the size that it was read at; inflate it at this size (size=)"
+            f"{line}: the network's code depends on {left} {_SIGNS[operation]} {right} here, which had another "
+            "result at the size of the inflation; inflate it at this size (size=)"
         )
 
 

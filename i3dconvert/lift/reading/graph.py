@@ -184,7 +184,7 @@ class GraphOf:
         return self.once(("image", name), lambda: self.call(getattr, (image, name), getattr(image.meta["value"], name)))
 
     def multiple_of(self, node: fx.Node, times: Fraction) -> fx.Node:
-        """Return a node for a number times `times`."""
+        """Return a node for the number `node`, multiplied by `times`."""
         value, more = node.meta["value"], times.denominator == 1
         factor, operation = (times.numerator, operator.mul) if more else (times.denominator, operator.floordiv)
         new = self.call(operation, (node, factor), operation(value, factor), like=node)

@@ -19,7 +19,7 @@ from i3dconvert.lift.tree.code import Code
 
 @dataclass(frozen=True)
 class Cut:
-    """The code of each module, by name; `inlined` maps calls in the enclosing code to the reasons."""
+    """The code of each module, by name; `inlined` maps calls without their own code to reasons."""
 
     codes: Mapping[str, Code]
     chains: Mapping[str, ChainOf]
