@@ -125,7 +125,7 @@ def test_tensors_past_the_limit_go_beside_the_graph(
     first = export_onnx(network, tmp_path / "net.onnx", static=True, external_data=True)
     assert first.path.stat().st_size < 1 << 20
     assert verify_file(first.path, Settings()).passed
-    with pytest.raises(ExportError, match="without --external-data"):
+    with pytest.raises(ExportError, match="combined with --external-data"):
         export_onnx(network, tmp_path / "int8.onnx", int8=True, external_data=True)
     mine = tmp_path / "net.onnx.mine.data"
     mine.write_text("kept")
