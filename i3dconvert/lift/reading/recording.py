@@ -311,8 +311,6 @@ class Recorder(TorchFunctionMode):
         self._refs[id(view)], self._owner[ref] = ref, view
         return ref
 
-    # Modules.
-
 
 _OURS = __name__.rpartition(".")[0]
 
