@@ -125,21 +125,20 @@ def _fit(model: nn.Module, state: State, where: str, backbone: Backbone) -> None
     try:
         fit(model, state, where)
     except WeightsError as error:
-        other = _with_as_many(state)
-        hint = f"; it has as many parameters as {other}: i3dconvert inflate {other} -w {where}"
-        hint = hint if other not in (None, backbone.qualified) else ""
+        others = _with_as_many(state)
+        known = bool(others) and backbone.qualified not in others
+        hint = f"; it has as many parameters as {others[0]}: i3dconvert inflate {others[0]} -w {where}" if known else ""
         if channels := stem_channels(model, state):
             hint = f"; its first kernels have {channels} channels: use --in-channels {channels}"
         raise WeightsError(f"{error}{hint}") from None
 
 
-def _with_as_many(state: State) -> str | None:
-    """Return the backbone with as many parameters as the state dict, if the table of a library has one."""
+def _with_as_many(state: State) -> list[str]:
+    """Return the backbones with as many parameters as the state dict, by the tables of the libraries."""
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     count = sum(tensor.numel() for key, tensor in state.items() if not key.endswith(buffers))
-    tables = ((source, catalogue.read(source)) for source in ("torchvision", "timm"))
-    found = ((source, name) for source, table in tables for name, entry in table.items() if entry.parameters == count)
-    return next((name if source == "torchvision" else f"{source}/{name}" for source, name in found), None)
+    tables = {"": catalogue.read("torchvision"), "timm/": catalogue.read("timm")}
+    return [f"{prefix}{name}" for prefix, table in tables.items() for name in table if table[name].parameters == count]
 
 
 def classes_of(model: nn.Module) -> int:

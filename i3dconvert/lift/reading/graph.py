@@ -188,7 +188,8 @@ class GraphOf:
         value, more = node.meta["value"], times.denominator == 1
         factor, operation = (times.numerator, operator.mul) if more else (times.denominator, operator.floordiv)
         new = self.call(operation, (node, factor), operation(value, factor), like=node)
-        new.meta["batch"] = operation(node.meta["batch"], factor)
+        batch = node.meta["batch"]
+        new.meta["batch"] = type(batch)(operation(batch, factor))
         return new
 
     def method(self, node: fx.Node, name: str) -> fx.Node:

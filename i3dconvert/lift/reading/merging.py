@@ -217,7 +217,10 @@ class _Common:
             for known, refs in self.places.items():
                 times = Fraction(values[0]) / Fraction(known[0]) if known[0] else Fraction(0)
                 whole = times and 1 in (times.numerator, times.denominator)
-                alike = all(value == times * Fraction(one) for one, value in zip(known, values, strict=True))
+                alike = all(
+                    float(one).is_integer() and value == times * Fraction(one)
+                    for one, value in zip(known, values, strict=True)
+                )
                 if whole and alike and refs[0].row < at:
                     return Cast(refs[0], int, times)
         raise Differ(f"{where}: a number that follows the size ({', '.join(map(str, values))})")

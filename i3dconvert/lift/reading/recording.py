@@ -71,8 +71,8 @@ class Recorder(TorchFunctionMode):
         """Tensors by the identity of the memory that they share."""
         self._memory: list[Any] = []
         self._through_views: list[int] = []
-        self._given_back: dict[int, Tensor] = {}
-        """The input of each cast that changes nothing, by the identity of the result."""
+        self._casts: dict[int, set[int]] = {}
+        """For each storage, those that are the same one if the image has the dtype of this run."""
         self._owner: dict[Ref, Tensor] = {}
         self.calls: list[Call] = []
         self._open: list[int] = []
@@ -232,8 +232,11 @@ class Recorder(TorchFunctionMode):
     def _as_its_own(self, value: Tensor, name: str, args: Any, kwargs: Any) -> Tensor:
         """Return a new tensor if a function returned its input, which it may not do at other sizes or dtypes."""
         if name in _CASTS or any(isinstance(one, Tensor | torch.dtype) for one in (*args[1:], *kwargs.values())):
-            new = torch.empty_like(value)
-            self._given_back[id(new)] = value
+            new = torch.empty_like(value).requires_grad_(value.requires_grad)
+            storages = [value.untyped_storage(), new.untyped_storage()]
+            self._memory += storages
+            group = set().union(*(self._casts.get(id(one), {id(one)}) for one in storages))
+            self._casts |= dict.fromkeys(group, group)
             return new
         return value.view_as(value)
 
@@ -260,13 +263,16 @@ class Recorder(TorchFunctionMode):
     def _write(self, target: Tensor, func: Any, name: str, args: Any, refs: Any, value: Any) -> None:
         """Record a write into `target`, and so into all tensors that share its memory."""
         aliases = list(self._sharing.get(id(target.untyped_storage()), {id(target): target}).values())
-        for tensor in aliases:
+        memory = id(target.untyped_storage())
+        others = self._casts.get(memory, {memory}) - {memory}
+        casts = [tensor for other in others for tensor in self._sharing.get(other, {}).values()]
+        for tensor in (*aliases, *casts):
             if id(tensor) in self._names and not self._whole:
                 raise LiftError(
                     f"{self.place()}: {name} writes into {self._names[id(tensor)]}, a tensor of the network"
                 )
-            if (original := self._given_back.get(id(tensor))) is not None:
-                self._refs[id(original)] = Lost(f"a tensor that {name} wrote into in the same dtype; clone it first")
+        for tensor in casts:
+            self._refs[id(tensor)] = Lost(f"a tensor that {name} wrote into in the same dtype; clone it first")
         if len(aliases) == 1 and name not in WRITES:
             row = self.row("call", func, refs[0], refs[1], value)
             self._keep(target, row)
