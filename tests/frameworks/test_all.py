@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from i3dconvert import inflate, save
 from i3dconvert.backbones import Changes, Source
 from i3dconvert.checkpoint import filled, read, rebuild
 from i3dconvert.checkpoint.adoption import adopt
@@ -277,3 +278,11 @@ def test_from_layout_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Mon
 def _resized(state: State, network: nn.Module) -> dict[str, Tensor]:
     """A framework keeps its own head where the class counts differ."""
     return state | {key: value for key, value in network.state_dict().items() if key.startswith("fc.")}
+
+
+def test_a_network_without_the_frameworks_changes_is_refused(tmp_path: Path) -> None:
+    """r3d_18 has no max-pool, which a ResNet-18 inflated without the layout keeps."""
+    path = tmp_path / "net.pth"
+    with pytest.raises(LayoutError, match=r"r3d_18 is the 3D form of another 2D network: .*; inflate with --layout"):
+        save(inflate("resnet18", "c2d", weights="random", size=32), path, layout="torchvision-video:r3d_18")
+    assert not path.exists()
