@@ -210,7 +210,7 @@ def test_names_of_classes_travel(network: Network3d, run: Run) -> None:
         shown = json.loads(run("classify", file, "black.png", "--json").out)
         assert {entry["class"] for entry in shown[0]["moments"][0]["best"]} == {"cat", "dog", "fox", "owl"}
     assert " a " in run("classify", "net.safetensors", "black.png").out.replace(":", " ").replace(",", " ")
-    with pytest.raises(ClassesError, match="2 names of classes are given; the network has 4 classes"):
+    with pytest.raises(ClassesError, match="2 class names are given; the network has 4 classes"):
         i3dconvert.save(network, "net.safetensors", force=True, classes=["a", "b"])
 
 

@@ -217,7 +217,7 @@ def test_commands_write_it_or_leave_nothing(run: Run, checkpoint: Path) -> None:
     Path("bench.json").write_text(json.dumps([{"case": 1}]))
     bad = run("report", checkpoint, "bench.json", "-o", "other.html")
     assert bad.code == 1
-    assert "bench.json is not what `i3dconvert bench --json` prints" in bad.err
+    assert "bench.json is not the output of `i3dconvert bench --json`" in bad.err
     assert not Path("other.html").exists()
     assert run("report", "bench.json").code == 2
 

@@ -84,7 +84,7 @@ class Measurement:
             fields = {name: document[name] for name in cls.__dataclass_fields__ if name != "case"}
             return cls(Case(**document["case"]), **fields)
         except (KeyError, TypeError) as error:
-            raise BenchmarkError(f"this is not the output of `bench --json`: {error}") from None
+            raise BenchmarkError(f"a measurement is not complete: {error}") from None
 
 
 @dataclass(frozen=True)
