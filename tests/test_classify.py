@@ -151,10 +151,10 @@ def test_on_the_command_line_with_a_time_line(files: dict[str, Path], tmp_path: 
 def test_what_can_not_be_classified_is_said_in_one_line(files: dict[str, Path], tmp_path: Path, run: Run) -> None:
     monkeypatch = pytest.MonkeyPatch()
     assert run("inflate", "resnet18", "-w", "random", "--no-head", "-o", "features.safetensors", "-q").code == 0
-    with pytest.raises(CheckpointError, match="gives features, and no class scores"):
+    with pytest.raises(CheckpointError, match="returns features instead of class scores"):
         load_classifier(str(tmp_path / "features.safetensors"))
     classifier = load_classifier(str(files["net.onnx"]))
-    with pytest.raises(FramesError, match=r"can't take a window of 8 frames.*--frames"):
+    with pytest.raises(FramesError, match=r"can't run on a window of 8 frames.*--frames"):
         list(classify(classifier, CLIP, frames=8))
     (tmp_path / "noise.mp4").write_bytes(b"no video")
     with pytest.raises(MediaError, match="can't read the video"):

@@ -33,7 +33,7 @@ def test_runtimes_side_by_side(run: Run) -> None:
     assert chart.tag.endswith("svg")
     assert "milliseconds" in Path("bars.svg").read_text()
     again = run("bench", "nets.py:net", "--plot", "bars.svg")
-    assert (again.code, "bars.svg exists already" in again.err) == (1, True)
+    assert (again.code, "bars.svg already exists" in again.err) == (1, True)
 
 
 ATTENDING = """

@@ -178,13 +178,13 @@ def test_another_networks_recipe_is_refused(tmp_path: Path) -> None:
         assert not path.exists()
         return str(caught.value)
 
-    assert "conv1: a temporal kernel of 3 where it has 1" in refused("pytorchvideo", "uniform")
+    assert "conv1: a temporal kernel of 3 instead of 1" in refused("pytorchvideo", "uniform")
     assert "the temporal pool after layer1" in refused("mmaction2:i3d", "i3d-resnet")
     assert "the temporal pool after layer1" in refused("pytorchvideo:c2d_r50", "c2d")
-    assert "conv1: a temporal stride of 2 where it has 1" in refused("3d-resnets", "volumetric")
+    assert "conv1: a temporal stride of 2 instead of 1" in refused("3d-resnets", "volumetric")
     assert "--padding zeros" in refused("pytorchvideo", padding="replicate")
     assert "--conv 3d" in refused("pytorchvideo", conv="2plus1d")
-    assert "it has those of resnet50" in refused("pytorchvideo", backbone="resnet18")
+    assert "it has forms of resnet50" in refused("pytorchvideo", backbone="resnet18")
     assert "it has slow_r50" in refused("pytorchvideo:x3d")
     assert "known: i3resnet, mmaction2, monai, pytorch-i3d" in refused("keras")
 
@@ -209,7 +209,7 @@ def test_what_verify_can_not_do_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     assert verify_file(path, small).passed
     for module in ("slowfast", "slowfast.config.defaults"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(VerificationError, match=r"slowfast is not installed .* its INSTALL.md says how"):
+    with pytest.raises(VerificationError, match=r"slowfast is not installed .* see its INSTALL.md"):
         verify_file(path, small, layout="slowfast")
     headless = tmp_path / "headless.pth"
     changes = Changes(head="maps")
@@ -240,13 +240,13 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     assert "is not a checkpoint of pytorchvideo's slow_r50: it has conv1.weight" in refused(
         model.state_dict(), "pytorchvideo"
     )
-    assert "where 3d-resnets's resnet has" in refused(model.state_dict(), "3d-resnets")
+    assert "but 3d-resnets's resnet has" in refused(model.state_dict(), "3d-resnets")
     known = framework_of("3d-resnets")
     inflation = plan(model, known.targets[0].recipe, Style(), (3, 32, 32)).inflation
     state = known.state(known.targets[0], dict(inflation.state(model.state_dict())))
-    assert "no network known here" in refused({k: v for k, v in state.items() if "layer4" not in k}, "3d-resnets")
-    assert "monai:resnet and monai:resnet_stride1 alike" in refused(_as_volumetric(model), "monai")
-    assert "says which" in refused(state, "timm-3d")
+    assert "of no known network" in refused({k: v for k, v in state.items() if "layer4" not in k}, "3d-resnets")
+    assert "monai:resnet and monai:resnet_stride1, which have the same tensors" in refused(_as_volumetric(model), "monai")
+    assert "timm-3d has many networks; name that of" in refused(state, "timm-3d")
     assert "has no network 'x'" in refused(state, "3d-resnets:x")
 
 

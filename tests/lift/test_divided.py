@@ -252,7 +252,7 @@ def test_a_folder_that_transformers_loads(run: Run, tmp_path: Path) -> None:
     assert "only clips of 16 frames" in run("verify", str(folder), "--layout", "transformers", "-f", "8").err
     again = run("inflate", *told)
     assert again.code == 1
-    assert "exists already" in again.err
+    assert "already exists" in again.err
     assert run("inspect", str(folder), "--from-layout", "transformers", "-q").code == 0
     broken = tmp_path / "broken"
     broken.mkdir()

@@ -173,7 +173,7 @@ def test_fine_tuned_weights_have_no_reference(checkpoint: Path, tmp_path: Path) 
     report = verify_file(tmp_path / "tuned.safetensors", QUICK)
     assert report.passed
     assert report.trained.startswith("trained: its weights were fine-tuned")
-    with pytest.raises(VerificationError, match="leave --layout"):
+    with pytest.raises(VerificationError, match="omit --layout"):
         verify_file(tmp_path / "tuned.safetensors", QUICK, layout="monai")
 
 
