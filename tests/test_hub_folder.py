@@ -175,7 +175,7 @@ def test_from_pretrained_and_save_pretrained(folder: Path, tmp_path: Path) -> No
     assert all(
         torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True)
     )
-    with pytest.raises(CheckpointError, match="no folder"):
+    with pytest.raises(CheckpointError, match="not a folder"):
         i3dconvert.from_pretrained("nobody/nothing", local_files_only=True)
 
 

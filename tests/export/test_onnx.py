@@ -130,7 +130,7 @@ def test_tensors_past_the_limit_go_beside_the_graph(
     mine = tmp_path / "net.onnx.mine.data"
     mine.write_text("kept")
     network.get_parameter("fc.bias").data += 1
-    monkeypatch.setattr(exporter, "_EXTERNAL_BYTES", 1 << 20)
+    monkeypatch.setattr("i3dconvert.export.placing._EXTERNAL_BYTES", 1 << 20)
     second = export_onnx(network, tmp_path / "net.onnx", static=True, force=True, finetuned=True)
     assert first.files[0] != second.files[0]
     assert sorted(tmp_path.iterdir()) == sorted([*second.files, mine])

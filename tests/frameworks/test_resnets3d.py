@@ -69,7 +69,7 @@ def test_a_grey_checkpoint_without_a_head(tmp_path: Path) -> None:
     inflate_to_file(Source("resnet18", weights="random", size=32, changes=changes), path, Options(layout="3d-resnets"))
     bare = {f"module.{key}": tensor.clone() for key, tensor in read_state(path).items()}
     torch.save({"state_dict": bare}, tmp_path / "theirs.pth")
-    with pytest.raises(LayoutError, match="3d-resnets:resnet and 3d-resnets:medicalnet alike"):
+    with pytest.raises(LayoutError, match="3d-resnets:resnet and 3d-resnets:medicalnet, which have the same tensors"):
         adopt(tmp_path / "theirs.pth", "3d-resnets")
     document, state = adopt(tmp_path / "theirs.pth", "3d-resnets:resnet")
     assert document.origin is not None
