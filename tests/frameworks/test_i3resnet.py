@@ -97,9 +97,7 @@ def test_either_head_of_merlin_is_a_network(trained: Network3d, tmp_path: Path) 
         found = scores(read(tmp_path / "merlin.pt", layout))
         assert found.shape == (1, len(bias))
         assert relative_error(features @ weight.T + bias, found) <= 1e-5
-    with pytest.raises(
-        LayoutError, match="i3resnet:merlin and i3resnet:merlin_contrastive, which have the same tensors"
-    ):
+    with pytest.raises(LayoutError, match="i3resnet:merlin and i3resnet:merlin_contrastive, which have the same"):
         adopt(tmp_path / "merlin.pt", "i3resnet")
 
 

@@ -12,7 +12,6 @@ from onnx import numpy_helper
 from i3dconvert import export_onnx
 from i3dconvert.backbones import Source
 from i3dconvert.errors import CheckpointError
-from i3dconvert.export import onnx as exporter
 from i3dconvert.export.seal import SEAL
 from i3dconvert.inflation import inflate_loaded
 from i3dconvert.verification import Settings, verify_file
@@ -125,7 +124,7 @@ def test_a_file_without_a_seal_is_refused(sound: Path) -> None:
 
 @pytest.mark.slow
 def test_tensors_beside_the_graph_are_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter, "_EXTERNAL_BYTES", 0)
+    monkeypatch.setattr("i3dconvert.export.placing._EXTERNAL_BYTES", 0)
     network = inflate_loaded(*Source("resnet18", "random", size=32).load())
     done = export_onnx(network, tmp_path / "net.onnx", static=True)
     (data,) = (file for file in done.files if file.suffix == ".data")
