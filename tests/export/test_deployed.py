@@ -131,7 +131,9 @@ def test_int8_of_features_is_told_by_their_cosine(tmp_path: Path, run: Run) -> N
     assert run(*words.split()).code == 0
     pictures(tmp_path / "pictures", 16)
     said = run(*"export net.safetensors --onnx --int8 --calibrate pictures -o net.onnx".split()).out
-    found = re.search(r"cosine similarity to float32's is (0\.\d{4}|1\.0000) on the clips", said.replace("\n", " "))
+    found = re.search(
+        r"cosine similarity to float32's is (0\.\d{4}|1\.0000) on the calibration clips", said.replace("\n", " ")
+    )
     assert found is not None
     assert 0.9 < float(found[1]) <= 1
     assert "top class" not in said
