@@ -84,7 +84,7 @@ class Measurement:
             fields = {name: document[name] for name in cls.__dataclass_fields__ if name != "case"}
             return cls(Case(**document["case"]), **fields)
         except (KeyError, TypeError) as error:
-            raise BenchmarkError(f"a measurement is not complete: {error}") from None
+            raise BenchmarkError(f"a measurement of `bench --json` is not complete: {error}") from None
 
 
 @dataclass(frozen=True)
