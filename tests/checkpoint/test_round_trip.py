@@ -216,6 +216,6 @@ def test_names_of_classes_travel(network: Network3d, run: Run) -> None:
 
 def test_a_wrong_suffix_is_refused(network: Network3d, run: Run) -> None:
     for write in (i3dconvert.save, i3dconvert.export_onnx):
-        with pytest.raises(OutputError, match="use (the|one of the) suffix"):
+        with pytest.raises(OutputError, match=r"use (the|one of the) suffix"):
             write(network, "net.txt")
     assert "one of the suffixes" in run("inflate", "nets.py:small", "-w", "random", "-s", "16", "-o", "net.onnx").err
