@@ -243,9 +243,9 @@ Printed = tuple[dict[str, Any], list[str]]
 def _streamed(
     network: Network3d, target: Path, window: int | None, options: dict[str, Any], progress: Progress
 ) -> Printed:
-    from i3dconvert.streaming.onnx import Options, export_stream
+    from i3dconvert.streaming.onnx import ExportOptions, export_stream
 
-    return _shown(network, target, export_stream(network, target, window, Options(**options), progress))
+    return _shown(network, target, export_stream(network, target, window, ExportOptions(**options), progress))
 
 
 def _exported(network: Network3d, target: Path, options: dict[str, Any]) -> Printed:

@@ -47,7 +47,7 @@ VIDEOS = (3, 1)
 
 
 @dataclass(frozen=True)
-class Options:
+class ExportOptions:
     """Options of an exported stream, by the names that `export_onnx` has for them."""
 
     opset: int | None = None
@@ -65,7 +65,7 @@ def export_stream(
     network: Network3d,
     path: str | Path,
     window: int | None = None,
-    options: Options = Options(),
+    options: ExportOptions = ExportOptions(),
     progress: Progress = silent,
 ) -> Exported:
     """Write a network's stream as ONNX, in float32, for any number of videos of the network's own height and width.

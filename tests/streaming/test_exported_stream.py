@@ -16,7 +16,7 @@ from i3dconvert.comparison.forward import outputs, relative_error
 from i3dconvert.errors import CheckpointError, ExportError, FramesError, StreamError
 from i3dconvert.recipes import Rule
 from i3dconvert.streaming import onnx as exporter
-from i3dconvert.streaming.onnx import Options, export_stream
+from i3dconvert.streaming.onnx import ExportOptions, export_stream
 from i3dconvert.streaming.runtime import StreamRuntime, of_file, together
 from i3dconvert.streaming.triton import config, write_repository
 from tests.conftest import Made, Run
@@ -97,7 +97,7 @@ def test_a_disagreement_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("options", [{"top_k": 2}, {"window": 3}, {"int8": True}])
 def test_options(options: dict[str, Any], tmp_path: Path) -> None:
     window = options.pop("window", None)
-    done = export_stream(small(classifier(), *RULES).float(), tmp_path / "net.onnx", window, Options(**options))
+    done = export_stream(small(classifier(), *RULES).float(), tmp_path / "net.onnx", window, ExportOptions(**options))
     assert done.check.passed
     assert done.precision == ("int8" if "int8" in options else "float32")
     assert (done.agreement is None) == ("int8" not in options)
