@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from i3dconvert.errors import RecipeError
 from i3dconvert.lift import layout
-from i3dconvert.lift.counterparts import (
-    counterpart_of_base,
-)
+from i3dconvert.lift.counterparts import counterpart_of_base
 from i3dconvert.lift.reading import Reading
 from i3dconvert.lift.rewriting import Rewriting
 from i3dconvert.recipes import Temporal

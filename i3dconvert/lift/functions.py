@@ -10,9 +10,7 @@ from i3dconvert.errors import RecipeError
 from i3dconvert.lift import layout
 from i3dconvert.lift.canonical import function_name
 from i3dconvert.lift.computed import Called, ComputedConv3d, called, parameter_of
-from i3dconvert.lift.counterparts import (
-    counterpart,
-)
+from i3dconvert.lift.counterparts import counterpart
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.operations import Operations
 from i3dconvert.lift.reading import is_image
