@@ -151,17 +151,17 @@ def in_class_of_monai(name: str, model: nn.Module, shape: tuple[int, int, int]) 
 
 
 def inflate_with_remedies(model: nn.Module, size: int) -> tuple[Network3d, list[str]]:
-    """Inflate with `volumetric`, adding the rules that its error messages propose, one at a time."""
+    """Inflate with `volumetric`, adding the rules that its error messages propose."""
     recipe, rules = preset("volumetric"), []
     while True:
         try:
             return inflate(model, recipe, size=size), rules
         except RecipeError as error:
-            found = re.search("--temporal '(.*?)'", str(error))
-            if found is None or found[1] in rules:
+            proposed = [rule for rule in re.findall("-t '(.*?)'", str(error)) if rule not in rules]
+            if not proposed:
                 raise
-            rules.append(found[1])
-            recipe = recipe.with_rules((parse_rule(found[1]),))
+            rules += proposed
+            recipe = recipe.with_rules(map(parse_rule, proposed))
 
 
 def errors(report: Report) -> dict[str, object]:

@@ -86,7 +86,7 @@ def test_a_function_without_volumes_is_told_how(run: Run, code: Path) -> None:
     assert run("verify", "flat.safetensors", "-f", 16).code == 0
     done = run("verify", "flat.safetensors", "--layout", "monai:UNet")
     assert done.code == 1
-    assert "let flat(spatial_dims=2) build the network" in done.err
+    assert "let flat(spatial_dims=2) build the 2D network" in done.err
 
 
 def test_a_checkpoint_of_theirs_is_read_in_python(run: Run, code: Path) -> None:

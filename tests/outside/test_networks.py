@@ -82,9 +82,9 @@ def test_written_read_and_exported(name: str, tmp_path: Path) -> None:
     ("name", "rules"),
     [
         ("smp/Segformer-resnet18", 0),
-        ("smp/Segformer-mit_b0", 3),
+        ("smp/Segformer-mit_b0", 6),
         ("transformers/DINOv3ViTModel", 0),
-        ("transformers/PvtV2ForImageClassification", 1),
+        ("transformers/PvtV2ForImageClassification", 3),
         ("transformers/MobileNetV2ForImageClassification", 0),
         ("monai/EfficientNet", 0),
         ("monai/SwinUNETR", 4),
