@@ -53,7 +53,11 @@ def command(
             show_default=False,
         ),
     ] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Type of weights.", show_default="float32 in ONNX")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(
+            metavar="DTYPE",
+            help="float64, float32, float16 or bfloat16. [default: float32 in ONNX]",
+            show_default=False,
+        )] = None,
     classes: Classes = None,
     force: Force = False,
     uint8_input: Annotated[

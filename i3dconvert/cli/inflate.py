@@ -34,7 +34,7 @@ def command(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Output file.", show_default="BACKBONE-i3d.safetensors"),
+        typer.Option("--output", "-o", metavar="FILE", help="Output.", show_default="BACKBONE-i3d.safetensors"),
     ] = None,
     weights: Annotated[
         str,
@@ -154,7 +154,9 @@ def command(
         TimeEmbedding,
         typer.Option(
             "--time-embedding",
-            help="Temporal position embedding.",
+            metavar="KIND",
+            help="none (the default), zeros or sinusoidal-learned.",
+            show_default=False,
             rich_help_panel=TIME,
         ),
     ] = "none",
@@ -163,7 +165,12 @@ def command(
     ] = 0,
     dtype: Annotated[
         Dtype | None,
-        typer.Option(help="Type of the weights.", show_default="unchanged", rich_help_panel=STORED),
+        typer.Option(
+            metavar="DTYPE",
+            help="float64, float32, float16 or bfloat16.",
+            show_default=False,
+            rich_help_panel=STORED,
+        ),
     ] = None,
     allow_nonfinite: Annotated[
         bool,

@@ -90,7 +90,7 @@ Layout = Annotated[
     str,
     typer.Option(
         metavar="NAME[:NETWORK]",
-        help="Use this framework's tensor names, such as slowfast; docs/frameworks.md lists them.",
+        help="Use a framework's tensor names, e.g. slowfast.",
         show_default=False,
         rich_help_panel=OTHERS,
     ),

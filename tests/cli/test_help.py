@@ -24,7 +24,7 @@ def test_whole_words_and_examples_at_80_columns(name: str, run: Run, monkeypatch
     shown = run(*name.split(), "--help").out
     lines = shown.splitlines()
     assert max(map(len, lines)) <= 80
-    assert len(lines) <= 2 * 40
+    assert len(lines) <= 2 * 28
     assert not [line for line in lines if re.search(r"\w-$|\.\.\.$", line) and not line.startswith("Usage:")]
     for param in command.params:
         assert joined(param.help or "") in joined(shown)
