@@ -649,3 +649,14 @@ def test_a_length_at_which_branches_are_out_of_step_is_said_with_those_that_go_t
     assert network(torch.randn(1, 3, 6, 16, 16)).shape == (1, 3, 6, 16, 16)
     with pytest.raises(FramesError, match="a clip of 5 frames does not fit, one of 4 or 6 does"):
         network(torch.randn(1, 3, 5, 16, 16))
+
+
+@lru_cache
+def registry() -> object:
+    return object()
+
+
+def test_only_caches_of_sizes_are_emptied() -> None:
+    held = registry()
+    inflate(Net(positions_from_a_cache), size=8)
+    assert registry() is held

@@ -7,6 +7,7 @@ import functools
 import gc
 import sys
 from collections import OrderedDict
+from itertools import chain
 from types import CellType, FunctionType
 from typing import Any, cast
 
@@ -37,12 +38,20 @@ def on_meta(model: nn.Module) -> nn.Module:
 
 
 def clear_caches() -> None:
-    """Clear each `functools.lru_cache` outside Python's and torch's code: a run leaves its sizes there."""
+    """Clear each `functools.lru_cache` whose keys may be sizes: a run leaves its own there.
+
+    Python's and torch's caches stay, and those that hold one object for a whole program.
+    """
     cache = type(functools.lru_cache(clear_caches))
     for found in [one for one in gc.get_objects() if type(one) is cache]:
         home = str(getattr(found, "__module__", "")).partition(".")[0]
-        if home != "torch" and home not in sys.stdlib_module_names:
+        entries = [held for held in gc.get_referents(found) if isinstance(held, dict)]
+        if home != "torch" and home not in sys.stdlib_module_names and any(map(_may_be_size, chain(*entries))):
             found.cache_clear()
+
+
+def _may_be_size(key: Any) -> bool:
+    return any(map(_may_be_size, key)) if isinstance(key, tuple) else not isinstance(key, str | type | None)
 
 
 def without_hooks(model: nn.Module) -> nn.Module:
