@@ -73,6 +73,8 @@ class Source:
         shape = self.input or (library2d.channels(name, model, size), size, size)
         if backbone.source == USER:
             preprocessing = Preprocessing.of_images(shape)
+        elif self.size:
+            preprocessing = preprocessing.at(self.size)
         if state is None:
             randomise(model, self.seed, shape)
             sha256 = digest(model.state_dict())

@@ -60,7 +60,7 @@ def load_live(network: str, weights: str = "default", window: int | None = None,
         document, flow = read_document(path), StreamRuntime(path)
         if document.origin is None or [one.axis for one in flow.spec.outputs] not in ([None], [None, None]):
             raise CheckpointError(f"{path} returns no class scores for a video")
-        preprocessing = document.origin.preprocessing
+        preprocessing = document.preprocessing.at(min(document.inflation.input[1:]))  # a stream has one size
 
         def run(clip: Tensor, state: Any) -> tuple[list[Tensor], Any]:
             return flow.step(as_input(clip, flow.runtime.dtype, preprocessing)[0], state)

@@ -20,6 +20,7 @@ from i3dconvert.streaming.onnx import ExportOptions, export_stream
 from i3dconvert.streaming.runtime import StreamRuntime, of_file, together
 from i3dconvert.streaming.triton import config, write_repository
 from tests.conftest import Made, Run
+from tests.examples.test_examples import CLIP
 from tests.streaming.test_stream import TEMPORAL, small
 
 
@@ -125,6 +126,23 @@ def test_the_command_line(run: Run, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert "net.onnx equals its 2D network" in run("verify", "net.onnx").out
     assert "classify --stream" in run("classify", "net.onnx", "net.onnx").err
+
+
+@pytest.mark.slow
+def test_a_checkpoint_and_its_file_name_the_same_classes(run: Run, tmp_path: Path) -> None:
+    words = "inflate timm/test_resnet -r uniform --init mean -w random --size 32 --num-classes 3 -q -o net.safetensors"
+    assert run(*words.split()).code == 0
+    assert run(*"export net.safetensors --onnx --stream -q -o net.onnx".split()).code == 0
+    (tmp_path / "classes.txt").write_text("left\nright\nstill\n")
+    asked = ("--stream", "--classes", "classes.txt", "--fps", "3", "--top", "3", "--json")
+
+    def best(*words: str) -> dict[str, float]:
+        moments = json.loads(run("classify", *words).out)[0]["moments"]
+        return {one["class"]: one["probability"] for one in moments[-1]["best"]}
+
+    found = best("net.safetensors", CLIP, *asked)
+    assert {*found} == {"left", "right", "still"}
+    assert best("net.onnx", CLIP, *asked) == pytest.approx(found, abs=1e-5)
 
 
 @pytest.mark.parametrize(
