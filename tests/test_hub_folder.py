@@ -58,6 +58,19 @@ def test_others_load_it_as_its_card_says(folder: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
+def test_a_stream_runs_as_its_card_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = i3dconvert.inflate("timm/test_resnet", "uniform", "mean", weights="random", size=32)
+    write_folder(network, tmp_path / "net", stream=True)
+    monkeypatch.chdir(tmp_path / "net")
+    found: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", Path("README.md").read_text(), re.MULTILINE | re.DOTALL):
+        exec(compile(block, "README.md", "exec"), found)
+    scores, *state = found["results"]
+    assert scores.shape == (1, 1000)
+    assert [kept.shape[1:] for kept in state] == [tuple(one["shape"]) for one in found["stream"]["state"]]
+
+
+@pytest.mark.slow
 def test_the_configuration_and_the_proof(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     shape = onnxruntime.InferenceSession(folder / "model.onnx").get_inputs()[0]

@@ -53,11 +53,14 @@ def command(
             show_default=False,
         ),
     ] = None,
-    dtype: Annotated[Dtype | None, typer.Option(
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
             metavar="DTYPE",
             help="float64, float32, float16 or bfloat16. [default: float32 in ONNX]",
             show_default=False,
-        )] = None,
+        ),
+    ] = None,
     classes: Classes = None,
     force: Force = False,
     uint8_input: Annotated[
@@ -174,10 +177,10 @@ def command(
         raise typer.BadParameter("--triton needs --onnx, without --external-data")
     if window is not None and not stream:
         raise typer.BadParameter("--window needs --stream")
-    if stream and (not onnx or static or not optimize or dtype not in (None, Dtype.float32)):
+    if stream and (safetensors or static or not optimize or dtype not in (None, Dtype.float32)):
         raise typer.BadParameter(
-            "--stream needs --onnx, and can't be used with --static, --no-optimize or --dtype: it is float32 or "
-            "int8, at the network's own size"
+            "--stream needs --onnx or --hub, and can't be used with --static, --no-optimize or --dtype: it is float32 "
+            "or int8, at the network's own size"
         )
     if layout and not safetensors:
         raise typer.BadParameter("--layout needs --safetensors")
@@ -219,11 +222,14 @@ def command(
             options: dict[str, Any] = {"opset": opset, "int8": int8, "calibrate": calibrate, "top_k": top_k}
             options |= {"uint8_input": uint8_input, "external_data": external_data, "tolerance": tolerance}
             options |= {"force": force, "finetuned": finetuned}
-            if stream:
+            of_clips = {"static": static, "optimize": optimize, "dtype": stored_as}
+            if hub:
+                options |= {"stream": True, "window": window} if stream else of_clips
+                printed, lines = _in_folder(network, target, {**options, "progress": step})
+            elif stream:
                 printed, lines = _streamed(network, target, window, options, step)
             else:
-                options |= {"static": static, "optimize": optimize, "dtype": stored_as, "progress": step}
-                printed, lines = _in_folder(network, target, options) if hub else _exported(network, target, options)
+                printed, lines = _exported(network, target, {**options, **of_clips, "progress": step})
             if triton is not None:
                 from i3dconvert.streaming.triton import write_repository
 

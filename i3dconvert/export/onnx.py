@@ -68,6 +68,8 @@ class Exported:
     """For int8: the share of calibration clips on which the top class equals float32's; for features, their cosine."""
     warning: str | None = None
     precision: str = "float32"
+    stream: str = ""
+    """The description of a stream, as JSON; empty for a network of clips."""
 
 
 def export_onnx(

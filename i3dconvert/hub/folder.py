@@ -21,6 +21,8 @@ from i3dconvert.lift.network import Network3d, gives_scores, origin_of
 from i3dconvert.names import HF, USER
 from i3dconvert.progress import Progress, silent
 from i3dconvert.reporting.templates import render
+from i3dconvert.streaming.onnx import ExportOptions, export_stream
+from i3dconvert.streaming.runtime import STREAM
 from i3dconvert.verification import FRAMES, Report, verify
 from i3dconvert.version import VERSION
 
@@ -45,14 +47,18 @@ def write_folder(
     *,
     finetuned: bool = False,
     force: bool = False,
+    stream: bool = False,
+    window: int | None = None,
     progress: Progress = silent,
     **options: Any,
 ) -> Folder:
-    """Verify a network, export it (`options` are those of `export_onnx`), and write both with a model card.
+    """Verify a network, export it, and write both with a model card.
 
-    Raises `ExportError` for a network that differs from its 2D one, and what `export_onnx` raises; `path` is then
-    unchanged. A network that can't be verified (fine-tuned, or without its 2D weights) is written, and its card says
-    so.
+    `options` are those of `export_onnx`, or with `stream` those of `export_stream`, as `window` is. A network that
+    can't be verified (fine-tuned, or without its 2D weights) is written, and its card says so.
+
+    Raises `ExportError` for a network that differs from its 2D one, and what the export raises; `path` is then
+    unchanged.
     """
     path, network = Path(path), network_in(network)
     named_origin(network)
@@ -61,7 +67,11 @@ def write_folder(
         report, unproved = _proof(network, document, progress)
         if report is not None and not report.passed:
             raise ExportError(f"the network is not equal to its 2D network, and was not written: {report.reason}")
-        exported = export_onnx(network, work / GRAPH, finetuned=finetuned, progress=progress, **options)
+        if stream:
+            live = ExportOptions(finetuned=finetuned, **options)
+            exported = export_stream(network, work / GRAPH, window, live, progress)
+        else:
+            exported = export_onnx(network, work / GRAPH, finetuned=finetuned, progress=progress, **options)
         sha256 = checkpoint.save(network, work / WEIGHTS, finetuned=finetuned)
         describe_in(work, network, replace(document, sha256=sha256), report, unproved, exported)
         files = tuple(path / file.name for file in sorted(work.iterdir()))
@@ -130,6 +140,8 @@ def _config(document: Document, origin: Origin, exported: Exported | None, folde
     }
     if exported is not None:
         config["onnx"] = {"file": exported.path.name, "input": exported.input, "shape": list(exported.shape)}
+        if exported.stream:
+            config["onnx"][STREAM] = json.loads(exported.stream)
     return config
 
 
@@ -158,7 +170,7 @@ def _card(
         exported=exported,
         licence=licence,
         shape=shape,
-        example=_example(exported, shape) if exported is not None else None,
+        example=_example(exported, shape, config["onnx"].get(STREAM)) if exported is not None else None,
         needs_file=origin.backbone.name if origin.backbone.source == USER else "",
         version=VERSION,
         torch=torch.__version__.partition("+")[0],
@@ -177,10 +189,11 @@ def base_model(origin: Origin) -> str:
     return f"timm/{origin.backbone.name}.{name}" if origin.backbone.source == "timm" else ""
 
 
-def _example(exported: Exported, shape: list[Any]) -> dict[str, Any]:
-    """Return the shape and the numpy dtype of a clip of zeros for the graph."""
+def _example(exported: Exported, shape: list[Any], stream: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the shape and the numpy dtype of a clip of zeros for the graph, and whether it has a state."""
     channels, frames, height, width = shape
+    frames, live = (frames, False) if stream is None else (stream["frames"], True)
     if exported.input == "frames":
-        return {"shape": (1, frames, height, width, channels), "dtype": "uint8"}
+        return {"shape": (1, frames, height, width, channels), "dtype": "uint8", "live": live}
     half = exported.precision == "float16"
-    return {"shape": (1, channels, frames, height, width), "dtype": "float16" if half else "float32"}
+    return {"shape": (1, channels, frames, height, width), "dtype": "float16" if half else "float32", "live": live}

@@ -112,7 +112,7 @@ def export_stream(
     on_noise = options.int8 and not options.calibrate
     notes = "calibrated on noise; your own frames (--calibrate) give better ranges" if on_noise else None
     name, written_opset = model.graph.inputs[0].name, model.opset_imports[""]
-    return Exported(path, files, name, shape, written_opset, checked_on, check, share, notes, precision)
+    return Exported(path, files, name, shape, written_opset, checked_on, check, share, notes, precision, spec.dumps())
 
 
 class _Step(nn.Module):

