@@ -7,7 +7,7 @@ finds what the runs have in common, and `graph.py` builds a graph from that.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -67,6 +67,15 @@ def read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], trial
         part = _readable_part(model, is_layer, shape)
         hint = f"; its part {part!r} can be inflated: inflate(model.{part})" if part else ""
         raise LiftError(f"{error}{hint}") from error.__cause__
+
+
+def can_run(model: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Return whether `model` runs on images `(C, H, W)` while it is being read."""
+    channels, *size = shape
+    with suppress(LiftError):
+        _Reader(model, lambda module: False, channels).run(0, size)
+        return True
+    return False
 
 
 def check_is_python(model: nn.Module) -> None:
@@ -182,9 +191,14 @@ class _Reader:
         """Runs at trial sizes, which must agree with the runs that are read."""
 
     def run(self, index: int, size: Sequence[int], training: bool = False) -> CallRecorder:
-        """Return the run number `index`; number 1 uses another dtype."""
-        dtype = self.other_dtype if index == 1 else self.dtype
-        return self.recorded(BATCHES[index], size, dtype, training)
+        """Return the run number `index`; number 1 uses another dtype, unless the network accepts only its own."""
+        if index == 1 and self.other_dtype != self.dtype:
+            with suppress(LiftError):
+                return self.recorded(BATCHES[index], size, self.other_dtype, training)
+            run = self.recorded(BATCHES[index], size, self.dtype, training)
+            self.other_dtype = self.dtype
+            return run
+        return self.recorded(BATCHES[index], size, self.dtype, training)
 
     def recorded(self, images: int, size: Sequence[int], dtype: torch.dtype, training: bool = False) -> CallRecorder:
         """Run a copy of the network, because networks keep what they computed, and return the record.
@@ -203,9 +217,9 @@ class _Reader:
         image = torch.empty(images, self.channels, *size, dtype=dtype, device="meta")
         recorder = CallRecorder({**self.originals, **_names(network)}, self.is_whole)
         handles = recorder.hooked(network)
-        kernels = None if self.kernels else KernelsSeen()
+        kernels = KernelsSeen()
         try:
-            with kernels or nullcontext(), recorder:
+            with kernels, recorder:
                 output = network(recorder.input(image))
                 recorder.output = mapped(as_plain(output), recorder.ref)
         except LiftError:
@@ -221,7 +235,7 @@ class _Reader:
                     self.cleared = True
                     raise _Cached
         self.roots = self.roots or [network]
-        self.kernels = self.kernels if kernels is None else kernels.kernels()
+        self.kernels = self.kernels or kernels.kernels()
         recorder.training = training
         return recorder
 
@@ -282,6 +296,8 @@ def reason(error: Exception) -> str:
     """Return in one line why something failed; reworded if the number of a result's elements depends on the data."""
     if any(words in str(error) for words in ("register_meta", "meta tensor", "data-dependent", "Meta backend")):
         return "the shape of its result depends on the data, not only on shapes, which a graph can't represent"
+    if "unsupported scalarType" in str(error):
+        return "it enters torch.autocast(x.device.type, …), and this device has none here: leave autocast to the caller"
     return first_line(error)
 
 
@@ -297,6 +313,7 @@ __all__ = [
     "Multiples",
     "PerSize",
     "Reading",
+    "can_run",
     "check_is_python",
     "holds_batch",
     "is_image",

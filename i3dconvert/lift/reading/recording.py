@@ -7,7 +7,6 @@ them.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,9 +18,21 @@ from torch.overrides import TorchFunctionMode
 
 from i3dconvert.errors import LiftError
 from i3dconvert.lift.reading.numbers import Remembered, plain, remember
-from i3dconvert.lift.reading.records import Again, Call, Decision, Lost, Ref, Row, mapped, to_meta
+from i3dconvert.lift.reading.records import (
+    Again,
+    Call,
+    Decision,
+    Lost,
+    Ref,
+    Row,
+    dtype_named,
+    leaves,
+    line_of_the_network,
+    mapped,
+    to_meta,
+)
 from i3dconvert.lift.reading.values import value_of
-from i3dconvert.lift.reading.views import WRITES, name_of, written, written_to
+from i3dconvert.lift.reading.views import OVERLOAD, WRITES, name_of, written, written_to
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -111,7 +122,7 @@ class Recorder(TorchFunctionMode):
     def decision(self, result: bool, operation: str, operands: tuple[Any, ...]) -> None:
         """Record a decision on sizes."""
         refs, values = tuple(map(self.ref, operands)), tuple(map(plain, operands))
-        call, line = self._open[-1] if self._open else 0, _line_of_the_network()
+        call, line = self._open[-1] if self._open else 0, line_of_the_network()
         self.decisions.append(Decision(operation, refs, result, len(self.rows), self._scope, line, values, call))
 
     def ref(self, value: Any) -> Any:
@@ -120,6 +131,8 @@ class Recorder(TorchFunctionMode):
             if value.notes is not self:
                 raise LiftError(f"{self.place()} uses a size that was kept outside the network from an earlier run")
             return value.ref
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+            value = torch.tensor(value)  # a new one each time, because code may write into the array
         if not isinstance(value, Tensor):
             return value.item() if isinstance(value, np.generic) else value
         found = self._refs.get(id(value))
@@ -175,6 +188,8 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
+        if name.startswith("_record_function"):
+            return func(*args, **kwargs)
         attribute = getattr(getattr(func, "__self__", None), "__name__", None) if name in _ACCESS else None
         if func in _NO_STEP:
             return None
@@ -195,6 +210,13 @@ class Recorder(TorchFunctionMode):
             if name == "_enter_autocast" and dict(zip(("type", "dtype", "enabled"), args, strict=False)).get("enabled"):
                 raise LiftError(f"{self.place()}: the network enables autocast in its forward")
             return func(*args, **kwargs)
+        if func is Tensor.type and (dtype := dtype_named(*args[1:])) is not None:
+            func, args = Tensor.to, (args[0], dtype)
+        if isinstance(func, OVERLOAD):
+            func, name = self._below(func, args), name.partition(".")[0]
+        if func is torch.tensor and isinstance(args[0], np.ndarray):  # torch copies an array, but warns of tensors
+            array = self.__torch_function__(torch.as_tensor, types, args, kwargs)
+            return self.__torch_function__(Tensor.clone, types, (array,))
         if attribute == "data":  # it shares memory, without a record of that
             func = Tensor.detach
         if name == "add_" and self._names.get(id(args[0]), "").endswith("num_batches_tracked"):
@@ -228,6 +250,14 @@ class Recorder(TorchFunctionMode):
                 value = self._as_its_own(value, name, args, kwargs)
             self._keep(value, self.row("call", func, refs[0], refs[1], value))
         return value
+
+    def _below(self, func: Any, args: Any) -> Any:
+        """Return the function for an operation that `KernelsSeen` makes visible (script functions, `torch.from_numpy`,
+        `Variable(x)`), and record the sizes that this C++ code may have read."""
+        for tensor in args:
+            if isinstance(tensor, Tensor) and any(type(one) is int for one in leaves(args)):
+                self.row("call", Tensor.size, (self.ref(tensor),), {}, tensor.shape)
+        return Tensor.clone if func is torch.ops.aten.lift_fresh.default else func
 
     def _as_its_own(self, value: Tensor, name: str, args: Any, kwargs: Any) -> Tensor:
         """Return a new tensor if a function returned its input, which it may not do at other sizes or dtypes."""
@@ -316,17 +346,3 @@ class Recorder(TorchFunctionMode):
         ref = Ref(row.row, found.step.path)
         self._refs[id(view)], self._owner[ref] = ref, view
         return ref
-
-
-_OURS = __name__.rpartition(".")[0]
-
-
-def _line_of_the_network() -> str:
-    """Return the innermost line of code that is neither ours nor torch's."""
-    frame: Any = sys._getframe(2)
-    while frame is not None:
-        home = str(frame.f_globals.get("__name__", ""))
-        if not home.startswith((_OURS, "torch.", "typing")) and home != "torch":
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""

@@ -1,0 +1,108 @@
+"""Networks that run torch's operations below its Python functions, use NumPy's arrays, or accept one dtype only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function, Variable
+
+from i3dconvert import inflate
+from i3dconvert.comparison.forward import relative_error
+from tests.lift.test_code_at_home import Forward, Net, clip_of, framewise
+
+
+@torch.jit.script
+def scripted(x: Tensor) -> Tensor:
+    return x.view(x.size(0), x.size(1), -1).relu().mean(-1)
+
+
+def of_a_variable(net: Any, x: Tensor) -> Tensor:
+    y = net.c(Variable(x))
+    other = Variable(y)
+    other.add_(1.0)
+    return net.d(y) + other[:, :2]
+
+
+def on_numpy(net: Any, x: Tensor) -> Tensor:
+    factors = torch.from_numpy(np.ones(8))
+    factors.mul_(2)
+    factors[0] = 5
+    array = np.arange(8.0)
+    y = net.c(x) * factors.view(-1, 1, 1) + torch.tensor(array, dtype=x.dtype).view(-1, 1, 1)
+    array[0] = 7
+    return net.d(y + torch.tensor(array, dtype=x.dtype).view(-1, 1, 1))
+
+
+def of_old_types(net: Any, x: Tensor) -> Tensor:
+    zeros = torch.Tensor(x.size(0), 8, x.size(2), x.size(3)).zero_().type(x.type())
+    half = torch.FloatTensor(1).fill_(0.5).type("torch.DoubleTensor")
+    return net.d(net.c(x.type(torch.DoubleTensor)) * half + zeros)
+
+
+def profiled(net: Any, x: Tensor) -> Tensor:
+    with torch.profiler.record_function("stem"):
+        y = net.c(x)
+    return net.d(y)
+
+
+class Scans(Function):
+    """The rows of an image in both directions, written into an empty tensor as VMamba's code does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        scans = x.new_empty(x.shape[0], 2, x.shape[1], x.shape[2] * x.shape[3])
+        scans[:, 0] = x.flatten(2)
+        scans[:, 1] = torch.flip(scans[:, 0], dims=[-1])
+        return scans
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> None:
+        raise NotImplementedError
+
+
+CODES: dict[str, Forward] = {
+    "script function": lambda net, x: scripted(net.c(x)),
+    "variable": of_a_variable,
+    "numpy": on_numpy,
+    "old types": of_old_types,
+    "profiled": profiled,
+    "scans": lambda net, x: Scans.apply(net.c(x)).cumsum(-1)[:, 0].mean(-1),  # type: ignore[no-untyped-call]
+}
+
+
+@pytest.mark.parametrize("code", CODES.values(), ids=list(CODES))
+def test_code_below_the_functions_of_torch(code: Forward) -> None:
+    model = Net(code)
+    network = inflate(model, "c2d", size=16)
+    with torch.no_grad():
+        for clips, frames, height, width in ((2, 3, 16, 16), (1, 2, 12, 20)):
+            clip = clip_of(clips, frames, height, width)
+            assert relative_error(framewise(model, clip), network(clip)) <= 1e-12
+
+
+def test_a_network_that_runs_in_one_dtype_only() -> None:
+    model = Net(lambda net, x: net.d(net.c(x.float()))).float()
+    network = inflate(model, "c2d", size=16)
+    clip = clip_of(2, 3, 12, 20).float()
+    with torch.no_grad():
+        assert relative_error(framewise(model, clip), network(clip)) <= 1e-5
+
+
+class Cells(nn.Module):
+    """Its first layer by name is not the first that sees the image, and its state is a tensor on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.stem = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
+        self.state = [torch.zeros(1, 4, 1, 1)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cell(torch.add(self.stem(x), self.state[0]).sigmoid())
+
+
+def test_the_channels_of_a_network_with_tensors_outside_its_buffers() -> None:
+    assert inflate(Cells(), "c2d", size=16).inflation.input == (3, 16, 16)
