@@ -48,8 +48,8 @@ def convolutions(
             name, module = str(node.target), traced.root.get_submodule(str(node.target))
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or full_name(module).endswith(".BlurPool2d"):
                 is_3d = type(lifted.get(name)) is not type(module) and name in lifted
-                given = "more than one image" if name in flat else "no image"
-                found[name] = "" if is_3d else f"it is called with {given}"
+                given = "not called with one image of the clip alone" if name in flat else "called with no image"
+                found[name] = "" if is_3d else f"it is {given}"
         elif layout.operation(node) in CLASSES:
             name = str(node.meta["scope"] or node.name)
             found[name] = found.get(name) or functions.get(node, "it is part of an attention")

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function, Variable
 
-from i3dconvert import inflate
+from i3dconvert import inflate, optimize
 from i3dconvert.comparison.forward import relative_error
 from tests.lift.test_code_at_home import Forward, Net, clip_of, framewise
 
@@ -106,3 +107,29 @@ class Cells(nn.Module):
 
 def test_the_channels_of_a_network_with_tensors_outside_its_buffers() -> None:
     assert inflate(Cells(), "c2d", size=16).inflation.input == (3, 16, 16)
+
+
+class Keywords(nn.Module):
+    """Calls modules and functions by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool, self.up = nn.Conv2d(3, 8, 3, padding=1), nn.MaxPool2d(2), nn.Upsample(scale_factor=2)
+        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(input=self.pool(input=torch.relu(input=self.conv(input=x))))
+        y = F.interpolate(input=torch.cat(tensors=[y[:, :4], y[:, 4:]], dim=1), size=(8, 8))
+        tokens = torch.flatten(input=y, start_dim=2).transpose(1, 2)
+        attended, _ = self.attention(query=tokens, key=tokens, value=tokens, need_weights=False)
+        return self.head(input=torch.mean(input=attended, dim=1))
+
+
+@pytest.mark.parametrize("recipe", ["c2d", "volumetric"])
+def test_calls_by_keyword(recipe: str) -> None:
+    model = Keywords().double().eval()
+    network = inflate(model, recipe, size=16).eval()
+    still = clip_of(2, 1, 16, 16).expand(-1, -1, 4, -1, -1)
+    with torch.no_grad():
+        assert relative_error(model(still[:, :, 0]), network(still)) <= 1e-12
+        assert relative_error(network(still), optimize(network)(still)) <= 1e-12

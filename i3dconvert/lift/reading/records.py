@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -111,6 +112,13 @@ def as_plain(value: Any) -> Any:
     if value is None or isinstance(value, Tensor | int | float | str):
         return value
     raise LiftError(f"the network returns a {type(value).__name__}, in which no tensor can be found")
+
+
+def positional(args: Any, kwargs: Any, names: Iterable[str]) -> tuple[Any, Any]:
+    """Return the arguments of a call with the first ones by position, if all are by name."""
+    leading = [] if args else list(itertools.takewhile(kwargs.__contains__, names))
+    rest = {key: value for key, value in kwargs.items() if key not in leading}
+    return (*args, *(kwargs[name] for name in leading)), rest
 
 
 def dtype_named(kind: Any = None, *_: Any) -> torch.dtype | None:
