@@ -13,6 +13,7 @@ from torch.autograd import Function, Variable
 
 from i3dconvert import inflate, optimize
 from i3dconvert.comparison.forward import relative_error
+from i3dconvert.errors import LiftError
 from tests.lift.test_code_at_home import Forward, Net, clip_of, framewise
 
 
@@ -133,3 +134,20 @@ def test_calls_by_keyword(recipe: str) -> None:
     with torch.no_grad():
         assert relative_error(model(still[:, :, 0]), network(still)) <= 1e-12
         assert relative_error(network(still), optimize(network)(still)) <= 1e-12
+
+
+def by_device(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x) * (2 if x.is_cpu else 1) + (3 if x.device == torch.device("cpu") else 1)
+    with torch.autocast(x.device.type, enabled=False):
+        return net.d(y) * (2 if next(net.parameters()).device.type == "cpu" else 1) + torch.ones(1, device=x.device)
+
+
+def test_a_decision_on_the_device_is_that_of_the_2d_network() -> None:
+    model, clip = Net(by_device), clip_of(2, 3, 12, 20)
+    with torch.no_grad():
+        assert relative_error(framewise(model, clip), inflate(model, "c2d", size=16)(clip)) <= 1e-12
+
+
+def test_a_decision_on_the_dtype_is_refused() -> None:
+    with pytest.raises(LiftError, match="depends on the dtype of the image"):
+        inflate(Net(lambda net, x: net.d(net.c(x) * (2 if x.dtype == torch.float64 else 1))), "c2d", size=16)

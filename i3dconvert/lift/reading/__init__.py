@@ -131,6 +131,8 @@ def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], tria
         except (Differ, LiftError) as reason:
             return reader.reading([first, second, reader.run(2, size)], fixed, eval_only=first_line(reason))
     except Differ as reason:
+        if reader.follows_dtype(first, size):
+            raise LiftError(f"the network's code depends on the dtype of the image: {first_line(reason)}") from None
         raise LiftError(
             f"the network's code depends on the number of images: {first_line(reason)}; code that loops over the "
             "images of a batch can't be read, let it process them at once"
@@ -184,6 +186,8 @@ class _Reader:
         dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
         self.dtype = next(iter(dtypes)) if dtypes else torch.get_default_dtype()
         self.other_dtype = _OTHER_DTYPE.get(self.dtype, self.dtype) if len(dtypes) == 1 else self.dtype
+        devices = {p.device for p in model.parameters()} - {torch.device("meta")}
+        self.device = next(iter(devices), torch.device("cpu"))
         self.roots: list[nn.Module] = []
         self.kernels = Kernels()
         self.cleared = False
@@ -216,6 +220,7 @@ class _Reader:
             network = network.to(dtype)
         image = torch.empty(images, self.channels, *size, dtype=dtype, device="meta")
         recorder = CallRecorder({**self.originals, **_names(network)}, self.is_whole)
+        recorder.device = self.device
         handles = recorder.hooked(network)
         kernels = KernelsSeen()
         try:
@@ -238,6 +243,12 @@ class _Reader:
         self.kernels = self.kernels or kernels.kernels()
         recorder.training = training
         return recorder
+
+    def follows_dtype(self, first: Recorder, size: Sequence[int]) -> bool:
+        """Return whether a run that differs from the first by its dtype alone takes other steps."""
+        with suppress(LiftError):
+            return not _alike(first, self.recorded(BATCH, size, self.other_dtype))
+        return False
 
     def tried(self, first: Recorder, second: Recorder) -> Sizes:
         """Return the range of sizes at which the network agrees with its runs; raises `Differ` if it differs at one.
@@ -296,8 +307,6 @@ def reason(error: Exception) -> str:
     """Return in one line why something failed; reworded if the number of a result's elements depends on the data."""
     if any(words in str(error) for words in ("register_meta", "meta tensor", "data-dependent", "Meta backend")):
         return "the shape of its result depends on the data, not only on shapes, which a graph can't represent"
-    if "unsupported scalarType" in str(error):
-        return "it enters torch.autocast(x.device.type, …), and this device has none here: leave autocast to the caller"
     return first_line(error)
 
 

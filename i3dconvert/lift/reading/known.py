@@ -18,6 +18,8 @@ PLAIN_ATTRIBUTES = frozenset(
     "requires_grad grad_fn is_leaf layout ndim is_cuda is_sparse is_quantized is_meta itemsize names grad is_nested "
     "is_mkldnn is_cpu is_xpu is_mps output_nr device dtype nbytes is_sparse_csr retains_grad".split()
 )
+DEVICES = frozenset(("device", "is_cpu", "is_cuda", "is_xpu", "is_mps", "is_meta"))
+"""Attributes that tell a tensor's device."""
 SIZES = {Tensor.size, Tensor.numel, Tensor.nelement, torch.numel, Tensor.__len__, Tensor.stride}
 VALUES = {
     Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__,
@@ -43,4 +45,5 @@ UNSEEN = {
     Tensor.__hash__,
     Tensor.untyped_storage,
     Tensor.retain_grad,
+    torch.device,
 }

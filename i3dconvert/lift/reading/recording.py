@@ -48,6 +48,8 @@ class Recorder(TorchFunctionMode):
         self.output: Any = None
         self.training = False
         self.left_keys = False
+        self.device = torch.device("cpu")
+        """The device that the network sees: its own, because its code may decide on it."""
         self.failed_at = ""
         self._names, self._is_whole = names, is_whole
         self._refs: dict[int, Any] = {}
@@ -172,6 +174,8 @@ class Recorder(TorchFunctionMode):
             return None
         if name == "__getitem__" and isinstance(args[1], str):
             raise LiftError(f"{self.place()} looks up {args[1]!r} in its input: wrap it so that it takes an image")
+        if attribute in known.DEVICES and args[0].is_meta:
+            return self.device if attribute == "device" else attribute == f"is_{self.device.type}"
         if func in known.PLAIN or func in known.UNSEEN or attribute in known.PLAIN_ATTRIBUTES:
             return func(*args, **kwargs)
         if name == "__set__":
