@@ -53,11 +53,14 @@ def command(
             show_default=False,
         ),
     ] = None,
-    dtype: Annotated[Dtype | None, typer.Option(
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
             metavar="DTYPE",
             help="float64, float32, float16 or bfloat16. [default: float32 in ONNX]",
             show_default=False,
-        )] = None,
+        ),
+    ] = None,
     classes: Classes = None,
     force: Force = False,
     uint8_input: Annotated[

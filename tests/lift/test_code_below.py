@@ -151,3 +151,17 @@ def test_a_decision_on_the_device_is_that_of_the_2d_network() -> None:
 def test_a_decision_on_the_dtype_is_refused() -> None:
     with pytest.raises(LiftError, match="depends on the dtype of the image"):
         inflate(Net(lambda net, x: net.d(net.c(x) * (2 if x.dtype == torch.float64 else 1))), "c2d", size=16)
+
+
+def half_by_half(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    halves = net.halves(y.view(2 * len(y), 4, *y.shape[2:])).view(y.shape)
+    return net.d(halves + net.places(torch.ones(1, 1, *y.shape[2:]).to(y)))
+
+
+def test_why_a_convolution_stays_2d() -> None:
+    model = Net(half_by_half, halves=nn.Conv2d(4, 4, 3, padding=1), places=nn.Conv2d(1, 8, 1))
+    assert dict(inflate(model, size=16).inflation.convolutions.kept) == {
+        "halves": "its input has several rows for each frame (windows, heads)",
+        "places": "its input does not vary with the clip",
+    }
