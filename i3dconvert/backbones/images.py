@@ -13,7 +13,7 @@ from i3dconvert.backbones.changes import RGB
 from i3dconvert.backbones.library import first_channels
 from i3dconvert.comparison.forward import given
 from i3dconvert.errors import BackboneError
-from i3dconvert.lift.reading import on_meta
+from i3dconvert.lift.reading import can_run, on_meta
 
 SIZE = 224
 """The default height and width."""
@@ -49,15 +49,22 @@ def check_shape(shape: Shape, size: int | None) -> None:
 def channels_of(model: nn.Module, height: int, width: int, constants: Mapping[str, Any]) -> int:
     """Return the first number of channels that the network runs with: its first convolution's, 3, 1, or another's.
 
-    The network runs on the meta device, without arithmetic. If none works, the first convolution's is returned.
+    The network runs on the meta device, without arithmetic; if it refuses, since it makes tensors on another device, it
+    is read. If none works, the first convolution's is returned.
     """
     first = first_channels(model)
     others = [int(m.in_channels) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    for channels in dict.fromkeys([first, RGB, 1, *others]):
-        with suppress(Exception):  # a user's network may raise anything
-            network = on_meta(model).eval()
-            tensor = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
-            with given(network, constants), torch.no_grad():
-                network(torch.empty(2, channels, height, width, dtype=tensor.dtype, device="meta"))
-            return channels
+    for runs in (_runs, can_run):
+        for channels in dict.fromkeys([first, RGB, 1, *others]):
+            with suppress(Exception), given(model, constants):  # a user's network may raise anything
+                if runs(model, (channels, height, width)):
+                    return channels
     return first
+
+
+def _runs(model: nn.Module, shape: Shape) -> bool:
+    network = on_meta(model).eval()
+    tensor = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    with torch.no_grad():
+        network(torch.empty(2, *shape, dtype=tensor.dtype, device="meta"))
+    return True

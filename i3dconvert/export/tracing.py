@@ -35,6 +35,11 @@ def trace(
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        if "Unsupported attribute type" in reason:
+            reason = (
+                "the groups of a convolution, or another attribute of an operation, follow the number of clips or the "
+                "size, but ONNX fixes attributes"
+            )
         raise ExportError(f"torch can't export this network to ONNX: {reason.strip()}") from error
     assert program is not None
     model: Any = program.model

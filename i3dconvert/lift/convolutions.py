@@ -10,7 +10,7 @@ from torch import fx, nn
 from i3dconvert.lift import layout
 from i3dconvert.lift.computed import CLASSES
 from i3dconvert.lift.counterparts import full_name
-from i3dconvert.lift.reading import Reading
+from i3dconvert.lift.reading import Reading, one_each, rows
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ def convolutions(
             name, module = str(node.target), traced.root.get_submodule(str(node.target))
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or full_name(module).endswith(".BlurPool2d"):
                 is_3d = type(lifted.get(name)) is not type(module) and name in lifted
-                given = "more than one image" if name in flat else "no image"
-                found[name] = "" if is_3d else f"it is called with {given}"
+                found[name] = "" if is_3d else found.get(name) or _why_flat(node, name in flat)
         elif layout.operation(node) in CLASSES:
             name = str(node.meta["scope"] or node.name)
             found[name] = found.get(name) or functions.get(node, "it is part of an attention")
@@ -59,3 +58,15 @@ def convolutions(
         kept.append(("the network", f"{unseen} run inside unchanged steps"))
     became_3d = min(len(found), traced.kernels.run) - sum(map(bool, found.values()))
     return Convolutions(traced.kernels.run, became_3d, traced.kernels.calls, tuple(kept))
+
+
+def _why_flat(node: fx.Node, flat: bool) -> str:
+    """Return why a call of a layer stays 2D; `flat` if some call of it is not with one image of the clip alone."""
+    image, *others = (*node.args, *node.kwargs.values())
+    if not flat or not isinstance(image, fx.Node) or not rows(image):
+        return "its input does not vary with the clip"
+    if others:
+        return "it is called with more than one input"
+    if not one_each(image.meta["value"], image.meta["batch"]):
+        return "its input has several rows for each frame (windows, heads)"
+    return "another call of it has another input than one image of the clip"

@@ -54,7 +54,7 @@ class Operations(Rewriting):
 def _draws_rows(node: fx.Node) -> bool:
     """Return whether an operation draws one number for each image of the batch."""
     value = node.meta["value"]
-    one_each = isinstance(value, Tensor) and value.dim() > 0 and rows(node) == 1 and value[0].numel() == 1
+    one_each = isinstance(value, Tensor) and value.dim() > 0 and rows(node) == 1 and value.numel() == value.shape[0]
     return one_each and layout.operation(node) in _RANDOM
 
 

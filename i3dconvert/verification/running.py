@@ -59,6 +59,8 @@ def run(which: str, network: nn.Module, given: Tensor) -> list[Tensor]:
         reason = first_line(error)
         if isinstance(error, MemoryError) or "allocate" in reason:
             reason = "it needs more memory than there is; reduce --frames or --size"
+        elif given.dtype == torch.float64 and "type" in reason:
+            reason += "; if its code accepts float32 only, verify in that: --dtype float32"
         raise VerificationError(f"the {which} network fails on an input of {shape}: {reason}") from error
 
 

@@ -192,3 +192,18 @@ def test_a_report_is_plain_data(checkpoint: Path) -> None:
     assert document["passed"] is True
     assert [check["passed"] for check in document["checks"]] == [True] * 4
     assert not Report().passed
+
+
+class Float(nn.Conv2d):
+    """A convolution in float32 only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+def test_a_network_in_float32_only_is_verified_in_it() -> None:
+    model = nn.Sequential(Float(3, 4, 3), nn.Conv2d(4, 2, 3)).eval()
+    network = inflate(model, size=16)
+    with pytest.raises(VerificationError, match="verify in that: --dtype float32"):
+        verify(model, network, Settings(frames=2, size=16))
+    assert verify(model, network, Settings(frames=2, size=16, dtypes=(torch.float32,))).passed

@@ -7,7 +7,7 @@ finds what the runs have in common, and `graph.py` builds a graph from that.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -69,6 +69,15 @@ def read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], trial
         raise LiftError(f"{error}{hint}") from error.__cause__
 
 
+def can_run(model: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Return whether `model` runs on images `(C, H, W)` while it is being read."""
+    channels, *size = shape
+    with suppress(LiftError):
+        _Reader(model, lambda module: False, channels).run(0, size)
+        return True
+    return False
+
+
 def check_is_python(model: nn.Module) -> None:
     """Raise `LiftError` for script modules and for lazy layers without weights."""
     name = type(model).__name__
@@ -122,6 +131,8 @@ def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], tria
         except (Differ, LiftError) as reason:
             return reader.reading([first, second, reader.run(2, size)], fixed, eval_only=first_line(reason))
     except Differ as reason:
+        if reader.follows_dtype(first, size):
+            raise LiftError(f"the network's code depends on the dtype of the image: {first_line(reason)}") from None
         raise LiftError(
             f"the network's code depends on the number of images: {first_line(reason)}; code that loops over the "
             "images of a batch can't be read, let it process them at once"
@@ -175,6 +186,8 @@ class _Reader:
         dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
         self.dtype = next(iter(dtypes)) if dtypes else torch.get_default_dtype()
         self.other_dtype = _OTHER_DTYPE.get(self.dtype, self.dtype) if len(dtypes) == 1 else self.dtype
+        devices = {p.device for p in model.parameters()} - {torch.device("meta")}
+        self.device = next(iter(devices), torch.device("cpu"))
         self.roots: list[nn.Module] = []
         self.kernels = Kernels()
         self.cleared = False
@@ -182,9 +195,14 @@ class _Reader:
         """Runs at trial sizes, which must agree with the runs that are read."""
 
     def run(self, index: int, size: Sequence[int], training: bool = False) -> CallRecorder:
-        """Return the run number `index`; number 1 uses another dtype."""
-        dtype = self.other_dtype if index == 1 else self.dtype
-        return self.recorded(BATCHES[index], size, dtype, training)
+        """Return the run number `index`; number 1 uses another dtype, unless the network accepts only its own."""
+        if index == 1 and self.other_dtype != self.dtype:
+            with suppress(LiftError):
+                return self.recorded(BATCHES[index], size, self.other_dtype, training)
+            run = self.recorded(BATCHES[index], size, self.dtype, training)
+            self.other_dtype = self.dtype
+            return run
+        return self.recorded(BATCHES[index], size, self.dtype, training)
 
     def recorded(self, images: int, size: Sequence[int], dtype: torch.dtype, training: bool = False) -> CallRecorder:
         """Run a copy of the network, because networks keep what they computed, and return the record.
@@ -202,10 +220,11 @@ class _Reader:
             network = network.to(dtype)
         image = torch.empty(images, self.channels, *size, dtype=dtype, device="meta")
         recorder = CallRecorder({**self.originals, **_names(network)}, self.is_whole)
+        recorder.device = self.device
         handles = recorder.hooked(network)
-        kernels = None if self.kernels else KernelsSeen()
+        kernels = KernelsSeen()
         try:
-            with kernels or nullcontext(), recorder:
+            with kernels, recorder:
                 output = network(recorder.input(image))
                 recorder.output = mapped(as_plain(output), recorder.ref)
         except LiftError:
@@ -221,9 +240,15 @@ class _Reader:
                     self.cleared = True
                     raise _Cached
         self.roots = self.roots or [network]
-        self.kernels = self.kernels if kernels is None else kernels.kernels()
+        self.kernels = self.kernels or kernels.kernels()
         recorder.training = training
         return recorder
+
+    def follows_dtype(self, first: Recorder, size: Sequence[int]) -> bool:
+        """Return whether a run that differs from the first by its dtype alone takes other steps."""
+        with suppress(LiftError):
+            return not _alike(first, self.recorded(BATCH, size, self.other_dtype))
+        return False
 
     def tried(self, first: Recorder, second: Recorder) -> Sizes:
         """Return the range of sizes at which the network agrees with its runs; raises `Differ` if it differs at one.
@@ -297,6 +322,7 @@ __all__ = [
     "Multiples",
     "PerSize",
     "Reading",
+    "can_run",
     "check_is_python",
     "holds_batch",
     "is_image",

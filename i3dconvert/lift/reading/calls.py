@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from i3dconvert.errors import LiftError
 from i3dconvert.lift.reading.numbers import Remembered
 from i3dconvert.lift.reading.recording import Recorder
-from i3dconvert.lift.reading.records import Call, Lost, Ref, as_plain, leaves, mapped
+from i3dconvert.lift.reading.records import Call, Lost, Ref, as_plain, leaves, mapped, positional
 
 
 class CallRecorder(Recorder):
@@ -60,7 +60,8 @@ class CallRecorder(Recorder):
         self._open.pop()
 
     def _starting(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        refs = mapped((args, kwargs), self.ref)
+        given = positional(args, kwargs, _names_of_inputs(type(module).forward))
+        refs = mapped(given, self.ref)
         self._whole.append((len(self.rows), len(self.decisions), refs, len(self.calls), len(self._order)))
 
     def _ending(self, name: str, module: nn.Module) -> Callable[..., None]:

@@ -20,7 +20,10 @@ class Kernels(NamedTuple):
 
 
 class KernelsSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the 4-D kernel of each convolution, including transposed ones; kernels are distinguished by identity."""
+    """Records the 4-D kernel of each convolution, including transposed ones; kernels are distinguished by identity.
+
+    In this mode, function modes also see the operations of C++ code that no Python function calls.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -175,12 +175,11 @@ class _Common:
         """Return a dtype or a device, as the image's if it follows that from run to run."""
         images = [column[0].value for column in self.columns]
         name = "dtype" if isinstance(values[0], torch.dtype) else "device"
-        followed = all(getattr(image, name) == value for image, value in zip(images, values, strict=True))
-        if name == "device" and values[0].type == "meta":
-            return OfImage(name)
-        if followed and len(set(values)) > 1:
+        if name == "device" and values[0] == self.runs.recorders[0].device:
             return OfImage(name)
         if len(set(values)) > 1:
+            if all(getattr(image, name) == value for image, value in zip(images, values, strict=True)):
+                return OfImage(name)
             if name == "dtype" and [image.dtype.to_complex() for image in images] == values:
                 return OfImage(name, "to_complex")
             raise Differ(f"{where}: " + " and ".join(map(str, values)))

@@ -7,49 +7,35 @@ them.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from i3dconvert.errors import LiftError
+from i3dconvert.lift.reading import known
 from i3dconvert.lift.reading.numbers import Remembered, plain, remember
-from i3dconvert.lift.reading.records import Again, Call, Decision, Lost, Ref, Row, mapped, to_meta
+from i3dconvert.lift.reading.records import (
+    Again,
+    Call,
+    Decision,
+    Lost,
+    Ref,
+    Row,
+    dtype_named,
+    leaves,
+    line_of_the_network,
+    mapped,
+    positional,
+    to_meta,
+)
 from i3dconvert.lift.reading.values import value_of
-from i3dconvert.lift.reading.views import WRITES, name_of, written, written_to
+from i3dconvert.lift.reading.views import OVERLOAD, WRITES, name_of, written, written_to
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
-
-_PLAIN = {
-    Tensor.dim, Tensor.ndimension, Tensor.is_floating_point, Tensor.is_complex, Tensor.is_contiguous,
-    Tensor.element_size, Tensor.get_device, Tensor.is_same_size, Tensor.is_pinned,
-    torch.is_floating_point, torch.is_complex, torch.is_tensor, torch.is_grad_enabled,
-    torch.is_same_size, torch.get_default_dtype, torch.result_type, torch.promote_types,
-}  # fmt: skip
-_PLAIN_ATTRIBUTES = frozenset(
-    "requires_grad grad_fn is_leaf layout ndim is_cuda is_sparse is_quantized is_meta itemsize names grad is_nested "
-    "is_mkldnn is_cpu is_xpu is_mps output_nr device dtype nbytes is_sparse_csr retains_grad".split()
-)
-_SIZES = {Tensor.size, Tensor.numel, Tensor.nelement, torch.numel, Tensor.__len__, Tensor.stride}
-_VALUES = {
-    Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__,
-    Tensor.equal, Tensor.allclose, Tensor.__array__, Tensor.__contains__,
-    torch.equal, torch.allclose, torch.is_nonzero,
-}  # fmt: skip
-_NO_STEP = {torch._assert}
-_ACCESS = ("__get__", "__set__")
-_NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm}
-"""Functions whose output has the shape of their input; they are not run, since that takes longest."""
-_MAY_GIVE_BACK = frozenset("contiguous to type type_as float double half bfloat16 cpu reshape flatten".split())
-"""Functions that may return their input itself."""
-_CASTS = frozenset("type type_as float double half bfloat16".split())
-_UNSEEN = {Tensor.__repr__, Tensor.__format__, Tensor.requires_grad_, Tensor.__hash__, Tensor.untyped_storage}
 
 
 class Recorder(TorchFunctionMode):
@@ -62,6 +48,8 @@ class Recorder(TorchFunctionMode):
         self.output: Any = None
         self.training = False
         self.left_keys = False
+        self.device = torch.device("cpu")
+        """The device that the network sees: its own, because its code may decide on it."""
         self.failed_at = ""
         self._names, self._is_whole = names, is_whole
         self._refs: dict[int, Any] = {}
@@ -111,7 +99,7 @@ class Recorder(TorchFunctionMode):
     def decision(self, result: bool, operation: str, operands: tuple[Any, ...]) -> None:
         """Record a decision on sizes."""
         refs, values = tuple(map(self.ref, operands)), tuple(map(plain, operands))
-        call, line = self._open[-1] if self._open else 0, _line_of_the_network()
+        call, line = self._open[-1] if self._open else 0, line_of_the_network()
         self.decisions.append(Decision(operation, refs, result, len(self.rows), self._scope, line, values, call))
 
     def ref(self, value: Any) -> Any:
@@ -120,6 +108,8 @@ class Recorder(TorchFunctionMode):
             if value.notes is not self:
                 raise LiftError(f"{self.place()} uses a size that was kept outside the network from an earlier run")
             return value.ref
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+            value = torch.tensor(value)  # a new one each time, because code may write into the array
         if not isinstance(value, Tensor):
             return value.item() if isinstance(value, np.generic) else value
         found = self._refs.get(id(value))
@@ -173,18 +163,24 @@ class Recorder(TorchFunctionMode):
     # Functions.
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        args, kwargs = positional(args, kwargs or {}, known.FIRST.get(func, ("input",)))
         name = getattr(func, "__name__", str(func))
-        attribute = getattr(getattr(func, "__self__", None), "__name__", None) if name in _ACCESS else None
-        if func in _NO_STEP:
+        if name.startswith("_record_function"):
+            return func(*args, **kwargs)
+        attribute = getattr(getattr(func, "__self__", None), "__name__", None) if name in known.ACCESS else None
+        if func is Tensor.register_hook:
+            raise LiftError(f"{self.place()} registers a hook on a tensor, which a graph can't have")
+        if func in known.NO_STEP:
             return None
         if name == "__getitem__" and isinstance(args[1], str):
             raise LiftError(f"{self.place()} looks up {args[1]!r} in its input: wrap it so that it takes an image")
-        if func in _PLAIN or func in _UNSEEN or attribute in _PLAIN_ATTRIBUTES:
+        if attribute in known.DEVICES and args[0].is_meta:
+            return self.device if attribute == "device" else attribute == f"is_{self.device.type}"
+        if func in known.PLAIN or func in known.UNSEEN or attribute in known.PLAIN_ATTRIBUTES:
             return func(*args, **kwargs)
         if name == "__set__":
             raise LiftError(f"{self.place()}: the network assigns to {attribute} of a tensor")
-        if func in _VALUES:
+        if func in known.VALUES:
             if self._whole and self._names.get(id(args[0]), "").endswith("num_batches_tracked"):
                 return type(func(torch.zeros(())))(1)  # BatchNorm's count, used to average its statistics
             return self._value(func, name, args, kwargs)
@@ -195,6 +191,13 @@ class Recorder(TorchFunctionMode):
             if name == "_enter_autocast" and dict(zip(("type", "dtype", "enabled"), args, strict=False)).get("enabled"):
                 raise LiftError(f"{self.place()}: the network enables autocast in its forward")
             return func(*args, **kwargs)
+        if func is Tensor.type and (dtype := dtype_named(*args[1:])) is not None:
+            func, args = Tensor.to, (args[0], dtype)
+        if isinstance(func, OVERLOAD):
+            func, name = self._below(func, args), name.partition(".")[0]
+        if func is torch.tensor and isinstance(args[0], np.ndarray):  # torch copies an array, but warns of tensors
+            array = self.__torch_function__(torch.as_tensor, types, args, kwargs)
+            return self.__torch_function__(Tensor.clone, types, (array,))
         if attribute == "data":  # it shares memory, without a record of that
             func = Tensor.detach
         if name == "add_" and self._names.get(id(args[0]), "").endswith("num_batches_tracked"):
@@ -214,7 +217,7 @@ class Recorder(TorchFunctionMode):
         except Exception:
             self.failed_at = self.failed_at or f"{name} in {self.place()}"
             raise
-        if func in _SIZES or attribute == "shape":
+        if func in known.SIZES or attribute == "shape":
             if self._is_of_network(args[0]):
                 return value
             query: Any = Tensor.size if attribute else func
@@ -224,14 +227,22 @@ class Recorder(TorchFunctionMode):
         if target is not None:
             self._write(target, func, name, args, refs, value)
         else:
-            if name in _MAY_GIVE_BACK and value is args[0]:
+            if name in known.MAY_GIVE_BACK and value is args[0]:
                 value = self._as_its_own(value, name, args, kwargs)
             self._keep(value, self.row("call", func, refs[0], refs[1], value))
         return value
 
+    def _below(self, func: Any, args: Any) -> Any:
+        """Return the function for an operation that `KernelsSeen` makes visible (script functions, `torch.from_numpy`,
+        `Variable(x)`), and record the sizes that this C++ code may have read."""
+        for tensor in args:
+            if isinstance(tensor, Tensor) and any(type(one) is int for one in leaves(args)):
+                self.row("call", Tensor.size, (self.ref(tensor),), {}, tensor.shape)
+        return Tensor.clone if func is torch.ops.aten.lift_fresh.default else func
+
     def _as_its_own(self, value: Tensor, name: str, args: Any, kwargs: Any) -> Tensor:
         """Return a new tensor if a function returned its input, which it may not do at other sizes or dtypes."""
-        if name in _CASTS or any(isinstance(one, Tensor | torch.dtype) for one in (*args[1:], *kwargs.values())):
+        if name in known.CASTS or any(isinstance(one, Tensor | torch.dtype) for one in (*args[1:], *kwargs.values())):
             new = torch.empty_like(value).requires_grad_(value.requires_grad)
             storages = [value.untyped_storage(), new.untyped_storage()]
             self._memory += storages
@@ -242,7 +253,7 @@ class Recorder(TorchFunctionMode):
 
     @staticmethod
     def _computed(func: Any, args: Any, kwargs: Any) -> Any:
-        if func in _NORMS and args:
+        if func in known.NORMS and args:
             return torch.empty_like(args[0])
         return to_meta(func(*to_meta(args), **to_meta(kwargs)))
 
@@ -316,17 +327,3 @@ class Recorder(TorchFunctionMode):
         ref = Ref(row.row, found.step.path)
         self._refs[id(view)], self._owner[ref] = ref, view
         return ref
-
-
-_OURS = __name__.rpartition(".")[0]
-
-
-def _line_of_the_network() -> str:
-    """Return the innermost line of code that is neither ours nor torch's."""
-    frame: Any = sys._getframe(2)
-    while frame is not None:
-        home = str(frame.f_globals.get("__name__", ""))
-        if not home.startswith((_OURS, "torch.", "typing")) and home != "torch":
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""

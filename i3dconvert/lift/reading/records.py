@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -112,6 +114,20 @@ def as_plain(value: Any) -> Any:
     raise LiftError(f"the network returns a {type(value).__name__}, in which no tensor can be found")
 
 
+def positional(args: Any, kwargs: Any, names: Iterable[str]) -> tuple[Any, Any]:
+    """Return the arguments of a call with the first ones by position, if all are by name."""
+    leading = [] if args else list(itertools.takewhile(kwargs.__contains__, names))
+    rest = {key: value for key, value in kwargs.items() if key not in leading}
+    return (*args, *(kwargs[name] for name in leading)), rest
+
+
+def dtype_named(kind: Any = None, *_: Any) -> torch.dtype | None:
+    """Return the dtype of a tensor type, `torch.FloatTensor` or its name, which `Tensor.type` takes."""
+    cls = getattr(torch, kind.rpartition(".")[2], None) if isinstance(kind, str) else kind
+    dtype = getattr(cls, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else None
+
+
 def leaves(value: Any) -> Iterator[Any]:
     """Yield the contents of nested tuples, lists, dicts and slices."""
     if isinstance(value, dict):
@@ -145,3 +161,17 @@ def to_meta(value: Any) -> Any:
 
 
 _META = torch.device("meta")
+
+
+_OURS = __name__.rpartition(".")[0]
+
+
+def line_of_the_network() -> str:
+    """Return the innermost line of code that is neither ours nor torch's."""
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        home = str(frame.f_globals.get("__name__", ""))
+        if not home.startswith((_OURS, "torch.", "typing")) and home != "torch":
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""

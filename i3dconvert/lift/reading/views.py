@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -43,7 +44,10 @@ def _place_of_inplace(function: Any) -> int | None:
     return names.index("inplace") if "inplace" in names else None
 
 
-_HOMES: dict[str, Any] = {"tensor": Tensor, "torch": torch, "functional": F}
+OVERLOAD = type(torch.ops.aten.alias.default)
+"""The type of an operation as torch's dispatcher sees it."""
+
+_HOMES: dict[str, Any] = {"tensor": Tensor, "torch": torch, "functional": F, "ops": torch.ops}
 
 Step = tuple[str, tuple[Any, ...], dict[str, Any], tuple[Any, ...]]
 """A function's name, its arguments besides the tensor, and the part that is taken of a tuple it returns."""
@@ -53,6 +57,8 @@ def name_of(function: Any) -> str:
     """Return the name by which `call` finds a function of torch; those of attributes begin with a dot."""
     if function.__name__ == "__get__":
         return f".{function.__self__.__name__}"
+    if isinstance(function, OVERLOAD):
+        return f"ops/{function}"
     home = next((home for home in _HOMES if getattr(_HOMES[home], function.__name__, None) is function), "tensor")
     return f"{home}/{function.__name__}"
 
@@ -62,7 +68,7 @@ def call(name: str, tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any
     if name.startswith("."):
         return getattr(tensor, name[1:])
     home, _, bare = name.partition("/")
-    return getattr(_HOMES[home], bare)(tensor, *args, **kwargs)
+    return attrgetter(bare)(_HOMES[home])(tensor, *args, **kwargs)
 
 
 def written(base: Tensor, steps: tuple[Step, ...], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
