@@ -235,6 +235,11 @@ class Origin:
             fit(model, self.backbone.canonical(state, model, where), where)
         found = digest(model.state_dict())
         if self.weights.sha256 and found != self.weights.sha256:
+            if weights.name == user.AS_BUILT:
+                raise WeightsError(
+                    f"{self.backbone.qualified} now has other weights than those that were inflated: let it load a "
+                    "file or set torch.manual_seed; --reference PATH names a file of its state dict"
+                )
             raise WeightsError(
                 f"the weights of {self.backbone.qualified} from {weights} are not those that were inflated "
                 f"(SHA-256 {found[:12]}…, recorded {self.weights.sha256[:12]}…); --reference PATH names the right file"

@@ -56,10 +56,11 @@ class Classifier:
         return self.names[index] if index < len(self.names) else f"class {index}"
 
 
-def load_classifier(network: str, weights: str = "default", classes: Given = None) -> Classifier:
+def load_classifier(network: str, weights: str = "default", classes: Given = None, built_by: str = "") -> Classifier:
     """Load a checkpoint, an exported `.onnx` file, or a backbone by name, inflated like `inflate` does by default.
 
-    `classes` are the class names, or a file with them; by default the network's own. Raises `CheckpointError`,
+    `classes` are the class names, or a file with them; by default the network's own. `built_by` names the 2D network
+    (`PATH.py:NAME`) of a checkpoint that can't. Raises `CheckpointError`,
     `BackboneError`, `WeightsError`, `ClassesError`.
     """
     path, names = Path(network), names_of(classes)
@@ -67,7 +68,7 @@ def load_classifier(network: str, weights: str = "default", classes: Given = Non
         found = _exported(path)
         return replace(found, names=names or found.names)
     if path.suffix in (".safetensors", *PICKLED) or path.exists():
-        model = checkpoint.load(path)
+        model = checkpoint.load(path, built_by or None)
     else:
         model = inflate(network, weights=weights)
     document = checkpoint.document_of(model)

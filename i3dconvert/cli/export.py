@@ -9,7 +9,19 @@ import typer
 
 from i3dconvert.cli import render
 from i3dconvert.cli.inflate import default_ending
-from i3dconvert.cli.options import Classes, Dtype, File, Force, FromLayout, Json, Layout, Quiet, reader, the_checkpoint
+from i3dconvert.cli.options import (
+    Classes,
+    Dtype,
+    File,
+    Force,
+    FromLayout,
+    Json,
+    Layout,
+    Model,
+    Quiet,
+    reader,
+    the_checkpoint,
+)
 from i3dconvert.progress import Progress, Timed
 
 if TYPE_CHECKING:
@@ -53,11 +65,15 @@ def command(
             show_default=False,
         ),
     ] = None,
-    dtype: Annotated[Dtype | None, typer.Option(
+    model: Model = "",
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
             metavar="DTYPE",
             help="float64, float32, float16 or bfloat16. [default: float32 in ONNX]",
             show_default=False,
-        )] = None,
+        ),
+    ] = None,
     classes: Classes = None,
     force: Force = False,
     uint8_input: Annotated[
@@ -202,6 +218,7 @@ def command(
 
         step(f"reading {path.name}")
         document, state = reader(from_layout)(path)
+        document = checkpoint.named(document, model, state)
         if weights is not None:
             network = checkpoint.finetuned(document, weights, state)
         else:

@@ -134,7 +134,7 @@ class Runtime:
     def __init__(self, path: Path, provider: str = "CPUExecutionProvider", sparing: bool = True) -> None:
         """Load a file; `sparing` saves memory, otherwise the session has default options."""
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its errors are raised, and need no lines of their own
         # One block for all activations, and buffers kept for tensors of their size, cost memory and gain no speed.
         options.enable_mem_pattern = options.enable_mem_reuse = not sparing
         try:

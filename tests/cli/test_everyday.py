@@ -46,6 +46,7 @@ def test_errors_are_for_people_and_for_scripts(
     said = run(*words)
     assert (said.code, said.out) == (code, "")
     assert error in said.err.replace("\n", " ")
+    assert len(said.err.splitlines()) <= 3
 
 
 def test_layers_of_like_names_are_offered() -> None:
