@@ -18,7 +18,7 @@ from i3dconvert.backbones import user
 from i3dconvert.backbones.changes import HEADLESS, RGB, UNCHANGED, Changes
 from i3dconvert.backbones.library import Library
 from i3dconvert.backbones.wrappers import unwrapped
-from i3dconvert.errors import BackboneError, WeightsError
+from i3dconvert.errors import BackboneError, I3DError, WeightsError, first_line
 from i3dconvert.names import HF, SOURCES, USER, qualified
 from i3dconvert.video.preprocessing import Preprocessing
 from i3dconvert.weights import NoInit, State, digest, fit, randomise, read_state
@@ -253,8 +253,13 @@ def build(backbone: Backbone) -> nn.Module:
     Raises `BackboneError`, also for arguments that our files never contain.
     """
     backbone.library.check(backbone.name, backbone.arguments)
-    with NoInit():
-        return backbone.library.build(backbone.name, backbone.arguments).eval()
+    try:
+        with NoInit():
+            return backbone.library.build(backbone.name, backbone.arguments).eval()
+    except (I3DError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - names and arguments may be a stranger's, or another version's
+        raise BackboneError(f"{backbone.source} can't build {backbone.name!r}: {first_line(error)}") from None
 
 
 def state_of(backbone: Backbone, weights: Weights, progress: bool) -> State | None:

@@ -46,6 +46,7 @@ def command(
             layers, counted = describe(network), inflation_of(network).convolutions
             sizes = inflation_of(network).sizes()
             if state:
+                checkpoint.filled(network, state, path)
                 layers = with_training(
                     layers, (beside_middle if from_layout else from_inflated)(inflation_of(network), state)
                 )

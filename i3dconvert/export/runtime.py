@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
+import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -106,17 +108,34 @@ def as_input(clip: Tensor, dtype: torch.dtype, preprocessing: Preprocessing) -> 
     return frames, preprocessing.encode(frames)
 
 
+class _Unheard(StringIO):
+    """Takes what libraries print; rich still finds the terminal, for the progress."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__()
+        self.rich_proxied_file = getattr(stream, "rich_proxied_file", stream)
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """Silence warnings, logs and prints of exporters and quantisers, whose results are checked afterwards."""
     level = logging.root.manager.disable
-    with warnings.catch_warnings(), redirect_stdout(StringIO()):
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(_Unheard(sys.stderr)):
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:
             yield
         finally:
             logging.disable(level)
+
+
+def _said(error: BaseException) -> str:
+    """Return what onnxruntime's error says, with the operator, and without codes and places in its source."""
+    text = first_line(error)
+    running = re.search(r"while running (\w+) node", text)
+    said = re.sub(r"^.*(\[ONNXRuntimeError\] : \d+ : \w+ : |Status Message: )", "", text)
+    said = re.sub(r"^/\S+\.\w+:\d+ .*?\) ", "", said)
+    return f"{running[1]}: {said}" if running else said
 
 
 def _give_back() -> None:
@@ -140,7 +159,7 @@ class Runtime:
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
         except _RUNTIME_ERRORS as error:
-            raise CheckpointError(f"onnxruntime can't load {path}: {first_line(error)}") from None
+            raise CheckpointError(f"onnxruntime can't load {path}: {_said(error)}") from None
         _give_back()
         given = self.session.get_inputs()[0]
         self.input: str = given.name
@@ -161,7 +180,7 @@ class Runtime:
             found: list[Any] = self.session.run(names, feed)
         except _RUNTIME_ERRORS as error:
             shape = tuple(feed[self.input].shape)
-            raise CheckpointError(f"onnxruntime fails on a clip {shape}: {first_line(error)}") from None
+            raise CheckpointError(f"onnxruntime fails on a clip {shape}: {_said(error)}") from None
         return found
 
     def fixed(self, axis: str) -> int | None:

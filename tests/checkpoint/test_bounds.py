@@ -107,6 +107,8 @@ def test_a_recipe_with_a_mark_of_its_encoding_is_read(tmp_path: Path) -> None:
         {"depths": [1e6]},
         {"num_labels": 1e9},
         {"num_labels": float("inf")},
+        {"image_size": [1, 1e9]},
+        {"image_size": [30_000, 30_000]},
         {"backbone_config": {"num_hidden_layers": 1_000_000}},
         {"depths": [900] * 100},
         {"model_args": {"checkpoint_path": "evil.pth"}},
@@ -134,6 +136,7 @@ def test_a_folder_is_checked_before_its_weights_are_read(run: Run, tmp_path: Pat
     [
         ({"minimum_frames": 10**9}, "no network has a size above"),
         ({"input": [3, 10**6, 10**6]}, "no network has a size above"),
+        ({"input": [3, 4096, 4096]}, "larger than any network's"),
         ({"recipe": {"rule": [{"layer": "*"}] * 5000}}, "5,000 rules"),
         ({"version": "1" * 2**23}, "MiB of names"),
     ],
