@@ -21,6 +21,7 @@ from torch import Tensor
 
 from i3dconvert.checkpoint.document import KEY, Document
 from i3dconvert.errors import CheckpointError, first_line
+from i3dconvert.export.bounds import check_values
 from i3dconvert.export.deployed import BEST, SCORES
 from i3dconvert.files import check_input
 from i3dconvert.video.preprocessing import Preprocessing
@@ -61,7 +62,12 @@ _RUNTIME_ERRORS = (
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return the `metadata_props` of an ONNX file; raises `CheckpointError` if it is not one.
+    """Return the `metadata_props` of an ONNX file; raises `CheckpointError` for what can't be a network of ours."""
+    return {entry.key: entry.value for entry in _read_model(path).metadata_props}
+
+
+def _read_model(path: Path) -> onnx.ModelProto:
+    """Return the graph of an ONNX file, without tensors in other files; raises `CheckpointError` if it is not one.
 
     Graphs that may not terminate, or have more parts than any network, are rejected: we never write them.
     """
@@ -74,7 +80,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path} has a graph of more than {_MOST_PARTS:,} parts, more than i3dconvert writes")
     if inner := [node.op_type for node in model.graph.node if _has_graph(node)] + [f.name for f in model.functions]:
         raise CheckpointError(f"{path} has {inner[0]} in its graph, which may not terminate; we write none")
-    return {entry.key: entry.value for entry in model.metadata_props}
+    return model
 
 
 def _has_graph(node: onnx.NodeProto) -> bool:
@@ -90,11 +96,13 @@ def read_document(path: Path) -> Document:
 
     The file is checked first, so that tensors in a file outside the folder are rejected before any is read.
     """
-    metadata = read_metadata(path)
+    model = _read_model(path)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a valid ONNX file: {first_line(error)}") from None
+    check_values(model, path)
     if KEY not in metadata:
         raise CheckpointError(f"{path} was not exported by i3dconvert: its metadata has no {KEY!r}")
     return Document.loads(metadata[KEY], path)

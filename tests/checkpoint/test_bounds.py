@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -187,3 +188,24 @@ def test_a_graph_that_may_run_without_end(exported: Path, tmp_path: Path, monkey
     monkeypatch.setattr(runtime, "_MOST_PARTS", 10)
     with pytest.raises(CheckpointError, match="more than 10 parts"):
         read_document(exported)
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs"),
+    [
+        ("ConstantOfShape", [[10**11]]),
+        ("Expand", [[1], [3 * 10**9]]),
+        ("Tile", [[1, 2], [10**9]]),
+        ("Range", [0, 10**9, 1]),
+        ("Pad", [[1, 2], [0, 2 * 10**9]]),
+    ],
+)
+def test_a_graph_that_would_fill_memory(operator: str, inputs: list[Any], exported: Path, tmp_path: Path) -> None:
+    model = onnx.load(exported)
+    names = [f"given{index}" for index in range(len(inputs))]
+    for name, value in zip(names, inputs, strict=True):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.int64), name))
+    model.graph.node.append(helper.make_node(operator, names, ["huge"]))
+    onnx.save(model, tmp_path / "huge.onnx")
+    with pytest.raises(CheckpointError, match=r"computes 'huge' of .* numbers, more than any network needs"):
+        read_document(tmp_path / "huge.onnx")
