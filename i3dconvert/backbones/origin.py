@@ -15,7 +15,7 @@ from torch import nn
 
 from i3dconvert import trust
 from i3dconvert.backbones import user
-from i3dconvert.backbones.changes import HEADLESS, RGB, UNCHANGED, Changes
+from i3dconvert.backbones.changes import HEADLESS, RGB, UNCHANGED, Changes, with_head
 from i3dconvert.backbones.library import Library
 from i3dconvert.backbones.wrappers import unwrapped
 from i3dconvert.errors import BackboneError, I3DError, WeightsError, first_line
@@ -232,7 +232,7 @@ class Origin:
             randomise(model, weights.seed, self.input)
         else:
             where = weights.path or f"{self.backbone.qualified} {weights}"
-            fit(model, self.backbone.canonical(state, model, where), where)
+            fit(model, with_head(self.backbone.canonical(state, model, where), model), where)
         found = digest(model.state_dict())
         if self.weights.sha256 and found != self.weights.sha256:
             if weights.name == user.AS_BUILT:
