@@ -154,7 +154,8 @@ def _show_done(done: Done, json: bool, quiet: bool) -> None:
     elif not quiet:
         rate = f" ({done.classified / max(done.seconds, 1e-9):.1f} a second)" if done.classified else ""
         failed = f", {done.failed} can't be read (see their lines)" if done.failed else ""
-        render.show(f"{done.classified} files{rate}, {done.passed_over} done before{failed}; wrote {done.output}")
+        files = f"{done.classified} file{'s' * (done.classified != 1)}{rate}"
+        render.show(f"{files}, {done.passed_over} done before{failed}; wrote {done.output}")
 
 
 def _best(classes: Iterable[tuple[str, float]]) -> str:
