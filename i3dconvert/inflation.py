@@ -136,9 +136,9 @@ def inflate(
         raise BackboneError(f"input={input} and in_channels={in_channels} contradict each other")
     if features:
         raise BackboneError("features=True is for timm/NAME: give timm.create_model(NAME, features_only=True) itself")
-    own = with_weights(model, weights, seed, shape_of(model, input, size, constants))
-    before = own
     asked = Changes.asked(in_channels, in_init, num_classes, head, seed)
+    own = with_weights(model, weights, seed, shape_of(model, input, size, constants), headless=bool(asked.head))
+    before = own
     own, changes = changed(own, asked, size, constants or {})
     shape = shape_of(own, input, size, constants)
     taken = (RGB if changes.channels else shape[0], *shape[1:])

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from i3dconvert.backbones import Source
 from i3dconvert.classification import Moment, classify, load_classifier, mean_of, windows
-from i3dconvert.errors import CheckpointError, FramesError, MediaError
+from i3dconvert.errors import CheckpointError, ClassesError, FramesError, MediaError
 from i3dconvert.video.media import Frame, stream
 from i3dconvert.video.preprocessing import Preprocessing
 from tests.conftest import Run
@@ -155,6 +155,8 @@ def test_what_can_not_be_classified_is_said_in_one_line(files: dict[str, Path], 
     classifier = load_classifier(str(files["net.onnx"]))
     with pytest.raises(FramesError, match=r"can't run on a window of 8 frames.*--frames"):
         list(classify(classifier, CLIP, frames=8))
+    with pytest.raises(ClassesError, match="2 class names are given"):
+        list(classify(load_classifier(str(files["net.onnx"]), classes=["a", "b"]), CLIP))
     (tmp_path / "noise.mp4").write_bytes(b"no video")
     with pytest.raises(MediaError, match="can't read the video"):
         list(classify(classifier, tmp_path / "noise.mp4"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,6 +200,16 @@ def head_of(model: nn.Module) -> str:
     if len(alike) > 1:
         raise BackboneError(f"can't tell which of {', '.join(alike[:4])} is the head")
     return name
+
+
+def with_head(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return `state` with zeros for the head if that is all it lacks, as self-supervised weights do."""
+    own = model.state_dict()
+    missing = [key for key in own if key not in state]
+    with suppress(BackboneError):
+        if missing and missing == [key for key in own if key.startswith(f"{head_of(model)}.")]:
+            return {key: state[key] if key in state else torch.zeros_like(own[key]) for key in own}
+    return dict(state)
 
 
 def _outputs(layer: Any) -> int:

@@ -93,6 +93,8 @@ def _edge(size: Any) -> int | None:
 
 _MOST_LAYERS, _MOST_CHANNELS, _MOST_IN_ALL = 1_000, 100_000, 10_000
 """Upper bounds for a configuration from a file."""
+_MOST_TOKENS = 4096
+"""The most patches, or pixels without patches, in a row of the image."""
 
 
 _OF_OTHERS = frozenset(
@@ -151,6 +153,7 @@ class Transformers(Library):
         if others or str(arguments.get("architecture", "")).startswith("Timm"):
             raise BackboneError("the configuration wraps a network of another library, which is not supported")
         layers = 0.0
+        sizes: dict[str, list[float]] = {"image": [0.0], "patch": []}
         for key, value in _entries(config):
             if isinstance(value, int | float):
                 of_layers = any(word in key for word in ("layer", "depth", "block", "stage"))
@@ -158,6 +161,13 @@ class Transformers(Library):
                 most = _MOST_LAYERS if of_layers else _MOST_CHANNELS
                 if not (abs(value) <= most and layers <= _MOST_IN_ALL):
                     raise BackboneError(f"the configuration has {key}={str(value)[:60]}, more than any network needs")
+                kind = {"image_size": "image", "img_size": "image", "patch_size": "patch"}.get(key)
+                if kind is not None and value > 0:
+                    sizes[kind].append(value)
+        if max(sizes["image"]) / min(sizes["patch"], default=1) > _MOST_TOKENS:
+            raise BackboneError(
+                f"the configuration is for images of {max(sizes['image']):,} pixels, too large to be true"
+            )
 
     def offered(self, name: str) -> list[str]:
         return [PRETRAINED]

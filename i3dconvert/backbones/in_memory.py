@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from i3dconvert.backbones.changes import UNCHANGED, Changes
+from i3dconvert.backbones.changes import UNCHANGED, Changes, with_head
 from i3dconvert.backbones.images import SIZE, channels_of
 from i3dconvert.backbones.wrappers import unwrapped
 from i3dconvert.errors import BackboneError
@@ -19,9 +19,12 @@ from i3dconvert.recipes import Recipe, default_recipe, preset
 from i3dconvert.weights import SUFFIXES, fit, randomise, read_state
 
 
-def with_weights(model: nn.Module, weights: str, seed: int, shape: tuple[int, int, int]) -> nn.Module:
+def with_weights(
+    model: nn.Module, weights: str, seed: int, shape: tuple[int, int, int], headless: bool = False
+) -> nn.Module:
     """Return a copy of the network with the weights of a file, or `random` ones; the network itself for `default`.
 
+    With `headless`, the file need not have the head, which is replaced.
     Raises `WeightsError`, and `BackboneError` for the name of a pretrained set, which only libraries have.
     """
     if weights == "default":
@@ -32,7 +35,8 @@ def with_weights(model: nn.Module, weights: str, seed: int, shape: tuple[int, in
     if weights == "random":
         randomise(model, seed, shape)
     else:
-        fit(model, unwrapped(read_state(Path(weights)), model.state_dict(), weights), weights)
+        state = unwrapped(read_state(Path(weights)), model.state_dict(), weights)
+        fit(model, with_head(state, model) if headless else state, weights)
     return model
 
 

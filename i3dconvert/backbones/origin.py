@@ -15,10 +15,10 @@ from torch import nn
 
 from i3dconvert import trust
 from i3dconvert.backbones import user
-from i3dconvert.backbones.changes import HEADLESS, RGB, UNCHANGED, Changes
+from i3dconvert.backbones.changes import HEADLESS, RGB, UNCHANGED, Changes, with_head
 from i3dconvert.backbones.library import Library
 from i3dconvert.backbones.wrappers import unwrapped
-from i3dconvert.errors import BackboneError, WeightsError
+from i3dconvert.errors import BackboneError, I3DError, WeightsError, first_line
 from i3dconvert.names import HF, SOURCES, USER, qualified
 from i3dconvert.video.preprocessing import Preprocessing
 from i3dconvert.weights import NoInit, State, digest, fit, randomise, read_state
@@ -232,9 +232,14 @@ class Origin:
             randomise(model, weights.seed, self.input)
         else:
             where = weights.path or f"{self.backbone.qualified} {weights}"
-            fit(model, self.backbone.canonical(state, model, where), where)
+            fit(model, with_head(self.backbone.canonical(state, model, where), model), where)
         found = digest(model.state_dict())
         if self.weights.sha256 and found != self.weights.sha256:
+            if weights.name == user.AS_BUILT:
+                raise WeightsError(
+                    f"{self.backbone.qualified} now has other weights than those that were inflated: let it load a "
+                    "file or set torch.manual_seed; --reference PATH names a file of its state dict"
+                )
             raise WeightsError(
                 f"the weights of {self.backbone.qualified} from {weights} are not those that were inflated "
                 f"(SHA-256 {found[:12]}…, recorded {self.weights.sha256[:12]}…); --reference PATH names the right file"
@@ -248,8 +253,13 @@ def build(backbone: Backbone) -> nn.Module:
     Raises `BackboneError`, also for arguments that our files never contain.
     """
     backbone.library.check(backbone.name, backbone.arguments)
-    with NoInit():
-        return backbone.library.build(backbone.name, backbone.arguments).eval()
+    try:
+        with NoInit():
+            return backbone.library.build(backbone.name, backbone.arguments).eval()
+    except (I3DError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - names and arguments may be a stranger's, or another version's
+        raise BackboneError(f"{backbone.source} can't build {backbone.name!r}: {first_line(error)}") from None
 
 
 def state_of(backbone: Backbone, weights: Weights, progress: bool) -> State | None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from i3dconvert import catalogue, trust
 from i3dconvert.backbones import user
-from i3dconvert.backbones.changes import OWN, RGB, UNCHANGED, Changes, stem_channels
+from i3dconvert.backbones.changes import OWN, RGB, UNCHANGED, Changes, stem_channels, with_head
 from i3dconvert.backbones.images import Shape, check_shape
 from i3dconvert.backbones.library import Library
 from i3dconvert.backbones.origin import Backbone, Origin, Weights, build, library, state_of
@@ -57,6 +57,8 @@ class Source:
         if state is not None:
             where = weights.path or f"{backbone.qualified} {weights}"
             state = backbone.canonical(state, model, where)
+            if changes.head:
+                state = with_head(state, model)
             if changes.channels and stem_channels(model, state) == changes.channels:
                 changes = replace(changes, in_init=OWN)
                 model = changes.before.apply(model)
@@ -131,7 +133,9 @@ def _fit(model: nn.Module, state: State, where: str, backbone: Backbone) -> None
         known = bool(others) and backbone.qualified not in others
         hint = f"; it has as many parameters as {others[0]}: i3dconvert inflate {others[0]} -w {where}" if known else ""
         if channels := stem_channels(model, state):
-            hint = f"; its first kernels have {channels} channels: use --in-channels {channels}"
+            hint = f"; its first kernels have {channels} channel{'s' * (channels > 1)}: use --in-channels {channels}"
+        elif with_head(state, model).keys() != state.keys():
+            hint = "; it has no head: use --no-head, or --num-classes N for a new one"
         raise WeightsError(f"{error}{hint}") from None
 
 

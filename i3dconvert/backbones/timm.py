@@ -74,10 +74,7 @@ class Timm(Library):
     hub = HUB
 
     def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
-        try:
-            network: nn.Module = timm.create_model(name, pretrained=False, **arguments)
-        except RuntimeError as error:
-            raise BackboneError(f"timm can't build {name!r}: {error}") from None
+        network: nn.Module = timm.create_model(name, pretrained=False, **arguments)
         return network
 
     def offered(self, name: str) -> list[str]:

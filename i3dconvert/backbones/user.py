@@ -1,4 +1,4 @@
-"""A user's own network: `path/to/module.py:factory`, where `factory()` returns a 2D `torch.nn.Module`."""
+"""A user's own network: `path/to/module.py:factory`, where `factory` is a 2D `torch.nn.Module`, or returns one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import nn
 from i3dconvert.backbones.images import channels_of
 from i3dconvert.backbones.library import Library
 from i3dconvert.errors import BackboneError, first_line
+from i3dconvert.names import near
 from i3dconvert.weights import State
 
 AS_BUILT = "as-built"
@@ -62,10 +63,27 @@ def _factory(name: str) -> Callable[..., Any]:
     finally:
         sys.path.remove(str(path.resolve().parent))
     found = getattr(module, factory, None)
-    if not callable(found):
-        raise BackboneError(f"{path} has no function {factory!r}")
+    if isinstance(found, nn.Module):
+        return lambda: found
+    if found is not None and not callable(found):
+        raise BackboneError(
+            f"{name} has type {type(found).__name__}; give a function or a torch.nn.Module; -w FILE gives its tensors"
+        )
+    if found is None:
+        known = [key for key, value in vars(module).items() if callable(value) or isinstance(value, nn.Module)]
+        raise BackboneError(f"{path} has no function {factory!r}; {near(factory, known)}".removesuffix("; "))
     function: Callable[..., Any] = found
     return function
+
+
+def _required(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> list[str]:
+    """Return the names of the arguments without a default that are not given."""
+    try:
+        found = inspect.signature(factory).parameters.values()
+    except (ValueError, TypeError):  # some builtins have none
+        return []
+    various = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in found if p.default is p.empty and p.kind not in various and p.name not in arguments]
 
 
 class User(Library):
@@ -75,7 +93,13 @@ class User(Library):
 
     def build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
         """Run the file and call the factory. Raises `BackboneError` for any error in the user's code."""
-        network: Any = _call(name, _factory(name), **arguments)
+        factory = _factory(name)
+        if missing := _required(factory, arguments):
+            raise BackboneError(
+                f"{name} needs {', '.join(missing)}; give a function without arguments that calls it: "
+                f"def network(): return {split(name)[1]}(…)"
+            )
+        network: Any = _call(name, factory, **arguments)
         if not isinstance(network, nn.Module):
             raise BackboneError(f"{name} returned {type(network).__name__}, not a torch.nn.Module")
         return network

@@ -39,11 +39,15 @@ def unwrapped(state: State, wanted: Mapping[str, Tensor], where: str) -> State:
     head = _head_beside(state, prefix, found, wanted)
     if others := [key for key in state if not key.startswith(prefix) and key not in head.values()]:
         warnings.warn(
-            f"{where} also holds {others[0]} and {len(others) - 1} more tensors; those under {prefix} were used",
+            f"{where} also holds {others[0]}{_more(len(others) - 1)}; the tensors under {prefix} were used",
             I3DWarning,
             stacklevel=2,
         )
     return found | {name: state[key] for name, key in head.items()}
+
+
+def _more(count: int) -> str:
+    return f" and {count} more tensor{'s' * (count > 1)}" if count else ""
 
 
 def _head_beside(state: State, prefix: str, found: State, wanted: Mapping[str, Tensor]) -> dict[str, str]:

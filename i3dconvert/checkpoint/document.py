@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -24,7 +25,9 @@ from i3dconvert.video.preprocessing import Preprocessing
 
 SCHEMA = 5
 _MOST = 4096
-"""The most channels, frames and pixels that a file may be for."""
+"""The most channels, frames, and pixels in height or width that a file may be for."""
+_MOST_NUMBERS = 2**24
+"""The most numbers in the image that it may be for: 2048×2048 pixels in RGB are fewer."""
 KEY = "i3dconvert"
 """The key of the document in a file's metadata."""
 
@@ -156,6 +159,8 @@ class Document:
             clip = (channels, frames, height, width, *(origin.input if origin is not None else ()))
             if not all(0 < size <= _MOST for size in clip):
                 raise CheckpointError(f"{where} is for clips of {clip}; no network has a size above {_MOST}")
+            if max(channels * height * width, math.prod(clip[4:])) > _MOST_NUMBERS:
+                raise CheckpointError(f"{where} is for clips of {clip}, larger than any network's")
             tried = _tried(document["tried"]) if "tried" in document else None
             inflation = Inflation(
                 recipe,

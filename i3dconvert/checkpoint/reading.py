@@ -13,6 +13,7 @@ from i3dconvert.backbones.in_memory import as_recorded
 from i3dconvert.backbones.origin import of_a_user
 from i3dconvert.backbones.wrappers import unwrapped
 from i3dconvert.checkpoint.document import KEY, Document
+from i3dconvert.checkpoint.naming import named
 from i3dconvert.checkpoint.present import note, note_document
 from i3dconvert.errors import CheckpointError, WeightsError
 from i3dconvert.files import check_input, in_folder
@@ -65,7 +66,8 @@ def rebuild(document: Document, model: nn.Module | None = None, where: str | Pat
     if model is None:
         if document.origin is None:
             raise CheckpointError(
-                f"{where} was made from a module in memory; pass that 2D module in Python: load(path, model)"
+                f"{where} was made from a module in memory; --model PATH.py:NAME names the function or module that "
+                "builds it, or pass it in Python: load(path, model)"
             )
         model = document.origin.build()
     inflation = document.inflation
@@ -77,14 +79,17 @@ def rebuild(document: Document, model: nn.Module | None = None, where: str | Pat
     return network
 
 
-def load(path: str | Path, model: nn.Module | None = None) -> Network3d:
+def load(path: str | Path, model: nn.Module | str | None = None) -> Network3d:
     """Return the 3D network of a checkpoint, in eval mode.
 
-    `model` is the 2D network, needed only for checkpoints of a user's own module. It is not modified: changes that the
-    file records (another head, other classes or channels) apply to a copy. Raises `CheckpointError`.
+    `model` is the 2D network, or `path/to/module.py:name`, which builds it; needed only for checkpoints of a user's own
+    module. It is not modified: changes that the file records (another head, other classes or channels) apply to a copy.
+    Raises `CheckpointError`.
     """
     path = Path(path)
     document, state = read(path)
+    if isinstance(model, str):
+        document, model = named(document, model, state), None
     if model is not None:
         changes = document.origin.changes if document.origin is not None else document.changes
         model = as_recorded(model, changes, state)

@@ -21,7 +21,7 @@ from i3dconvert.inflation import inflate
 from i3dconvert.lift.network import inflation_of
 from i3dconvert.progress import Progress, silent
 from i3dconvert.streaming.runtime import is_stream
-from i3dconvert.video.labels import Given, check_count, names_of
+from i3dconvert.video.labels import Given, Names, check_count, names_of
 from i3dconvert.video.media import Frame, duration, is_picture, stream
 from i3dconvert.video.preprocessing import Preprocessing
 
@@ -56,18 +56,19 @@ class Classifier:
         return self.names[index] if index < len(self.names) else f"class {index}"
 
 
-def load_classifier(network: str, weights: str = "default", classes: Given = None) -> Classifier:
+def load_classifier(network: str, weights: str = "default", classes: Given = None, built_by: str = "") -> Classifier:
     """Load a checkpoint, an exported `.onnx` file, or a backbone by name, inflated like `inflate` does by default.
 
-    `classes` are the class names, or a file with them; by default the network's own. Raises `CheckpointError`,
+    `classes` are the class names, or a file with them; by default the network's own. `built_by` names the 2D network
+    (`PATH.py:NAME`) of a checkpoint that can't. Raises `CheckpointError`,
     `BackboneError`, `WeightsError`, `ClassesError`.
     """
     path, names = Path(network), names_of(classes)
     if path.suffix == ".onnx":
-        found = _exported(path)
+        found = _exported(path, names)
         return replace(found, names=names or found.names)
     if path.suffix in (".safetensors", *PICKLED) or path.exists():
-        model = checkpoint.load(path)
+        model = checkpoint.load(path, built_by or None)
     else:
         model = inflate(network, weights=weights)
     document = checkpoint.document_of(model)
@@ -88,7 +89,7 @@ def load_classifier(network: str, weights: str = "default", classes: Given = Non
     return Classifier(probabilities, document.preprocessing, names or document.class_names, max(FRAMES, least))
 
 
-def _exported(path: Path) -> Classifier:
+def _exported(path: Path, given: Names) -> Classifier:
     document, runtime = read_document(path), Runtime(path)  # it folds constants while loading
     if is_stream(path):
         raise CheckpointError(f"{path} is a stream; use classify --stream")
@@ -102,6 +103,7 @@ def _exported(path: Path) -> Classifier:
             return found[0][0], found[1][0]
         if len(found) != 1 or found[0].dim() != 2:
             raise CheckpointError(f"{path} returns maps or several outputs instead of class scores")
+        check_count(given, found[0].shape[1])
         best = found[0].float().softmax(-1).sort(descending=True)
         return best.values[0], best.indices[0]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from i3dconvert.classification.clips import Classifier, classify, mean_of, to_dict
 from i3dconvert.errors import FramesError, MediaError, OutputError
+from i3dconvert.files import check_output
 from i3dconvert.progress import Progress, silent
 from i3dconvert.video.media import PICTURES
 
@@ -46,7 +47,8 @@ def classify_folder(
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (*VIDEOS, *PICTURES))
     if not files:
         raise MediaError(f"there are no videos or pictures in {folder}")
-    known = set() if force else _known(output)
+    check_output(output, force=True)
+    known, told = (set(), set()) if force else _known(output)
     counts, started = {True: 0, False: 0}, time.perf_counter()
     try:
         with output.open("w" if force else "a", encoding="utf-8") as lines:
@@ -57,8 +59,9 @@ def classify_folder(
                 progress(f"{source}, {index + 1} of {len(files)}", index / len(files))
                 line = _line(classifier, path, top, options)
                 counts["error" not in line] += 1
-                lines.write(json.dumps({"source": source, **line}) + "\n")
-                lines.flush()
+                if (text := json.dumps({"source": source, **line})) not in told:
+                    lines.write(f"{text}\n")
+                    lines.flush()
     except OSError as error:
         raise OutputError(f"can't write {output}: {error.strerror or error}") from None
     return Done(output, counts[True], counts[False], len(known), time.perf_counter() - started)
@@ -76,16 +79,24 @@ def _line(classifier: Classifier, path: Path, top: int, options: Mapping[str, An
     return {"best": best, "moments": [to_dict(moment) for moment in moments]}
 
 
-def _known(output: Path) -> set[str]:
-    """Return the files whose line has classes; a last line that was cut off is removed."""
+_BEGIN = '{"source": "'
+
+
+def _known(output: Path) -> tuple[set[str], set[str]]:
+    """Return the files whose line has classes, and all lines; a last line that was cut off is removed.
+
+    A file that is not from an earlier run is left as it is.
+    """
     if not output.exists():
-        return set()
-    text = output.read_text(encoding="utf-8")
-    if text and not text.endswith("\n"):
-        text = text[: text.rfind("\n") + 1]
-        output.write_text(text, encoding="utf-8")
+        return set(), set()
     try:
-        entries = [json.loads(line) for line in text.splitlines()]
-        return {str(entry["source"]) for entry in entries if "error" not in entry}
+        *lines, cut = output.read_text(encoding="utf-8").split("\n")
+        entries = [json.loads(line) for line in lines]
+        known = {str(entry["source"]) for entry in entries if "error" not in entry}
+        if cut[: len(_BEGIN)] != _BEGIN[: len(cut)]:
+            raise ValueError(cut)
+        if cut:
+            output.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        return known, set(lines)
     except (ValueError, TypeError, KeyError):
         raise OutputError(f"{output} is not from an earlier run; --force overwrites it, -o names another") from None

@@ -49,11 +49,14 @@ class Live:
         return tuple((self.names[index] if self.names else f"class {index}", score) for index, score in pairs)
 
 
-def load_live(network: str, weights: str = "default", window: int | None = None, classes: Given = None) -> Live:
+def load_live(
+    network: str, weights: str = "default", window: int | None = None, classes: Given = None, built_by: str = ""
+) -> Live:
     """Load the stream of a checkpoint or of a backbone by name, or an `.onnx` file of `export --stream`.
 
-    `classes` are the class names, or a file with them; by default the network's own. Raises `StreamError`,
-    `CheckpointError`, `BackboneError`, `WeightsError`, `ClassesError`.
+    `classes` are the class names, or a file with them; by default the network's own. `built_by` names the 2D network
+    (`PATH.py:NAME`) of a checkpoint that can't. Raises `StreamError`, `CheckpointError`, `BackboneError`,
+    `WeightsError`, `ClassesError`.
     """
     path, names = Path(network), names_of(classes)
     if path.suffix == ".onnx":
@@ -75,7 +78,7 @@ def load_live(network: str, weights: str = "default", window: int | None = None,
             names or class_names_in(path),
         )
     is_file = path.suffix in (".safetensors", *PICKLED) or path.exists()
-    model = checkpoint.load(path) if is_file else inflate(network, weights=weights)
+    model = checkpoint.load(path, built_by or None) if is_file else inflate(network, weights=weights)
     document = checkpoint.document_of(model)
     if not gives_scores(model) or not document.gives_classes:
         raise CheckpointError(f"{network} returns no class scores for a video")

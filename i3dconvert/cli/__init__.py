@@ -72,12 +72,15 @@ def _wrong_usage(error: Any, as_json: bool) -> int:
     message = error.format_message()
     found = _NOT_ONE_OF.search(message)
     hint = near(found[1], re.findall(r"'([^']+)'", found[2])).strip() if found else ""
+    said = f"{message.rstrip('.')}; {hint}" if hint else message
     if as_json:
-        render.show_error_as_json(f"{message}; {hint}" if hint else message)
-    else:
+        render.show_error_as_json(said)
+    elif type(error).__name__ == "NoArgsIsHelpError":
         error.show()
-        if hint:
-            typer.echo(hint, err=True)
+    else:
+        render.show_error(said)
+        command = error.ctx.command_path if error.ctx is not None else "i3dconvert"
+        typer.echo(f"`{command} -h` lists the options", err=True)
     return int(error.exit_code)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.options import Classes, Force, Json, Plot, Quiet, complete_backbone
+from i3dconvert.cli.options import Classes, Force, Json, Model, Plot, Quiet, complete_backbone
 
 if TYPE_CHECKING:
     from i3dconvert.classification import Done
@@ -78,6 +78,7 @@ def command(
     weights: Annotated[
         str, typer.Option("--weights", "-w", metavar="WEIGHTS", help="A backbone's weights, as for inflate.")
     ] = "default",
+    model: Model = "",
     plot: Plot = None,
     classes: Classes = None,
     force: Force = False,
@@ -120,11 +121,11 @@ def command(
                 yield path, within(step, index, len(paths or ()), path.name)
 
         if as_stream:
-            live = load_live(network, weights, window, classes)
+            live = load_live(network, weights, window, classes, model)
             for path, told in told_of(sources):
                 found[str(path)] = list(classify_live(live, path, stride, fps, top, told))
         else:
-            classifier = load_classifier(network, weights, classes)
+            classifier = load_classifier(network, weights, classes, model)
             if folder is not None:
                 options: dict[str, Any] = {"frames": frames, "stride": stride, "fps": fps, "top": top}
                 chosen = output or folder / "classes.jsonl"
@@ -153,7 +154,8 @@ def _show_done(done: Done, json: bool, quiet: bool) -> None:
     elif not quiet:
         rate = f" ({done.classified / max(done.seconds, 1e-9):.1f} a second)" if done.classified else ""
         failed = f", {done.failed} can't be read (see their lines)" if done.failed else ""
-        render.show(f"{done.classified} files{rate}, {done.passed_over} done before{failed}; wrote {done.output}")
+        files = f"{done.classified} file{'s' * (done.classified != 1)}{rate}"
+        render.show(f"{files}, {done.passed_over} done before{failed}; wrote {done.output}")
 
 
 def _best(classes: Iterable[tuple[str, float]]) -> str:

@@ -8,8 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.inflate import default_ending
-from i3dconvert.cli.options import Classes, Dtype, File, Force, FromLayout, Json, Layout, Quiet, reader, the_checkpoint
+from i3dconvert.cli.inflate import default_ending, show_layout
+from i3dconvert.cli.options import (
+    Classes,
+    Dtype,
+    File,
+    Force,
+    FromLayout,
+    Json,
+    Layout,
+    Model,
+    Quiet,
+    reader,
+    the_checkpoint,
+)
 from i3dconvert.progress import Progress, Timed
 
 if TYPE_CHECKING:
@@ -53,6 +65,7 @@ def command(
             show_default=False,
         ),
     ] = None,
+    model: Model = "",
     dtype: Annotated[
         Dtype | None,
         typer.Option(
@@ -201,10 +214,11 @@ def command(
         import torch
 
         from i3dconvert import checkpoint
-        from i3dconvert.lift.network import cast
+        from i3dconvert.lift.network import cast, origin_of
 
         step(f"reading {path.name}")
         document, state = reader(from_layout)(path)
+        document = checkpoint.named(document, model, state)
         if weights is not None:
             network = checkpoint.finetuned(document, weights, state)
         else:
@@ -240,8 +254,11 @@ def command(
     if json:
         render.show_json(printed)
     elif not quiet:
-        for line in [*lines, f"wrote {target}"]:
+        for line in lines:
             render.show(line)
+        if layout:
+            show_layout(layout, origin_of(network))
+        render.show(f"wrote {target}")
         if verbose:
             render.show_table(("step", "s#"), ((name, f"{taken:.1f}") for name, taken in printed["seconds"].items()))
 

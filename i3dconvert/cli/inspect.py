@@ -10,7 +10,7 @@ import typer
 
 from i3dconvert.cli import render
 from i3dconvert.cli.inflate import show_layers
-from i3dconvert.cli.options import File, FromLayout, Json, Quiet, reader, the_checkpoint
+from i3dconvert.cli.options import File, FromLayout, Json, Model, Quiet, reader, the_checkpoint
 
 EXAMPLE = "i3dconvert inspect r152.safetensors\ni3dconvert inspect r152.safetensors --toml > recipe.toml"
 
@@ -18,6 +18,7 @@ EXAMPLE = "i3dconvert inspect r152.safetensors\ni3dconvert inspect r152.safetens
 def command(
     file: File = None,
     toml: Annotated[bool, typer.Option("--toml", help="Print only the recipe, as TOML.")] = False,
+    model: Model = "",
     from_layout: FromLayout = "",
     json: Json = False,
     quiet: Quiet = False,
@@ -38,12 +39,14 @@ def command(
             document, state = read_document(path), {}
         else:
             document, state = reader(from_layout)(path)
+        document = checkpoint.named(document, model, state)
         layers, counted, sizes = [], None, document.inflation.sizes()
         if document.origin is not None and not toml:
             network = checkpoint.rebuild(document)
             layers, counted = describe(network), inflation_of(network).convolutions
             sizes = inflation_of(network).sizes()
             if state:
+                checkpoint.filled(network, state, path)
                 layers = with_training(
                     layers, (beside_middle if from_layout else from_inflated)(inflation_of(network), state)
                 )

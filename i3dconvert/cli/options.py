@@ -83,6 +83,15 @@ Reference = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="The file of the 2D weights, if it has moved.", show_default=False),
 ]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="PATH.py:NAME",
+        help="The 2D network of a file made from a module in memory: a function or module in PATH.py (runs it).",
+        show_default=False,
+    ),
+]
 Plot = Annotated[
     Path | None, typer.Option(metavar="CHART", help="Save a chart to this .svg or .png file.", show_default=False)
 ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.options import Force, FromLayout, Images, Json, Quiet, Reference, reader
+from i3dconvert.cli.options import Force, FromLayout, Images, Json, Model, Quiet, Reference, reader
 
 if TYPE_CHECKING:
     from i3dconvert.reporting.benchmark import Measurement
@@ -40,6 +40,7 @@ def command(
         typer.Option("--size", "-s", min=1, metavar="PIXELS", help="Height and width.", show_default="the backbone's"),
     ] = None,
     reference: Reference = None,
+    model: Model = "",
     from_layout: FromLayout = "",
     force: Force = False,
     json: Json = False,
@@ -70,10 +71,10 @@ def command(
             told("reading")
             report, unproved = None, TRAINED if from_layout else ""
             try:
-                report = None if from_layout else verify_file(path, settings, reference, progress=told)
+                report = None if from_layout else verify_file(path, settings, reference, model=model, progress=told)
             except VerificationError as error:
                 unproved = str(error)
-            subjects.append(subject_of(path, report, unproved, frames, read))
+            subjects.append(subject_of(path, report, unproved, frames, read, model))
         step("drawing")
         write_report(target, subjects, measured, force)
     if json:

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.options import Device, Dtype, File, Force, Images, Json, Layout, Quiet, Reference, the_checkpoint
+from i3dconvert.cli.options import (
+    Device,
+    Dtype,
+    File,
+    Force,
+    Images,
+    Json,
+    Layout,
+    Model,
+    Quiet,
+    Reference,
+    the_checkpoint,
+)
 
 if TYPE_CHECKING:
     from i3dconvert.verification import Report
@@ -45,6 +57,7 @@ def command(
     layers: Annotated[bool, typer.Option("--layers", "-l", help="Show the error of every layer.")] = False,
     device: Annotated[Device, typer.Option(help="Device that torch uses.")] = Device.cpu,
     reference: Reference = None,
+    model: Model = "",
     layout: Layout = "",
     report: Annotated[
         Path | None,
@@ -69,13 +82,13 @@ def command(
         settings = Settings(frames, size, dtypes, tolerance, layers, tuple(images or ()), device=device.value)
         if report is not None:
             settings = replace(settings, layers=True)
-        found = verify_file(path, settings, reference, layout, progress=step)
+        found = verify_file(path, settings, reference, layout, model=model, progress=step)
         if report is not None:
             from i3dconvert.reporting.page import write_report
             from i3dconvert.reporting.subject import subject_of
 
             step("drawing")
-            write_report(report, [subject_of(path, found, frames=frames)], force=force)
+            write_report(report, [subject_of(path, found, frames=frames, model=model)], force=force)
     if json:
         render.show_json({"file": str(path), **found.to_dict()})
     elif not quiet:

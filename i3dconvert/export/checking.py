@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -50,7 +50,7 @@ class Compared:
         del runtime  # before reading the weights again
         usual = self._at(_loaded(path, sparing=False), smallest)
         if usual is not None and not usual.passed:
-            return usual, smallest
+            return replace(usual, detail=f"in a session with default options, {usual.detail}"), smallest
         return max(found, key=lambda one: (not one[0].passed, one[0].error or 0.0))
 
     def _at(self, runtime: Runtime, shape: Shape) -> Check | None:

@@ -19,7 +19,7 @@ from i3dconvert.comparison.forward import evaluating, outputs
 from i3dconvert.comparison.report import Check
 from i3dconvert.errors import ExportError, OutputError
 from i3dconvert.export.checking import Compared, Shape
-from i3dconvert.export.deployed import BEST, SCORES, BestClasses, FromDecoder
+from i3dconvert.export.deployed import BEST, SCORES, BestClasses, FromDecoder, OnlyTensors, others_than_tensors
 from i3dconvert.export.frames import frames_form
 from i3dconvert.export.placing import (
     Nowhere,
@@ -135,6 +135,8 @@ def export_onnx(
         form: nn.Module = frames_form(network, minimal=not int8) if optimize else network
     shapes_of = partial(example_shapes, network, form)
     names = output_names(network)
+    if left_out := others_than_tensors(network):
+        form = OnlyTensors(form)
     if uint8_input:
         form = FromDecoder(form, preprocessing)
     if top_k is not None:
@@ -185,6 +187,7 @@ def export_onnx(
         files = put_in_place(folder, path, force)
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in model.graph.inputs[0].shape)
     notes = [f"{fixed_axes(name, shape)}: {why}"] if why else []
+    notes += [f"an ONNX file holds tensors only, so outputs of type {left_out} are left out"] if left_out else []
     if int8 and calibrate is None:
         notes.append("calibrated on noise; frames of your own (--calibrate) give better ranges")
     opset, warning = model.opset_imports[""], "; ".join(notes) or None
@@ -205,18 +208,18 @@ def _first_equal(
 ) -> tuple[Any, Check, Shape, str]:
     """Return the result of the first attempt that succeeds, and the first error before it; raises that if none does.
 
-    An error that occurs twice does not depend on the free axes, so it ends the attempts.
+    After an error that occurs twice, only the last attempt, with all axes fixed, is left.
     """
     errors: list[ExportError] = []
     for free in attempts:
+        if len({str(one) for one in errors}) < len(errors) and free != attempts[-1]:
+            continue
         try:
             return *attempt(free), str(errors[0]) if errors else ""
         except Nowhere:
             raise
         except ExportError as error:
             errors.append(error)
-            if len({str(one) for one in errors}) < len(errors):
-                break
     raise errors[0]
 
 

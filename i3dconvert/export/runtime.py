@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
+import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from i3dconvert.checkpoint.document import KEY, Document
 from i3dconvert.errors import CheckpointError, first_line
+from i3dconvert.export.bounds import check_values
 from i3dconvert.export.deployed import BEST, SCORES
 from i3dconvert.files import check_input
 from i3dconvert.video.preprocessing import Preprocessing
@@ -59,7 +62,12 @@ _RUNTIME_ERRORS = (
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return the `metadata_props` of an ONNX file; raises `CheckpointError` if it is not one.
+    """Return the `metadata_props` of an ONNX file; raises `CheckpointError` for what can't be a network of ours."""
+    return {entry.key: entry.value for entry in _read_model(path).metadata_props}
+
+
+def _read_model(path: Path) -> onnx.ModelProto:
+    """Return the graph of an ONNX file, without tensors in other files; raises `CheckpointError` if it is not one.
 
     Graphs that may not terminate, or have more parts than any network, are rejected: we never write them.
     """
@@ -72,7 +80,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path} has a graph of more than {_MOST_PARTS:,} parts, more than i3dconvert writes")
     if inner := [node.op_type for node in model.graph.node if _has_graph(node)] + [f.name for f in model.functions]:
         raise CheckpointError(f"{path} has {inner[0]} in its graph, which may not terminate; we write none")
-    return {entry.key: entry.value for entry in model.metadata_props}
+    return model
 
 
 def _has_graph(node: onnx.NodeProto) -> bool:
@@ -88,11 +96,13 @@ def read_document(path: Path) -> Document:
 
     The file is checked first, so that tensors in a file outside the folder are rejected before any is read.
     """
-    metadata = read_metadata(path)
+    model = _read_model(path)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a valid ONNX file: {first_line(error)}") from None
+    check_values(model, path)
     if KEY not in metadata:
         raise CheckpointError(f"{path} was not exported by i3dconvert: its metadata has no {KEY!r}")
     return Document.loads(metadata[KEY], path)
@@ -106,17 +116,34 @@ def as_input(clip: Tensor, dtype: torch.dtype, preprocessing: Preprocessing) -> 
     return frames, preprocessing.encode(frames)
 
 
+class _Unheard(StringIO):
+    """Takes what libraries print; rich still finds the terminal, for the progress."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__()
+        self.rich_proxied_file = getattr(stream, "rich_proxied_file", stream)
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """Silence warnings, logs and prints of exporters and quantisers, whose results are checked afterwards."""
     level = logging.root.manager.disable
-    with warnings.catch_warnings(), redirect_stdout(StringIO()):
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(_Unheard(sys.stderr)):
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:
             yield
         finally:
             logging.disable(level)
+
+
+def _said(error: BaseException) -> str:
+    """Return what onnxruntime's error says, with the operator, and without codes and places in its source."""
+    text = first_line(error)
+    running = re.search(r"while running (\w+) node", text)
+    said = re.sub(r"^.*(\[ONNXRuntimeError\] : \d+ : \w+ : |Status Message: )", "", text)
+    said = re.sub(r"^/\S+\.\w+:\d+ .*?\) ", "", said)
+    return f"{running[1]}: {said}" if running else said
 
 
 def _give_back() -> None:
@@ -134,13 +161,13 @@ class Runtime:
     def __init__(self, path: Path, provider: str = "CPUExecutionProvider", sparing: bool = True) -> None:
         """Load a file; `sparing` saves memory, otherwise the session has default options."""
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its errors are raised, and need no lines of their own
         # One block for all activations, and buffers kept for tensors of their size, cost memory and gain no speed.
         options.enable_mem_pattern = options.enable_mem_reuse = not sparing
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
         except _RUNTIME_ERRORS as error:
-            raise CheckpointError(f"onnxruntime can't load {path}: {first_line(error)}") from None
+            raise CheckpointError(f"onnxruntime can't load {path}: {_said(error)}") from None
         _give_back()
         given = self.session.get_inputs()[0]
         self.input: str = given.name
@@ -161,7 +188,7 @@ class Runtime:
             found: list[Any] = self.session.run(names, feed)
         except _RUNTIME_ERRORS as error:
             shape = tuple(feed[self.input].shape)
-            raise CheckpointError(f"onnxruntime fails on a clip {shape}: {first_line(error)}") from None
+            raise CheckpointError(f"onnxruntime fails on a clip {shape}: {_said(error)}") from None
         return found
 
     def fixed(self, axis: str) -> int | None:

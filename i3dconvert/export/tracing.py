@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from i3dconvert.errors import ExportError
 from i3dconvert.export.runtime import quietly
+from i3dconvert.export.spectra import ComplexInverses
 
 
 def trace(
@@ -28,21 +29,24 @@ def trace(
     options |= {"opset_version": opset, "dynamo": True, "verbose": False}
     try:
         # Fused attention returns a memory order that the exporter loses when it decomposes it (BEiT, Swin).
-        with quietly(), sdpa_kernel(SDPBackend.MATH):
+        with quietly(), sdpa_kernel(SDPBackend.MATH), ComplexInverses():
             program = torch.onnx.export(network, given, **options)
     except Exception as error:  # each stage of the exporter raises its own types
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-        if "Unsupported attribute type" in reason:
-            reason = (
-                "the groups of a convolution, or another attribute of an operation, follow the number of clips or the "
-                "size, but ONNX fixes attributes"
-            )
-        raise ExportError(f"torch can't export this network to ONNX: {reason.strip()}") from error
+        said = next((ours for theirs, ours in _SAID.items() if theirs in reason), reason.strip())
+        raise ExportError(f"torch can't export this network to ONNX: {said}") from error
     assert program is not None
     model: Any = program.model
     if opset is not None and model.opset_imports[""] != opset:
         raise ExportError(f"torch wrote opset {model.opset_imports['']} instead of {opset}")
     return model
+
+
+_SAID = {
+    "Unsupported attribute type": "a setting of an operation, such as the groups of a convolution or the pixels that "
+    "torch.roll moves by, follows the clip's batch, frames or size",
+}
+"""Errors of the exporter, in words about the network."""

@@ -72,7 +72,12 @@ Reader = Callable[[Path], tuple[Document, State]]
 
 
 def subject_of(
-    path: Path, report: Report | None, unproved: str = "", frames: int | None = None, read: Reader = checkpoint.read
+    path: Path,
+    report: Report | None,
+    unproved: str = "",
+    frames: int | None = None,
+    read: Reader = checkpoint.read,
+    model: str = "",
 ) -> Subject:
     """Return what to show of a file; a clip of `frames` frames is followed through its network.
 
@@ -80,6 +85,7 @@ def subject_of(
     """
     exported = path.suffix == ".onnx"
     document, state = (read_document(path), {}) if exported else read(path)
+    document = checkpoint.named(document, model, state)
     if document.origin is None:
         return Subject(path, document, report, unproved)
     network = checkpoint.rebuild(document)

@@ -33,13 +33,15 @@ def verify_file(
     reference: Path | None = None,
     layout: str = "",
     *,
+    model: str = "",
     progress: Progress = silent,
 ) -> Report:
     """Check a checkpoint, or an exported `.onnx`, against the 2D network in its metadata.
 
     Trained weights equal no 2D network: `Report.trained` says what moved, and the file is checked to be intact, to
     load, to run and to export. `reference` is a file of 2D weights to use instead of the recorded origin; its hash must
-    match. With `layout`, the tensors are also loaded into that framework's own network, whose outputs are compared.
+    match. `model` names the 2D network (`PATH.py:NAME`) if the file doesn't. With `layout`, the tensors are also loaded
+    into that framework's own network, whose outputs are compared.
     Raises `CheckpointError`, `WeightsError`, `VerificationError`, `FramesError`, `LayoutError`.
     """
     settings = settings or Settings()
@@ -48,8 +50,9 @@ def verify_file(
 
         if layout:
             raise LayoutError(f"{path} is a graph; --layout needs a checkpoint")
-        return verify_onnx(path, settings, reference, progress)
+        return verify_onnx(path, settings, reference, progress, model)
     document, state = checkpoint.read(path)
+    document = checkpoint.named(document, model, state)
     progress("integrity")
     integrity = _check_integrity(document, state)
     if document.finetuned:

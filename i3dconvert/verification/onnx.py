@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from i3dconvert.checkpoint import named
 from i3dconvert.comparison.forward import check_outputs, evaluating, outputs, replicated
 from i3dconvert.comparison.report import Check, Report
 from i3dconvert.errors import CheckpointError, FramesError, VerificationError
@@ -25,14 +26,14 @@ from i3dconvert.verification.trained import verify_exported
 from i3dconvert.video.preprocessing import Preprocessing
 
 
-def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress: Progress) -> Report:
+def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress: Progress, model: str = "") -> Report:
     """Verify an ONNX file like `verify_file`; the 2D network runs in float32.
 
     Raises `CheckpointError`, `WeightsError`, `VerificationError`, `FramesError`.
     """
     if settings.device != "cpu":
         raise VerificationError("ONNX files are checked by onnxruntime on the CPU; omit --device")
-    document = read_document(path)
+    document = named(read_document(path), model, {})
     progress("integrity")
     report = Report([_check_integrity(path)])
     if not report.passed:

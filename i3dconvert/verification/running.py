@@ -19,7 +19,8 @@ def reference_of(document: Document, path: Path, reference: Path | None) -> nn.M
         raise VerificationError(f"{path} has fine-tuned weights, so it equals no 2D network")
     if document.origin is None:
         raise VerificationError(
-            f"{path} was made from a module in memory; verify it in Python: verify(model2d, model3d)"
+            f"{path} was made from a module in memory; --model PATH.py:NAME names the function or module that builds "
+            "it, or verify it in Python: verify(model2d, model3d)"
         )
     try:
         return document.origin.load(reference)

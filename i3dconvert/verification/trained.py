@@ -30,7 +30,7 @@ def verify_trained(
     document = replace(document, trained=document.trained or trained_by(document, state, reference))
     report = Report(trained=checkpoint.sentence(document.trained))
     if document.origin is None:
-        report.notes.append("made from a module in memory: build it in Python with load(path, module)")
+        report.notes.append("made from a module in memory: --model PATH.py:NAME also checks that it runs and exports")
         return report
     progress("loading")
     network = checkpoint.filled(checkpoint.rebuild(document, where=path), state, path)

@@ -98,5 +98,13 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Preprocessing:
-        """Read the data written by `to_dict`."""
-        return cls(**dict(document) | {"mean": tuple(document["mean"]), "std": tuple(document["std"])})
+        """Read the data written by `to_dict`. Raises `ValueError` for sizes that no picture is resized to."""
+        found = cls(**dict(document) | {"mean": tuple(document["mean"]), "std": tuple(document["std"])})
+        for size in (found.size, found.resize):
+            if not (isinstance(size, int) and 0 < size <= _MOST_PIXELS):
+                raise ValueError(f"pictures of {str(size)[:60]} pixels")
+        return found
+
+
+_MOST_PIXELS = 8192
+"""The most pixels in the height or width of a picture that a file may ask for."""

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision import models
 
+from i3dconvert import inflate, origin_of
 from i3dconvert.backbones.wrappers import unwrapped
-from i3dconvert.errors import I3DWarning
+from i3dconvert.checkpoint import finetuned, read
+from i3dconvert.errors import I3DWarning, WeightsError
 from i3dconvert.weights import read_state
 from tests.conftest import Run
 
@@ -32,7 +35,7 @@ def test_a_prefix_of_the_network_s_own_stays() -> None:
 
 def test_what_is_beside_the_network_is_left_and_named() -> None:
     stored = {f"module.{part}.{key}": tensor for part in ("encoder_q", "encoder_k") for key, tensor in STATE.items()}
-    with pytest.warns(I3DWarning, match=r"also holds module\.encoder_k\.conv1\.weight and 1 more tensors; those under"):
+    with pytest.warns(I3DWarning, match=r"also holds module\.encoder_k\.conv1\.weight and 1 more tensor; the tensors"):
         found = unwrapped(stored, STATE, "moco.pth")
     assert found.keys() == STATE.keys()
 
@@ -53,3 +56,28 @@ def test_names_of_checkpoints_are_those_of_files(run: Run, weight_file: Path) ->
         torch.save({"state_dict": state}, name)
         done = run("inflate", "resnet18", "-w", name, "-s", 32, "-o", f"{name}.safetensors")
         assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_weights_without_a_head_serve_where_it_is_replaced(named: bool, tmp_path: Path) -> None:
+    model, path = models.resnet18(weights=None), tmp_path / "dino.pth"
+    body = {f"module.backbone.{key}": one for key, one in model.state_dict().items() if not key.startswith("fc")}
+    torch.save({"teacher": body}, path)
+    source = "resnet18" if named else model
+    with pytest.raises(WeightsError, match=r"2 missing keys \(fc.weight, fc.bias\)"):
+        inflate(source, weights=str(path), size=64)
+    for asked in ({"num_classes": 3}, {"head": "none"}):
+        network = inflate(source, weights=str(path), size=64, **asked)
+        assert torch.equal(network.conv1.weight.sum(2), model.conv1.weight)
+        origin = origin_of(network)
+        assert origin.load().conv1.weight.equal(model.conv1.weight)  # it is found again, for verify
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.", "module.", "_orig_mod.", "model._orig_mod.module."])
+def test_trained_weights_come_back_from_trainers(prefix: str, checkpoint: Path, tmp_path: Path) -> None:
+    document, state = read(checkpoint)
+    tuned = {key: tensor + 1 if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    trainer = {"optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}}], "epoch": 3, "callbacks": {}}
+    torch.save({"state_dict": {f"{prefix}{key}": one for key, one in tuned.items()}} | trainer, tmp_path / "a.ckpt")
+    found = finetuned(document, tmp_path / "a.ckpt", state).state_dict()
+    assert all(torch.equal(found[key], tensor) for key, tensor in tuned.items())

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -107,6 +108,8 @@ def test_a_recipe_with_a_mark_of_its_encoding_is_read(tmp_path: Path) -> None:
         {"depths": [1e6]},
         {"num_labels": 1e9},
         {"num_labels": float("inf")},
+        {"image_size": [1, 1e9]},
+        {"image_size": [30_000, 30_000]},
         {"backbone_config": {"num_hidden_layers": 1_000_000}},
         {"depths": [900] * 100},
         {"model_args": {"checkpoint_path": "evil.pth"}},
@@ -134,6 +137,7 @@ def test_a_folder_is_checked_before_its_weights_are_read(run: Run, tmp_path: Pat
     [
         ({"minimum_frames": 10**9}, "no network has a size above"),
         ({"input": [3, 10**6, 10**6]}, "no network has a size above"),
+        ({"input": [3, 4096, 4096]}, "larger than any network's"),
         ({"recipe": {"rule": [{"layer": "*"}] * 5000}}, "5,000 rules"),
         ({"version": "1" * 2**23}, "MiB of names"),
     ],
@@ -184,3 +188,24 @@ def test_a_graph_that_may_run_without_end(exported: Path, tmp_path: Path, monkey
     monkeypatch.setattr(runtime, "_MOST_PARTS", 10)
     with pytest.raises(CheckpointError, match="more than 10 parts"):
         read_document(exported)
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs"),
+    [
+        ("ConstantOfShape", [[10**11]]),
+        ("Expand", [[1], [3 * 10**9]]),
+        ("Tile", [[1, 2], [10**9]]),
+        ("Range", [0, 10**9, 1]),
+        ("Pad", [[1, 2], [0, 2 * 10**9]]),
+    ],
+)
+def test_a_graph_that_would_fill_memory(operator: str, inputs: list[Any], exported: Path, tmp_path: Path) -> None:
+    model = onnx.load(exported)
+    names = [f"given{index}" for index in range(len(inputs))]
+    for name, value in zip(names, inputs, strict=True):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.int64), name))
+    model.graph.node.append(helper.make_node(operator, names, ["huge"]))
+    onnx.save(model, tmp_path / "huge.onnx")
+    with pytest.raises(CheckpointError, match=r"computes 'huge' of .* numbers, more than any network needs"):
+        read_document(tmp_path / "huge.onnx")

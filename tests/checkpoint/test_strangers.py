@@ -17,17 +17,18 @@ from safetensors.torch import save_file
 from i3dconvert import I3DError, load
 from i3dconvert.checkpoint import KEY
 from i3dconvert.checkpoint.document import _seal
+from i3dconvert.errors import CheckpointError
 from i3dconvert.video.media import read_pictures
 from i3dconvert.video.preprocessing import Preprocessing
 from tests.conftest import Run
 
 
-def forged(checkpoint: Path, to: Path, **backbone: Any) -> Path:
-    """A copy of a checkpoint whose document names another network, with a seal that fits."""
+def forged(checkpoint: Path, to: Path, part: str = "backbone", **values: Any) -> Path:
+    """A copy of a checkpoint with other values in a part of its origin, or of its document, with a seal that fits."""
     with safe_open(checkpoint, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
         document = json.loads(file.metadata()[KEY])
-    document["origin"]["backbone"] |= backbone
+    (document["origin"][part] if part else document).update(values)
     document["seal"] = _seal(document)
     save_file(tensors, to, {KEY: json.dumps(document)})
     return to
@@ -62,6 +63,7 @@ class Boom:
                 "architecture": "ResNetForImageClassification", "config": {"depths": [1000000] * 4}, "folder": False}},
             "depths",
         ),
+        ({"source": "torchvision", "name": "resnet19"}, "torchvision can't build 'resnet19'"),
     ],
 )  # fmt: skip
 def test_no_argument_of_a_file_runs_fetches_or_fills_memory(
@@ -113,3 +115,20 @@ def test_pictures_are_turned_as_their_camera_says(tmp_path: Path) -> None:
     )
     plain, turned = read_pictures([tmp_path / "plain.png", tmp_path / "turned.png"], look)
     assert torch.equal(plain, turned)
+
+
+@pytest.mark.parametrize("size", [10**6, [1, 10**9], 0, "large"])
+def test_pictures_of_any_size_are_not_made(size: Any, checkpoint: Path, tmp_path: Path) -> None:
+    look = {"resize": size, "size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
+    path = forged(checkpoint, tmp_path / "net.safetensors", "preprocessing", **look)
+    with pytest.raises(CheckpointError, match="pictures of"):
+        load(path)
+
+
+def test_a_recipe_that_does_not_fit_the_tensors_is_inspected_in_one_line(
+    run: Run, checkpoint: Path, tmp_path: Path
+) -> None:
+    rules = [{"layer": "*", "kernel": 9, "stride": 1}]
+    done = run("inspect", forged(checkpoint, tmp_path / "net.safetensors", "", recipe={"name": "r", "rule": rules}))
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert "do not match its recipe" in done.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def test_errors_are_for_people_and_for_scripts(
     said = run(*words)
     assert (said.code, said.out) == (code, "")
     assert error in said.err.replace("\n", " ")
+    assert len(said.err.splitlines()) <= 3
 
 
 def test_layers_of_like_names_are_offered() -> None:
@@ -77,9 +79,14 @@ def test_a_folder_is_gone_through_and_gone_on_with(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "in/c.png")
     done = classify_folder(CLASSIFIER, tmp_path, output)
     assert (done.classified, done.failed, done.passed_over) == (1, 1, 2)
-    output.write_text("something else\n")
-    with pytest.raises(OutputError, match="is not from an earlier run"):
-        classify_folder(CLASSIFIER, tmp_path, output)
+    assert [json.loads(line)["source"] for line in output.read_text().splitlines()].count("bad.mp4") == 1
+    for foreign in (b"something else\n", b"something else", b"one\ntwo", b"\xff\xd8"):
+        output.write_bytes(foreign)
+        with pytest.raises(OutputError, match="is not from an earlier run"):
+            classify_folder(CLASSIFIER, tmp_path, output)
+        assert output.read_bytes() == foreign
+    with pytest.raises(OutputError, match="is a device"):
+        classify_folder(CLASSIFIER, tmp_path, Path(os.devnull))
     assert classify_folder(CLASSIFIER, tmp_path, output, force=True).classified == 3
 
 
@@ -121,3 +128,15 @@ def _two_ways() -> torch.nn.Module:
 
 def _strided() -> Any:
     return Recipe("r", (Rule("one", kernel=2, stride=2, padding=0), Rule("pool", kernel=3, stride=2)))
+
+
+@pytest.mark.slow
+def test_the_constructor_of_a_layout_runs_as_pasted(run: Run) -> None:
+    made = "inflate resnet18 -w random -s 64 --num-classes 7 --layout torchvision-video -q -o a.pth"
+    assert run(*made.split()).code == 0
+    said = run(*"export a.pth --safetensors --layout torchvision-video -o b.pth".split())
+    pasted = [line for line in said.out.splitlines() if line.startswith(("import ", "network = "))]
+    names: dict[str, Any] = {}
+    exec("\n".join(pasted), names)
+    names["network"].load_state_dict(torch.load("b.pth"))
+    assert names["network"].fc.out_features == 7

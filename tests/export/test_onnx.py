@@ -182,23 +182,3 @@ def test_a_file_says_how_it_computes_attention_which_follows_from_its_opset(
         clip = torch.randn(2, 3, frames, 16, 16)
         with torch.no_grad():
             assert relative_error(network(clip), Runtime(done.path)(clip)[0]) <= 1e-5
-
-
-class GroupPerImage(nn.Module):
-    """Convolves each image with a kernel of its own, as groups of one convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kernels = nn.Parameter(torch.randn(3, 3 * 9))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        kernels = (x.mean((2, 3)) @ self.kernels).view(-1, 1, 3, 3)
-        y = nn.functional.conv2d(x.view(1, -1, *x.shape[2:]), kernels, padding=1, groups=3 * len(x))
-        return y.view(x.shape)
-
-
-@pytest.mark.slow
-def test_groups_that_follow_the_number_of_clips(tmp_path: Path) -> None:
-    network = inflate(nn.Sequential(nn.Conv2d(3, 3, 3), GroupPerImage()).eval(), size=16)
-    with pytest.raises(ExportError, match="the groups of a convolution, or another attribute of an operation, follow"):
-        export_onnx(network, tmp_path / "net.onnx")

@@ -256,3 +256,12 @@ def test_measurements_come_back_as_they_were() -> None:
     assert Measurement.from_dict(json.loads(json.dumps(measured.to_dict()))) == measured
     with pytest.raises(BenchmarkError, match="bench --json"):
         Measurement.from_dict({"case": {}, "seconds": 1})
+
+
+def test_class_names_are_shown_as_text(subject: Subject) -> None:
+    names = ("cat", "<b>dog</b>", *map(str, range(30)))
+    named = dataclasses.replace(subject, document=dataclasses.replace(subject.document, classes=names))
+    shown = page([named])
+    assert "cat, &lt;b&gt;dog&lt;/b&gt;, 0, 1" in shown
+    assert "17, …" in shown
+    assert "<th>classes</th>" not in page([subject])

@@ -1,0 +1,91 @@
+"""Files made from a module in memory: `--model` names the 2D network, on every command that needs it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from i3dconvert import inflate, load, save
+from i3dconvert.errors import CheckpointError
+from tests.conftest import Run
+
+CODE = """
+import torch
+from torch import nn
+
+class Wide(nn.Sequential):
+    def __init__(self, width):
+        super().__init__(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5))
+
+def network():
+    torch.manual_seed(0)
+    return Wide(8)
+
+built = network()
+tensors = built.state_dict()
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> nn.Module:
+    (tmp_path / "nets.py").write_text(CODE)
+    names: dict[str, object] = {}
+    exec(CODE, names)
+    found = names["built"]
+    assert isinstance(found, nn.Module)
+    return found
+
+
+def test_every_command_takes_the_model(module: nn.Module, tmp_path: Path, run: Run) -> None:
+    save(inflate(module, num_classes=3, in_channels=1, size=32), tmp_path / "net.safetensors", classes=["a", "b", "c"])
+    for command in ("verify", "export --safetensors -o x.safetensors", "classify"):
+        words = command.split()
+        refused = run(words[0], "net.safetensors", *words[1:], *(["nets.py"] if command == "classify" else []))
+        assert refused.code == 1
+        assert "--model PATH.py:NAME" in refused.err
+    assert "equals its 2D network" in run("verify", "net.safetensors", "--model", "nets.py:network").out
+    assert "equals its 2D network" in run("report", "net.safetensors", "--model", "nets.py:built").out
+    assert "conv" in run("inspect", "net.safetensors", "--model", "nets.py:built").out.lower()
+    done = run("export", "net.safetensors", "--safetensors", "-o", "named.safetensors", "--model", "nets.py:built")
+    assert done.code == 0
+    # The new file names its network, so a colleague needs no option, and gets the same scores and classes.
+    clip = torch.randn(1, 1, 4, 32, 32)
+    assert torch.equal(load(tmp_path / "named.safetensors")(clip), load("net.safetensors", "nets.py:network")(clip))
+    assert run("verify", "named.safetensors").code == 0
+    with pytest.raises(CheckpointError, match="omit --model"):
+        load("named.safetensors", "nets.py:network")
+
+
+def test_another_network_is_not_equal(module: nn.Module, tmp_path: Path, run: Run) -> None:
+    save(inflate(module, size=32), tmp_path / "net.safetensors")
+    (tmp_path / "nets.py").write_text(CODE.replace("manual_seed(0)", "manual_seed(1)"))
+    done = run("verify", "net.safetensors", "--model", "nets.py:network")
+    assert done.code == 1
+    assert "weight identity" in done.err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Wide", "needs width; give a function without arguments"),
+        ("tensors", "has type OrderedDict; give a function or a torch.nn.Module; -w FILE gives its tensors"),
+        ("netwrok", "did you mean network?"),
+    ],
+)
+def test_what_is_no_network_is_said(module: nn.Module, run: Run, name: str, said: str) -> None:
+    done = run("inflate", f"nets.py:{name}", "-s", "32")
+    assert done.code == 1
+    assert said in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_a_module_in_a_file_is_inflated(module: nn.Module, run: Run) -> None:
+    assert run("inflate", "nets.py:built", "-s", "32", "-o", "net.safetensors", "-q").code == 0
+    assert run("verify", "net.safetensors", "-q").code == 0
+
+
+def test_weights_that_change_at_each_run_are_explained(module: nn.Module, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "nets.py").write_text(CODE.replace("torch.manual_seed(0)", "torch.seed()"))
+    assert run("inflate", "nets.py:network", "-s", "32", "-o", "net.safetensors", "-q").code == 0
+    assert "let it load a file or set torch.manual_seed" in run("verify", "net.safetensors").err
