@@ -65,7 +65,7 @@ def test_batch_frames_and_size_are_dynamic(exported: Path, resnet18: tuple[nn.Mo
 def test_metadata_says_what_a_runtime_needs(exported: Path) -> None:
     document = read_document(exported)
     assert document.origin is not None
-    assert document.origin.preprocessing.size == 224
+    assert document.origin.preprocessing.size == 64
     metadata = {entry.key: entry.value for entry in onnx.load(exported).metadata_props}
     classes = json.loads(metadata[CLASSES])
     assert len(classes) == 1000
