@@ -222,8 +222,9 @@ def test_minimal_filtering_exports_with_any_number_of_tiles(
         (nn.MaxPool2d(3, 2, 1, dilation=2), "volumetric"),
         (nn.MaxPool2d(3, 2, 1, ceil_mode=True), SAME),
         (nn.MaxPool2d(2, 2, ceil_mode=True), SAME),
+        (nn.AvgPool2d(3, 2, ceil_mode=True), "volumetric"),
     ],
-    ids=["dilated", "dilated-strided", "ceil", "ceil-even"],
+    ids=["dilated", "dilated-strided", "ceil", "ceil-even", "ceil-mean"],
 )
 def test_pools_with_gaps_and_with_windows_that_are_cut_off(pool: nn.Module, recipe: str | Recipe) -> None:
     network = inflate(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), pool), recipe, size=16)

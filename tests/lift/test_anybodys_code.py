@@ -636,9 +636,9 @@ def test_what_torch_decides_by_sizes_inside_a_function_fixes_nothing() -> None:
 
 
 class OddUnet(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, stride: int = 2) -> None:
         super().__init__()
-        self.down, self.up = nn.Conv2d(3, 3, 3, 2, 1), nn.Upsample(scale_factor=2)
+        self.down, self.up = nn.Conv2d(3, 3, 3, stride, 1), nn.Upsample(scale_factor=stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.up(self.down(x))[:, :, : x.size(2), : x.size(3)]
@@ -649,6 +649,8 @@ def test_a_length_at_which_branches_are_out_of_step_is_said_with_those_that_go_t
     assert network(torch.randn(1, 3, 6, 16, 16)).shape == (1, 3, 6, 16, 16)
     with pytest.raises(FramesError, match="a clip of 5 frames does not fit, one of 4 or 6 does"):
         network(torch.randn(1, 3, 5, 16, 16))
+    with pytest.raises(FramesError, match="a clip of 6 frames does not fit, one of 4 or 8 does"):
+        inflate(OddUnet(4), "volumetric", size=16)(torch.randn(1, 3, 6, 16, 16))
 
 
 @lru_cache

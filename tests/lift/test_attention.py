@@ -214,6 +214,8 @@ class Windows(nn.Module):
             scores = scores.masked_fill(self.mask[0] < -50, -2.0)
         if self.how == "capped":
             scores = torch.tanh(scores)
+        if self.how == "divided by":
+            scores = 2.0 / (scores + 50)
         weights = scores.softmax(-1)
         if self.how == "dropout":
             weights = self.drop(weights)
@@ -274,6 +276,7 @@ def test_fused_attention_drops_in_training_as_its_module_says() -> None:
     [
         ("capped", "tanh of its scores"),
         ("filled with a number", "its scores are filled with a value that is not negligible"),
+        ("divided by", "truediv of its scores"),
     ],
 )
 def test_what_is_not_fused_says_so_and_is_exact(how: str, reason: str) -> None:
