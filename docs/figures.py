@@ -31,6 +31,7 @@ from rich.text import Text
 from safetensors.torch import save_file
 
 import i3dconvert
+from i3dconvert.backbones import Source
 from i3dconvert.comparison.forward import relative_error, replicated
 
 HERE = Path(__file__).parent
@@ -81,7 +82,7 @@ def shown() -> Iterator[tuple[str, Figure]]:
     """Each drawing that has a light and a dark form, with its name."""
     with TemporaryDirectory() as folder:
         weights = str(real_weights(Path(folder) / "lite0.safetensors"))
-        model2d, origin = i3dconvert.backbones.Source(NETWORK, weights).load()
+        model2d, origin = Source(NETWORK, weights).load()
         network = i3dconvert.inflate(NETWORK, weights=weights)
     image = origin.preprocessing(Image.fromarray(skimage.data.chelsea())).unsqueeze(0)
     with torch.inference_mode():
