@@ -129,7 +129,7 @@ def export_onnx(
     network = in_dtype(network, torch.float16 if dtype == torch.float16 else torch.float32)
     preprocessing = preprocessing_of(network, uint8_input or calibrate is not None)
     clips = _calibration(network, calibrate, preprocessing) if int8 else None
-    name = FRAMES if uint8_input else CLIP
+    name, inflation = FRAMES if uint8_input else CLIP, inflation_of(network)
     progress("rewriting over frames" if optimize else "preparing")
     with quietly():
         form: nn.Module = frames_form(network, minimal=not int8) if optimize else network
@@ -175,9 +175,7 @@ def export_onnx(
     share = None
     with workshop(path) as folder:
         written = folder / path.name
-        model, check, checked_on, why = _first_equal(
-            partial(attempt, folder), attempts(static, inflation_of(network).any_size)
-        )
+        model, check, checked_on, why = _first_equal(partial(attempt, folder), attempts(static, inflation.any_size))
         if clips is not None:
             begin(QUANTISING)
             origin: Origin | None = origin_of(network)
@@ -186,6 +184,8 @@ def export_onnx(
         progress("sealing")
         files = put_in_place(folder, path, force)
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in model.graph.inputs[0].shape)
+    if not (static or why or inflation.any_size):
+        why = inflation.fixed or "its padding, positions or windows follow the size"
     notes = [f"{fixed_axes(name, shape)}: {why}"] if why else []
     notes += [f"an ONNX file holds tensors only, so outputs of type {left_out} are left out"] if left_out else []
     if int8 and calibrate is None:

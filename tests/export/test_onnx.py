@@ -176,6 +176,7 @@ def test_a_file_says_how_it_computes_attention_which_follows_from_its_opset(
     graph = onnx.load(done.path)
     assert {entry.key: entry.value for entry in graph.metadata_props}[ATTENTION] == form
     assert ("Attention" in {node.op_type for node in graph.graph.node}) is (form == OPERATOR)
+    assert "the graph is only for height 16, width 16" in str(done.warning)
     assert done.check.error is not None
     assert done.check.error <= 1e-5
     for frames in (3, 8):
