@@ -78,6 +78,8 @@ def parse(text: str) -> tuple[str, str]:
         if find_spec("transformers") is None:
             raise BackboneError("transformers is not installed; pip install transformers")
         return HF, text.removeprefix(f"{HF}/")
+    if text.endswith(".py"):
+        raise BackboneError(f"{text} needs the name of its function or module: {text}:NAME")
     source, slash, name = text.rpartition("/")
     source = source if slash else "torchvision"
     if source not in SOURCES:
