@@ -197,7 +197,8 @@ class Transformers(Library):
         except BackboneError:
             raise
         except Exception as error:  # noqa: BLE001 - the hub client and the readers raise errors of many types
-            raise WeightsError(f"can't read the weights of {name}: {_first_line(error)}; -w PATH, -w random") from None
+            reason = _first_line(error).rstrip(".")
+            raise WeightsError(f"can't read the weights of {name}: {reason}; -w PATH, -w random") from None
         finally:
             utils.logging.set_verbosity(verbosity)
             utils.logging.enable_progress_bar()
