@@ -14,7 +14,7 @@ from i3dconvert.errors import BackboneError
 
 SOURCES = ("torchvision", "timm")
 USER = "user"
-"""The source of `PATH.py:FACTORY`, a user's own network."""
+"""The source of `PATH.py:NAME`, a user's own network."""
 HF = "hf"
 """The source of `hf/FOLDER` and `hf/ORG/NAME`, a network of Hugging Face transformers."""
 
@@ -78,12 +78,14 @@ def parse(text: str) -> tuple[str, str]:
         if find_spec("transformers") is None:
             raise BackboneError("transformers is not installed; pip install transformers")
         return HF, text.removeprefix(f"{HF}/")
+    if text.endswith(".py"):
+        raise BackboneError(f"{text} needs the name of its function or module: {text}:NAME")
     source, slash, name = text.rpartition("/")
     source = source if slash else "torchvision"
     if source not in SOURCES:
         raise BackboneError(
             f"unknown source {source!r} in {text!r}; known: NAME (torchvision), timm/NAME, hf/FOLDER, hf/ORG/NAME, "
-            "PATH.py:FACTORY"
+            "PATH.py:NAME"
         )
     if not names(source):
         raise BackboneError(f"{source} is not installed; pip install {source}")

@@ -91,6 +91,13 @@ def _edge(size: Any) -> int | None:
     return None if size is None else int(size)
 
 
+def _image_size(config: Mapping[str, Any]) -> int | None:
+    size = config.get("image_size")
+    if isinstance(size, list | tuple):
+        size = size[0]
+    return int(size) if size else None
+
+
 _MOST_LAYERS, _MOST_CHANNELS, _MOST_IN_ALL = 1_000, 100_000, 10_000
 """Upper bounds for a configuration from a file."""
 _MOST_TOKENS = 4096
@@ -190,7 +197,8 @@ class Transformers(Library):
         except BackboneError:
             raise
         except Exception as error:  # noqa: BLE001 - the hub client and the readers raise errors of many types
-            raise WeightsError(f"can't read the weights of {name}: {_first_line(error)}; -w PATH, -w random") from None
+            reason = _first_line(error).rstrip(".")
+            raise WeightsError(f"can't read the weights of {name}: {reason}; -w PATH, -w random") from None
         finally:
             utils.logging.set_verbosity(verbosity)
             utils.logging.enable_progress_bar()
@@ -201,12 +209,13 @@ class Transformers(Library):
         return dict(loaded.state_dict())
 
     def preprocessing(self, name: str, weights: str | None) -> Preprocessing:
-        """Return the preprocessing of the folder's preprocessor_config.json, or ImageNet's."""
+        """Return the preprocessing of the folder's preprocessor_config.json, or ImageNet's at the network's size."""
+        own = _image_size(_read(name, "config.json"))
+        usual = Preprocessing().at(own) if own else Preprocessing()
         try:
             config = _read(name, "preprocessor_config.json")
         except BackboneError:
-            return Preprocessing()
-        usual = Preprocessing()
+            return usual
         try:
             resize, crops = _edge(config.get("size")), config.get("do_center_crop", True)
             size = _edge(config.get("crop_size") if crops else None) or resize
@@ -223,10 +232,7 @@ class Transformers(Library):
             raise BackboneError(f"the preprocessor_config.json of {name} can't be read: {error}") from None
 
     def image_size(self, name: str, weights: str | None, arguments: Mapping[str, Any]) -> int:
-        size = arguments["config"].get("image_size")
-        if isinstance(size, list | tuple):
-            size = size[0]
-        return int(size) if size else self.preprocessing(name, weights).size
+        return _image_size(arguments["config"]) or self.preprocessing(name, weights).size
 
     def channels(self, name: str, model: nn.Module, size: int) -> int:
         return int(getattr(model.config, "num_channels", 3))

@@ -23,7 +23,7 @@ IMAGENET_CLASSES = 1000
 
 @dataclass(frozen=True)
 class Source:
-    """A 2D network by name: `resnet50`, `timm/NAME`, `hf/…`, or `PATH.py:FUNCTION`, whose code is run."""
+    """A 2D network by name: `resnet50`, `timm/NAME`, `hf/…`, or `PATH.py:NAME`, whose code is run."""
 
     name: str
     weights: str = "default"

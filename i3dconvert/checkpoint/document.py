@@ -26,8 +26,8 @@ from i3dconvert.video.preprocessing import Preprocessing
 SCHEMA = 5
 _MOST = 4096
 """The most channels, frames, and pixels in height or width that a file may be for."""
-_MOST_NUMBERS = 2**24
-"""The most numbers in the image that it may be for: 2048×2048 pixels in RGB are fewer."""
+_MOST_NUMBERS = 2**26
+"""The most numbers in the image that it may be for: 4096×4096 pixels in RGB, or 512×512 in 200 bands, are fewer."""
 KEY = "i3dconvert"
 """The key of the document in a file's metadata."""
 

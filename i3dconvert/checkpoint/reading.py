@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -112,7 +113,7 @@ def filled(network: Network3d, state: Mapping[str, Tensor], path: Path) -> Netwo
         return fill(network, state.items())
     except RuntimeError as error:
         _check_age(network, state, path)
-        lines = [line.strip() for line in str(error).splitlines()[1:4]]
+        lines = [_LONG.sub(r"\1, …", line.strip()) for line in str(error).splitlines()[1:4]]
         raise CheckpointError(f"the tensors of {path} do not match its recipe: {' '.join(lines)}") from None
 
 
@@ -154,3 +155,7 @@ def finetuned(document: Document, weights: Path, inflated: Mapping[str, Tensor])
     network._i3d_seals = sealed(inflated)
     note(network, finetuned=True)
     return network
+
+
+_LONG = re.compile(r'((?:"[^"]*", ){2}"[^"]*"), .*"')
+"""More than three keys in an error of torch."""

@@ -70,7 +70,7 @@ def command(
         Dtype | None,
         typer.Option(
             metavar="DTYPE",
-            help="float64, float32, float16 or bfloat16. [default: float32 in ONNX]",
+            help="Write float64, float32, float16 or bfloat16. [default: float32 in ONNX]",
             show_default=False,
         ),
     ] = None,

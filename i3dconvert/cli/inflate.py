@@ -27,7 +27,7 @@ def command(
     backbone: Annotated[
         str,
         typer.Argument(
-            help="A name (see list), timm/NAME, hf/ORG/NAME, hf/FOLDER, or PATH.py:FUNCTION (runs it).",
+            help="A name (see list), timm/NAME, hf/ORG/NAME, hf/FOLDER, or PATH.py:NAME (runs it).",
             autocompletion=complete_backbone,
             metavar="BACKBONE",
         ),
@@ -167,7 +167,7 @@ def command(
         Dtype | None,
         typer.Option(
             metavar="DTYPE",
-            help="float64, float32, float16 or bfloat16.",
+            help="Store float64, float32, float16 or bfloat16.",
             show_default=False,
             rich_help_panel=STORED,
         ),

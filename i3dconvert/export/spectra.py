@@ -1,8 +1,9 @@
-"""Write inverse real Fourier transforms as complex ones: onnxruntime misjudges the size of the real ones' outputs, and
-fails in a session with default options."""
+"""Write inverse real Fourier transforms as products with cosines and sines: onnxruntime misjudges the size of their
+outputs, and fails in a session with default options."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class ComplexInverses(TorchFunctionMode):
-    """While active, `torch.fft.irfft`, `irfft2` and `irfftn` compute the same with `torch.fft.ifftn`."""
+class RealInverses(TorchFunctionMode):
+    """While active, `torch.fft.irfft`, `irfft2` and `irfftn` compute the same without a real inverse."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _INVERSES.get(func, func)(*args, **(kwargs or {}))
@@ -34,16 +35,20 @@ def _irfftn(
     if dim is None:
         dim = tuple(range(-(len(s) if s is not None else given.dim()), 0))
     *others, last = dim
-    sizes = [given.shape[axis] for axis in others] if s is None else list(s[:-1])
-    size = 2 * (given.shape[last] - 1) if s is None else s[-1]
     if others:
-        given = torch.fft.ifftn(given, sizes, others, norm)
-    half = size // 2 + 1
-    given = given.narrow(last, 0, half)
-    # The frequencies of real values above the middle mirror those below it.
-    mirrored = given.narrow(last, 1, size - half).flip(last).conj().resolve_conj()
-    real: Tensor = torch.fft.ifft(torch.cat((given, mirrored), last), size, last, norm).real
-    return real
+        given = torch.fft.ifftn(given, None if s is None else list(s[:-1]), others, norm)
+    count = given.shape[last]
+    size = 2 * (count - 1) if s is None or s[-1] == -1 else s[-1]
+    # Frequencies above the middle mirror those below it, so those count twice; with another size, some are left out.
+    twice, position = 2 * torch.arange(count, device=given.device), torch.arange(size, device=given.device)
+    total = torch.ones_like(position).sum()  # a tensor: the exporter can't compute with a size that is free
+    among = total.to(given.real.dtype)
+    angles = (twice[:, None] * position % (2 * total)).to(among.dtype) / among * math.pi
+    share = (2 * (twice < total) + (twice == total) - (twice == 0).long()).to(among.dtype)
+    share = (share if norm == "forward" else share / (among.sqrt() if norm == "ortho" else among))[:, None]
+    real, imaginary = given.real.movedim(last, -1), given.imag.movedim(last, -1)
+    real = real @ (share * angles.cos()) - imaginary @ (share * angles.sin())
+    return real.movedim(-1, last)
 
 
 _INVERSES: dict[Any, Any] = {torch.fft.irfft: _irfft, torch.fft.irfft2: _irfft2, torch.fft.irfftn: _irfftn}

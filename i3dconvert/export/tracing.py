@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from i3dconvert.errors import ExportError
 from i3dconvert.export.runtime import quietly
-from i3dconvert.export.spectra import ComplexInverses
+from i3dconvert.export.spectra import RealInverses
 
 
 def trace(
@@ -29,7 +29,7 @@ def trace(
     options |= {"opset_version": opset, "dynamo": True, "verbose": False}
     try:
         # Fused attention returns a memory order that the exporter loses when it decomposes it (BEiT, Swin).
-        with quietly(), sdpa_kernel(SDPBackend.MATH), ComplexInverses():
+        with quietly(), sdpa_kernel(SDPBackend.MATH), RealInverses():
             program = torch.onnx.export(network, given, **options)
     except Exception as error:  # each stage of the exporter raises its own types
         cause: BaseException = error

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from i3dconvert import inflate, load
 from i3dconvert.backbones import Source
+from i3dconvert.backbones.hf import LIBRARY as TRANSFORMERS
 from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import BackboneError
 from i3dconvert.verification import Settings, verify
@@ -135,3 +136,10 @@ def test_a_name_that_is_no_folder_and_not_in_the_cache(monkeypatch: pytest.Monke
         Source("hf/nobody/nothing").load()
     with pytest.raises(BackboneError, match="there is no folder"):
         Source("hf/a/b/c").load()
+
+
+@pytest.mark.parametrize(("size", "expected"), [(64, (64, 73)), ([96, 96], (96, 110)), (None, (224, 256))])
+def test_without_a_preprocessor_pictures_have_the_networks_size(size: Any, expected: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"image_size": size}))
+    look = TRANSFORMERS.preprocessing(str(tmp_path), None)
+    assert (look.size, look.resize) == expected

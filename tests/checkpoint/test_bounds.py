@@ -137,7 +137,7 @@ def test_a_folder_is_checked_before_its_weights_are_read(run: Run, tmp_path: Pat
     [
         ({"minimum_frames": 10**9}, "no network has a size above"),
         ({"input": [3, 10**6, 10**6]}, "no network has a size above"),
-        ({"input": [3, 4096, 4096]}, "larger than any network's"),
+        ({"input": [16, 4096, 4096]}, "larger than any network's"),
         ({"recipe": {"rule": [{"layer": "*"}] * 5000}}, "5,000 rules"),
         ({"version": "1" * 2**23}, "MiB of names"),
     ],
@@ -146,7 +146,8 @@ def test_documents_that_ask_for_much(change: dict[str, Any], says: str) -> None:
     recipe = {"rule": [{"layer": "*", "kernel": 3}]}
     document: dict[str, Any] = {"schema": 1, "init": "center", "padding": "zeros", "conv": "3d", "recipe": recipe}
     document |= {"input": [3, 8, 8], "minimum_frames": 1, "sha256": "", "finetuned": False, "seal": ""}
-    assert Document.loads(json.dumps(document), Path("a")).inflation.input == (3, 8, 8)
+    for honest in ([3, 8, 8], [3, 4096, 4096], [200, 512, 512]):
+        assert Document.loads(json.dumps(document | {"input": honest}), Path("a")).inflation.input == tuple(honest)
     with pytest.raises(I3DError, match=says):
         Document.loads(json.dumps(document | change), Path("a"))
 
@@ -209,3 +210,13 @@ def test_a_graph_that_would_fill_memory(operator: str, inputs: list[Any], export
     onnx.save(model, tmp_path / "huge.onnx")
     with pytest.raises(CheckpointError, match=r"computes 'huge' of .* numbers, more than any network needs"):
         read_document(tmp_path / "huge.onnx")
+
+
+def test_biases_between_all_tokens_of_a_clip_are_read(exported: Path, tmp_path: Path) -> None:
+    model = onnx.load(exported)
+    for name, value in (("one", [0.0]), ("sizes", [16, 3152, 3152])):
+        kind = np.float32 if name == "one" else np.int64
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, kind), name))
+    model.graph.node.append(helper.make_node("Expand", ["one", "sizes"], ["biases"]))
+    onnx.save(model, tmp_path / "large.onnx")
+    read_document(tmp_path / "large.onnx")

@@ -63,6 +63,9 @@ def test_another_network_is_not_equal(module: nn.Module, tmp_path: Path, run: Ru
     done = run("verify", "net.safetensors", "--model", "nets.py:network")
     assert done.code == 1
     assert "weight identity" in done.err
+    done = run("classify", "net.safetensors", "nets.py", "--model", "torchvision/resnet18")
+    assert (done.code, len(done.err) < 500) == (1, True)
+    assert '"bn1.bias", …' in done.err
 
 
 @pytest.mark.parametrize(
@@ -78,6 +81,7 @@ def test_what_is_no_network_is_said(module: nn.Module, run: Run, name: str, said
     assert done.code == 1
     assert said in done.err
     assert len(done.err.splitlines()) == 1
+    assert "nets.py needs the name of its function or module: nets.py:NAME" in run("inflate", "nets.py").err
 
 
 def test_a_module_in_a_file_is_inflated(module: nn.Module, run: Run) -> None:

@@ -29,6 +29,7 @@ VALUES = {
 NO_STEP = {torch._assert}
 FIRST: dict[Any, tuple[str, ...]] = {
     **dict.fromkeys([torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack], ("tensors",)),
+    **dict.fromkeys([torch.tensor, torch.as_tensor], ("data",)),
     **dict.fromkeys([torch.where, torch.searchsorted, F.scaled_dot_product_attention], ()),
 }
 """The first parameter of functions where it is not `input`."""
