@@ -14,6 +14,7 @@ from i3dconvert.errors import LiftError
 from i3dconvert.lift.reading.numbers import Remembered
 from i3dconvert.lift.reading.recording import Recorder
 from i3dconvert.lift.reading.records import Call, Lost, Ref, as_plain, leaves, mapped, positional
+from i3dconvert.lift.reading.views import written
 
 
 class CallRecorder(Recorder):
@@ -69,7 +70,10 @@ class CallRecorder(Recorder):
 
         def end(module: nn.Module, args: Any, output: Any) -> None:
             start, decided, refs, calls, known = self._whole.pop()
-            if self._whole or not self._closed(start, refs, own):
+            if self._whole:
+                return
+            through = self._through_view(start, args, output)
+            if not self._closed(start, (refs, through and through[:2]), own, through is not None):
                 return
             again = {start + i for i, row in enumerate(self.rows[start:]) if row.kind in ("get", "constant")}
             del self.rows[start:], self.decisions[decided:], self.calls[calls:]
@@ -83,13 +87,25 @@ class CallRecorder(Recorder):
                         self._refs[identity] = Lost(f"a tensor that was created inside {name}, which is kept whole")
                 if made_by is not None and made_by.row >= start:
                     del self._made_by[identity]
-            self._keep(output, self.row("module", name, refs[0], refs[1], output))
+            new = self.row("module", name, refs[0], refs[1], output)
+            self._keep(output, new)
+            if through is not None:  # a later use of the viewed tensor sees what the module wrote
+                base, steps, whole = through
+                self._write_through(self.row("call", written, (base, steps, "tensor/copy_", (new,), {}), value=whole))
 
         return end
 
-    def _closed(self, start: int, given: Any, own: set[int]) -> bool:
-        """Return whether the rows from `start` use only the module's inputs, its own tensors and constants."""
-        if any(row >= start > self.rows[row].args[0].row for row in self._through_views):
+    def _through_view(self, start: int, args: Any, output: Any) -> tuple[Ref, Any, Tensor] | None:
+        """Return the base, the steps and the value of an in-place module's only write through its input, a view."""
+        rows = [row for row in self._through_views if row >= start]
+        if len(rows) != 1 or not args or output is not args[0]:
+            return None
+        base, steps, *_ = self.rows[rows[0]].args
+        return (base, steps, self.rows[rows[0]].value) if base.row < start else None
+
+    def _closed(self, start: int, given: Any, own: set[int], through: bool) -> bool:
+        """Return whether the rows from `start` use only `given` values, the module's own tensors and constants."""
+        if not through and any(row >= start > self.rows[row].args[0].row for row in self._through_views):
             return False
         allowed = {ref for ref in leaves(given) if isinstance(ref, Ref)}
         rows = {ref.row for ref in allowed}

@@ -302,11 +302,16 @@ class Recorder(TorchFunctionMode):
         row = self.row(
             "call", written, (self.ref(base), tuple(reversed(steps)), name_of(func), tuple(rest), kwargs), value=base
         )
-        self._through_views.append(row.row)
         for tensor in aliases:
-            parent = parents[id(tensor)]
-            self._refs[id(tensor)] = Again(parent, self._made_by[id(tensor)]) if parent is not None else row
-        self._owner[row] = base
+            if (parent := parents[id(tensor)]) is not None:
+                self._refs[id(tensor)] = Again(parent, self._made_by[id(tensor)])
+        self._write_through(row)
+
+    def _write_through(self, row: Ref) -> None:
+        """Take a row as the new value of the tensor that was written into through a view."""
+        base = self.rows[row.row].value
+        self._through_views.append(row.row)
+        self._refs[id(base)], self._owner[row] = row, base
 
     def _parent(self, tensor: Tensor, aliases: list[Tensor]) -> Tensor | None:
         """Return the tensor that `tensor` is a view of, by the step that made it; None for the base of all."""
