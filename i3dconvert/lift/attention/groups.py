@@ -156,7 +156,7 @@ def _added(mask: Tensor | None, query: Tensor, key: Tensor, groups: Groups, bias
             mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, float("-inf"))
         mask = mask.to(query.dtype)  # torch's fused forms read the memory of another dtype as if it were their own
         mask = mask[(None,) * (query.dim() - mask.dim())]
-        if isinstance(mask.shape[0], int) and rows % mask.shape[0] == 0:
+        if isinstance(mask.shape[0], int | Tensor) and rows % mask.shape[0] == 0:
             period = mask.shape[0]
             repeated = mask if period in (1, rows) else mask.repeat(rows // period, *[1] * (mask.dim() - 1))
             added.append(repeated[None, None].unsqueeze(-3).unsqueeze(-2))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from i3dconvert.errors import LiftError
 from i3dconvert.lift.reading.numbers import COMPARISONS
 
@@ -15,6 +17,7 @@ def by_mode(training: bool, in_training: Any, in_evaluation: Any) -> Any:
 
 def decided(result: bool, operation: str, operands: tuple[Any, ...], line: str) -> None:
     """Raise `LiftError` if a decision on sizes differs from that of the recorded runs."""
+    operands = tuple(one.item() if isinstance(one, Tensor) else one for one in operands)  # of torch.jit.trace
     if COMPARISONS[operation](*operands) != result:
         left, right = operands if len(operands) > 1 else (*operands, 0)
         raise LiftError(

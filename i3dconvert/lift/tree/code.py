@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from i3dconvert.lift.forms import Form, enter, is_frames, leave, parts
-from i3dconvert.lift.reading.records import mapped
+from i3dconvert.lift.reading.records import leaves, mapped
 from i3dconvert.lift.tree.calling import call
 
 FACTS = (
@@ -91,6 +92,8 @@ class Code:
             if missing := [name for name in names if name not in kwargs]:
                 raise TypeError(f"missing {', '.join(missing)}; it takes {list(self.inputs)}")
             args = (*args, *(kwargs[name] for name in names))
+        if any(isinstance(one, fx.Proxy) for one in args):
+            return self._compiled(_recorded)(module, *args)
         return self._function(module, *args)
 
     def compiled(self) -> Code:
@@ -103,8 +106,9 @@ class Code:
         self._function = None
         return self.compiled()
 
-    def _compiled(self) -> Callable[..., Any]:
+    def _compiled(self, of_ours: Callable[[Any], Any] = lambda one: one) -> Callable[..., Any]:
         source, space = _source(self._crossing())
+        space = {name: of_ours(one) if _is_step(one) else one for name, one in space.items()}
         file = f"<i3dconvert {next(_NUMBERS)}>"
         exec(compile(source, file, "exec"), space)
         linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
@@ -204,6 +208,24 @@ class Code:
             for node in self.graph.nodes
         ]
         return repr((rows, self.positional, self.gives))
+
+
+def _is_step(one: Any) -> bool:
+    """Return whether a global of the code is a function of ours that neither calls a module nor maps nested values."""
+    home = str(getattr(one, "__module__", ""))
+    return home.startswith("i3dconvert.") and isinstance(one, FunctionType) and one not in (call, enter, leave)
+
+
+def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that torch.fx's tracers record as one node, since its code depends on shapes."""
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        proxy = next((one for one in leaves((args, kwargs)) if isinstance(one, fx.Proxy)), None)
+        if proxy is None:
+            return function(*args, **kwargs)
+        return proxy.tracer.create_proxy("call_function", function, args, kwargs)
+
+    return step
 
 
 def variable(name: str) -> str:
