@@ -6,7 +6,7 @@ import copy
 import operator
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -102,7 +102,20 @@ class Network3d(Block):
             except RuntimeError:
                 frames_left(self, clip.shape[2])  # raises FramesError if branches differ in length
                 raise
+            except (AttributeError, IndexError, TypeError):
+                graph_of(self)  # raises LiftError if a module is missing
+                raise
         return super().forward(clip)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a state dict of this network; raises `CheckpointError` for one of the 2D network."""
+        own, fillings = self.state_dict(), inflation_of(self).fillings
+        if any(getattr(state_dict.get(key), "ndim", None) == own[key].ndim - 1 for key in fillings if key in own):
+            raise CheckpointError(
+                "this is a state dict of the 2D network: give it to inflate(…, weights=), or load it into the 2D "
+                "module and inflate that"
+            )
+        return super().load_state_dict(state_dict, strict, assign)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> Network3d:

@@ -220,7 +220,7 @@ class Growing:
             if child is not None:
                 new.add_module(key, self.module(child, f"{name}.{key}".lstrip(".")))
         if isinstance(new, Block):
-            new._i3d_ready = True
+            new._i3d_settled(fixed_in(old))
 
     def empty(self, parameter: nn.Parameter, name: str) -> nn.Parameter:
         """Return an empty parameter in the 3D shape of `parameter`."""
@@ -235,6 +235,18 @@ class Growing:
                     key = f"{module_name}.{name}".lstrip(".")
                     original = operator.attrgetter(key)(self.model).detach().clone()
                     module.register_buffer(name, self.lifted.inflation.tensor(key, original), key in self.kept)
+
+
+def fixed_in(module: nn.Module) -> dict[str, Any]:
+    """Return the plain attributes that a 2D module's forward pass reads, which its code has as constants."""
+    cls, names, todo = type(module), set[str](), ["forward"]
+    while todo:
+        code = getattr(inspect.unwrap(getattr(cls, todo.pop())), "__code__", None)
+        new = set(code.co_names if code else ()) - names
+        names |= new
+        todo += [name for name in new if inspect.isfunction(getattr(cls, name, None))]
+    plain = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str | tuple)}
+    return {name: value for name, value in plain.items() if name in names and name != "training"}
 
 
 def cloned(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:

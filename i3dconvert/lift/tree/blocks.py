@@ -24,6 +24,40 @@ class Block(Tree):
         self._i3d_code = code.compiled() if code is not None else None
         self._i3d_ready = False
         """Whether its children are set, so that promised attributes can't take their names."""
+        self._i3d_fixed: dict[str, Any] = {}
+        """The 2D module's attributes that its code depends on."""
+        self._i3d_lists: dict[str, tuple[str, ...]] = {}
+        """The names of the modules in each list whose modules its code calls."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        fixed = self.__dict__.get("_i3d_fixed", {})
+        if name in fixed and (type(value) is not type(fixed[name]) or value != fixed[name]):
+            raise LiftError(
+                f"{name} = {fixed[name]!r} is part of the code of this {type(self).__name__}: set it in the 2D "
+                "network, and inflate that"
+            )
+        super().__setattr__(name, value)
+
+    def _i3d_settled(self, fixed: dict[str, Any]) -> None:
+        """Note, once its children are set, what its code depends on."""
+        self._i3d_fixed, self._i3d_ready = fixed, True
+        nodes = self._i3d_code.graph.nodes if self._i3d_code is not None else ()
+        for path in {str(node.target).rpartition(".")[0] for node in nodes if node.op == "call_module"}:
+            if path and isinstance(owner := self.get_submodule(path), nn.ModuleList | nn.ModuleDict):
+                self._i3d_lists[path] = tuple(owner._modules)
+
+    def _i3d_check(self) -> None:
+        """Raise `LiftError` if a list of modules is not as long as when its calls became code."""
+        for path, names in self.__dict__.get("_i3d_lists", {}).items():
+            owner: Any = self
+            for part in path.split("."):
+                owner = getattr(owner, part)
+            if tuple(owner._modules) != names:
+                raise LiftError(
+                    f"{path} of {type(self).__name__} has {len(owner)} modules, but its code calls {len(names)}: "
+                    "replace modules by others (nn.Identity(), nn.Sequential(block, more)), or change the 2D network "
+                    "and inflate that"
+                )
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -49,6 +83,7 @@ class Block(Tree):
             raise LiftError(
                 f"{type(self).__name__} can't be called on its own: its code is part of the enclosing module's"
             )
+        self._i3d_check()
         return self._i3d_code.run(self, args, kwargs)
 
 

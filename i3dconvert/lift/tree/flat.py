@@ -61,6 +61,7 @@ class _Flat:
         code = block._i3d_code
         if code is None:
             raise LiftError(f"{prefix.rstrip('.')} is called as a module, but has no code of its own")
+        block._i3d_check()
         env: dict[fx.Node, Any] = {}
         result: Any = None
         for node in code.graph.nodes:
@@ -80,7 +81,7 @@ class _Flat:
     def node(self, node: fx.Node, block: Block, prefix: str, args: Any, kwargs: Any) -> Any:
         if node.op == "call_module":
             name = f"{prefix}{node.target}"
-            module = block.get_submodule(str(node.target))
+            module = submodule(block, str(node.target), name)
             return self.call(Site(node.name, facts(node)), module, name, list(args), kwargs)
         if node.target is operator.getitem and isinstance(args[0], tuple | list | dict):
             return args[0][args[1]]
@@ -150,6 +151,16 @@ class _Flat:
             self.converted[key] = self.graph.call_function(function, args)
             self.converted[key].meta["form"] = form
         return self.converted[key]
+
+
+def submodule(block: nn.Module, path: str, name: str) -> nn.Module:
+    """Return a module that the code of `block` calls; raises `LiftError` if it was removed."""
+    found: Any = block
+    for part in path.split("."):
+        found = getattr(found, "_modules", {}).get(part)
+    if not isinstance(found, nn.Module):
+        raise LiftError(f"{name} was removed from the network, which calls it: put nn.Identity() in its place")
+    return found
 
 
 def _facts_now(module: nn.Module, known: dict[str, Any]) -> dict[str, Any]:
