@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import register_pytree_node
 
 from i3dconvert.errors import CheckpointError, I3DWarning, LiftError
 from i3dconvert.lift import layout, trainers
@@ -158,6 +159,26 @@ _OF_TIMM: dict[str, Callable[[Any], Any]] = {
 """Attributes of timm's networks, computed from the current head."""
 
 
+class Outputs(dict[str, Any]):
+    """Outputs by name, in the ways of transformers: `outputs["logits"]`, `outputs.logits`, `outputs[0]`."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the outputs are {', '.join(self)}, not {name}") from None
+
+    def __getitem__(self, key: Any) -> Any:
+        return tuple(self.values())[key] if isinstance(key, int | slice) else super().__getitem__(key)
+
+
+register_pytree_node(
+    Outputs,
+    lambda outputs: (list(outputs.values()), list(outputs)),
+    lambda values, names: Outputs(zip(names, values, strict=True)),
+)
+
+
 class ForImages3d(Network3d):
     """The 3D form of a transformers network, with the same call."""
 
@@ -167,10 +188,11 @@ class ForImages3d(Network3d):
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> Any:
         """Return the 2D network's outputs for clips `(N, C, T, H, W)`; with `labels`, `loss` and `logits`."""
         output = super().forward(pixel_values)
-        if labels is None:
-            return output
-        rest = output if isinstance(output, dict) else {"logits": output}
-        return {"loss": trainers.loss(rest.get("logits"), labels, self._i3d_problem), **rest}
+        if labels is not None:
+            rest = output if isinstance(output, dict) else {"logits": output}
+            output = {"loss": trainers.loss(rest.get("logits"), labels, self._i3d_problem), **rest}
+        plain = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        return Outputs(output) if isinstance(output, dict) and not plain else output
 
 
 class Sequential3d(Network3d, nn.Sequential):

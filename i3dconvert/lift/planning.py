@@ -197,10 +197,22 @@ class Growing:
             new = nn.ModuleList() if isinstance(old, nn.ModuleList) else nn.ModuleDict()
             new = named(Chain, cls)() if isinstance(old, nn.Sequential) else new
         elif type(old).__module__.startswith("torch.nn.modules.") and not self.gains_time(name, old):
-            return old  # the forward pass does not reach it
+            return self.unreached(old, name)
         else:
             new = named(Block, cls)(None)
         self.fill(new, old, name)
+        return new
+
+    def unreached(self, old: nn.Module, name: str) -> nn.Module:
+        """Return a layer that is not called; its attributes are fixed if the code around it reads them (dropout.p)."""
+        owner, _, last = name.rpartition(".")
+        read = read_by(type(self.root.get_submodule(owner)))
+        fixed = {key: value for key, value in plain_in(old).items() if key in read} if last in read else {}
+        if not fixed or any(True for _ in (*old.parameters(), *old.buffers(), *old.children())):
+            return old
+        new = named(Block, type(old).__name__, type(old))(None)
+        new.__dict__.update(plain_in(old))
+        new._i3d_settled(fixed)
         return new
 
     def gains_time(self, name: str, old: nn.Module) -> bool:
@@ -239,14 +251,27 @@ class Growing:
 
 def fixed_in(module: nn.Module) -> dict[str, Any]:
     """Return the plain attributes that a 2D module's forward pass reads, which its code has as constants."""
-    cls, names, todo = type(module), set[str](), ["forward"]
+    names = read_by(type(module))
+    return {name: value for name, value in plain_in(module).items() if name in names}
+
+
+def plain_in(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module that are numbers, strings or tuples."""
+    return {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN) and name != "training"}
+
+
+_PLAIN = (bool, int, float, str, tuple)
+
+
+def read_by(cls: type[nn.Module]) -> frozenset[str]:
+    """Return the names in the code of a class's forward pass, and of its own methods that it calls."""
+    names, todo = set[str](), ["forward"]
     while todo:
         code = getattr(inspect.unwrap(getattr(cls, todo.pop())), "__code__", None)
         new = set(code.co_names if code else ()) - names
         names |= new
         todo += [name for name in new if inspect.isfunction(getattr(cls, name, None))]
-    plain = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str | tuple)}
-    return {name: value for name, value in plain.items() if name in names and name != "training"}
+    return frozenset(names)
 
 
 def cloned(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from i3dconvert import inflate
@@ -39,6 +41,7 @@ class Net(nn.Module):
         self.scaled = Scaled()
         self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
         self.pool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(0.0)
         self.classifier = nn.Sequential(nn.Dropout(0.5, inplace=True), nn.Linear(4, 5))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -49,7 +52,8 @@ class Net(nn.Module):
         if tokens.shape[1] % 2:
             tokens = tokens[:, 1:]
         tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
-        pooled = torch.flatten(self.pool(tokens.transpose(1, 2).reshape(value.shape)), 1)
+        dropped = functional.dropout(tokens, self.dropout.p, self.training)
+        pooled = torch.flatten(self.pool(dropped.transpose(1, 2).reshape(value.shape)), 1)
         return self.classifier(pooled)
 
 
@@ -112,6 +116,10 @@ def test_modules_that_the_code_does_not_call_or_miss(change: Callable[[Any], Non
 def test_attributes_that_the_code_has_as_constants(network: Any) -> None:
     with pytest.raises(LiftError, match=r"factor = 0\.5 is part of the code of this Scaled"):
         network.scaled.factor = 2.0
+    with pytest.raises(LiftError, match="is part of the code of this Dropout"):  # read by the code, and not called
+        network.dropout.p = 0.5
+    assert isinstance(network.dropout, nn.Dropout)
+    network.classifier[0].p = 0.9  # called, so it acts
     network.scaled.factor = 0.5
     network.scaled.note = "is set"
     assert copy.deepcopy(network).scaled.note == "is set"
@@ -128,6 +136,28 @@ def test_attention_and_decisions_on_sizes_are_traced(network: Any) -> None:
     """By torch.jit, and by torch.fx for torchvision's feature extractor."""
     scores = network(clip())
     assert torch.allclose(torch.jit.trace(network, clip())(clip()), scores, atol=1e-6)
-    found = create_feature_extractor(network, {"scaled": "maps", "classifier": "scores"})(clip())
+    found = create_feature_extractor(network, {"stem": "maps", "classifier": "scores"})(clip())
     assert torch.allclose(found["scores"].mean(1), scores, atol=1e-6)
     assert found["maps"].shape == (2, 4, 3, SIZE, SIZE)
+
+
+class Classifier(nn.Module):
+    """With the call of transformers' image classifiers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 5, SIZE)
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.layer(pixel_values).flatten(1), "beside": pixel_values}
+
+
+def test_outputs_by_attribute_and_place() -> None:
+    network = inflate(Classifier(), size=SIZE)
+    output = network(pixel_values=clip(), labels=torch.tensor([0, 1]))
+    assert output[0] is output.loss is output["loss"]
+    assert output[1:] == (output.logits, output.beside)
+    assert pickle.loads(pickle.dumps(output)).keys() == output.keys()
+    with pytest.raises(AttributeError, match="the outputs are loss, logits, beside"):
+        output.hidden_states  # noqa: B018
+    assert torch.func.vmap(network)(clip()[None]).logits.shape == (1, 2, 5)
