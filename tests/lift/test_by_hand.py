@@ -161,3 +161,33 @@ def test_outputs_by_attribute_and_place() -> None:
     with pytest.raises(AttributeError, match="the outputs are loss, logits, beside"):
         output.hidden_states  # noqa: B018
     assert torch.func.vmap(network)(clip()[None]).logits.shape == (1, 2, 5)
+
+
+class OnePixel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.other, self.fc = (
+            nn.Conv2d(3, 8, 4),
+            nn.BatchNorm2d(8),
+            nn.BatchNorm2d(8),
+            nn.Linear(8, 5),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x)).transpose(2, 3)
+        y = functional.softmax(y.flatten(2), 1).view_as(y)
+        return self.fc(self.other(y).mean((2, 3)))
+
+
+def test_gradients_of_batch_norm_on_maps_of_one_pixel() -> None:
+    torch.manual_seed(0)
+    model = OnePixel().double()
+    network = inflate(model, "c2d", size=4)
+    images = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    for one, given in ((model, images), (network, images.unsqueeze(2).expand(-1, -1, 4, -1, -1))):
+        one.eval()
+        functional.cross_entropy(one(given), torch.tensor([1, 3])).backward()
+    for key in ("norm.weight", "norm.bias", "other.weight", "other.bias", "conv.bias"):
+        assert torch.allclose(model.get_parameter(key).grad, network.get_parameter(key).grad, rtol=1e-9, atol=1e-15), (
+            key
+        )

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from i3dconvert.lift.attention.divided import TimeAttention
@@ -142,7 +142,8 @@ def call(
     wanted, given = forms(module, takes, gives)
     args = tuple(converted(*each, clips) for each in zip(args, takes, wanted, strict=True))
     if kind(module) != "tree":
-        return converted(module(*args, **(named or {})), given, gives, clips)
+        result = _normed(module, *args) if _has_one_pixel(module, *args) else module(*args, **(named or {}))
+        return converted(result, given, gives, clips)
     args = tuple(leave(value, form, clips) for value, form in zip(args, wanted, strict=True))
     tree = tree_in(module)
     options = {key: leave(value, tree._i3d_beside().get(key, "plain"), clips) for key, value in (beside or {}).items()}
@@ -152,6 +153,28 @@ def call(
         result = module(*args, **options)
     given = tree._i3d_borders()[1] if given is None else given
     return converted(enter(result, given), given, gives, clips)
+
+
+def _has_one_pixel(module: nn.Module, *args: Any) -> bool:
+    return (
+        isinstance(module, nn.BatchNorm3d)
+        and len(args) == 1
+        and isinstance(args[0], Tensor)
+        and not torch.compiler.is_compiling()
+        and args[0].shape[3:].numel() == 1
+        and torch.is_grad_enabled()
+    )
+
+
+def _normed(norm: nn.Module, clip: Tensor) -> Tensor:
+    """Apply a batch norm to maps of one pixel, for which torch's backward pass on a CPU is wrong (seen in 2.14).
+
+    It takes the gradient for one in the memory order of the maps; so both are made contiguous.
+    """
+    normed: Tensor = norm(clip.contiguous())
+    if normed.requires_grad:
+        normed.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
+    return normed
 
 
 def varies(form: Form) -> bool:
