@@ -6,6 +6,7 @@ from torch import Tensor, fx, nn
 
 from i3dconvert.errors import BackboneError, LiftError
 from i3dconvert.lift.counterparts import is_layer
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.reading import read
 
 _SIZE = 224
@@ -39,11 +40,11 @@ def feature_maps(model: nn.Module, head: str, channels: int) -> nn.Module:
 
 def _is_map(node: fx.Node) -> bool:
     """Return whether it is an image with channels first: as the input is square, so are its maps."""
-    value = node.meta.get("value")
+    value = facts_of(node).get("value")
     return isinstance(value, Tensor) and value.dim() == 4 and 1 < value.shape[2] == value.shape[3]
 
 
 def _is_vector(node: fx.Node) -> bool:
     """Return whether it is the output, a vector for each image, or one pixel of each channel."""
-    value = node.meta.get("value")
+    value = facts_of(node).get("value")
     return node.op == "output" or (isinstance(value, Tensor) and (value.dim() == 2 or tuple(value.shape[2:]) == (1, 1)))

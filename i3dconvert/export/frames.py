@@ -29,6 +29,7 @@ from i3dconvert.export.images import folded, framewise_pool, same_on_frames
 from i3dconvert.lift import layout
 from i3dconvert.lift.computed import OF_ANY_IMAGE, ComputedConv3d
 from i3dconvert.lift.counterparts import ANY_RANK, full_name
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.lengths import lengths as counted
 from i3dconvert.lift.modules import BatchNormAct3d, PaddedConv3d
 from i3dconvert.lift.network import Network3d, inflation_of
@@ -128,10 +129,10 @@ class OverFrames:
             return output
         if node.target is layout.check_clip:
             return self.start(node)
-        if node.meta.get("beside_clips"):
+        if facts_of(node).get("beside_clips"):
             return self.env[node.all_input_nodes[0]]
         source = next((n for n in node.all_input_nodes if n in self.lengths), None)
-        if source is None or node.meta.get("plain"):
+        if source is None or facts_of(node).get("plain"):
             return self.copy(node)
         if layout.is_size(node) and source in self.on_clips:
             return self.clips if node.args[1] == 0 else self.lengths[source]
@@ -180,7 +181,7 @@ class OverFrames:
 
     def layer(self, node: fx.Node, source: fx.Node) -> fx.Node:
         """Return a module's output for a clip."""
-        name, frames, temporal = str(node.target), self.env[source], node.meta.get("temporal", Temporal())
+        name, frames, temporal = str(node.target), self.env[source], facts_of(node).get("temporal", Temporal())
         module = self.network.get_submodule(name)
         if isinstance(module, ComputedConv3d):
             module = module.with_kernel(*(self.constant(argument) for argument in node.args[1:]))

@@ -12,6 +12,7 @@ from i3dconvert.export.checking import Shape
 from i3dconvert.export.frames import FRAMES as FRAMES_OF_FORM
 from i3dconvert.export.framewise import MinimalConv, StackedConv
 from i3dconvert.export.runtime import AXES, CLIP
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.lengths import left, lengths
 from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.lift.tree.flat import graph_of
@@ -76,5 +77,5 @@ def _in_groups(graph: torch.fx.Graph, frames: int) -> bool:
     return all(
         count[node] > temporal.group
         for node in count
-        if isinstance(temporal := node.meta.get("temporal"), Attending) and not temporal.pairs
+        if isinstance(temporal := facts_of(node).get("temporal"), Attending) and not temporal.pairs
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from i3dconvert.errors import RecipeError
 from i3dconvert.lift import layout
 from i3dconvert.lift.counterparts import counterpart_of_base
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.reading import Reading
 from i3dconvert.lift.rewriting import Rewriting
 from i3dconvert.recipes import Temporal
@@ -50,12 +51,12 @@ class Beside(Rewriting):
         """Replace an inflated kernel by its 2D kernel where the network's own code reads it."""
         for node in self.graph.nodes:
             filling = self.fillings.get(str(node.target)) if node.op == "get_attr" else None
-            if node.meta.get("taps") or filling is None or not filling.is_kernel:
+            if facts_of(node).get("taps") or filling is None or not filling.is_kernel:
                 continue
             users = [user for user in node.users if user.target is not getattr or user.args[1] not in _OF_ANY_RANK]
             if users:
                 with self.graph.inserting_after(node):
                     kernel = self.graph.call_function(layout.sum_of_taps, (node, filling.copies))
-                kernel.meta |= {"plain": True, "call": node.meta["call"]}
+                facts_of(kernel).update({"plain": True, "call": facts_of(node)["call"]})
                 for user in users:
                     user.replace_input_with(node, kernel)

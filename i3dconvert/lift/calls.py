@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx
 
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.forms import form_of
 from i3dconvert.lift.reading import CallOf
 from i3dconvert.lift.rewriting import Rewriting
@@ -31,7 +32,7 @@ class Calls:
     def leave(self, node: fx.Node) -> None:
         """Record the outputs of the calls that end with a 2D node, after it was rewritten."""
         new, layout = self._to.env[node]
-        new.meta.setdefault("form", form_of(node.meta["value"], node.meta["batch"], layout))
+        facts_of(new).setdefault("form", form_of(facts_of(node)["value"], facts_of(node)["batch"], layout))
         for number in self._around(node):
             if self._calls[number].last is node:
                 self._lifted[number] = replace(self._lifted[number], output=self._now(self._calls[number].output))
@@ -41,13 +42,13 @@ class Calls:
         for node in reversed(self._to.graph.nodes):
             if node is mark:
                 break
-            node.meta.setdefault("call", number)
-            node.meta.setdefault("within", self._calls[number].name)
+            facts_of(node).setdefault("call", number)
+            facts_of(node).setdefault("within", self._calls[number].name)
 
     def around(self, module: str, node: fx.Node) -> int:
         """Return the call that contains the call of `module` that ends with the 2D node."""
         inside = [number for number in self._around(node) if self._calls[number].name == module]
-        return self._calls[inside[-1]].parent if inside else int(node.meta["call"])
+        return self._calls[inside[-1]].parent if inside else int(facts_of(node)["call"])
 
     def all(self) -> tuple[CallOf, ...]:
         """Return the calls with lifted nodes; those without any have no output."""
@@ -55,7 +56,7 @@ class Calls:
 
     def _around(self, node: fx.Node) -> list[int]:
         """Return the numbers of the calls that a 2D node is part of, the innermost first."""
-        numbers, number = [], node.meta["call"]
+        numbers, number = [], facts_of(node)["call"]
         while number >= 0:
             numbers.append(number)
             number = self._calls[number].parent

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from i3dconvert.lift import layout
 from i3dconvert.lift.computed import CLASSES, called
+from i3dconvert.lift.facts import Facts, facts_of
 from i3dconvert.lift.reading import Multiples, Reading
 
 _POOLS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
@@ -40,13 +41,13 @@ def canonical(traced: Reading) -> Reading:
         if layout.operation(node) in layout.REDUCTIONS:
             _count_axes_as_of_clips(node)
         if node.op == "call_module" and isinstance(pad := traced.root.get_submodule(str(node.target)), _PADS):
-            node.meta["pads"] = pad.padding
+            facts_of(node)["pads"] = pad.padding
     return traced
 
 
 def function_name(node: fx.Node) -> str:
     """Return a name for what a function computes: the module that calls it, and the node's own name."""
-    scope = node.meta["scope"]
+    scope = facts_of(node)["scope"]
     return f"{scope}.{node.name.removeprefix(scope.replace('.', '_') + '_')}".lstrip(".")
 
 
@@ -120,8 +121,8 @@ def _use_matmul(node: fx.Node) -> None:
     if (row, column, inner) == (i, j, k) and i != j:
         with node.graph.inserting_before(node):
             turned = node.graph.call_method("transpose", (right, -2, -1))
-        here = {key: node.meta[key] for key in ("scope", "call")}
-        turned.meta = {**right.meta, **here, "value": right.meta["value"].transpose(-2, -1)}
+        here = _place_of(node)
+        turned.meta = {**facts_of(right), **here, "value": facts_of(right)["value"].transpose(-2, -1)}
         right = turned
     elif (row, column, inner) != (i, k, j):
         return
@@ -133,24 +134,32 @@ def _use_heads(node: fx.Node) -> None:
     names = ("query", "key", "value", "attn_mask")
     given = {name: layout.argument(node, name, place) for place, name in enumerate(names)}
     tensors = {name: one for name, one in given.items() if isinstance(one, fx.Node)}
-    if not {*names[:3]} <= tensors.keys() or any(tensors[name].meta["value"].dim() != 3 for name in names[:3]):
+    if not {*names[:3]} <= tensors.keys() or any(facts_of(tensors[name])["value"].dim() != 3 for name in names[:3]):
         return
-    here, value, batch = {key: node.meta[key] for key in ("scope", "call")}, node.meta["value"], node.meta["batch"]
+    here, value, batch = _place_of(node), facts_of(node)["value"], facts_of(node)["batch"]
     with node.graph.inserting_before(node):
         for name, one in tensors.items():
-            if one.meta["value"].dim() == 3:
+            if facts_of(one)["value"].dim() == 3:
                 given[name] = node.graph.call_method("unsqueeze", (one, 1))
-                given[name].meta = {**one.meta, **here, **_with_heads(one.meta["value"], one.meta["batch"])}
+                given[name].meta = {
+                    **facts_of(one),
+                    **here,
+                    **_with_heads(facts_of(one)["value"], facts_of(one)["batch"]),
+                }
     rest = {key: one for key, one in node.kwargs.items() if key not in names}
     node.args, node.kwargs = (*given.values(), *node.args[len(names) :]), rest
     with node.graph.inserting_after(node):
         single = node.graph.call_method("squeeze", (node, 1))
     node.replace_all_uses_with(single, delete_user_cb=lambda user: user is not single)
-    single.meta = {**node.meta, "value": value, "batch": batch}
-    node.meta = {**node.meta, **_with_heads(value, batch)}
+    single.meta = {**facts_of(node), "value": value, "batch": batch}
+    node.meta = {**facts_of(node), **_with_heads(value, batch)}
 
 
-def _with_heads(value: Tensor, multiples: Multiples) -> dict[str, Any]:
+def _place_of(node: fx.Node) -> Facts:
+    return {"scope": facts_of(node)["scope"], "call": facts_of(node)["call"]}
+
+
+def _with_heads(value: Tensor, multiples: Multiples) -> Facts:
     """Return the facts about a value with an axis of heads."""
     return {"value": value.unsqueeze(1), "batch": (multiples[0], 0, *multiples[1:]) if multiples else multiples}
 
@@ -158,7 +167,7 @@ def _with_heads(value: Tensor, multiples: Multiples) -> dict[str, Any]:
 def _count_axes_as_of_clips(node: fx.Node) -> None:
     """Replace `mean(x, (2, 3))` by `mean(x, (-2, -1))`, which is height and width in a clip too."""
     image, dim = node.args[0] if node.args else None, layout.argument(node, "dim", 1)
-    value = image.meta["value"] if isinstance(image, fx.Node) else None
+    value = facts_of(image)["value"] if isinstance(image, fx.Node) else None
     dims = dim if isinstance(dim, tuple | list) else [dim]
     if not isinstance(value, Tensor) or value.dim() != 4 or not all(type(d) is int for d in dims):
         return

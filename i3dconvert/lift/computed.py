@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from i3dconvert.lift import layout
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.fillings import Filling
 from i3dconvert.lift.modules import PaddedConv3d, pad_time
 
@@ -48,7 +49,7 @@ def called(node: fx.Node) -> Called | None:
     fx.node.map_aggregate(given, options.append)
     if not isinstance(kernel, fx.Node) or any(isinstance(value, fx.Node) for value in options):
         return None
-    return Called(image, kernel, bias, layer_of(cls, kernel.meta["value"], given, bias is not None))
+    return Called(image, kernel, bias, layer_of(cls, facts_of(kernel)["value"], given, bias is not None))
 
 
 def layer_of(cls: type[nn.Module], kernel: Tensor, options: dict[str, Any], bias: bool) -> nn.Module:
@@ -70,10 +71,10 @@ def parameter_of(kernel: fx.Node) -> fx.Node | None:
             return None
         if node.target is getattr and node.args[1] in OF_ANY_IMAGE:
             continue
-        if node.op == "get_attr" and node.meta["value"].shape == kernel.meta["value"].shape:
+        if node.op == "get_attr" and facts_of(node)["value"].shape == facts_of(kernel)["value"].shape:
             found.append(node)
         seen += [source for source in node.all_input_nodes if source not in seen]
-    trained = [node for node in found if isinstance(node.meta["value"], nn.Parameter)]
+    trained = [node for node in found if isinstance(facts_of(node)["value"], nn.Parameter)]
     return next(iter(trained or found), None)
 
 

@@ -10,6 +10,7 @@ from torch import fx, nn
 from i3dconvert.lift import layout
 from i3dconvert.lift.computed import CLASSES
 from i3dconvert.lift.counterparts import full_name
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.reading import Reading, one_each, rows
 
 
@@ -50,7 +51,7 @@ def convolutions(
                 is_3d = type(lifted.get(name)) is not type(module) and name in lifted
                 found[name] = "" if is_3d else found.get(name) or _why_flat(node, name in flat)
         elif layout.operation(node) in CLASSES:
-            name = str(node.meta["scope"] or node.name)
+            name = str(facts_of(node)["scope"] or node.name)
             found[name] = found.get(name) or functions.get(node, "it is part of an attention")
     kept = [(name, reason) for name, reason in found.items() if reason]
     unseen = traced.kernels.run - len(found)
@@ -67,6 +68,6 @@ def _why_flat(node: fx.Node, flat: bool) -> str:
         return "its input does not vary with the clip"
     if others:
         return "it is called with more than one input"
-    if not one_each(image.meta["value"], image.meta["batch"]):
+    if not one_each(facts_of(image)["value"], facts_of(image)["batch"]):
         return "its input has several rows for each frame (windows, heads)"
     return "another call of it has another input than one image of the clip"

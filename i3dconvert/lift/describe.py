@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from i3dconvert.lift.attention.divided import TIME
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.fillings import Filling
 from i3dconvert.lift.kernels import deflate
 from i3dconvert.lift.lengths import lengths
@@ -186,11 +187,11 @@ def receptive_fields(graph: fx.Graph) -> dict[fx.Node, float]:
     for node in graph.nodes:
         inputs = [seen[n] for n in node.all_input_nodes if n in seen]
         field, jump = max((f for f, _ in inputs), default=1), max((j for _, j in inputs), default=1)
-        temporal: Temporal = node.meta.get("temporal", Temporal())
+        temporal: Temporal = facts_of(node).get("temporal", Temporal())
         if isinstance(temporal, Attending):
             # In a group of k, the frame attended to can lie k - 1 frames away, on either side.
             reach = 2 * (temporal.group - 1) if temporal.group else math.inf
-            among_pairs = temporal.pairs or node.meta.get("of_pairs", False)
+            among_pairs = temporal.pairs or facts_of(node).get("of_pairs", False)
             seen[node] = (field if among_pairs else field + reach * jump, jump)
         else:
             seen[node] = (field + (temporal.span - 1) * jump, jump * temporal.stride)

@@ -11,6 +11,7 @@ from i3dconvert.lift import layout
 from i3dconvert.lift.canonical import function_name
 from i3dconvert.lift.computed import Called, ComputedConv3d, called, parameter_of
 from i3dconvert.lift.counterparts import counterpart
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.operations import Operations
 from i3dconvert.lift.reading import is_image
@@ -34,7 +35,7 @@ class Functions(Operations):
         entry, key = counterpart(call.layer), str(weight.target)
         assert entry is not None
         assert entry.geometry is not None
-        scope = str(node.meta["scope"])
+        scope = str(facts_of(node)["scope"])
         name = scope if scope and scope not in self.layers else function_name(node)
         geometry = padded_before(entry.geometry(call.layer), call.image)
         temporal, style = self.recipe.temporal(name, geometry), replace(self.style, conv="3d")
@@ -49,11 +50,11 @@ class Functions(Operations):
         self.layers[name] = Layer(name, node.name, geometry, temporal)
         self.modules[function_name(node)] = ComputedConv3d(layer, filling, self.style.init)
         taps = self.graph.get_attr(key)
-        taps.meta |= {"plain": True, "taps": True}
+        facts_of(taps).update({"plain": True, "taps": True})
         kernel, bias = (self.env[n][0] if isinstance(n, fx.Node) else n for n in (call.kernel, call.bias))
         arguments = (self.clip(call.image), taps, None if weight is call.kernel else kernel, bias)
         new = self.graph.create_node("call_module", function_name(node), arguments, {}, node.name)
-        new.meta |= {"temporal": temporal, "layer": name}
+        facts_of(new).update({"temporal": temporal, "layer": name})
         return new, Layout.CLIP
 
     def why_flat(self, call: Called | None, weight: fx.Node | None) -> str:
@@ -69,7 +70,7 @@ class Functions(Operations):
 
 def padded_before(geometry: Geometry, image: fx.Node) -> Geometry:
     """Return a layer's geometry, including the padding by a separate operation before it."""
-    pads = layout.argument(image, "pad", 1, ()) if layout.operation(image) == "pad" else image.meta.get("pads", ())
+    pads = layout.argument(image, "pad", 1, ()) if layout.operation(image) == "pad" else facts_of(image).get("pads", ())
     if geometry.padding is None or len(pads) != 4:
         return geometry
     if not all(type(pad) is int for pad in pads[2:]):

@@ -29,6 +29,7 @@ from i3dconvert.lift.counterparts import (
     draws_rows,
     full_name,
 )
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.functions import Functions, padded_before
 from i3dconvert.lift.interpolation import Interpolations
 from i3dconvert.lift.kernels import Style
@@ -53,7 +54,7 @@ class Lifted:
     modules: dict[str, nn.Module]
     inflation: Inflation
     calls: tuple[CallOf, ...]
-    """The calls of modules, as nodes of this graph; `meta["call"]` of a node is the index of its call."""
+    """The calls of modules, as nodes of this graph; the fact `call` of a node is the index of its call."""
 
 
 class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
@@ -80,11 +81,11 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise LiftError(f"{place(node)} can't be lifted: {reason(error)}") from error
             if result is None:
-                self.calls.own(mark, node.meta["call"])
+                self.calls.own(mark, facts_of(node)["call"])
                 continue
             self.env[node] = result
             self.attention.behind(node)
-            self.calls.own(mark, node.meta["call"])
+            self.calls.own(mark, facts_of(node)["call"])
             self.calls.leave(node)
             if node in self.pools:
                 mark = next(iter(reversed(self.graph.nodes)), None)
@@ -92,14 +93,14 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
                 self.calls.own(mark, self.calls.around(self.pools[node].after, node))
             if node.op in ("call_module", "call_function", "call_method") and layout.mutates(node, self.root):
                 self.alias(node)
-            self.calls.own(mark, node.meta["call"])
+            self.calls.own(mark, facts_of(node)["call"])
         self.tie()
         self.inflate_unreached()
         self.read_in_2d()
         _drop_unused_sizes(self.graph)
         self.graph.lint()
         least = minimum_frames(self.graph, self.recipe)
-        _, *shape = next(node for node in self.old.nodes if node.op == "placeholder").meta["value"].shape
+        _, *shape = facts_of(next(node for node in self.old.nodes if node.op == "placeholder"))["value"].shape
         for node in self.graph.nodes:
             if node.target is layout.check_clip:
                 node.args = (*node.args[:2], least, *([tuple(shape[1:])] if self.fixed else []))
@@ -142,9 +143,9 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
 
     def placeholder(self, node: fx.Node) -> New:
         clip = self.graph.placeholder("clip")
-        channels = node.meta["value"].shape[1]
+        channels = facts_of(node)["value"].shape[1]
         checked = self.call(layout.check_clip, clip, channels, 1, name="checked_clip")
-        clip.meta["form"] = "clip"
+        facts_of(clip)["form"] = "clip"
         self.clips = self.graph.create_node("call_method", "size", (checked, 0), name="clips")
         return checked, Layout.CLIP
 
@@ -180,7 +181,7 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
         if is_in is Layout.FRAMES:
             given = self.call(layout.over_time, given, self.clips)
         new = self.graph.create_node("call_module", str(node.target), (given,), {}, node.name)
-        new.meta["given"] = type(module).__qualname__
+        facts_of(new)["given"] = type(module).__qualname__
         return (self.call(layout.all_frames, new) if is_in is Layout.FRAMES else new), is_in
 
     def lift_module(self, node: fx.Node, module: nn.Module, entry: Counterpart, image: fx.Node) -> New:
@@ -202,7 +203,7 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
                 )
             self.fillings |= new_fillings
         new = self.graph.create_node("call_module", name, (self.clip(image),), {}, node.name)
-        new.meta |= {"temporal": temporal, "layer": name}
+        facts_of(new).update({"temporal": temporal, "layer": name})
         return new, Layout.CLIP
 
     def insert_pool(self, node: fx.Node, pool: InsertedPool) -> New:
@@ -211,7 +212,7 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
         self.modules[name] = _POOLS[pool.kind]((pool.kernel, 1, 1), (pool.stride, 1, 1), (pool.padding, 0, 0))
         self.layers[name] = Layer(name, name.replace(".", "_"), Geometry(pool.kind, 1, 1, 0), temporal)
         new = self.graph.create_node("call_module", name, (self.clip(node),), {}, name.replace(".", "_"))
-        new.meta |= {"temporal": temporal, "layer": name}
+        facts_of(new).update({"temporal": temporal, "layer": name})
         return new, Layout.CLIP
 
     def call_function(self, node: fx.Node) -> New:
@@ -219,7 +220,7 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
             return self.convolution(node)
         if layout.operation(node) in _LIKE and self.layout_of(node.all_input_nodes[0]) is Layout.PLAIN:
             new = self.copy(node, lambda n: self.env[n][0])
-            new.meta["plain"] = True
+            facts_of(new)["plain"] = True
             self.sizes.note(node, [])
             return new, Layout.PLAIN
         if layout.operation(node) == "interpolate" and is_image(node.args[0]):
@@ -252,7 +253,7 @@ def _last_node(graph: fx.Graph, module: str) -> fx.Node:
     inside: list[fx.Node] = [
         node
         for node in graph.nodes
-        if f"{node.meta.get('scope', '')}.".startswith(f"{module}.") or node.target == module
+        if f"{facts_of(node).get('scope', '')}.".startswith(f"{module}.") or node.target == module
     ]
     if not inside:
         raise RecipeError(f"there is no module {module!r} to pool after")
@@ -285,7 +286,7 @@ def _any_size(node: fx.Node) -> bool:
         return False
     if node.op in ("get_attr", "output"):
         return True
-    value, multiples = node.meta["value"], node.meta["batch"]
+    value, multiples = facts_of(node)["value"], facts_of(node)["batch"]
     pairs = zip(value, multiples, strict=True) if isinstance(value, tuple | list) else [(value, multiples)]
     return all(
         one_each(tensor, axes) and tensor.dim() in (1, 2, 4)

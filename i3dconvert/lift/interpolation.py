@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from i3dconvert.errors import RecipeError
 from i3dconvert.lift import layout
 from i3dconvert.lift.canonical import leaves
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.operations import Operations
 from i3dconvert.lift.reading import is_image
@@ -46,7 +47,7 @@ class Interpolations(Operations):
             old = self.graph.create_node("call_method", "size", (clip, 2))
             frames = self.call(operator.mul, old, temporal.stride)
         new = self.call(layout.resize_time, clip, frames, mode, corners)
-        new.meta |= {"temporal": temporal, "layer": name}
+        facts_of(new).update({"temporal": temporal, "layer": name})
         return new, Layout.CLIP
 
     def size_source(self, node: fx.Node) -> fx.Node | None:
@@ -55,7 +56,7 @@ class Interpolations(Operations):
         for candidate in seen:
             if candidate is node.args[0]:
                 continue
-            if isinstance(candidate.meta["value"], Tensor):
+            if isinstance(facts_of(candidate)["value"], Tensor):
                 return candidate if self.is_clip_of_size(candidate, node) else self.first_of_size(node)
             seen += [n for n in candidate.all_input_nodes if n not in seen]
         return None
@@ -68,12 +69,12 @@ class Interpolations(Operations):
         """Return whether the candidate varies with the clip and has the node's height and width."""
         if not is_image(candidate) or self.layout_of(candidate) is Layout.PLAIN:
             return False
-        value = candidate.meta["value"]
-        return isinstance(value, Tensor) and value.shape[2:] == node.meta["value"].shape[2:]
+        value = facts_of(candidate)["value"]
+        return isinstance(value, Tensor) and value.shape[2:] == facts_of(node)["value"].shape[2:]
 
 
 def _upsampling(node: fx.Node) -> float:
     """Return the output height divided by the input height."""
     source = node.args[0] if node.args else node.kwargs["input"]
     assert isinstance(source, fx.Node)
-    return float(node.meta["value"].shape[2] / source.meta["value"].shape[2])
+    return float(facts_of(node)["value"].shape[2] / facts_of(source)["value"].shape[2])

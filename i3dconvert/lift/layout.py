@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from i3dconvert.errors import FramesError
+from i3dconvert.lift.facts import facts_of
 
 
 class Layout(enum.Enum):
@@ -115,8 +116,8 @@ def is_size(node: fx.Node) -> bool:
 def length_source(node: fx.Node) -> fx.Node | None:
     """Return the value whose number of frames a node with several inputs has: the clip whose length a `resize_time`
     takes, or the value that attention's weights apply to."""
-    if "like" in node.meta:
-        like = node.args[node.meta["like"]]
+    if "like" in facts_of(node):
+        like = node.args[facts_of(node)["like"]]
         return like if isinstance(like, fx.Node) else None
     frames = node.args[1] if node.target is resize_time else None
     source = frames.args[0] if isinstance(frames, fx.Node) and is_size(frames) else None
@@ -180,7 +181,7 @@ def keeps_clip(node: fx.Node) -> bool:
         return bool(argument(node, "dim", CHANNELWISE[name], 0) == 1)
     if name == "getitem":
         container, index = node.args
-        if isinstance(container, fx.Node) and isinstance(container.meta["value"], tuple | list):
+        if isinstance(container, fx.Node) and isinstance(facts_of(container)["value"], tuple | list):
             return True
         return isinstance(index, tuple) and len(index) == 2 and index[0] == slice(None) and isinstance(index[1], slice)
     if name == "pad":

@@ -8,6 +8,7 @@ from torch import fx
 
 from i3dconvert.errors import FramesError, RecipeError
 from i3dconvert.lift import layout
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.recipes import Attending, Recipe, Temporal
 
 HORIZON = range(64, 257)
@@ -30,10 +31,10 @@ def lengths(graph: fx.Graph, frames: int, kept: Collection[fx.Node] = ()) -> dic
         if node.op == "placeholder":
             count[node] = frames
             continue
-        if layout.is_size(node) or node.op == "output" or node.meta.get("plain"):
+        if layout.is_size(node) or node.op == "output" or facts_of(node).get("plain"):
             continue
         like = layout.length_source(node)
-        inputs = {count[n]: n for n in ([like] if "like" in node.meta else node.all_input_nodes) if n in count}
+        inputs = {count[n]: n for n in ([like] if "like" in facts_of(node) else node.all_input_nodes) if n in count}
         if not inputs:
             continue
         if len(inputs) > 1:
@@ -42,10 +43,11 @@ def lengths(graph: fx.Graph, frames: int, kept: Collection[fx.Node] = ()) -> dic
             message = f"the inputs of {_shown(node)} have different numbers of frames: {sizes}"
             raise JoinError(message, _changing(one, other, count))
         (size,) = inputs
-        temporal: Temporal | None = node.meta.get("temporal")
+        temporal: Temporal | None = facts_of(node).get("temporal")
         if isinstance(temporal, Attending) and not temporal.fits(size):
             raise FramesError(
-                f"{node.meta['layer']} attends to groups of {temporal.group} frames; {size} is not a multiple of that"
+                f"{facts_of(node)['layer']} attends to groups of {temporal.group} frames; {size} is not a "
+                "multiple of that"
             )
         if node in kept:
             count[node] = size
@@ -61,14 +63,14 @@ def _shown(node: fx.Node) -> str:
     if node.op == "call_module":
         return repr(node.target)
     operation = str(getattr(node.target, "__name__", node.target)).strip("_")
-    return f"{operation!r} in {node.meta.get('within') or 'the network itself'}"
+    return f"{operation!r} in {facts_of(node).get('within') or 'the network itself'}"
 
 
 def _branch(node: fx.Node) -> str:
     """Return the last layer of a branch that ends at `node`, if it has one."""
     above = above_of(node)
-    layers = [n for n in node.graph.nodes if n in above and (n.op == "call_module" or n.meta.get("layer"))]
-    return str(layers[-1].meta.get("layer") or layers[-1].target) if layers else "the clip"
+    layers = [n for n in node.graph.nodes if n in above and (n.op == "call_module" or facts_of(n).get("layer"))]
+    return str(facts_of(layers[-1]).get("layer") or layers[-1].target) if layers else "the clip"
 
 
 def _changing(one: fx.Node, other: fx.Node, count: dict[fx.Node, int]) -> fx.Node | None:
@@ -79,10 +81,10 @@ def _changing(one: fx.Node, other: fx.Node, count: dict[fx.Node, int]) -> fx.Nod
     changing = [
         node
         for node in above_of(one) ^ above_of(other)
-        if node.meta.get("layer") and count[node] != count[node.all_input_nodes[0]]
+        if facts_of(node).get("layer") and count[node] != count[node.all_input_nodes[0]]
     ]
     order = {node: index for index, node in enumerate(one.graph.nodes)}
-    return max(changing, key=lambda node: (node.meta["temporal"].stride > 1, order[node]), default=None)
+    return max(changing, key=lambda node: (facts_of(node)["temporal"].stride > 1, order[node]), default=None)
 
 
 def _in_step(graph: fx.Graph, frames: int) -> str:
@@ -95,10 +97,10 @@ def _in_step(graph: fx.Graph, frames: int) -> str:
         except JoinError as error:
             if error.layer is None or error.layer in kept:
                 return ""
-            kept[error.layer] = error.layer.meta["layer"]
+            kept[error.layer] = facts_of(error.layer)["layer"]
         except FramesError:
             return ""
-    rules = " ".join(f"-t '{name}={_kernel(node.meta['temporal'])}/1'" for node, name in kept.items())
+    rules = " ".join(f"-t '{name}={_kernel(facts_of(node)['temporal'])}/1'" for node, name in kept.items())
     return f"; changed on one side only by {', '.join(kept.values())}; to keep both equal: {rules}" if kept else ""
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from i3dconvert.errors import FramesError
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.lengths import lengths
 from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.lift.tree.flat import graph_of
@@ -69,7 +70,7 @@ def _scores(network: Network3d, frames: int) -> Iterator[tuple[str, int]]:
     """Yield each attention over time that holds all scores at once, with their number for one clip."""
     length = lengths(graph_of(network), frames)
     for node, count in length.items():
-        temporal = node.meta.get("temporal")
-        if isinstance(temporal, Attending) and node.meta.get("scores"):
+        temporal = facts_of(node).get("temporal")
+        if isinstance(temporal, Attending) and facts_of(node).get("scores"):
             group = min(temporal.group, count) if temporal.group else count
-            yield node.meta["layer"], count * group * node.meta["scores"]
+            yield facts_of(node)["layer"], count * group * facts_of(node)["scores"]

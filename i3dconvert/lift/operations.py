@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from i3dconvert.lift import layout
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.reading import is_image, rows, varies
 from i3dconvert.lift.rewriting import New, Rewriting
@@ -26,7 +27,7 @@ class Operations(Rewriting):
         as_clip = (
             Layout.CLIP in layouts
             and all(is_image(n) for n in varying)
-            and all(_broadcasts(n.meta["value"]) for n in plain)
+            and all(_broadcasts(facts_of(n)["value"]) for n in plain)
         )
         if not as_clip:
             return self.on_frames(node)
@@ -34,11 +35,11 @@ class Operations(Rewriting):
 
     def beside_clips(self, node: fx.Node) -> fx.Node:
         """Reshape a parameter that broadcasts over images to broadcast over clips: `(C, 1, 1)` → `(C, 1, 1, 1)`."""
-        new, value = self.env[node][0], node.meta["value"]
+        new, value = self.env[node][0], facts_of(node)["value"]
         if not isinstance(value, Tensor) or value.dim() < 3:
             return new
         beside = self.graph.create_node("call_method", "unsqueeze", (new, -3))
-        beside.meta["beside_clips"] = True
+        facts_of(beside)["beside_clips"] = True
         return beside
 
     def on_frames(self, node: fx.Node) -> New:
@@ -46,14 +47,14 @@ class Operations(Rewriting):
         new = self.copy(node, lambda n: self.sizes.beside(n, varying))
         if varying and varies(node):
             return (self.call(layout.once_a_clip, new, self.clips) if _draws_rows(node) else new), Layout.FRAMES
-        new.meta["plain"] = True
+        facts_of(new)["plain"] = True
         self.sizes.note(node, varying)
         return new, Layout.PLAIN
 
 
 def _draws_rows(node: fx.Node) -> bool:
     """Return whether an operation draws one number for each image of the batch."""
-    value = node.meta["value"]
+    value = facts_of(node)["value"]
     one_each = isinstance(value, Tensor) and value.dim() > 0 and rows(node) == 1 and value.numel() == value.shape[0]
     return one_each and layout.operation(node) in _RANDOM
 

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from i3dconvert.errors import LiftError
 from i3dconvert.lift import layout
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.reading import Multiples, one_each, rows, rows_in
 from i3dconvert.lift.rewriting import Rewriting
@@ -24,11 +25,11 @@ class Outputs(Rewriting):
         self.graph.output(fx.node.map_arg(node.args[0], self.result))
 
     def result(self, node: fx.Node) -> fx.Node:
-        (new, is_in), value = self.env[node], node.meta["value"]
+        (new, is_in), value = self.env[node], facts_of(node)["value"]
         # A value made only from sizes (positions in each image) also has a row for each frame.
         follows = is_in is Layout.FRAMES or (is_in is Layout.PLAIN and rows(node) == 1)
         ranked = _holds_places(node) or (_is_part(node) and _holds_places(node.all_input_nodes[0]))
-        return self.result_value(new, value, node.meta["batch"], node.name, ranked) if follows else new
+        return self.result_value(new, value, facts_of(node)["batch"], node.name, ranked) if follows else new
 
     def result_value(self, new: fx.Node, value: Any, multiples: Multiples, name: str, ranked: bool) -> fx.Node:
         """Average class scores over the remaining frames, unless the style keeps time. Dense outputs keep time,
@@ -54,11 +55,11 @@ class Outputs(Rewriting):
 
 
 def _is_part(node: fx.Node) -> bool:
-    return node.target is operator.getitem and isinstance(node.all_input_nodes[0].meta["value"], tuple | list)
+    return node.target is operator.getitem and isinstance(facts_of(node.all_input_nodes[0])["value"], tuple | list)
 
 
 def _holds_places(node: fx.Node) -> bool:
     """Return whether an operation returns indices of values, with or without the values."""
-    value = node.meta["value"]
+    value = facts_of(node)["value"]
     parts = value if isinstance(value, tuple | list) else (value,)
     return any(isinstance(part, Tensor) and not part.is_floating_point() and not part.is_complex() for part in parts)

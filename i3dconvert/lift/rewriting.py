@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from i3dconvert.lift import layout
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.fillings import Filling
 from i3dconvert.lift.forms import FRAMES
 from i3dconvert.lift.kernels import Style
@@ -65,7 +66,7 @@ class Rewriting:
         if is_in in (wanted, Layout.PLAIN):
             return new
         if (new, wanted) not in self.converted:
-            self.converted[new, wanted] = self.convert_value(new, node.meta["value"], wanted)
+            self.converted[new, wanted] = self.convert_value(new, facts_of(node)["value"], wanted)
         return self.converted[new, wanted]
 
     def convert_value(self, new: fx.Node, value: Any, wanted: Layout) -> fx.Node:
@@ -74,13 +75,13 @@ class Rewriting:
                 self.convert_value(self.call(operator.getitem, new, i), item, wanted) for i, item in enumerate(value)
             ]
             together = self.call(layout.together, *items)
-            together.meta["form"] = [item.meta.get("form") for item in items]
+            facts_of(together)["form"] = [facts_of(item).get("form") for item in items]
             return together
         if wanted is Layout.FRAMES:
             converted = self.call(layout.fold, new, name=f"{new.name}_frames")
         else:
             converted = self.call(layout.unfold, new, self.clips, name=f"{new.name}_clip")
-        converted.meta["form"] = FRAMES if wanted is Layout.FRAMES else "clip"
+        facts_of(converted)["form"] = FRAMES if wanted is Layout.FRAMES else "clip"
         return converted
 
     def call(self, function: Any, *args: Any, name: str | None = None) -> fx.Node:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import fx
 
 from i3dconvert.lift import layout
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.reading import holds_batch
 from i3dconvert.lift.reading import rows as rows_of
 from i3dconvert.recipes import Temporal
@@ -37,7 +38,7 @@ class BatchSizes:
 
     def note(self, node: fx.Node, varying: list[fx.Node]) -> None:
         """Record the stage in time at which a plain 2D value that may hold a batch size was read."""
-        value = node.meta["value"]
+        value = facts_of(node)["value"]
         if not holds_batch(node):
             return
         if not varying:
@@ -67,13 +68,13 @@ class BatchSizes:
     def _copy(self, node: fx.Node, reference: fx.Node, stage: Stage) -> fx.Node:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._reread(n, reference, stage))
         new = self._graph.create_node(node.op, node.target, args, kwargs, node.name)
-        new.meta["plain"] = True
+        facts_of(new)["plain"] = True
         return new
 
     def _query(self, node: fx.Node, reference: fx.Node) -> fx.Node:
-        value, call = node.meta["value"], self._graph.call_function
+        value, call = facts_of(node)["value"], self._graph.call_function
         rows = self._graph.call_method("size", (self._frames(reference), 0))
-        ours = node.meta["batch"][0] if isinstance(value, tuple) else node.meta["batch"]
+        ours = facts_of(node)["batch"][0] if isinstance(value, tuple) else facts_of(node)["batch"]
         theirs = rows_of(reference)
         if ours != theirs:
             rows = call(operator.floordiv, (call(operator.mul, (rows, ours)), theirs))
@@ -90,10 +91,10 @@ class BatchSizes:
         like = layout.length_source(node)
         sources = [like] if like is not None else node.all_input_nodes
         before: Stage = next((s for n in sources if (s := self._stages[n])), ())
-        temporal: Temporal | None = node.meta.get("temporal") if like is None else None
+        temporal: Temporal | None = facts_of(node).get("temporal") if like is None else None
         if node.op == "placeholder":
             return _PROBES
-        if layout.is_size(node) or node.meta.get("plain"):
+        if layout.is_size(node) or facts_of(node).get("plain"):
             return ()
         return tuple(map(temporal.length, before)) if temporal else before
 

@@ -19,6 +19,7 @@ from i3dconvert.export.frames import OverFrames
 from i3dconvert.export.framewise import used_taps
 from i3dconvert.export.images import folded, pool_of_images
 from i3dconvert.lift import layout
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.modules import BlurPool3d, PaddedPool3d
 from i3dconvert.lift.network import Network3d
 from i3dconvert.lift.tree.calling import named
@@ -102,7 +103,7 @@ class Streaming(OverFrames):
         if node.op == "output":
             return self.end(node)
         varying = [n for n in node.all_input_nodes if n in self.paces]
-        if not varying or node.meta.get("plain"):
+        if not varying or facts_of(node).get("plain"):
             return super().visit(node)
         module = self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
         check(node, module, any(n in self.on_clips for n in varying))
@@ -110,7 +111,7 @@ class Streaming(OverFrames):
             self.numbers.add(node)
         values = [n for n in varying if n not in self.numbers] or varying
         pace, late = self.paces[values[0]], max(self.paces[n].late for n in values)
-        temporal = node.meta.get("temporal")
+        temporal = facts_of(node).get("temporal")
         if isinstance(temporal, Attending):
             late = -(-late // temporal.group) * temporal.group
         self.paces[node] = delayed(pace, late)
@@ -259,9 +260,9 @@ def frames_of_a_step(graph: fx.Graph) -> int:
     sizes = [1]
     for node in graph.nodes:
         given = [apart[n] for n in node.all_input_nodes if n in apart]
-        if layout.is_size(node) or node.meta.get("plain") or not (given or node.op == "placeholder"):
+        if layout.is_size(node) or facts_of(node).get("plain") or not (given or node.op == "placeholder"):
             continue
-        temporal = node.meta.get("temporal", Temporal())
+        temporal = facts_of(node).get("temporal", Temporal())
         stride = 1 if temporal.transposed else temporal.stride
         apart[node] = (given[0] if given else 1) * stride
         sizes.append(apart[node] * (getattr(temporal, "group", 1) or 1))

@@ -9,6 +9,7 @@ from torch import fx, nn
 from i3dconvert.errors import StreamError
 from i3dconvert.lift import layout
 from i3dconvert.lift.attention.divided import TimeAttention
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.modules import SinusoidalTime, TimeEmbedding
 from i3dconvert.recipes import Attending
 
@@ -42,7 +43,7 @@ _MODULES: dict[type[nn.Module], str] = {
 
 def check(node: fx.Node, module: nn.Module | None, on_clips: bool) -> None:
     """Raise `StreamError` for a node that looks along all of time, a call of `module` or of a function."""
-    if why := _attending(node.meta.get("temporal")) or _reason(node, module, on_clips):
+    if why := _attending(facts_of(node).get("temporal")) or _reason(node, module, on_clips):
         refuse(node, why)
 
 
@@ -55,8 +56,8 @@ def refuse(node: fx.Node, why: str) -> NoReturn:
     """Raise `StreamError`, naming the layer that a node is part of."""
     pooled = node.target in (layout.whole_clip, layout.whole_clip_of_frames)
     call = next((n for n in (node, *node.all_input_nodes[:pooled]) if n.op == "call_module"), None)
-    behind = next((user.meta["layer"] for user in node.users if "layer" in user.meta), None)
-    layer = node.meta.get("layer") or (call.target if call is not None else behind or node.name)
+    behind = next((facts_of(user)["layer"] for user in node.users if "layer" in facts_of(user)), None)
+    layer = facts_of(node).get("layer") or (call.target if call is not None else behind or node.name)
     raise StreamError(f"the network can't be streamed: {layer} {why.replace('{}', str(layer))}")
 
 

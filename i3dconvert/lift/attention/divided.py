@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from i3dconvert.errors import RecipeError
 from i3dconvert.lift import layout
 from i3dconvert.lift.attention.found import Attention, channels_carried, module_of, operands
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.fillings import Copy, Filling, Zeros
 from i3dconvert.lift.lengths import above_of
 from i3dconvert.lift.reading import BATCH, Reading, rows
@@ -82,7 +83,7 @@ class Block:
 
     def module(self, dtype: torch.dtype) -> TimeAttention:
         """Return the module that is added, without its weights."""
-        channels = self.tokens.meta["value"].shape[-1]
+        channels = facts_of(self.tokens)["value"].shape[-1]
         biases = ("qkv.bias" in self.fillings, "proj.bias" in self.fillings)
         return TimeAttention(channels, self.heads, self.leading, self.eps, biases, device="meta", dtype=dtype)
 
@@ -96,8 +97,8 @@ def block_of(traced: Reading, attention: Attention) -> Block:
     above = above_of(attention.last)
     branch, tokens, total = _sum_behind(attention, above)
     inside = above - above_of(tokens)
-    channels = tokens.meta["value"].shape[-1]
-    norms = [user for user in tokens.users if user in inside and isinstance(user.meta["value"], Tensor)]
+    channels = facts_of(tokens)["value"].shape[-1]
+    norms = [user for user in tokens.users if user in inside and isinstance(facts_of(user)["value"], Tensor)]
     norm = _norm(traced, norms[0]) if len(norms) == 1 else None
     if norm is None:
         raise NoBlockError("there is no LayerNorm with weights before it")
@@ -152,7 +153,7 @@ _SUMS = ("add", "iadd")
 
 
 def _is_sequence(node: fx.Node) -> bool:
-    value = node.meta.get("value")
+    value = facts_of(node).get("value")
     return isinstance(value, Tensor) and value.dim() == 3 and rows(node) == 1
 
 
@@ -215,7 +216,7 @@ def _leading(traced: Reading, tokens: fx.Node) -> int:
     images = [n for n in tokens.graph.nodes if n in above and isinstance(module_of(traced, n), nn.Conv2d)]
     if not images:
         raise NoBlockError("its tokens do not come from an image")
-    leading = tokens.meta["value"].shape[1] - images[-1].meta["value"].shape[2:].numel()
+    leading = facts_of(tokens)["value"].shape[1] - facts_of(images[-1])["value"].shape[2:].numel()
     if leading < 0:
         raise NoBlockError("there are fewer tokens than places in the image")
     return int(leading)

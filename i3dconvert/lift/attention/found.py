@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from i3dconvert.lift import layout
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.reading import BATCH, Reading, rows, varies
 
 
@@ -33,11 +34,11 @@ class Attention:
     def scores(self) -> int:
         """The number of scores for a pair of frames; 0 if they are never in memory at once."""
         if self.first is not None:
-            return int(self.first.meta["value"].numel()) // BATCH
+            return int(facts_of(self.first)["value"].numel()) // BATCH
         if self.kind == "module" or layout.argument(self.last, "attn_mask", 3) is None:
             return 0
         query, key = (layout.argument(self.last, name, i) for i, name in enumerate(("query", "key")))
-        return int(query.meta["value"][..., 0].numel()) // BATCH * int(key.meta["value"].shape[-2])
+        return int(facts_of(query)["value"][..., 0].numel()) // BATCH * int(facts_of(key)["value"].shape[-2])
 
 
 def attentions(traced: Reading) -> list[Attention]:
@@ -87,7 +88,7 @@ def module_of(traced: Reading, node: fx.Node) -> nn.Module | None:
 
 def _name(node: fx.Node) -> str:
     """Return the module with the code; the softmax is often a module with a name of its own."""
-    scope = str(node.meta["scope"] or node.name)
+    scope = str(facts_of(node)["scope"] or node.name)
     return scope.rpartition(".")[0] or scope if node.op == "call_module" else scope
 
 
@@ -100,7 +101,7 @@ def _is_softmax(traced: Reading, node: fx.Node) -> bool:
         dim = layout.argument(node, "dim", 1)
     else:
         return False
-    value = node.meta["value"]
+    value = facts_of(node)["value"]
     return rows(node) > 0 and value.dim() > 2 and dim in (-1, value.dim() - 1)
 
 
@@ -110,7 +111,7 @@ def _is_product(node: fx.Node) -> bool:
     if not named or not all(isinstance(operand, fx.Node) for operand in node.args):
         return False
     first, second = operands(node)
-    return rows(first) == rows(second) > 0 and first.meta["value"].dim() == second.meta["value"].dim() > 2
+    return rows(first) == rows(second) > 0 and facts_of(first)["value"].dim() == facts_of(second)["value"].dim() > 2
 
 
 def _around(traced: Reading, softmax: fx.Node) -> Iterator[Attention]:
@@ -139,7 +140,7 @@ def _around(traced: Reading, softmax: fx.Node) -> Iterator[Attention]:
 
 
 def _is_tensor(node: fx.Node) -> bool:
-    return node.op == "output" or isinstance(node.meta.get("value"), Tensor)
+    return node.op == "output" or isinstance(facts_of(node).get("value"), Tensor)
 
 
 def _walk(start: fx.Node, onward: Any, until: fx.Node | None = None) -> tuple[set[fx.Node], set[fx.Node]]:
@@ -183,7 +184,7 @@ def channels_carried(traced: Reading, node: Any) -> Tensor | None:
         node = inputs[0] if inputs else None
     if not isinstance(node, fx.Node):
         return None
-    value = node.meta["value"]
+    value = facts_of(node)["value"]
     axis = 1 if value.dim() == 4 and _is_over_images(traced, node) else value.dim() - 1
     shape = [1] * value.dim()
     shape[axis] = value.shape[axis]
@@ -201,11 +202,11 @@ def _is_over_images(traced: Reading, node: fx.Node) -> bool:
 
 def _moved(step: fx.Node, carried: Any) -> Any:
     """Return what a step does to the axes of a value; the value itself if it does not move them."""
-    value = step.meta["value"]
+    value = facts_of(step)["value"]
     moving = [n for n in step.all_input_nodes if varies(n)]
 
     def given(node: fx.Node) -> Any:
-        return carried if node is moving[0] else node.meta["value"]
+        return carried if node is moving[0] else facts_of(node)["value"]
 
     same = isinstance(value, Tensor) and isinstance(carried, Tensor) and value.shape == carried.shape
     if same and layout.operation(step) not in _MOVING:

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from i3dconvert.lift import layout
 from i3dconvert.lift.attention.found import Attention, module_of, operands
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.reading import Reading, rows
 
 _SUMS = {"add": operator.add, "iadd": operator.add, "sub": operator.sub, "isub": operator.sub}
@@ -53,7 +54,7 @@ def steps_of(traced: Reading, attention: Attention) -> dict[fx.Node, Step]:
     assert softmax is not None
     query, keys = operands(first)
     parts = [query, keys, operands(last)[1]]
-    if len({(rows(part), part.meta["value"].dim()) for part in parts}) > 1:
+    if len({(rows(part), facts_of(part)["value"].dim()) for part in parts}) > 1:
         raise NotFusedError("queries, keys and values have different layouts")
     if layout.argument(softmax, "dtype", 2) is not None:
         raise NotFusedError("its softmax uses another type")
@@ -98,12 +99,17 @@ def _step(node: fx.Node, before: fx.Node) -> Step:
     if name in _NOTHING:
         return Step("same")
     if name in _SHAPES:
-        return Step(_leading(before.meta["value"], node.meta["value"], node))
+        return Step(_leading(facts_of(before)["value"], facts_of(node)["value"], node))
     if name == "masked_fill" and len(others) == 2 and node.args[0] is before:
         if not isinstance(others[1], float) or others[1] > LOWEST:
             raise NotFusedError("its scores are filled with a value that is not negligible")
         return Step("fill", torch.masked_fill, others[0])
-    if len(node.args) != 2 or len(others) != 1 or node.kwargs or node.meta["value"].shape != before.meta["value"].shape:
+    if (
+        len(node.args) != 2
+        or len(others) != 1
+        or node.kwargs
+        or facts_of(node)["value"].shape != facts_of(before)["value"].shape
+    ):
         raise NotFusedError(f"{_name(node)} of its scores")
     (of,) = others
     if name in _SUMS and not (_SUMS[name] is operator.sub and node.args[0] is not before):
@@ -119,11 +125,13 @@ def _step(node: fx.Node, before: fx.Node) -> Step:
 
 def _of_heads(of: Any, node: fx.Node) -> bool:
     """Return whether a factor is a number, or one for each head, for all images alike."""
-    value = of.meta["value"] if isinstance(of, fx.Node) else of
+    value = facts_of(of)["value"] if isinstance(of, fx.Node) else of
     if not isinstance(value, Tensor):
         return True
-    heads = value.shape[-3:-2] if value.dim() == node.meta["value"].dim() == 4 or value.dim() == 3 else ()
-    return not rows(of) and value.numel() == math.prod(heads) and node.meta["value"].dim() >= 4 - (value.numel() == 1)
+    heads = value.shape[-3:-2] if value.dim() == facts_of(node)["value"].dim() == 4 or value.dim() == 3 else ()
+    return (
+        not rows(of) and value.numel() == math.prod(heads) and facts_of(node)["value"].dim() >= 4 - (value.numel() == 1)
+    )
 
 
 def _name(node: fx.Node) -> str:
@@ -168,11 +176,11 @@ def shared(mask: fx.Node) -> list[fx.Node] | None:
         if not rows(node) or node in chain:
             continue
         name, given = layout.operation(node), [n for n in node.args if isinstance(n, fx.Node)]
-        tensors = [n for n in given if isinstance(n.meta["value"], Tensor)]
-        if name == "expand" and tensors[0].meta["value"].dim() == node.meta["value"].dim():
+        tensors = [n for n in given if isinstance(facts_of(n)["value"], Tensor)]
+        if name == "expand" and facts_of(tensors[0])["value"].dim() == facts_of(node)["value"].dim():
             known = not rows(tensors[0])
         elif name in ("reshape", "view"):
-            known = rows(tensors[0]) > 0 and _reshapes(tensors[0].meta["value"], node)
+            known = rows(tensors[0]) > 0 and _reshapes(facts_of(tensors[0])["value"], node)
         else:
             known = name in ("add", "iadd") and len(node.args) == 2 and not node.kwargs
         if not known:
@@ -185,7 +193,7 @@ def shared(mask: fx.Node) -> list[fx.Node] | None:
 
 def _reshapes(before: Tensor, node: fx.Node) -> bool:
     try:
-        _leading(before, node.meta["value"], node)
+        _leading(before, facts_of(node)["value"], node)
     except NotFusedError:
         return False
     return True

@@ -23,6 +23,7 @@ from i3dconvert.lift.attention.groups import (
 from i3dconvert.lift.attention.nodes import Nodes, Parts
 from i3dconvert.lift.attention.order import Orders
 from i3dconvert.lift.counterparts import counterpart
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.fillings import Repeated, Zeros
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.lengths import above_of
@@ -73,7 +74,9 @@ class AttentionOverTime:
         dtype = to.root.get_parameter(fillings[f"{name}.proj.weight"].like[0]).dtype
         to.modules[name], to.fillings = block.module(dtype), to.fillings | fillings
         new = to.graph.create_node("call_module", name, (to.frames(block.tokens), to.clips), {}, name.replace(".", "_"))
-        new.meta |= {"temporal": self.wanted[block.attention.last], "layer": block.attention.name}
+        wanted = self.wanted[block.attention.last]
+        assert wanted is not None
+        facts_of(new).update({"temporal": wanted, "layer": block.attention.name})
         self.before_block[block.tokens] = to.env[block.tokens]
         to.env[block.tokens] = (new, Layout.FRAMES)
 
@@ -100,16 +103,16 @@ class AttentionOverTime:
             query, bias = operands(attention.first)[0], self._bias_in_time(attention, temporal)
             values = (node.all_input_nodes[0], query)
             new = self.nodes.over_frames(softmax_of_pairs, node, values, temporal, self.nodes.rows(query), bias)
-            new.meta["like"] = 0
+            facts_of(new)["like"] = 0
         elif node is attention.last:
             values = operands(node)
             new = self.nodes.over_frames(attend_pairs, node, values, temporal, self.nodes.rows(values[1]))
-            new.meta["like"] = 1
+            facts_of(new)["like"] = 1
         else:
             return self.nodes.between_products(node, attention, temporal)
-        new.meta |= {"temporal": temporal, "layer": attention.name, "of_pairs": node is not attention.last}
+        facts_of(new).update({"temporal": temporal, "layer": attention.name, "of_pairs": node is not attention.last})
         if node is attention.last:
-            new.meta["scores"] = (
+            facts_of(new)["scores"] = (
                 0 if new.target is attend_jointly and self.nodes.is_held_in_parts(attention) else attention.scores
             )
             new = self.nodes.shifted_frames(new, node, temporal, back=True)
@@ -148,7 +151,7 @@ class AttentionOverTime:
         self.to.fillings[str(node.target)] = Repeated(distances)
         self.whole[attention.name] = (node, new)
         within = self.to.call(middle, new, distances)
-        within.meta["plain"] = new.meta["plain"] = True
+        facts_of(within)["plain"] = facts_of(new)["plain"] = True
         return within
 
     # What the recipe says about each attention.
@@ -213,13 +216,13 @@ class AttentionOverTime:
         to, (bias, table), distances = self.to, self.whole[attention.name], 2 * temporal.group - 1
         copies = {bias: to.call(beyond, table, distances)}
         while (user := next(iter(bias.users))) in to.env and to.layout_of(user) is Layout.PLAIN:
-            if any(n not in copies and _is_floating(n.meta["value"]) for n in user.all_input_nodes):
+            if any(n not in copies and _is_floating(facts_of(n)["value"]) for n in user.all_input_nodes):
                 break  # a mask is added once
             copies[user] = to.copy(user, lambda n: copies[n] if n in copies else to.env[n][0])
             bias = user
         new = to.call(by_distance, copies[bias], distances)
         for plain in (*copies.values(), new):
-            plain.meta["plain"] = True
+            facts_of(plain)["plain"] = True
         return new
 
     # The time embedding.
@@ -241,7 +244,7 @@ class AttentionOverTime:
 
     def _embed_time(self, node: fx.Node) -> New:
         """Add a table over frames to a clip."""
-        to, name, channels = self.to, f"{node.target}_time", node.meta["value"].shape[1]
+        to, name, channels = self.to, f"{node.target}_time", facts_of(node)["value"].shape[1]
         weight = next(iter(to.root.get_submodule(str(node.target)).parameters()))
         kind = TIME_EMBEDDINGS[to.style.time_embedding]
         to.modules[name] = kind(channels, EMBEDDED_FRAMES, device="meta", dtype=weight.dtype)

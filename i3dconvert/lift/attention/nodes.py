@@ -13,6 +13,7 @@ from i3dconvert.lift import layout
 from i3dconvert.lift.attention.found import Attention, operands
 from i3dconvert.lift.attention.fusing import Step, chance, chance_of, merge, nothing, shared, split
 from i3dconvert.lift.attention.groups import Groups, another, attend_jointly, for_each_key, frames_of, shifted, tokens
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.reading import PerSize, is_image, one_each, place, rows
 from i3dconvert.lift.rewriting import New, Rewriting
@@ -34,11 +35,11 @@ class Nodes:
 
     def rows(self, node: fx.Node) -> Any:
         """Return the rows that a value has for each frame; computed at each call if they depend on the size."""
-        if not isinstance(node.meta["batch"][0], PerSize):
+        if not isinstance(facts_of(node)["batch"][0], PerSize):
             return rows(node)
         known = [n for n in _above(node) if n in self.to.env and self.to.layout_of(n) is not Layout.PLAIN]
-        like = next((n for n in known if is_image(n) or one_each(n.meta["value"], n.meta["batch"])), None)
-        windows = (n for n in known if n not in self.parts and rows(n) and isinstance(n.meta["batch"][0], PerSize))
+        like = next((n for n in known if is_image(n) or one_each(facts_of(n)["value"], facts_of(n)["batch"])), None)
+        windows = (n for n in known if n not in self.parts and rows(n) and isinstance(facts_of(n)["batch"][0], PerSize))
         within = next(windows, None)
         if like is None or within is None:
             raise LiftError(f"{place(node)} works on windows, but no value shows how many there are")
@@ -71,14 +72,14 @@ class Nodes:
                 return self.to.sizes.beside(source, inside)
             if (source, attention.name) not in self.repeated:
                 repeated = self.over_frames(for_each_key, source, (source,), temporal)
-                repeated.meta |= {"temporal": replace(temporal, pairs=True), "layer": attention.name}
+                facts_of(repeated).update({"temporal": replace(temporal, pairs=True), "layer": attention.name})
                 self.repeated[source, attention.name] = repeated
             return self.repeated[source, attention.name]
 
         if node.op == "call_module":
             self.to.modules.setdefault(str(node.target), self.to.root.get_submodule(str(node.target)))
         new = self.to.copy(node, given)
-        new.meta["of_pairs"] = True
+        facts_of(new)["of_pairs"] = True
         return new, Layout.FRAMES
 
     def masks(self, node: fx.Node, attention: Attention, temporal: Attending) -> New:
@@ -89,7 +90,7 @@ class Nodes:
             return self._plain(to.call(nothing, to.frames(query), name=node.name)), Layout.PLAIN
         before = next(n for n in node.all_input_nodes if n in self.parts)
         mask, is_in = to.env[before]
-        dims = before.meta["value"].dim()
+        dims = facts_of(before)["value"].dim()
         if step.kind in ("split", "merge"):
             mask = self._plain(to.call(split if step.kind == "split" else merge, mask, dims, name=node.name))
         elif step.kind == "scale" and mask.target is not nothing:
@@ -107,7 +108,7 @@ class Nodes:
 
     @staticmethod
     def _plain(new: fx.Node) -> fx.Node:
-        new.meta["plain"] = True
+        facts_of(new)["plain"] = True
         return new
 
     def as_fused(self, attention: Attention, temporal: Attending, bias: fx.Node | None) -> fx.Node:
@@ -144,7 +145,7 @@ class Nodes:
         value = (
             operands(attention.last)[1] if attention.first is not None else layout.argument(attention.last, "value", 2)
         )
-        return bool(query.meta["value"].shape[-1] == value.meta["value"].shape[-1])
+        return bool(facts_of(query)["value"].shape[-1] == facts_of(value)["value"].shape[-1])
 
     def fused(self, node: fx.Node, temporal: Attending, bias: fx.Node | None) -> fx.Node:
         to = self.to
@@ -165,10 +166,10 @@ class Nodes:
         for node in chain or ():
             first, *rest = (made.get(n) or to.frames(n) if isinstance(n, fx.Node) else n for n in node.args)
             assert isinstance(first, fx.Node)
-            dims = node.all_input_nodes[0].meta["value"].dim()
+            dims = facts_of(node.all_input_nodes[0])["value"].dim()
             if layout.operation(node) in ("add", "iadd"):
                 made[node] = self._plain(to.call(operator.add, first, *rest))
-            elif (more := node.meta["value"].dim() - dims) and layout.operation(node) != "expand":
+            elif (more := facts_of(node)["value"].dim() - dims) and layout.operation(node) != "expand":
                 made[node] = self._plain(to.call(split if more > 0 else merge, first, dims))
             else:
                 made[node] = first

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from i3dconvert.lift import layout
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.reading import BATCH
 
 _MOVING = frozenset(
@@ -40,7 +41,7 @@ class Orders:
 
     def _order(self, node: fx.Node) -> Any:
         """Return the image of each row, or None if it is unknown; for several values, a list."""
-        value, multiples = node.meta.get("value"), node.meta.get("batch")
+        value, multiples = facts_of(node).get("value"), facts_of(node).get("batch")
         if node.op == "placeholder":
             return torch.arange(BATCH, dtype=torch.int8)
         if not isinstance(value, Tensor | tuple | list) or not multiples:
@@ -58,7 +59,7 @@ class Orders:
 
     def _moved(self, node: fx.Node, value: Any, multiples: Any) -> Any:
         def carried(n: fx.Node) -> Any:
-            return _spread(self._known.get(n), n.meta["value"], n.meta.get("batch"))
+            return _spread(self._known.get(n), facts_of(n)["value"], facts_of(n).get("batch"))
 
         try:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), carried)

@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from i3dconvert.errors import LiftError, first_line
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.reading.batch import Multiples, PerSize, holds_batch, is_image, one_each, rows, rows_in, varies
 from i3dconvert.lift.reading.calls import CallRecorder
 from i3dconvert.lift.reading.copying import clear_caches, on_meta, without_hooks
@@ -313,7 +314,7 @@ def reason(error: Exception) -> str:
 def place(node: fx.Node) -> str:
     """Return where in the network a node of its graph is, for messages."""
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
-    return f"{target} in {node.meta.get('scope') or 'the network itself'}"
+    return f"{target} in {facts_of(node).get('scope') or 'the network itself'}"
 
 
 __all__ = [

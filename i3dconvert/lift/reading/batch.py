@@ -1,4 +1,4 @@
-"""Axes that follow the batch: found by runs with several batch sizes, and stored as `meta["batch"]` of nodes."""
+"""Axes that follow the batch: found by runs with several batch sizes, and stored as the fact `batch` of nodes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, fx
+
+from i3dconvert.lift.facts import facts_of
 
 Multiples = Any
 """The ratio of each axis of a tensor to the batch; 0 if it does not follow the batch. Nested like the value."""
@@ -17,8 +19,8 @@ class PerSize(int):
 
 def rows(node: Any) -> int:
     """Return how many rows a tensor has for each image of the batch; 0 if its first axis does not follow the batch."""
-    value = node.meta.get("value") if isinstance(node, fx.Node) else None
-    return rows_in(value, node.meta["batch"]) if isinstance(value, Tensor) else 0
+    value = facts_of(node).get("value") if isinstance(node, fx.Node) else None
+    return rows_in(value, facts_of(node)["batch"]) if isinstance(value, Tensor) else 0
 
 
 def rows_in(value: Any, multiples: Multiples) -> int:
@@ -28,7 +30,7 @@ def rows_in(value: Any, multiples: Multiples) -> int:
 
 def is_image(node: Any) -> bool:
     """Return whether a value, or each of several, is `(batch, C, H, W)`, so that it has a clip layout."""
-    value, multiples = node.meta["value"], node.meta["batch"]
+    value, multiples = facts_of(node)["value"], facts_of(node)["batch"]
     if isinstance(value, tuple | list):
         return bool(value) and all(_is_image(*pair) for pair in zip(value, multiples, strict=True))
     return _is_image(value, multiples)
@@ -45,12 +47,12 @@ def one_each(value: Any, multiples: Multiples) -> bool:
 
 def varies(node: fx.Node) -> bool:
     """Return whether a value, or one of several, has an axis that follows the batch, unlike tables of positions."""
-    return any(any(multiples) for multiples in _of_tensors(node.meta["value"], node.meta["batch"]))
+    return any(any(multiples) for multiples in _of_tensors(facts_of(node)["value"], facts_of(node)["batch"]))
 
 
 def holds_batch(node: fx.Node) -> bool:
     """Return whether a value is, or has, a size that follows the batch."""
-    value, multiples = node.meta["value"], node.meta["batch"]
+    value, multiples = facts_of(node)["value"], facts_of(node)["batch"]
     if isinstance(value, tuple):
         return bool(value) and bool(multiples) and bool(multiples[0])
     return any(multiples) if isinstance(value, Tensor) else bool(multiples)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.reading.batch import PerSize
 from i3dconvert.lift.reading.deciding import by_mode, decided
 from i3dconvert.lift.reading.merging import ByMode, Cast, OfDtype, OfImage
@@ -36,7 +37,7 @@ _SIZES = ("size", "stride", "numel", "nelement", "__len__")
 
 @dataclass(frozen=True)
 class CallOf:
-    """A call of the module `name` inside the call `parent`; `meta["call"]` of its nodes is its index."""
+    """A call of the module `name` inside the call `parent`; the fact `call` of its nodes is its index."""
 
     name: str
     parent: int
@@ -107,7 +108,7 @@ class GraphOf:
         kept = set(self.graph.nodes)
         last: dict[int, fx.Node] = {}
         for node in self.graph.nodes:
-            number = node.meta["call"]
+            number = facts_of(node)["call"]
             while number >= 0:
                 last[number] = node
                 number = self._calls[number].parent
@@ -144,7 +145,7 @@ class GraphOf:
         self.inside = decision.call
         operands = mapped(decision.operands, self.value)
         nodes = [operand for operand in operands if isinstance(operand, fx.Node)]
-        if not nodes or (all(node.meta.get("batch") for node in nodes) and decision.operation in ("eq", "ne")):
+        if not nodes or (all(facts_of(node).get("batch") for node in nodes) and decision.operation in ("eq", "ne")):
             return
         self.call(decided, (decision.result, decision.operation, operands, decision.line), None, decision.scope)
 
@@ -156,7 +157,7 @@ class GraphOf:
             return self.reference(value)
         if isinstance(value, Cast):
             node = self.reference(value.ref)
-            known, times = node.meta["value"], value.times
+            known, times = facts_of(node)["value"], value.times
             if type(known) is not value.kind:
                 node = self.call(value.kind, (node,), value.kind(known), like=node)
             return node if times == 1 else self.multiple_of(node, times)
@@ -169,32 +170,34 @@ class GraphOf:
             node = self.of_image(value.name)
             return self.method(node, value.method) if value.method else node
         if isinstance(value, OfDtype):
-            limits = torch.finfo(self.nodes[0].meta["value"].dtype)
+            limits = torch.finfo(facts_of(self.nodes[0])["value"].dtype)
             info = self.call(torch.finfo, (self.of_image("dtype"),), limits)
             limit = self.call(getattr, (info, value.name), getattr(limits, value.name))
             return (
                 limit
                 if value.times == 1
-                else self.call(operator.mul, (limit, value.times), limit.meta["value"] * value.times)
+                else self.call(operator.mul, (limit, value.times), facts_of(limit)["value"] * value.times)
             )
         return value
 
     def of_image(self, name: str) -> fx.Node:
         image = self.nodes[0]
-        return self.once(("image", name), lambda: self.call(getattr, (image, name), getattr(image.meta["value"], name)))
+        return self.once(
+            ("image", name), lambda: self.call(getattr, (image, name), getattr(facts_of(image)["value"], name))
+        )
 
     def multiple_of(self, node: fx.Node, times: Fraction) -> fx.Node:
         """Return a node for the number `node`, multiplied by `times`."""
-        value, more = node.meta["value"], times.denominator == 1
+        value, more = facts_of(node)["value"], times.denominator == 1
         factor, operation = (times.numerator, operator.mul) if more else (times.denominator, operator.floordiv)
         new = self.call(operation, (node, factor), operation(value, factor), like=node)
-        batch = node.meta["batch"]
-        new.meta["batch"] = type(batch)(operation(batch, factor))
+        batch = facts_of(node)["batch"]
+        facts_of(new)["batch"] = type(batch)(operation(batch, factor))
         return new
 
     def method(self, node: fx.Node, name: str) -> fx.Node:
         """Return a call of a method without arguments on a value that is not a tensor."""
-        value = getattr(node.meta["value"], name)()
+        value = getattr(facts_of(node)["value"], name)()
         return self.once((node, name), lambda: self.finish(self.graph.call_method(name, (node,)), "", value))
 
     def once(self, key: Any, make: Any) -> fx.Node:
@@ -219,9 +222,9 @@ class GraphOf:
         return node
 
     def part(self, node: fx.Node, part: Any) -> fx.Node:
-        new = self.call(operator.getitem, (node, part), node.meta["value"][part], node.meta["scope"])
-        batch = node.meta.get("batch")
-        new.meta["batch"] = batch[part] if isinstance(batch, tuple | dict) else 0
+        new = self.call(operator.getitem, (node, part), facts_of(node)["value"][part], facts_of(node)["scope"])
+        batch = facts_of(node).get("batch")
+        facts_of(new)["batch"] = batch[part] if isinstance(batch, tuple | dict) else 0
         return new
 
     def size(self, ref: Ref, row: Row) -> fx.Node:
@@ -232,7 +235,7 @@ class GraphOf:
 
         def read() -> fx.Node:
             node = self.finish(self.graph.call_method(name, (source, *rest)), row.scope, values[0])
-            node.meta["batch"] = self.multiple(values)
+            facts_of(node)["batch"] = self.multiple(values)
             return node
 
         return self.once((name, source, rest), read)
@@ -244,7 +247,7 @@ class GraphOf:
         node = self.of_kind(row, index)
         if node is not None:
             self.finish(node, row.scope, row.value)
-            node.meta["batch"] = self.of_batch(values)
+            facts_of(node)["batch"] = self.of_batch(values)
         return node
 
     def of_kind(self, row: Row, index: int) -> fx.Node | None:
@@ -282,18 +285,20 @@ class GraphOf:
 
     def call(self, function: Any, args: Any, value: Any, scope: str = "", like: fx.Node | None = None) -> fx.Node:
         node = self.finish(self.graph.call_function(function, args), scope, value)
-        node.meta["batch"] = like.meta.get("batch", 0) if like is not None else 0
+        facts_of(node)["batch"] = facts_of(like).get("batch", 0) if like is not None else 0
         return node
 
     def detached(self, node: fx.Node) -> fx.Node:
         """Detach a value that was computed without gradients, for use with gradients."""
-        new = self.finish(self.graph.call_method("detach", (node,)), node.meta["scope"], node.meta["value"].detach())
-        new.meta["batch"] = node.meta["batch"]
+        new = self.finish(
+            self.graph.call_method("detach", (node,)), facts_of(node)["scope"], facts_of(node)["value"].detach()
+        )
+        facts_of(new)["batch"] = facts_of(node)["batch"]
         return new
 
     def finish(self, node: fx.Node, scope: str, value: Any = None) -> fx.Node:
         call = self._calls[self.inside].parent if node.op == "call_module" else self.inside
-        node.meta |= {"value": value, "scope": scope, "batch": 0, "call": call}
+        facts_of(node).update({"value": value, "scope": scope, "batch": 0, "call": call})
         return node
 
     # The batch.

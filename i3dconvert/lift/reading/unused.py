@@ -6,6 +6,7 @@ import operator
 
 from torch import Tensor, fx
 
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.reading.deciding import decided
 from i3dconvert.lift.reading.views import written
 
@@ -17,7 +18,7 @@ def drop_unused(graph: fx.Graph) -> None:
     for node in reversed(graph.nodes):
         pure = node.op == "get_attr" or (node.op == "call_method" and node.target in _PURE)
         if node.op == "call_function":
-            pure = node.target is operator.getitem or not isinstance(node.meta["value"], Tensor)
+            pure = node.target is operator.getitem or not isinstance(facts_of(node)["value"], Tensor)
             pure = (pure and node.target is not decided) or node.target is written
-        if not node.users and pure and not isinstance(node.meta["value"], tuple | list | dict):
+        if not node.users and pure and not isinstance(facts_of(node)["value"], tuple | list | dict):
             graph.erase_node(node)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from i3dconvert.errors import LiftError
+from i3dconvert.lift.facts import Facts
 from i3dconvert.lift.forms import FRAMES, Form, clips_in, converted, enter, leave
 from i3dconvert.lift.tree.calling import Tree, call, forms, kind, tree_in
 from i3dconvert.lift.tree.code import Code
@@ -94,7 +95,7 @@ class Chain(Tree, nn.Sequential):
         nn.Sequential.__init__(self, *modules)
         self._i3d_takes: Form = None
         self._i3d_gives: Form = None
-        self._i3d_facts: dict[str, dict[str, Any]] = {}
+        self._i3d_facts: dict[str, Facts] = {}
 
     def _i3d_borders(self) -> tuple[list[Form] | None, Form]:
         """Return the forms of its input and output; those of its children if the network does not call it."""

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from torch import fx, nn
 
 from i3dconvert.lift import layout
+from i3dconvert.lift.facts import Facts, facts_of, kept_facts
 from i3dconvert.lift.forms import Form, can_cross
 from i3dconvert.lift.tree.calling import forms, varies
-from i3dconvert.lift.tree.code import Code, clips_of, facts
+from i3dconvert.lift.tree.code import Code, clips_of
 
 if TYPE_CHECKING:
     from i3dconvert.lift.tree.cutting import Cutting
@@ -30,7 +31,7 @@ class ChainOf:
 
     takes: Form
     gives: Form
-    facts: dict[str, dict[str, Any]]
+    facts: dict[str, Facts]
 
 
 class Inline(Exception):
@@ -68,7 +69,7 @@ class Body:
             self._finish()
         if not self.start.users:
             self.graph.erase_node(self.start)
-        elif not any(varies(node.meta["form"]) for node in self.placeholders()):
+        elif not any(varies(facts_of(node)["form"]) for node in self.placeholders()):
             self._say_clips()
 
     def placeholders(self) -> list[fx.Node]:
@@ -97,7 +98,7 @@ class Body:
         name = name if name != "clips" and name not in taken else f"{name}_{len(taken)}"
         with self.graph.inserting_before(self.start):
             placeholder = self.graph.placeholder(name)
-        placeholder.meta["form"] = form
+        facts_of(placeholder)["form"] = form
         return placeholder
 
     def _know(self, value: Any, node: fx.Node, path: tuple[Any, ...]) -> None:
@@ -117,7 +118,7 @@ class Body:
         """Add N as an input if no other input determines it."""
         with self.graph.inserting_before(self.start):
             clips = self.graph.placeholder("clips")
-        clips.meta["form"] = "plain"
+        facts_of(clips)["form"] = "plain"
         assert self.of.clips is not None
         self.beside["clips"] = self.of.clips
         self.start.replace_all_uses_with(clips)
@@ -151,11 +152,11 @@ class Body:
             self.inputs.append((str(node.target), node))
         else:
             new = self.graph.create_node(node.op, target, args, kwargs, node.name)
-        new.meta |= facts(node)
+        facts_of(new).update(kept_facts(node))
         if node.op == "call_module":
-            new.meta["takes"] = [_form(arg) for arg in node.args]
-            new.meta["gives"] = node.meta.get("form")
-            new.meta["kind"] = type(self.of.layers[str(node.target)]).__qualname__
+            facts_of(new)["takes"] = [_form(arg) for arg in node.args]
+            facts_of(new)["gives"] = facts_of(node).get("form")
+            facts_of(new)["kind"] = type(self.of.layers[str(node.target)]).__qualname__
         self.env[node] = new
 
     def _target(self, node: fx.Node) -> str | None:
@@ -177,7 +178,7 @@ class Body:
         beside: dict[str, Any] = {key: self.local(node) for key, node in child.beside.items()}
         new = self.graph.create_node("call_module", name, args, beside, name.replace(".", "_"))
         takes = [_form(value) for _, value in child.inputs]
-        new.meta |= {"takes": takes, "gives": child.gives, "block": True, "form": child.gives}
+        facts_of(new).update({"takes": takes, "gives": child.gives, "block": True, "form": child.gives})
         self._know(child.call.output, new, ())
 
     # Values.
@@ -192,10 +193,10 @@ class Body:
             self.env[node] = self._made_here(node)
             return self.env[node]
         if node.op != "get_attr" and self.of.inside(node, self.number):
-            inner = self.of.around[node.meta.get("call", 0)]
+            inner = self.of.around[facts_of(node).get("call", 0)]
             child = inner[inner.index(self.number) + 1] if inner[-1] != self.number else self.number
             raise Inline(child, f"{node.name} is used outside of it but is not its output")
-        form = node.meta.get("form", "plain" if node.meta.get("plain") or node.op == "get_attr" else None)
+        form = facts_of(node).get("form", "plain" if facts_of(node).get("plain") or node.op == "get_attr" else None)
         if not can_cross(form):
             raise Inline(self.number, f"it uses {node.name}, which does not determine N and T")
         placeholder = self._placeholder(node.name, form)
@@ -225,7 +226,7 @@ class Body:
         else:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.local)
             new = self.graph.create_node(node.op, node.target, args, kwargs, node.name)
-        new.meta |= facts(node)
+        facts_of(new).update(kept_facts(node))
         return new
 
     def _once(self, node: fx.Node, part: Any) -> fx.Node:
@@ -233,10 +234,10 @@ class Body:
             if user.target is operator.getitem and user.args[1] == part:
                 return user
         new = self.graph.call_function(operator.getitem, (node, part))
-        form = node.meta.get("form")
-        new.meta["form"] = form[part] if isinstance(form, list | dict) else form
-        if new.meta["form"] == "plain":
-            new.meta["plain"] = True
+        form = facts_of(node).get("form")
+        facts_of(new)["form"] = form[part] if isinstance(form, list | dict) else form
+        if facts_of(new)["form"] == "plain":
+            facts_of(new)["plain"] = True
         return new
 
     # Sequential.
@@ -247,8 +248,8 @@ class Body:
         if type(module).forward is not nn.Sequential.forward or len(self.inputs) != 1 or self.beside:
             return None
         (value,) = self.placeholders()
-        takes = form = value.meta["form"]
-        known: dict[str, dict[str, Any]] = {}
+        takes = form = facts_of(value)["form"]
+        known: dict[str, Facts] = {}
         names = [name for name, _ in module.named_children()]
         for node in self.graph.nodes:
             if node.op == "placeholder" or node.target in (layout.fold, layout.unfold, clips_of):
@@ -261,12 +262,12 @@ class Body:
             ours = node.op == "call_module" and names and node.target == names.pop(0)
             if not ours or given is not value or len(node.args) != 1 or node.kwargs:
                 return None
-            if not node.meta.get("block"):
+            if not facts_of(node).get("block"):
                 layer = self.of.layers.get(f"{self.call.name}.{node.target}".lstrip("."))
-                if layer is None or forms(layer, [form], node.meta["gives"])[1] != node.meta["gives"]:
+                if layer is None or forms(layer, [form], facts_of(node)["gives"])[1] != facts_of(node)["gives"]:
                     return None
-            known[str(node.target)] = facts(node)
-            value, form = node, node.meta["gives"]
+            known[str(node.target)] = kept_facts(node)
+            value, form = node, facts_of(node)["gives"]
         return None
 
 
@@ -275,7 +276,7 @@ def _is_made_again(node: fx.Node) -> bool:
         return node.target in _SIZES
     home = getattr(node.target, "__module__", "")
     return node.op == "call_function" and (
-        node.target in _MADE_AGAIN or (home == "_operator" and node.meta.get("form") == "plain")
+        node.target in _MADE_AGAIN or (home == "_operator" and facts_of(node).get("form") == "plain")
     )
 
 
@@ -292,7 +293,7 @@ def _nodes(value: Any) -> Iterator[fx.Node]:
 def _form(value: Any) -> Form:
     """Return the form of a value of the flat graph."""
     if isinstance(value, fx.Node):
-        return value.meta.get("form", "plain" if value.meta.get("plain") else None)
+        return facts_of(value).get("form", "plain" if facts_of(value).get("plain") else None)
     if isinstance(value, tuple | list):
         return [_form(item) for item in value]
     if isinstance(value, dict):

@@ -17,15 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from i3dconvert.lift.facts import facts_of, kept_facts
 from i3dconvert.lift.forms import Form, enter, is_frames, leave, parts
 from i3dconvert.lift.reading.records import leaves, mapped
 from i3dconvert.lift.tree.calling import call
-
-FACTS = (
-    *("temporal", "layer", "like", "of_pairs", "scores", "plain", "beside_clips"),
-    *("form", "takes", "gives", "block", "kind", "given"),
-)
-"""The metadata of a node that are kept."""
 
 _NUMBERS = count()
 
@@ -61,7 +56,7 @@ class OfTorch:
 class Code:
     """A module's graph on inner values, and the forms in which values cross its border.
 
-    Its placeholders are the module's inputs, with their forms in `meta["form"]`; the first `positional` are the 2D
+    Its placeholders are the module's inputs, with their forms as facts; the first `positional` are the 2D
     module's own (`takes`), the others are values that its code uses besides them (`beside`).
     """
 
@@ -75,7 +70,7 @@ class Code:
     @staticmethod
     def form(node: fx.Node) -> Form:
         """Return the form of an input."""
-        return node.meta["form"]
+        return facts_of(node)["form"]
 
     @property
     def text(self) -> str:
@@ -154,22 +149,22 @@ class Code:
 
     def _call(self, graph: fx.Graph, node: fx.Node, clips: Any, args: Any, kwargs: Any) -> fx.Node:
         child = _child(graph, str(node.target))
-        takes, gives, options = node.meta["takes"], node.meta["gives"], {}
+        takes, gives, options = facts_of(node)["takes"], facts_of(node)["gives"], {}
         if kwargs:
-            options["beside" if node.meta.get("block") else "named"] = kwargs
+            options["beside" if facts_of(node).get("block") else "named"] = kwargs
         if takes != ["clip"] * len(args):
             options["takes"] = takes
         if gives != "clip":
             options["gives"] = gives
-        if "given" in node.meta:
-            options["as_it_is"] = node.meta["given"]
+        if "given" in facts_of(node):
+            options["as_it_is"] = facts_of(node)["given"]
         return graph.create_node("call_function", call, (child, clips, *args), options, variable(node.name))
 
     # A graph is pickled as rows, without torch.fx's own data.
 
     def __getstate__(self) -> dict[str, Any]:
         rows = [
-            (node.name, node.op, _named(node.target), *mapped((node.args, node.kwargs), _named), facts(node))
+            (node.name, node.op, _named(node.target), *mapped((node.args, node.kwargs), _named), kept_facts(node))
             for node in self.graph.nodes
         ]
         return {"rows": rows, "positional": self.positional, "gives": self.gives}
@@ -180,7 +175,7 @@ class Code:
         for name, op, target, args, kwargs, meta in state["rows"]:
             given, named = mapped((args, kwargs), lambda one: _found(one, nodes))
             nodes[name] = graph.create_node(op, _found(target, nodes), given, named, name)
-            nodes[name].meta |= meta
+            facts_of(nodes[name]).update(meta)
         self.__init__(graph, state["positional"], state["gives"])  # type: ignore[misc]
         self.compiled()
 
@@ -203,7 +198,7 @@ class Code:
                 node.op,
                 node.op != "placeholder" and str(node.target),
                 mapped((node.args, node.kwargs), placed),
-                facts(node),
+                kept_facts(node),
             )
             for node in self.graph.nodes
         ]
@@ -270,11 +265,6 @@ def _found(one: Any, nodes: Mapping[str, fx.Node]) -> Any:
     if isinstance(one, OfTorch):
         return one.found()
     return nodes[one.name] if isinstance(one, Name) else one
-
-
-def facts(node: fx.Node) -> dict[str, Any]:
-    """Return the part of a node's `meta` that is kept."""
-    return {key: node.meta[key] for key in FACTS if key in node.meta}
 
 
 def _says_clips(form: Form, path: tuple[Any, ...] = ()) -> tuple[tuple[Any, ...], int] | None:

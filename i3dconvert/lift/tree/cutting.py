@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from i3dconvert.lift import layout
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.reading import CallOf
 from i3dconvert.lift.tree.body import Body, ChainOf, Inline
 from i3dconvert.lift.tree.code import Code
@@ -76,7 +77,7 @@ class Cutting:
         open_calls: list[int] = []
         begun: set[int] = set()
         for node in self.graph.nodes:
-            path = self.around[node.meta.get("call", 0)] or [0]
+            path = self.around[facts_of(node).get("call", 0)] or [0]
             shared = 0
             while shared < min(len(path), len(open_calls)) and path[shared] == open_calls[shared]:
                 shared += 1
@@ -112,7 +113,7 @@ class Cutting:
         return self.bodies[number]
 
     def inside(self, node: fx.Node, number: int) -> bool:
-        return number in self.around[node.meta.get("call", 0)]
+        return number in self.around[facts_of(node).get("call", 0)]
 
     def relative(self, name: str, number: int) -> str | None:
         """Return a module's or tensor's name relative to the called module; None if it is outside of it."""

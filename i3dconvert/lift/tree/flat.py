@@ -12,10 +12,11 @@ from torch import fx, nn
 
 from i3dconvert.errors import LiftError
 from i3dconvert.lift import layout
+from i3dconvert.lift.facts import Facts, facts_of, kept_facts, without
 from i3dconvert.lift.forms import FRAMES, Form, is_frames
 from i3dconvert.lift.tree.blocks import Block, Chain
 from i3dconvert.lift.tree.calling import forms, kind, tree_in
-from i3dconvert.lift.tree.code import clips_of, facts
+from i3dconvert.lift.tree.code import clips_of
 from i3dconvert.recipes import Temporal
 
 
@@ -38,7 +39,7 @@ class Site:
     """The place of a child's call: the node's name and facts about it."""
 
     name: str
-    meta: dict[str, Any]
+    facts: Facts
 
 
 class _Flat:
@@ -52,7 +53,7 @@ class _Flat:
         assert code is not None
         given = next(node for node in code.graph.nodes if node.op == "placeholder")
         clip = self.graph.placeholder(str(given.target))
-        clip.meta |= facts(given)
+        facts_of(clip).update(kept_facts(given))
         self.graph.output(self.inline(self.network, "", [clip], {}))
         return self.graph
 
@@ -82,7 +83,7 @@ class _Flat:
         if node.op == "call_module":
             name = f"{prefix}{node.target}"
             module = submodule(block, str(node.target), name)
-            return self.call(Site(node.name, facts(node)), module, name, list(args), kwargs)
+            return self.call(Site(node.name, kept_facts(node)), module, name, list(args), kwargs)
         if node.target is operator.getitem and isinstance(args[0], tuple | list | dict):
             return args[0][args[1]]
         target = f"{prefix}{node.target}" if node.op == "get_attr" else node.target
@@ -90,15 +91,15 @@ class _Flat:
         if key is not None and key in self.converted:
             return self.converted[key]
         new = self.graph.create_node(node.op, target, args, kwargs, node.name)
-        new.meta |= facts(node)
+        facts_of(new).update(kept_facts(node))
         if key is not None:
             self.converted[key] = new
         return new
 
     def call(self, node: Site, module: nn.Module, name: str, args: list[Any], kwargs: Any) -> Any:
         """Inline or add a call of a child, like `calling.call`."""
-        takes, gives = node.meta["takes"], node.meta["gives"]
-        if node.meta.get("given") == type(module).__qualname__:
+        takes, gives = node.facts["takes"], node.facts["gives"]
+        if node.facts.get("given") == type(module).__qualname__:
             return self.layer(node, module, name, args, kwargs, gives)
         wanted, given = forms(module, takes, gives)
         args = [self.as_form(*each) for each in zip(args, takes, wanted, strict=True)]
@@ -118,14 +119,14 @@ class _Flat:
     def chain(self, chain: Chain, name: str, value: Any, form: Form) -> tuple[Any, Form]:
         for key, child in chain.named_children():
             _, given = forms(child, [form])
-            known = chain._i3d_facts.get(key, {}) | {"takes": [form], "gives": given}
+            known: Facts = {**chain._i3d_facts.get(key, {}), "takes": [form], "gives": given}
             value, form = self.call(Site(f"{name}.{key}", known), child, f"{name}.{key}", [value], {}), given
         wanted = form if chain._i3d_gives is None else chain._i3d_gives
         return self.as_form(value, form, wanted), wanted
 
     def layer(self, node: Site, module: nn.Module, name: str, args: Any, kwargs: Any, gives: Form) -> fx.Node:
         new = self.graph.create_node("call_module", name, tuple(args), kwargs, node.name)
-        new.meta |= _facts_now(module, node.meta) | {"form": gives}
+        facts_of(new).update({**_facts_now(module, node.facts), "form": gives})
         return new
 
     def as_form(self, value: Any, is_in: Form, wanted: Form) -> Any:
@@ -149,7 +150,7 @@ class _Flat:
         key = ("call_function", function, *args)
         if key not in self.converted:
             self.converted[key] = self.graph.call_function(function, args)
-            self.converted[key].meta["form"] = form
+            facts_of(self.converted[key])["form"] = form
         return self.converted[key]
 
 
@@ -163,14 +164,14 @@ def submodule(block: nn.Module, path: str, name: str) -> nn.Module:
     return found
 
 
-def _facts_now(module: nn.Module, known: dict[str, Any]) -> dict[str, Any]:
+def _facts_now(module: nn.Module, known: Facts) -> Facts:
     """Return the facts about a call; for a replaced layer, those of the new one along time."""
     modules = list(module.modules())
     if any(cls.__qualname__ == known.get("kind") for inner in modules for cls in type(inner).__mro__):
         if type(module) not in _OVER_TIME:
             return known
     else:
-        known = {key: value for key, value in known.items() if key not in ("temporal", "layer", "scores", "like")}
+        known = without(known, "temporal", "layer", "scores", "like")
     layer: Any = next((inner for inner in modules if isinstance(inner, _OVER_TIME)), None)
     if layer is None:
         return known

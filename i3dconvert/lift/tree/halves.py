@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from i3dconvert.lift import layout
+from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.forms import can_cross
 from i3dconvert.lift.tree.code import Code, clips_of
 
@@ -13,13 +14,13 @@ def halves(code: Code, children: set[str]) -> tuple[Code, Code] | None:
     """Split `code` at the output of the last call of one of `children`; None if more values cross."""
     nodes = list(code.graph.nodes)
     calls = [node for node in nodes if node.op == "call_module" and node.target in children]
-    if not calls or not can_cross(calls[-1].meta["gives"]):
+    if not calls or not can_cross(facts_of(calls[-1])["gives"]):
         return None
     border, place = calls[-1], nodes.index(calls[-1]) + 1
     first, second = _copied(nodes[:place], None), _copied(nodes[place:], border)
     if first is None or second is None:
         return None
-    return Code(first, code.positional, border.meta["gives"]), Code(second, 1, code.gives)
+    return Code(first, code.positional, facts_of(border)["gives"]), Code(second, 1, code.gives)
 
 
 def _copied(nodes: list[fx.Node], given: fx.Node | None) -> fx.Graph | None:
@@ -28,7 +29,7 @@ def _copied(nodes: list[fx.Node], given: fx.Node | None) -> fx.Graph | None:
     env: dict[fx.Node, fx.Node] = {}
     if given is not None:
         env[given] = graph.placeholder("features")
-        env[given].meta["form"] = given.meta["gives"]
+        facts_of(env[given])["form"] = facts_of(given)["gives"]
     for node in nodes:
         for used in node.all_input_nodes:
             if used not in env:
