@@ -111,8 +111,8 @@ class Network3d(Block):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a state dict of this network; raises `CheckpointError` for one of the 2D network."""
         own, fillings = self.state_dict(), inflation_of(self).fillings
-        flat = (getattr(state_dict.get(key), "ndim", None) == own[key].ndim - 1 for key in fillings if key in own)
-        if strict and any(flat):
+        flat = [getattr(state_dict.get(key), "ndim", None) == own[key].ndim - 1 for key in fillings if key in own]
+        if strict and flat and all(flat):
             raise CheckpointError(
                 "this is a state dict of the 2D network: give it to inflate(…, weights=), or load it into the 2D "
                 "module and inflate that"
