@@ -1,4 +1,4 @@
-"""Check that a 2D network treats each image independently; otherwise a clip's frames have no defined value."""
+"""Check that a 2D network's output for an image depends on that image alone; otherwise a frame has no defined value."""
 
 from __future__ import annotations
 
@@ -7,43 +7,63 @@ from torch import Tensor, nn
 
 from i3dconvert.comparison.forward import evaluating, outputs, relative_error
 
-TOLERANCE = 1e-3
+TOLERANCE = 1e-5
 """The largest relative difference between an image's output in a batch and alone."""
 
 
 def mixing(model: nn.Module, images: Tensor) -> str:
-    """Return how the output of the first of two `images` `(2, C, H, W)` depends on the second; empty if it does not.
+    """Return how the output for one of two `images` `(2, C, H, W)` depends on the other, or on earlier calls.
 
-    Runs in eval mode. Networks that draw random numbers or do not run on the images are skipped. A difference in the
-    network's own dtype is checked again in float64, as rounding errors may grow.
+    Returns an empty string if it does not. Runs in eval mode, with a second image of another mean and contrast, so
+    that statistics over the batch show. Networks that draw random numbers or do not run on the images are skipped. A
+    difference in the network's own dtype is checked again in float64, as rounding errors may grow.
     """
     tensor = next((p for p in model.parameters() if p.is_floating_point()), images)
+    images = torch.stack([images[0], 3 * images[1] + 1])
+    reason = ""
     for dtype in dict.fromkeys((tensor.dtype, torch.float64)):
         try:
-            error = _error(model, images.to(tensor.device, dtype), dtype)
+            reason = _difference_alone(model, images.to(tensor.device, dtype), dtype)
         except Exception:  # noqa: BLE001 - a user's network may raise anything; reading it reports that
             return ""
+        if not reason:
+            return ""
+    return reason
+
+
+def _difference_alone(model: nn.Module, images: Tensor, dtype: torch.dtype) -> str:
+    def run(batch: Tensor, seed: int = 0) -> list[Tensor]:
+        torch.manual_seed(seed)
+        return outputs(model(batch.clone()))
+
+    devices = [images.device] if images.is_cuda else []
+    with evaluating(model, dtype, device=str(images.device)), torch.random.fork_rng(devices):
+        together = run(images)
+        error = max(_difference(together, run(images[i : i + 1]), i) for i in range(2))
         if error <= TOLERANCE:
             return ""
+        if _differ(run(images), together):
+            return (
+                "the 2D network's output changes from call to call (its forward pass keeps a number or a tensor, such "
+                "as a counter), so a frame has no defined value"
+            )
+        if _differ(run(images, seed=1), together):
+            return ""  # it draws random numbers
     return (
         f"the 2D network mixes the images of a batch: an image's output depends on the other images "
         f"(relative error {error:.1g}), so a frame has no defined value"
     )
 
 
-def _error(model: nn.Module, images: Tensor, dtype: torch.dtype) -> float:
-    with evaluating(model, dtype, device=str(images.device)):
-        together, alone = outputs(model(images.clone())), outputs(model(images[:1].clone()))
-        error = _difference(together, alone)
-        if error > TOLERANCE and _difference(outputs(model(images.clone())), together, 2) > 0:
-            return 0.0  # it draws random numbers
-    return error
+def _differ(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    return any(not torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(ours, theirs, strict=True))
 
 
-def _difference(together: list[Tensor], alone: list[Tensor], rows: int = 1) -> float:
+def _difference(together: list[Tensor], alone: list[Tensor], index: int) -> float:
+    """Return the relative error of the image at `index` of a batch of two, alone; outputs without a batch are 0."""
     errors = [
-        float("inf") if both.isfinite().all() and not one.isfinite().all() else relative_error(one, both[:rows])
+        float("inf") if both.isfinite().all() and not one.isfinite().all() else relative_error(one, both[index, None])
         for both, one in zip(together, alone, strict=True)
-        if both.dim() and len(both) == 2 and len(one) == rows and one.shape[1:] == both.shape[1:] and one.numel()
+        if both.dim() and len(both) == 2 and len(one) == 1 and one.shape[1:] == both.shape[1:] and one.numel()
     ]
     return max((error for error in errors if error == error), default=0.0)

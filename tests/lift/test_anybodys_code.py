@@ -14,11 +14,10 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from i3dconvert import inflate, optimize, save, verify
+from i3dconvert import inflate, optimize, save
 from i3dconvert.checkpoint import read
 from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import FramesError, I3DWarning, LiftError
-from i3dconvert.verification import Settings
 
 Forward = Callable[[Any, Tensor], Any]
 
@@ -425,26 +424,6 @@ def test_attention_that_can_not_see_other_frames_says_so(forward: Forward) -> No
         assert relative_error(network(clip[:1]), network(clip)[:1]) <= 1e-12
 
 
-@pytest.mark.parametrize("by", ["inflate", "verify"])
-def test_a_network_that_mixes_the_images_of_a_batch_is_refused(by: str) -> None:
-    def forward(net: Any, x: Tensor) -> Tensor:
-        y = net.c(x).mean((2, 3))
-        return y - y.mean(0) if net.mixing else y
-
-    model: Any = Net(forward)
-    model.mixing = by == "inflate"
-    if by == "inflate":
-        with pytest.raises(LiftError, match="mixes the images of a batch"):
-            inflate(model, "c2d", size=16)
-        return
-    network = inflate(model, "c2d", size=16)
-    model.mixing = True
-    report = verify(model, network, Settings(frames=2))
-    assert report.checks[-1].name == "each image by itself"
-    assert not report.checks[-1].passed
-    assert not report.layers
-
-
 @pytest.mark.parametrize(
     ("model", "said"),
     [
@@ -592,15 +571,6 @@ def test_sizes_beyond_those_that_were_tried_are_warned_of_once(
     ]
     save(network, tmp_path / "net.safetensors")
     assert read(tmp_path / "net.safetensors")[0].inflation.tried == ((8, 64), (4, 64))
-
-
-def test_statistics_that_one_image_does_not_have_mix_the_batch() -> None:
-    def deviation(net: Any, x: Tensor) -> Tensor:
-        y = net.d(net.c(x))
-        return torch.cat([y, y.std(0).mean().expand(len(y), 1, *y.shape[2:])], 1)
-
-    with pytest.raises(LiftError, match="mixes the images of a batch"):
-        inflate(Net(deviation), size=16)
 
 
 def test_a_value_of_the_networks_own_tensors_is_not_baked_in() -> None:

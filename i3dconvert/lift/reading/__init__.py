@@ -308,6 +308,8 @@ def reason(error: Exception) -> str:
     """Return in one line why something failed; reworded if the number of a result's elements depends on the data."""
     if any(words in str(error) for words in ("register_meta", "meta tensor", "data-dependent", "Meta backend")):
         return "the shape of its result depends on the data, not only on shapes, which a graph can't represent"
+    if "no fake impl" in str(error):
+        return "torch can't tell the shape of its result from its inputs' shapes, which a graph needs"
     return first_line(error)
 
 

@@ -18,11 +18,17 @@ _OF = {
     "module": "depends on the data",
 }
 
+_FINITE = {
+    **dict.fromkeys((torch.isfinite, Tensor.isfinite), True),
+    **dict.fromkeys((torch.isnan, Tensor.isnan, torch.isinf, Tensor.isinf), False),
+}
+"""Questions that code asks to refuse images that are not finite; the answers for finite ones."""
+
 
 def value_of(rows: Sequence[Row], ref: Any, known: dict[int, Any]) -> Any:
     """Return the value of `ref`, computed on the CPU if it is a row's; `known` caches the values of rows.
 
-    Raises `LiftError` if it depends on the image, the network's tensors or random numbers.
+    Raises `LiftError` if it depends on the image, the network's tensors or random numbers. Tensors count as finite.
     """
     if not isinstance(ref, Ref):
         return _CPU if isinstance(ref, torch.device) else ref
@@ -39,6 +45,8 @@ def _computed(rows: Sequence[Row], row: Row, known: dict[int, Any]) -> Any:
         return row.value
     if row.kind == "constant":
         return row.args[0]
+    if row.target in _FINITE:
+        return torch.full(row.value.shape, _FINITE[row.target])
     if row.kind != "call":
         raise LiftError(_OF[row.kind].format(row.target))
 

@@ -1,0 +1,84 @@
+"""A frame has a value only if the 2D network's output for an image depends on that image alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from i3dconvert import inflate, verify
+from i3dconvert.comparison.forward import relative_error
+from i3dconvert.errors import LiftError
+from i3dconvert.verification import Settings
+from tests.lift.test_anybodys_code import Net, clip_of, framewise
+
+
+@pytest.mark.parametrize("by", ["inflate", "verify"])
+def test_a_network_that_mixes_the_images_of_a_batch_is_refused(by: str) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        y = net.c(x).mean((2, 3))
+        return y - y.mean(0) if net.mixing else y
+
+    model: Any = Net(forward)
+    model.mixing = by == "inflate"
+    if by == "inflate":
+        with pytest.raises(LiftError, match="mixes the images of a batch"):
+            inflate(model, "c2d", size=16)
+        return
+    network = inflate(model, "c2d", size=16)
+    model.mixing = True
+    report = verify(model, network, Settings(frames=2))
+    assert report.checks[-1].name == "each image by itself"
+    assert not report.checks[-1].passed
+    assert not report.layers
+
+
+def _deviation(net: Any, x: Tensor) -> Tensor:
+    y = net.d(net.c(x))
+    return torch.cat([y, y.std(0).mean().expand(len(y), 1, *y.shape[2:])], 1)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        _deviation,
+        lambda net, x: net.d(net.c(x) - torch.quantile(net.c(x), 0.5)),
+        lambda net, x: net.d(net.c(x) / net.c(x).std()),
+        lambda net, x: net.d(net.c(x) / net.c(x).abs().max()),
+        lambda net, x: net.d(net.c(x)).cumsum(0),
+    ],
+    ids=["minibatch deviation", "quantile", "deviation", "maximum", "sum over earlier images"],
+)
+def test_values_of_the_whole_batch_mix_its_images(forward: Any) -> None:
+    with pytest.raises(LiftError, match="mixes the images of a batch"):
+        inflate(Net(forward), size=16)
+
+
+def test_a_network_that_counts_its_calls_is_refused() -> None:
+    def counted(net: Any, x: Tensor) -> Tensor:
+        net.calls += 1
+        return net.d(net.c(x)) * net.calls
+
+    def grown(net: Any, x: Tensor) -> Tensor:
+        net.scale.mul_(1.5)
+        return net.d(net.c(x)) * net.scale
+
+    for forward, attribute, value in ((counted, "calls", 0), (grown, "scale", torch.ones(1))):
+        model = Net(forward)
+        model.__dict__[attribute] = value
+        with pytest.raises(LiftError, match="changes from call to call"):
+            inflate(model, size=16)
+
+
+def test_questions_for_finite_values_are_answered_for_finite_images() -> None:
+    def checked(net: Any, x: Tensor) -> Tensor:
+        y = net.c(x)
+        assert torch.isfinite(y).all()
+        if y.isnan().any() or torch.isinf(y).sum().item() > 0:
+            raise ValueError("the image is not finite")
+        return net.d(y)
+
+    model, clip = Net(checked), clip_of(2, 2, 16)
+    assert relative_error(framewise(model, clip), inflate(model, "c2d", size=16)(clip)) <= 1e-12
