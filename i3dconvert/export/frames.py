@@ -97,6 +97,8 @@ class OverFrames:
         self.usual = _usual_lengths(network, self.source)
         self.constants: dict[fx.Node, Any] = {}
         self.clips: fx.Node
+        self.images: dict[fx.Node, fx.Node] = {}
+        """The number of clips at nodes on clips of which each clip of the network has several (windows, heads)."""
 
     def run(self) -> Straight:
         for node in self.source.nodes:
@@ -135,16 +137,25 @@ class OverFrames:
         if source is None or facts_of(node).get("plain"):
             return self.copy(node)
         if layout.is_size(node) and source in self.on_clips:
-            return self.clips if node.args[1] == 0 else self.lengths[source]
+            return self.clips_at(source) if node.args[1] == 0 else self.lengths[source]
         self.lengths[node] = self.lengths[source]
         if node.target is layout.fold:
             return self.env[source]
         if node.target is layout.unfold:
             self.on_clips.add(node)
             return self.env[source]
+        if node.target is layout.clips_of_rows:
+            self.on_clips.add(node)
+            clip = self.copy(node)
+            self.images[node] = self.graph.call_method("size", (clip, 0))
+            return self.graph.call_function(layout.fold, (clip,))
+        if node.target is layout.rows_of_clips:
+            return self.copy(node, self.as_given)
         if not any(n in self.on_clips for n in node.all_input_nodes):
             return self.copy(node)
         self.on_clips.add(node)
+        if source in self.images:
+            self.images[node] = self.images[source]
         if node.op == "call_module":
             return self.layer(node, source)
         name = getattr(node.target, "__name__", str(node.target))
@@ -162,7 +173,11 @@ class OverFrames:
         if node.target is layout.together:
             return self.graph.call_function(layout.together, fx.node.map_arg(node.args, self.as_given))
         new = self.env[node]
-        return self.graph.call_function(layout.unfold, (new, self.clips)) if node in self.on_clips else new
+        return self.graph.call_function(layout.unfold, (new, self.clips_at(node))) if node in self.on_clips else new
+
+    def clips_at(self, node: fx.Node) -> fx.Node:
+        """Return the number of clips in the value of a node on clips."""
+        return self.images.get(node, self.clips)
 
     def copy(self, node: fx.Node, value: Callable[[fx.Node], fx.Node] | None = None) -> fx.Node:
         """Copy a node with other arguments, by default the values on frames."""
@@ -247,11 +262,11 @@ class OverFrames:
         name = name if name not in self.modules else f"{name}_{node.name}"  # a layer that is called twice
         self.modules[name], self.lengths[node] = module, after
         if not isinstance(module, MinimalConv):
-            return self.graph.call_module(name, (frames, self.clips, before, after))
+            return self.graph.call_module(name, (frames, self.clips_at(node), before, after))
         form = (before, module.m, module.replicate)
         if form not in self.transforms:
             self.transforms[form] = self.graph.call_function(minimal_transforms, (frames, *form))
-        return self.graph.call_module(name, (frames, self.clips, before, self.transforms[form]))
+        return self.graph.call_module(name, (frames, self.clips_at(node), before, self.transforms[form]))
 
 
 def _computed(network: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:

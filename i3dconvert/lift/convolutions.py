@@ -69,5 +69,5 @@ def _why_flat(node: fx.Node, flat: bool) -> str:
     if others:
         return "it is called with more than one input"
     if not one_each(facts_of(image)["value"], facts_of(image)["batch"]):
-        return "its input has several rows for each frame (windows, heads)"
+        return "its input has several rows for each frame (windows, heads), which are not images grouped by frame"
     return "another call of it has another input than one image of the clip"

@@ -13,13 +13,12 @@ from i3dconvert.lift.computed import Called, ComputedConv3d, called, parameter_o
 from i3dconvert.lift.counterparts import counterpart
 from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.layout import Layout
-from i3dconvert.lift.operations import Operations
-from i3dconvert.lift.reading import is_image
+from i3dconvert.lift.over_rows import OverRows
 from i3dconvert.lift.rewriting import Layer, New
 from i3dconvert.recipes import Geometry
 
 
-class Functions(Operations):
+class Functions(OverRows):
     """Convolutions computed by functions with a kernel that belongs to the network."""
 
     functions: dict[fx.Node, str]
@@ -52,16 +51,20 @@ class Functions(Operations):
         taps = self.graph.get_attr(key)
         facts_of(taps).update({"plain": True, "taps": True})
         kernel, bias = (self.env[n][0] if isinstance(n, fx.Node) else n for n in (call.kernel, call.bias))
-        arguments = (self.clip(call.image), taps, None if weight is call.kernel else kernel, bias)
-        new = self.graph.create_node("call_module", function_name(node), arguments, {}, node.name)
-        facts_of(new).update({"temporal": temporal, "layer": name})
-        return new, Layout.CLIP
+        beside = (taps, None if weight is call.kernel else kernel, bias)
+
+        def layer_on(clip: fx.Node) -> fx.Node:
+            new = self.graph.create_node("call_module", function_name(node), (clip, *beside), {}, node.name)
+            facts_of(new).update({"temporal": temporal, "layer": name})
+            return new
+
+        return self.on_clips(call.image, layer_on)
 
     def why_flat(self, call: Called | None, weight: fx.Node | None) -> str:
         """Return why a function's convolution stays 2D; empty if it can be 3D."""
         if call is None:
             return "its arguments are computed in the forward pass"
-        if not is_image(call.image) or self.layout_of(call.image) is Layout.PLAIN:
+        if not self.holds_images(call.image) or self.layout_of(call.image) is Layout.PLAIN:
             return "its input is not an image"
         if weight is None:
             return "no tensor of the network has the shape of its kernel, which is computed in the forward pass"

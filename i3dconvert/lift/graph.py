@@ -64,8 +64,8 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
         super().__init__(traced, recipe, style)
         self.ties, self.fixed, self.eval_only = ties, traced.fixed, traced.eval_only
         calls = [node for node in traced.graph.nodes if node.op == "call_module"]
-        self.flat = {str(node.target) for node in calls if not _takes_an_image_alone(node)}
-        self.attention, self.traced = AttentionOverTime(self, traced), traced
+        self.flat = {str(node.target) for node in calls if not self.takes_images_alone(node)}
+        self.attention, self.traced = AttentionOverTime(self, traced, self.orders), traced
         self.calls = Calls(self, traced.calls)
         self.functions = {}
         self.pools = {_last_node(traced.graph, pool.after): pool for pool in recipe.pools}
@@ -174,6 +174,13 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
             return self.interpolation(node, str(node.target), module.mode, module.align_corners)
         return self.on_frames(node)
 
+    def takes_images_alone(self, node: fx.Node) -> bool:
+        """Return whether images are the only argument. A module with any other call stays 2D."""
+        entry, image = counterpart(self.root.get_submodule(str(node.target))), _image(node)
+        if not isinstance(image, fx.Node) or len(node.args) + len(node.kwargs) != 1:
+            return False
+        return is_image(image) or (entry is not None and entry.geometry is not None and self.holds_images(image))
+
     def dropped(self, node: fx.Node, module: nn.Module, image: fx.Node) -> New:
         """Add a module that draws a number for each image, which here draws one for each clip."""
         is_in = self.layout_of(image)
@@ -202,9 +209,13 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
                     f"recipe {self.recipe.name!r} does not fit {name}: another call inflates its kernel differently"
                 )
             self.fillings |= new_fillings
-        new = self.graph.create_node("call_module", name, (self.clip(image),), {}, node.name)
-        facts_of(new).update({"temporal": temporal, "layer": name})
-        return new, Layout.CLIP
+
+        def layer(clip: fx.Node) -> fx.Node:
+            new = self.graph.create_node("call_module", name, (clip,), {}, node.name)
+            facts_of(new).update({"temporal": temporal, "layer": name})
+            return new
+
+        return self.on_clips(image, layer)
 
     def insert_pool(self, node: fx.Node, pool: InsertedPool) -> New:
         name = f"{pool.after}_temporal_pool"
@@ -240,12 +251,6 @@ _LIKE = frozenset(("to", "type_as"))
 def _image(node: fx.Node) -> Any:
     """Return the first argument of a module's call."""
     return node.args[0] if node.args else next(iter(node.kwargs.values()), None)
-
-
-def _takes_an_image_alone(node: fx.Node) -> bool:
-    """Return whether an image is the only argument. A module with any other call stays 2D."""
-    image = _image(node)
-    return isinstance(image, fx.Node) and is_image(image) and len(node.args) + len(node.kwargs) == 1
 
 
 def _last_node(graph: fx.Graph, module: str) -> fx.Node:

@@ -65,6 +65,17 @@ def unfold(frames: Tensor, clips: int) -> Tensor:
     return over_time(frames, clips).transpose(1, 2)
 
 
+def clips_of_rows(frames: Tensor, clips: int, rows: int) -> Tensor:
+    """Map `(N·T·R, C, H, W)`, with `rows` R (windows, heads) for each frame, to `(N·R, C, T, H, W)`."""
+    by_clip = frames.reshape(clips, -1, rows, *frames.shape[1:])
+    return by_clip.permute(0, 2, 3, 1, 4, 5).flatten(0, 1)
+
+
+def rows_of_clips(clip: Tensor, rows: int) -> Tensor:
+    """Map `(N·R, C, T, H, W)` to `(N·T·R, C, H, W)`."""
+    return torch.unflatten(clip, 0, (-1, rows)).permute(0, 3, 1, 2, 4, 5).flatten(0, 2)
+
+
 def mean_over_time(frames: Tensor, clips: int) -> Tensor:
     """Average scores over time, `(N·T, K)` → `(N, K)`, as in Carreira & Zisserman, arXiv:1705.07750, section 2.4."""
     return over_time(frames, clips).mean(1)

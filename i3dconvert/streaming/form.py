@@ -30,6 +30,7 @@ from i3dconvert.streaming.layers import (
     ConvOverTime,
     Delay,
     Given,
+    OfEachImage,
     PoolOverTime,
     RunningMean,
     WindowMean,
@@ -141,18 +142,24 @@ class Streaming(OverFrames):
         known = self.later.setdefault(node, {self.paces[node].late: new})
         if late not in known:
             nearest = max(one for one in known if one < late)
-            known[late] = self.keeping(f"{node.name}_late", Delay(self.paces[node], late - nearest), known[nearest])
+            known[late] = self.keeping(
+                f"{node.name}_late", Delay(self.paces[node], late - nearest), known[nearest], node
+            )
         return known[late]
 
-    def keeping(self, name: str, module: nn.Module, frames: fx.Node) -> fx.Node:
-        """Call a layer that keeps a tensor from step to step."""
+    def keeping(self, name: str, module: nn.Module, frames: fx.Node, node: fx.Node) -> fx.Node:
+        """Call a layer that keeps a tensor from step to step, at a node of the network."""
         name = _unused(name.replace(".", "_"), self.modules)
-        self.modules[name] = module
-        before = self.graph.placeholder(f"kept_{name}")
-        both = self.graph.call_module(name, (frames, self.clips, before, self.clock))
+        both = self.over_time(name, module, frames, self.graph.placeholder(f"kept_{name}"), node)
         value = self.graph.call_function(operator.getitem, (both, 0))
         self.kept[name] = self.graph.call_function(operator.getitem, (both, 1))
         return value
+
+    def over_time(self, name: str, module: nn.Module, frames: fx.Node, kept: fx.Node | None, node: fx.Node) -> fx.Node:
+        """Call a layer over time, which returns frames and what it keeps."""
+        images = (self.images[node],) if node in self.images else ()
+        self.modules[name] = OfEachImage(module) if images else module
+        return self.graph.call_module(name, (frames, self.clips, kept, self.clock, *images))
 
     def end(self, node: fx.Node) -> fx.Node:
         """Return the output, all as late as its latest part, and the state."""
@@ -188,7 +195,8 @@ class Streaming(OverFrames):
         frames = self.at(value, pace.late)
         if form is layout.mean_over_time:
             self.leaves.append(Leaf(pace, None))
-            return self.keeping("mean", RunningMean(pace) if self.size is None else WindowMean(pace, self.size), frames)
+            mean = RunningMean(pace) if self.size is None else WindowMean(pace, self.size)
+            return self.keeping("mean", mean, frames, value)
         self.leaves.append(Leaf(pace, 2 if form is layout.unfold else 1))
         name = _unused(f"{node.name}_given", self.modules)
         self.modules[name] = Given(pace, swap=form is layout.unfold)
@@ -209,7 +217,7 @@ class Streaming(OverFrames):
         if not isinstance(module, _PADDINGS) or tuple(module.padding)[4:] != (0, 0):
             refuse_module(node, module)
         self.modules[name] = module
-        clip = self.graph.call_function(layout.unfold, (frames, self.clips))
+        clip = self.graph.call_function(layout.unfold, (frames, self.clips_at(node)))
         return self.graph.call_function(layout.fold, (self.graph.call_module(name, (clip,)),))
 
     def convolved(
@@ -242,12 +250,12 @@ class Streaming(OverFrames):
         seen: Window = layer.window
         self.paces[node], self.lengths[node] = seen.out, seen.out.frames  # type: ignore[assignment]
         if seen.kept:
-            return self.keeping(name, layer, frames)
+            return self.keeping(name, layer, frames, node)
         name = _unused(name, self.modules)
-        self.modules[name] = alone if seen.trivial else layer
         if seen.trivial:
+            self.modules[name] = alone
             return self.graph.call_module(name, (frames,))
-        both = self.graph.call_module(name, (frames, self.clips, None, self.clock))
+        both = self.over_time(name, layer, frames, None, node)
         return self.graph.call_function(operator.getitem, (both, 0))
 
 

@@ -151,6 +151,20 @@ class ConvOverTime(nn.Module):
         return torch.cat(parts, 2).flatten(0, 1) if len(parts) > 1 else parts[0].flatten(0, 1)
 
 
+class OfEachImage(nn.Module):
+    """A layer over time for each of several images (windows, heads) of a video; what they keep is `(N, R, …)`."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, frames: Tensor, clips: int, kept: Kept, clock: Tensor, images: int) -> tuple[Tensor, Tensor]:
+        """Map `(N·R·P, …)`, where N is `clips` and N·R is `images`, to the layer's frames."""
+        kept = None if kept is None else kept.flatten(0, 1)
+        value, kept = self.layer(frames, images, kept, clock.repeat_interleave(images // clips, 0))
+        return value, torch.unflatten(kept, 0, (clips, images // clips))
+
+
 class PoolOverTime(nn.Module):
     """A pooling of each frame, and the maximum or weighted mean of the frames in each window.
 

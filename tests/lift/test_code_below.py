@@ -156,13 +156,13 @@ def test_a_decision_on_the_dtype_is_refused() -> None:
 
 def half_by_half(net: Any, x: Tensor) -> Tensor:
     y = net.c(x)
-    halves = net.halves(y.view(2 * len(y), 4, *y.shape[2:])).view(y.shape)
+    halves = torch.cat(net.halves(torch.cat(y.chunk(2, 1))).chunk(2), 1)
     return net.d(halves + net.places(torch.ones(1, 1, *y.shape[2:]).to(y)))
 
 
 def test_why_a_convolution_stays_2d() -> None:
     model = Net(half_by_half, halves=nn.Conv2d(4, 4, 3, padding=1), places=nn.Conv2d(1, 8, 1))
     assert dict(inflate(model, size=16).inflation.convolutions.kept) == {
-        "halves": "its input has several rows for each frame (windows, heads)",
+        "halves": "its input has several rows for each frame (windows, heads), which are not images grouped by frame",
         "places": "its input does not vary with the clip",
     }

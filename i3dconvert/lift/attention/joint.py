@@ -43,9 +43,8 @@ RELATIVE = "relative_position_bias_table"
 class AttentionOverTime:
     """Rewrites the nodes of attentions: `before` each node, in its place (`attended`), and after it (`behind`)."""
 
-    def __init__(self, to: Rewriting, traced: Reading) -> None:
+    def __init__(self, to: Rewriting, traced: Reading, orders: Orders) -> None:
         self.to = to
-        orders = Orders(traced.graph)
         self.found = {attention.last: attention for attention in attentions(traced)}
         for last, attention in self.found.items():
             attends = not attention.refusal and self.to.recipe.attending(attention.name) is not None

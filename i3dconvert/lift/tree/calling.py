@@ -140,6 +140,8 @@ def call(
         return module(*args, **(named or {}))
     takes = takes if takes is not None else ["clip"] * len(args)
     wanted, given = forms(module, takes, gives)
+    if "clip" in takes and wanted != takes:  # a clip tells N itself: of windows or heads, each clip has several
+        clips = args[list(takes).index("clip")].size(0)
     args = tuple(converted(*each, clips) for each in zip(args, takes, wanted, strict=True))
     if kind(module) != "tree":
         result = _normed(module, *args) if _has_one_pixel(module, *args) else module(*args, **(named or {}))

@@ -1,0 +1,108 @@
+"""Convolutions over windows and heads: several images for each frame, each with its own time."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from i3dconvert import inflate, optimize, stream
+from i3dconvert.comparison.forward import relative_error
+from i3dconvert.lift.network import inflation_of
+from tests.lift.test_anybodys_code import Net, clip_of, framewise
+
+HEADS = 2
+
+
+def by_heads(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    z = y.reshape(len(y) * HEADS, -1, *y.shape[2:])
+    z = F.max_pool2d(net.own(z) + F.conv2d(z, net.kernel, padding=1), 3, 1, 1)
+    return net.d(z.reshape(y.shape))
+
+
+def by_groups(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    return net.d(F.max_pool2d(net.own(y) + F.conv2d(y, net.kernel, padding=1, groups=HEADS), 3, 1, 1))
+
+
+def by_windows(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    b, c, h, w = y.shape
+    z = y.reshape(b, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, c, 4, 4)
+    z = net.d(net.norm(z).relu())
+    return z.reshape(b, h // 4, w // 4, -1, 4, 4).permute(0, 3, 1, 4, 2, 5).reshape(b, -1, h, w)
+
+
+def with_heads() -> Any:
+    kernel = nn.Parameter(torch.randn(2, 2, 3, 3))
+    return Net(by_heads, own=nn.Conv2d(2, 2, 3, padding=1), kernel=kernel)
+
+
+def with_windows() -> Any:
+    return Net(by_windows, c=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(4))
+
+
+def trained(network: nn.Module) -> Any:
+    generator = torch.Generator().manual_seed(2)
+    for parameter in network.parameters():
+        if parameter.dim() == 5:
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.data += 0.1 * noise
+    return network
+
+
+@pytest.mark.parametrize("model", [with_heads(), with_windows()], ids=["heads", "windows"])
+def test_each_frame_alone_gives_what_it_gives_in_2d(model: nn.Module) -> None:
+    for clip in (clip_of(2, 3, 16), clip_of(1, 2, 24)):
+        assert relative_error(framewise(model, clip), inflate(model, "c2d", size=16)(clip)) <= 1e-12
+
+
+def test_heads_are_groups_with_equal_kernels() -> None:
+    model = with_heads()
+    network = trained(inflate(model, "uniform", size=16))
+    grouped = inflate(Net(by_groups, own=nn.Conv2d(4, 4, 3, padding=1, groups=HEADS), kernel=nn.Parameter(
+        torch.randn(4, 2, 3, 3))), "uniform", size=16)  # fmt: skip
+    for name, tensor in network.state_dict().items():
+        shared = name.startswith(("own", "kernel"))
+        grouped.state_dict()[name].copy_(tensor.repeat(HEADS, *[1] * (tensor.dim() - 1)) if shared else tensor)
+    assert str(inflation_of(network).convolutions) == "4 of 4 convolutions became 3D"
+    for clip in (clip_of(2, 4, 16), clip_of(1, 3, 20)):
+        assert relative_error(grouped(clip), network(clip)) <= 1e-12
+
+
+def test_a_window_is_a_small_image() -> None:
+    network = trained(inflate(with_windows(), "uniform", size=16))
+    assert str(inflation_of(network).convolutions) == "2 of 2 convolutions became 3D"
+    clip = clip_of(2, 4, 16)
+    alone = network(clip[..., 4:8, 8:12])
+    assert relative_error(alone, network(clip)[..., 4:8, 8:12]) <= 1e-12
+
+
+@pytest.mark.parametrize("model", [with_heads(), with_windows()], ids=["heads", "windows"])
+def test_its_other_forms_compute_the_same(model: nn.Module) -> None:
+    network = trained(inflate(model, "uniform", init="mean", size=16))
+    clip = clip_of(2, 4, 16)
+    expected = network(clip)
+    assert torch.equal(pickle.loads(pickle.dumps(network))(clip), expected)
+    assert relative_error(expected, optimize(network)(clip)) <= 1e-12
+    steps = stream(network)
+    state, found = steps.start(2, 16, 16), []
+    for frame in clip.unbind(2):
+        output, state = steps.step(frame.unsqueeze(2), state)
+        found.append(output)
+    found += steps.flush(state)
+    assert relative_error(expected, torch.cat(found[steps.delay :], 2)) <= 1e-12
+
+
+def test_a_layer_over_heads_can_be_exchanged() -> None:
+    model = with_heads()
+    network: Any = inflate(model, "c2d", size=16)
+    clip = clip_of(2, 3, 16)
+    for layer in (nn.Identity(), nn.Conv2d(2, 2, 3, padding=1).double()):
+        model.own = network.own = layer
+        assert relative_error(framewise(model, clip), network(clip)) <= 1e-12
