@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from i3dconvert.backbones import Weights
 from i3dconvert.backbones.changes import Changes
+from i3dconvert.backbones.origin import KINDS, MEMORY
+from i3dconvert.checkpoint import read
 from i3dconvert.checkpoint.document import SCHEMA, Document
 from i3dconvert.errors import BackboneError, CheckpointError
 from i3dconvert.lift.kernels import Style
@@ -53,6 +56,25 @@ def test_the_schema_is_the_oldest_that_says_all(recipe: Recipe, time_embedding: 
     assert written["schema"] == document.schema == schema
     assert ("time_embedding" in written) == (time_embedding != "none")
     assert Document.loads(document.dumps(), WHERE) == document
+
+
+def test_weights_from_memory_alone_need_the_newest_schema(checkpoint: Path) -> None:
+    document, _ = read(checkpoint)
+    assert document.origin is not None
+    of = {kind: replace(document.origin, weights=Weights(kind)) for kind in KINDS}
+    schemas = {kind: replace(document, origin=origin).schema for kind, origin in of.items()}
+    assert {kind for kind, schema in schemas.items() if schema == 5} == {MEMORY}
+
+
+def test_features_are_no_classes(checkpoint: Path) -> None:
+    document, _ = read(checkpoint)
+    assert document.origin is not None
+    assert document.gives_classes is True
+    assert replace(document, origin=replace(document.origin, classes=0)).gives_classes is False
+
+
+def test_the_same_document_is_the_same_text() -> None:
+    assert list(json.loads(DOCUMENT.dumps())) == sorted(json.loads(DOCUMENT.dumps()))
 
 
 @pytest.mark.parametrize("seal", ["0" * 64, "f" * 64])

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations
 
 import i3dconvert
 from i3dconvert.checkpoint import read
+from i3dconvert.checkpoint.present import class_names, document_of, name_classes
 from i3dconvert.errors import CheckpointError, ClassesError, OutputError
 from i3dconvert.lift.network import Network3d
 from i3dconvert.lift.seals import moved, sealed
@@ -170,6 +171,24 @@ def test_lists_of_parameters_are_kept_in_another_dtype(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = network(CLIP.double())
         assert torch.equal(i3dconvert.load(tmp_path / "net.safetensors", Scaled()).double()(CLIP.double()), expected)
+
+
+def test_a_user_may_say_that_it_is_trained(network: Network3d) -> None:
+    assert document_of(network, finetuned=True).finetuned
+    assert not document_of(network).finetuned
+
+
+def test_classes_are_named_or_left_as_they_are(network: Network3d) -> None:
+    name_classes(network, None)
+    assert class_names(network) == []
+    name_classes(network, ["a", "b", "c", "d"])
+    name_classes(network, None)
+    assert class_names(network) == ["a", "b", "c", "d"]
+
+
+def test_maps_have_no_classes() -> None:
+    with pytest.raises(ClassesError, match="2 class names are given; the network has 0 classes"):
+        document_of(i3dconvert.inflate(nn.Sequential(nn.Conv2d(3, 2, 3)), size=8), classes=["a", "b"])
 
 
 def test_a_cast_is_no_training(network: Network3d) -> None:

@@ -11,8 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from i3dconvert.backbones import Source
-from i3dconvert.checkpoint.reading import finetuned, load, read
-from i3dconvert.errors import CheckpointError, WeightsError
+from i3dconvert.checkpoint.reading import _aligned, finetuned, load, read
+from i3dconvert.checkpoint.writing import write_inflated
+from i3dconvert.errors import CheckpointError, OutputError, WeightsError
 from i3dconvert.inflation import Options, inflate_to_file
 
 
@@ -22,6 +23,24 @@ def test_the_dtype_is_for_what_only_copies_numbers(tmp_path: Path) -> None:
     with safe_open(ours.path, "pt") as file:
         assert file.get_tensor("conv1.weight").dtype == torch.bfloat16
         assert file.get_tensor("bn1.num_batches_tracked").dtype == torch.int64
+    content = ours.path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    assert end % 8 == 0
+    header = json.loads(content[8:end])
+    names = sorted((name for name in header if name != "__metadata__"), key=lambda name: header[name]["data_offsets"])
+    assert names == sorted(names, key=lambda name: (header[name]["dtype"] != "I64", name))
+    with pytest.raises(OutputError, match="exists"):
+        inflate_to_file(source, ours.path)
+    document, state = read(ours.path)
+    with pytest.raises(OutputError, match="exists"):
+        write_inflated(ours.path, document, state)
+
+
+def test_tensors_are_copied_only_to_align_them() -> None:
+    tensor = torch.zeros(64)
+    assert _aligned(tensor) is tensor
+    odd = _aligned(tensor[1:])
+    assert (odd.data_ptr() % 64, odd.shape) == (0, (63,))
 
 
 def test_transformers_folder(tmp_path: Path) -> None:
@@ -30,6 +49,7 @@ def test_transformers_folder(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json", "model.safetensors", "preprocessor_config.json"
     ]  # fmt: skip
+    assert (folder / "config.json").read_text().startswith('{\n  "')
     assert json.loads((folder / "config.json").read_text())["model_type"] == "timesformer"
 
 

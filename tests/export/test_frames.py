@@ -288,3 +288,35 @@ def test_halves_of_the_frames_are_the_whole(name: str, frames: int) -> None:
 
 def dense(name: str) -> Network3d:
     return inflate(name, weights="random", init="mean", size=64).double().eval()
+
+
+class Shared(nn.Module):
+    """Values that a BatchNorm or the mean over time is not the only one to use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(4, 2)
+        nn.init.uniform_(self.norm.running_mean)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.conv(x)
+        scores = self.head((self.norm(y) + y).mean((2, 3)))
+        return scores, scores.unsqueeze(1).softmax(-1)
+
+
+def test_what_others_use_too_is_not_folded() -> None:
+    torch.manual_seed(0)
+    network = use_all_taps(inflate(Shared().eval(), size=8)).double()
+    form, clip = frames_form(network), torch.randn(2, 3, 4, 8, 8, dtype=torch.float64)
+    for ours, theirs in zip(outputs(network(clip)), outputs(form(clip)), strict=True):
+        assert relative_error(ours, theirs) <= 1e-12
+
+
+def test_an_even_kernel_may_lengthen_the_clip() -> None:
+    recipe = Recipe("longer", (Rule(kernel=4, padding=2),))
+    network = use_all_taps(
+        inflate(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)), recipe, init="mean", size=8)
+    ).double()
+    clip = torch.randn(2, 3, 4, 8, 8, dtype=torch.float64)
+    assert network(clip).shape[2] == 6
+    assert relative_error(network(clip), frames_form(network)(clip)) <= 1e-12

@@ -12,13 +12,16 @@ from torch import Tensor, nn
 from i3dconvert.export.framewise import (
     ConvGeometry,
     FramesPool,
+    LayerNormOverChannels,
     MinimalConv,
     Mixing,
     StackedConv,
     StemInHalves,
     SummedConv,
+    conv_of_images,
     frames_conv,
     minimal_transforms,
+    used_taps,
 )
 from i3dconvert.lift.layout import fold, unfold
 from i3dconvert.recipes import Temporal
@@ -166,3 +169,21 @@ def test_mixing_is_trivial_only_where_each_frame_sees_itself() -> None:
     assert not Mixing(Temporal(3, 1, 1, 1), (1,), False).pads
     assert not Mixing(Temporal(3, 1, 1, 1), (0, 1, 2), True).pads
     assert not Mixing(Temporal(3, 1, 0, 0), (0, 1, 2), False).pads
+
+
+def test_a_kernel_of_zeros_has_one_tap() -> None:
+    assert used_taps(torch.zeros(2, 2, 3, 1, 1)) == (0,)
+    kernel = torch.zeros(2, 2, 3, 1, 1)
+    kernel[1, 0, 1:] = 1
+    assert used_taps(kernel) == (1, 2)
+
+
+def test_the_weights_are_constants() -> None:
+    conv = conv_of_images(drawn(2, 3, 3, 1), drawn(2), PLAIN, 1)
+    assert not any(parameter.requires_grad for parameter in conv.parameters())
+
+
+def test_layer_norm_over_channels_is_that_of_every_position() -> None:
+    norm, image = LayerNormOverChannels(3).double(), drawn(2, 3, 4, 5)
+    expected = (image - image.mean(1, keepdim=True)) / (image.var(1, unbiased=False, keepdim=True) + norm.eps).sqrt()
+    torch.testing.assert_close(norm(image), expected)

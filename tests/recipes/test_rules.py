@@ -52,6 +52,20 @@ def test_tensorflow_pads_the_odd_frame_behind() -> None:
     assert Recipe("r", (Rule(kernel=3, padding="same"),)).temporal("a", SPATIAL) == Temporal(3, 1, 1, 1)
 
 
+def test_attention_is_to_all_frames_of_the_clip_unless_it_says_otherwise() -> None:
+    assert Attending() == Attending(group=0, shift=0, relative=False, divided=False, pairs=False)
+
+
+def test_the_last_rule_for_a_norm_wins() -> None:
+    recipe = Recipe("r", (Rule(kind="norm", span="all"), Rule("head.*", kind="norm", span=1)))
+    assert recipe.normalises_frames("head.norm")
+    assert not recipe.normalises_frames("stem.norm")
+
+
+def test_toml_keeps_letters_as_they_are() -> None:
+    assert 'name = "Größe"' in toml.dumps(Recipe("Größe", (Rule(kernel=1),)))
+
+
 def test_pools_and_paddings_survive_toml() -> None:
     pools = InsertedPool("layer1", 2, 2), InsertedPool("layer4", 2, 1, kind="avg_pool")
     recipe = Recipe("r", (Rule("a", padding="same"), Rule("b", padding="spatial")), pools)
