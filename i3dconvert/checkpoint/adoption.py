@@ -44,7 +44,7 @@ def adopt(path: Path, layout: str) -> tuple[Document, State]:
             except LayoutError as error:
                 refusals.append(str(error))
     found = list(fitting.values())
-    if len(fitting) > 1 and any(_means(document) != _means(found[0][0]) for document, _ in found):
+    if any(_means(document) != _means(found[0][0]) for document, _ in found):
         choices = " and ".join(f"{framework.name}:{target}" for target in fitting)
         raise LayoutError(f"{path} fits {choices}, which have the same tensors; name one")
     if not fitting:

@@ -53,7 +53,14 @@ def test_a_grey_network_without_a_head_may_be_of_two_frameworks(tmp_path: Path) 
     assert (document.origin.changes.head, document.origin.changes.in_init) == ("none", "sum")
 
 
-def test_one_other_shape_is_the_channels_two_are_another_network(tmp_path: Path) -> None:
-    grey = {"conv1.weight": (64, 1, 7, 7, 7), "layer1.0.conv1.weight": (64, 1, 3, 3, 3)}
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"conv1.weight": (64, 1, 7, 7, 7), "layer1.0.conv1.weight": (64, 1, 3, 3, 3)},
+        {"layer1.0.conv1.weight": (32, 64, 3, 3, 3)},
+    ],
+    ids=["two", "not of channels"],
+)
+def test_only_the_channels_of_one_kernel_may_differ(other: Shapes, tmp_path: Path) -> None:
     with pytest.raises(LayoutError, match="the shapes of no known network"):
-        adopt(written(shapes_of("3d-resnets", 7) | grey, tmp_path / "net.pth"), "3d-resnets")
+        adopt(written(shapes_of("3d-resnets", 7) | other, tmp_path / "net.pth"), "3d-resnets")

@@ -137,7 +137,7 @@ def test_a_folder_is_checked_before_its_weights_are_read(run: Run, tmp_path: Pat
     [
         ({"minimum_frames": 10**9}, "no network has a size above"),
         ({"input": [3, 10**6, 10**6]}, "no network has a size above"),
-        ({"input": [16, 4096, 4096]}, "larger than any network's"),
+        ({"input": [5, 4096, 4096]}, "larger than any network's"),
         ({"recipe": {"rule": [{"layer": "*"}] * 5000}}, "5,000 rules"),
         ({"version": "1" * 2**23}, "MiB of names"),
     ],

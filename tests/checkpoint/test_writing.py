@@ -38,7 +38,9 @@ def test_the_dtype_is_for_what_only_copies_numbers(tmp_path: Path) -> None:
 
 def test_tensors_are_copied_only_to_align_them() -> None:
     tensor = torch.zeros(64)
-    assert _aligned(tensor) is tensor
+    for start in (0, 16, 32, 48):
+        view = tensor[start:]
+        assert _aligned(view) is view
     odd = _aligned(tensor[1:])
     assert (odd.data_ptr() % 64, odd.shape) == (0, (63,))
 
@@ -66,6 +68,15 @@ def test_a_file_of_a_version_that_left_a_layer_2d_says_how_to_make_it_again(chec
     with safe_open(checkpoint, "pt") as file:
         state, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
     older = tmp_path / "older.safetensors"
-    save_file(state | {"layer1.0.conv1.weight": state["layer1.0.conv1.weight"].sum(2)}, older, metadata)
-    with pytest.raises(CheckpointError, match=r"left layer1\.0\.conv1\.weight 2D\. .*inflate resnet18 -r recipe\.toml"):
-        load(older)
+    kernels = ("layer1.0.conv1.weight", "layer1.0.conv2.weight")
+    for flat, said in ((kernels[:1], ""), (kernels, " and 1 more")):
+        save_file(state | {name: state[name].sum(2) for name in flat}, older, metadata)
+        with pytest.raises(CheckpointError, match=rf"left {kernels[0]}{said} 2D\. .*inflate resnet18 -r recipe\.toml"):
+            load(older)
+
+
+def test_trained_weights_may_have_other_classes(checkpoint: Path, tmp_path: Path) -> None:
+    document, state = read(checkpoint)
+    head = {"fc.weight": torch.ones(7, 512), "fc.bias": torch.zeros(7)}
+    torch.save(dict(state) | head, tmp_path / "weights.pth")
+    assert finetuned(document, tmp_path / "weights.pth", state).get_submodule("fc").out_features == 7

@@ -296,11 +296,12 @@ class Shared(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(4, 2)
+        self.scale = nn.Parameter(torch.randn(4, 1, 1))
         nn.init.uniform_(self.norm.running_mean)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         y = self.conv(x)
-        scores = self.head((self.norm(y) + y).mean((2, 3)))
+        scores = self.head((self.norm(y) + y * self.scale).mean((2, 3)))
         return scores, scores.unsqueeze(1).softmax(-1)
 
 
@@ -320,3 +321,10 @@ def test_an_even_kernel_may_lengthen_the_clip() -> None:
     clip = torch.randn(2, 3, 4, 8, 8, dtype=torch.float64)
     assert network(clip).shape[2] == 6
     assert relative_error(network(clip), frames_form(network)(clip)) <= 1e-12
+
+
+def test_the_head_gets_the_mean_over_time() -> None:
+    form, given = frames_form(inflate(resnet10().eval(), size=32)), []
+    form.get_submodule("fc").register_forward_pre_hook(lambda _, args: given.append(args[0].shape))
+    form(torch.randn(2, 3, 4, 32, 32))
+    assert given == [(2, 512)]

@@ -23,6 +23,7 @@ from i3dconvert.export.framewise import (
     minimal_transforms,
     used_taps,
 )
+from i3dconvert.export.images import framewise_pool
 from i3dconvert.lift.layout import fold, unfold
 from i3dconvert.recipes import Temporal
 
@@ -187,3 +188,10 @@ def test_layer_norm_over_channels_is_that_of_every_position() -> None:
     norm, image = LayerNormOverChannels(3).double(), drawn(2, 3, 4, 5)
     expected = (image - image.mean(1, keepdim=True)) / (image.var(1, unbiased=False, keepdim=True) + norm.eps).sqrt()
     torch.testing.assert_close(norm(image), expected)
+
+
+@pytest.mark.parametrize(("stride", "has_form"), [(2, True), (3, False)])
+def test_a_pool_whose_last_window_may_miss_the_clip_runs_on_it(stride: int, has_form: bool) -> None:
+    temporal = Temporal(3, stride, 1, 1, ceil=True)
+    pool = nn.MaxPool3d((3, 2, 2), (stride, 2, 2), (1, 0, 0), ceil_mode=True)
+    assert (framewise_pool(pool, temporal) is not None) == has_form

@@ -11,7 +11,7 @@ from i3dconvert.lift.describe import describe
 from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.network import Network3d
 from i3dconvert.lift.planning import plan
-from i3dconvert.recipes import Attending, default_recipe, resolve
+from i3dconvert.recipes import PRESETS, Attending, Geometry, Temporal, default_recipe, resolve
 from i3dconvert.verification import Settings, verify
 
 
@@ -149,3 +149,7 @@ def test_tubelets_take_two_frames_and_start_from_the_central_one(name: str) -> N
 @pytest.mark.parametrize("name", ["resnet50_clip", "resnet32ts", "resnext26ts", "resnet51q", "resnet50_mlp"])
 def test_names_like_resnets_with_other_modules_get_a_recipe_that_fits(name: str) -> None:
     assert lifted(f"timm/{name}").inflation.recipe.name == "uniform"
+
+
+def test_the_pool_of_i3d_resnet_spans_three_frames() -> None:
+    assert PRESETS["i3d-resnet"].temporal("maxpool", Geometry("max_pool", 3, 2, 1)) == Temporal(3, 2, 1, 1)

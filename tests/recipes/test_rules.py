@@ -70,6 +70,8 @@ def test_pools_and_paddings_survive_toml() -> None:
     pools = InsertedPool("layer1", 2, 2), InsertedPool("layer4", 2, 1, kind="avg_pool")
     recipe = Recipe("r", (Rule("a", padding="same"), Rule("b", padding="spatial")), pools)
     assert toml.loads(toml.dumps(recipe)) == recipe
+    as_space = toml.loads(toml.dumps(Recipe("s", (AS_SPACE,))))
+    assert as_space.temporal("a", SPATIAL) == Temporal(3, 2, 1, 1)
     assert "kind" not in recipe.to_dict()["pool"][0]
 
 
@@ -107,6 +109,7 @@ def test_lengths_of_transposed_convolutions_are_those_of_torch(
         (Temporal(5, 2, 2, 1, transposed=True), 2),
         (Temporal(4, 2, 0, 0, transposed=True), None),
         (Temporal(6, 2, 3, 0, transposed=True), 2),
+        (Temporal(5, 2, 3, 1, transposed=True), 2),
     ],
 )
 def test_a_transposed_kernel_starts_where_every_frame_is_reached(temporal: Temporal, first: int | None) -> None:
@@ -218,6 +221,8 @@ def test_presets_survive_toml(name: str) -> None:
     [
         ("[[rule]\n", "not TOML"),
         ("[[rule]]\nkernle = 3", "unknown key 'kernle'"),
+        ("[[rule]]\nkernel = 'spatial'\nkernle = 3", "unknown key 'kernle'"),
+        ("[[pool]]\nkernle = 3", "pool 1: unknown key 'kernle'"),
         ("[[rule]]\nkernel = 'three'", "kernel must be int"),
         ("[[rule]]\nkernel = true", "kernel must be int"),
         ("[[rule]]\nkernel = 0", "between 1 and"),
