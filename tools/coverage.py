@@ -14,7 +14,8 @@ Made by `python -m tools.sweep --table` from the results of `make sweep`; do not
 weights with which every layer matters, is inflated with its default recipe, and is compared with its 2D network on two
 replicated clips of noise, with two frames each or as few as the recipe allows.
 
-- *convolutions*: those with a kernel of more than one pixel; *lifted*: those that became 3D convolutions.
+- *run*: the 2D kernels that the network convolves with, functions included, as PyTorch's dispatcher counts them;
+  *became 3D*: those of them that are 3D kernels now.
 - *attentions*: how many of the softmax attentions over tokens can see other frames. By default, they attend within a
   frame; `--recipe joint`, or a rule such as `-t '*.attn=all'`, extends them. `inspect` says why one can't be extended.
 - *folds*: how often a clip is converted to frames, for operations without a 3D counterpart (attention, linear heads).
@@ -30,13 +31,21 @@ replicated clips of noise, with two frames each or as few as the recipe allows.
 OUTSIDE = """## Networks of other libraries
 
 Networks of transformers, MONAI, segmentation-models-pytorch (smp) and torchxrayvision, with few and narrow layers if
-their configuration allows it ([tools/outside.py](../tools/outside.py)), passed to `i3dconvert.inflate` as modules.
-Weights, clips and columns as above, with the recipe `uniform`. *volumetric* says whether they are also equal in float64
-with depth treated like height and width, and which rules that needs, as the error without them says. For MONAI,
-*spatial_dims=3* says whether the weights inflated with `volumetric` load into the same class for volumes with
-`strict=True`, and whether that computes the same as the inflated network (in float64).
+their configuration allows it ([tools/outside.py](../tools/outside.py)), and of pytorchcv (one of each family),
+vit-pytorch, efficientnet_pytorch, ultralytics, and smp's families of encoders ([tools/others.py](../tools/others.py)),
+passed to `i3dconvert.inflate` as modules. Weights, clips and columns as above, with the recipe `uniform`.
+
+- *run*: the 2D kernels that the network convolves with, functions included, as PyTorch's dispatcher counts them;
+  *became 3D*: those of them that are 3D kernels now.
+- *volumetric*, for the first four: whether they are also equal in float64 with depth treated like height and width, and
+  which rules that needs, as the error without them says.
+- *spatial_dims=3*, for MONAI: whether the weights inflated with `volumetric` load into the same class for volumes with
+  `strict=True`, and whether that computes the same as the inflated network (in float64).
 """
-SOURCES = ("transformers", "monai", "smp", "torchxrayvision")
+SOURCES = (
+    *("transformers", "monai", "smp", "torchxrayvision"),
+    *("pytorchcv", "vit-pytorch", "efficientnet_pytorch", "ultralytics", "encoders"),
+)
 
 
 def write_table(rows: list[Row], counts: list[Row], path: Path) -> None:
@@ -67,9 +76,11 @@ def _equal(source: str, rows: list[Row]) -> str:
     passed = [row for row in rows if row["passed"]]
     strict = [row for row in passed if not row["computes_in_float32"]]
     worst = {dtype: max((row[dtype] for row in strict), default=0.0) for dtype in ("float64", "float32")}
+    run, lifted = (sum(row.get(key, 0) for row in passed) for key in ("run", "became 3D"))
+    became = f"{lifted:,} of {run:,} convolutions became 3D; " if run else ""
     return (
-        f"- **{source}**: {len(passed)} of {len(rows)} equal; worst error {worst['float64']:.1e} in float64 and "
-        f"{worst['float32']:.1e} in float32; {len(passed) - len(strict)} compute in float32 themselves (†)."
+        f"- **{source}**: {len(passed)} of {len(rows)} equal; {became}worst error {worst['float64']:.1e} in float64 "
+        f"and {worst['float32']:.1e} in float32; {len(passed) - len(strict)} compute in float32 themselves (†)."
     )
 
 
@@ -79,9 +90,9 @@ def _families(rows: list[Row]) -> Iterator[str]:
         if "family" in row:
             families.setdefault(row["family"], []).append(row)
     yield from ("## Families", "")
-    yield from _table(("family", "networks", "equal", "convolutions", "lifted", "share", "attentions"))
+    yield from _table(("family", "networks", "equal", "run", "became 3D", "share", "attentions"))
     for family, mine in sorted(families.items()):
-        found, lifted = (sum(row[key] for row in mine) for key in ("convolutions", "lifted"))
+        found, lifted = (sum(row[key] for row in mine) for key in ("run", "became 3D"))
         share = f"{lifted / found:.1%}" if found else "–"
         yield _line(family, len(mine), sum(row["passed"] for row in mine), found, lifted, share, _attentions(*mine))
     yield ""
@@ -89,7 +100,7 @@ def _families(rows: list[Row]) -> Iterator[str]:
 
 def _networks(rows: list[Row]) -> Iterator[str]:
     yield from ("## Networks", "")
-    counted = ("convolutions", "lifted", "attentions", "folds")
+    counted = ("run", "became 3D", "attentions", "folds")
     columns = ("name", "family", "size", *counted, "float64", "float32", "seconds")
     yield from _table(columns)
     for row in rows:
@@ -99,7 +110,7 @@ def _networks(rows: list[Row]) -> Iterator[str]:
         blocks = "".join(f" ({key} {value})" for key, value in row["blocks"].items())
         name = row["name"] + (f" ‡{blocks}" if blocks else "")
         float64 = f"{row['float64']:.1e}{' †' if row['computes_in_float32'] else ''}"
-        numbers = (row["size"], row["convolutions"], row["lifted"], _attentions(row), row["folds"])
+        numbers = (row["size"], row["run"], row["became 3D"], _attentions(row), row["folds"])
         yield _line(name, row["family"], *numbers, float64, f"{row['float32']:.1e}", row["seconds"])
 
 
@@ -109,14 +120,16 @@ def _attentions(*rows: Row) -> str:
 
 
 def _outside(rows: list[Row]) -> Iterator[str]:
-    numbers = ("size", "convolutions", "lifted", "folds", "float64", "float32")
-    yield from _table(("name", *numbers, "volumetric", "spatial_dims=3"))
+    numbers = ("size", "run", "became 3D", "folds", "float64", "float32")
+    yield from _table(("name", *numbers, "volumetric", "spatial_dims=3", "stay 2D"))
     for row in rows:
         if not row["passed"]:
-            yield _line(row["name"], f"not equal: {row['reason']}", *[""] * 7)
+            yield _line(row["name"], f"not equal: {row['reason']}", *[""] * 8)
             continue
+        kept = "; ".join(f"{name}: {reason}" for name, reason in row["kept"][:2])
+        more = f" and {len(row['kept']) - 2} more" if len(row["kept"]) > 2 else ""
         cells = (f"{row[key]:.1e}" if key.startswith("float") else row[key] for key in numbers)
-        yield _line(row["name"], *cells, row["volumetric"], row.get("3d class", ""))
+        yield _line(row["name"], *cells, row["volumetric"], row.get("3d class", ""), kept + more)
 
 
 def _table(columns: Iterable[str]) -> Iterator[str]:

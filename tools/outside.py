@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tools.others import OTHERS
+
 Shape = tuple[int, int, int]
 
 
@@ -381,6 +383,7 @@ def _xrayvision(name: str) -> nn.Module:
 
 
 CATALOGUE: Mapping[str, Outside] = {
+    **{name: Outside(build, shape) for name, (build, shape) in OTHERS.items()},
     **{f"transformers/{name}": Outside(partial(_transformers, name, o)) for name, o in _TRANSFORMERS.items()},
     **{
         f"monai/{name}": Outside(partial(monai, name), (o.get("in_channels", 3), 64, 64), volumes=True)

@@ -48,6 +48,7 @@ from i3dconvert.recipes import Recipe, default_recipe, parse_rule, preset
 from i3dconvert.verification import TOLERANCES, Report, Settings, verify
 from i3dconvert.weights import randomise
 from tools.coverage import write_table
+from tools.others import OTHERS
 from tools.outside import CATALOGUE, monai
 
 RESULTS = Path("build/sweep.jsonl")
@@ -74,7 +75,8 @@ def measure(name: str, init: str, whole_below: float, recipe: str) -> dict[str, 
     """Inflate `name` with seeded random weights and verify it in float64; also measures the float32 error."""
     if name in CATALOGUE:
         model, shape = CATALOGUE[name].build().eval(), CATALOGUE[name].shape
-        row = measure_at(model, shape, preset("uniform"), init) | {"volumetric": in_volumes(model, shape)}
+        row = measure_at(model, shape, preset("uniform"), init)
+        row |= {"volumetric": "" if name in OTHERS else in_volumes(model, shape)}
         return row | ({"3d class": in_class_of_monai(name, model, shape)} if name.startswith("monai/") else {})
     backbone, model, shape = next(smallest_first(name, whole_below))
     blocks = {key: backbone.arguments[key] for key in ("depth", "depths") if key in backbone.arguments}
@@ -110,7 +112,9 @@ def measure_at(model: nn.Module, shape: tuple[int, int, int], recipe: Recipe, in
         "size": shape[-1],
         "blocks": {},
         "parameters": count,
-        **convolutions(model, {layer.name for layer in inflation.layers if layer.lifted}),
+        "run": inflation.convolutions.run,
+        "became 3D": inflation.convolutions.lifted,
+        "kept": [list(pair) for pair in inflation.convolutions.kept],
         "folds": inflation.folds,
         **errors(report),
         "seconds": round(time.perf_counter() - started, 1),
@@ -170,19 +174,6 @@ def errors(report: Report) -> dict[str, object]:
         check.name.split(", ")[1]: check.error for check in report.checks if check.error is not None
     }
     return found | {"computes_in_float32": any("computes in float32" in check.detail for check in report.checks)}
-
-
-def convolutions(model: nn.Module, lifted: set[str]) -> dict[str, int]:
-    """Count the convolutions with a kernel of more than one pixel, and those of them that became 3D."""
-    spatial = [
-        name
-        for name, module in model.named_modules()
-        if "conv" in type(module).__name__.lower()
-        and getattr(module, "kernel_size", 1) not in (1, (1, 1))
-        and not isinstance(module, nn.Conv1d)  # along the channels
-        and isinstance(getattr(module, "weight", None), torch.Tensor)
-    ]
-    return {"convolutions": len(spatial), "lifted": sum(name in lifted for name in spatial)}
 
 
 def whole_or_fewer_blocks(name: str, whole_below: float) -> tuple[Backbone, nn.Module]:
