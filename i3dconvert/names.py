@@ -84,8 +84,8 @@ def parse(text: str) -> tuple[str, str]:
     source = source if slash else "torchvision"
     if source not in SOURCES:
         raise BackboneError(
-            f"unknown source {source!r} in {text!r}; known: NAME (torchvision), timm/NAME, hf/FOLDER, hf/ORG/NAME, "
-            "PATH.py:NAME"
+            f"unknown source {source!r} in {text!r}; {near(text, qualified_names())}known: NAME (torchvision), "
+            "timm/NAME, hf/FOLDER, hf/ORG/NAME, PATH.py:NAME"
         )
     if not names(source):
         raise BackboneError(f"{source} is not installed; pip install {source}")

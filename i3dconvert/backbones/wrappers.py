@@ -51,14 +51,20 @@ def _more(count: int) -> str:
 
 
 def _head_beside(state: State, prefix: str, found: State, wanted: Mapping[str, Tensor]) -> dict[str, str]:
-    """Map the names of the head's tensors to their names outside the backbone (MMPretrain's `head.fc`)."""
-    missing = [key for key in wanted if key not in found]
-    others = [key for key in state if not key.startswith(prefix)]
-    beside = {key.rpartition(".")[2]: key for key in others}
-    leaves = [key.rpartition(".")[2] for key in missing]
-    is_one_layer = len({key.rpartition(".")[0] for key in missing}) == 1 and sorted(leaves) == sorted(beside)
-    is_one_layer = is_one_layer and len(beside) == len(others)
-    return dict(zip(missing, (beside[leaf] for leaf in leaves), strict=True)) if prefix and is_one_layer else {}
+    """Map the names of the head's tensors to their names outside the backbone (MMPretrain's `head.fc`).
+
+    The head is the only layer there; numbers for losses and for the preprocessing may be beside it.
+    """
+    missing = {key.rpartition(".")[2]: key for key in wanted if key not in found}
+    owners = {key.rpartition(".")[0] for key in wanted if key not in found}
+    layers: dict[str, dict[str, str]] = {}
+    for owner, _, leaf in (key.rpartition(".") for key in state if not key.startswith(prefix)):
+        layers.setdefault(owner, {})[leaf] = f"{owner}.{leaf}".lstrip(".")
+    layers = {owner: keys for owner, keys in layers.items() if "weight" in keys and state[keys["weight"]].dim() > 1}
+    head = next(iter(layers.values()), {})
+    if not prefix or len(layers) != 1 or len(owners) != 1 or head.keys() != missing.keys():
+        return {}
+    return {missing[leaf]: key for leaf, key in head.items()}
 
 
 def _own_prefixes(state: State, wanted: Mapping[str, Tensor]) -> list[str]:
