@@ -47,10 +47,7 @@ def trained_by(document: Document, state: State, reference: Path | None) -> Trai
         return None
     with suppress(I3DError):
         state2d = document.origin.load(reference).state_dict()
-        inflation = inflation_of(checkpoint.rebuild(document))
-        own = [key for key in inflation.keys(state2d) if key in state]
-        inflated = {key: inflation.tensor(key, inflation.source(key, state2d)).to(state[key].dtype) for key in own}
-        return Trained.of(state, [key for key in state if key not in own or not torch.equal(inflated[key], state[key])])
+        return Trained.of(state, inflation_of(checkpoint.rebuild(document)).moved(state2d, state))
     return None
 
 

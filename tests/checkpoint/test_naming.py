@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from i3dconvert import inflate, load, save
+from i3dconvert import inflate, load, origin_of, save
+from i3dconvert.checkpoint import read
 from i3dconvert.errors import CheckpointError
+from i3dconvert.weights import digest
 from tests.conftest import Run
 
 CODE = """
@@ -66,6 +68,32 @@ def test_another_network_is_not_equal(module: nn.Module, tmp_path: Path, run: Ru
     done = run("classify", "net.safetensors", "nets.py", "--model", "torchvision/resnet18")
     assert (done.code, len(done.err) < 500) == (1, True)
     assert '"bn1.bias", …' in done.err
+
+
+def test_a_new_file_names_the_weights_that_were_inflated(module: nn.Module, tmp_path: Path, run: Run) -> None:
+    save(inflate(module, size=32), tmp_path / "net.safetensors")
+    written = "net.safetensors", "--safetensors", "--model", "nets.py:network", "-o"
+    assert run("export", *written, "same.safetensors").err == ""
+    assert read(tmp_path / "same.safetensors")[0].origin.weights.sha256 == digest(module.state_dict())
+    (tmp_path / "nets.py").write_text(CODE.replace("manual_seed(0)", "manual_seed(1)"))
+    done = run("export", *written, "other.safetensors")
+    assert (done.code, "nets.py:network builds other weights than those in net.safetensors" in done.err) == (0, True)
+    assert "of a module in memory" in str(read(tmp_path / "other.safetensors")[0].origin.weights)
+    torch.save(module.state_dict(), tmp_path / "weights.pth")
+    assert run("verify", "other.safetensors").code == 1
+    assert run("verify", "other.safetensors", "--reference", "weights.pth").code == 0
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_trained_file_names_the_weights_if_some_are_left(frozen: bool, module: nn.Module, tmp_path: Path) -> None:
+    network = inflate(module, size=32)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if not (frozen and name == "0.weight"):
+                parameter.add_(1)
+    save(network, tmp_path / "net.safetensors")
+    found = origin_of(load(tmp_path / "net.safetensors", f"{tmp_path}/nets.py:network")).weights
+    assert (found.kind, found.sha256) == (("pretrained", digest(module.state_dict())) if frozen else ("memory", ""))
 
 
 @pytest.mark.parametrize(
