@@ -45,7 +45,9 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         if keys
     ]
     if problems:
-        raise WeightsError(f"{where} does not fit the network: {'; '.join(problems)}")
+        adapters = any(".lora_" in key for key in outcome.unexpected_keys)
+        hint = "; merge its adapters first: network = tuned.merge_and_unload()" if adapters else ""
+        raise WeightsError(f"{where} does not fit the network: {'; '.join(problems)}{hint}")
 
 
 def _is_odd(tensor: Tensor, expected: Tensor) -> bool:
