@@ -91,7 +91,7 @@ def load_classifier(network: str, weights: str = "default", classes: Given = Non
 
 
 def _exported(path: Path, given: Names) -> Classifier:
-    document, runtime = read_document(path), Runtime(path)  # it folds constants while loading
+    document, runtime = read_document(path), Runtime(path, trusted=False)  # it folds constants
     if is_stream(path):
         raise CheckpointError(f"{path} is a stream; use classify --stream")
     if not document.gives_classes:

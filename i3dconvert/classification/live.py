@@ -61,7 +61,7 @@ def load_live(
     """
     path, names = Path(network), names_of(classes)
     if path.suffix == ".onnx":
-        document, flow = read_document(path), StreamRuntime(path)
+        document, flow = read_document(path), StreamRuntime(path, trusted=False)
         if document.origin is None or [one.axis for one in flow.spec.outputs] not in ([None], [None, None]):
             raise CheckpointError(f"{path} returns no class scores for a video")
         preprocessing = document.preprocessing.at(min(document.inflation.input[1:]))  # a stream has one size
