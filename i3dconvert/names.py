@@ -51,6 +51,11 @@ def qualified_names(source: str | None = None) -> list[str]:
     return [qualified(s, name) for s in wanted for name in names(s)]
 
 
+def visible(text: str) -> str:
+    """Return a line of text with control characters, which names in a file may have, escaped, such as `\\x1b`."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
 def near(text: str, known: Iterable[str]) -> str:
     """Return `did you mean …? ` with the names most like a word; empty if there are none."""
     close = get_close_matches(text, list(known), n=3, cutoff=0.6)

@@ -15,9 +15,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from i3dconvert import I3DError, load
+from i3dconvert.backbones import Weights
 from i3dconvert.checkpoint import KEY
 from i3dconvert.checkpoint.document import _seal
+from i3dconvert.classification import Moment
 from i3dconvert.errors import CheckpointError
+from i3dconvert.names import visible
+from i3dconvert.recipes import Recipe, Rule, toml
+from i3dconvert.reporting.drawing import draw_timeline
+from i3dconvert.reporting.templates import _ENVIRONMENT
 from i3dconvert.video.media import read_pictures
 from i3dconvert.video.preprocessing import Preprocessing
 from tests.conftest import Run
@@ -83,6 +89,21 @@ def test_names_from_a_file_do_not_reach_the_terminal(run: Run, checkpoint: Path,
         assert "\x1b" not in result.out + result.err
         assert "\x07" not in result.out + result.err
     assert "\\x1b]0;owned" in run("inspect", path).out
+
+
+EVIL = "\x1b[2J\x9b1m\u202e\nok"
+
+
+def test_names_from_a_file_reach_no_recipe_chart_or_page_unescaped(tmp_path: Path) -> None:
+    recipe = Recipe(EVIL, (Rule(f"*{EVIL}\U0001f600", kernel=3),))
+    text = toml.dumps(recipe)
+    assert toml.loads(text) == recipe
+    moments = {f"{EVIL}.mp4": [Moment(0.0, 1.0, ((EVIL, 0.9), ("b", 0.1)))]}
+    draw_timeline(moments, tmp_path / "line.svg")
+    page = _ENVIRONMENT.from_string("{{ name }}{{ weights }}").render(name=EVIL, weights=Weights("file", path=EVIL))
+    for shown in (text, (tmp_path / "line.svg").read_text(), page, visible(EVIL)):
+        assert not set("\x1b\x9b\u202e") & set(shown)
+    assert "\n" not in visible(EVIL)
 
 
 def test_force_replaces_files_alone(run: Run, checkpoint: Path, tmp_path: Path) -> None:
