@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,22 @@ def test_names_from_a_file_do_not_reach_the_terminal(run: Run, checkpoint: Path,
         assert "\x1b" not in result.out + result.err
         assert "\x07" not in result.out + result.err
     assert "\\x1b]0;owned" in run("inspect", path).out
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "vast", "quoted"])
+def test_a_file_that_a_document_names_as_code_is_not_read_without_end(
+    kind: str, run: Run, checkpoint: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "nets.py; touch owned"
+    if kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.write_text("")
+        os.truncate(place, 2**24 if kind == "vast" else 0)
+    name = f"{'/dev/zero' if kind == 'device' else place}:network"
+    done = run("verify", forged(checkpoint, tmp_path / "net.safetensors", source="user", name=name))
+    says = {"vast": "is larger than any Python file", "quoted": f"i3dconvert trust '{place}'"}
+    assert (done.code, says.get(kind, "is a pipe or a device") in done.err) == (1, True)
 
 
 EVIL = "\x1b[2J\x9b1m\u202e\nok"
