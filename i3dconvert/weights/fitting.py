@@ -71,9 +71,13 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
+_LONGEST = 120
+"""The most characters of a name in a message."""
+
+
 def some(kind: str, items: list[str]) -> str:
     count = f"{len(items)} {kind} key{'s' if len(items) != 1 else ''}"
-    return f"{count} ({', '.join(items[:3])}{', …' if len(items) > 3 else ''})"
+    return f"{count} ({', '.join(item[:_LONGEST] for item in items[:3])}{', …' if len(items) > 3 else ''})"
 
 
 def classes_in(state: Mapping[str, Tensor], model: nn.Module, classes: int) -> int | None:

@@ -163,6 +163,16 @@ def test_pictures_of_any_size_are_not_made(size: Any, checkpoint: Path, tmp_path
         load(path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"std": [0, 1, 1]}, {"mean": [0.5]}, {"mean": "abc"}, {"std": [float("nan")] * 3}, {"interpolation": "sharp"}],
+)
+def test_pictures_are_prepared_as_no_library_can(change: dict[str, Any], checkpoint: Path, tmp_path: Path) -> None:
+    path = forged(checkpoint, tmp_path / "net.safetensors", "preprocessing", **change)
+    with pytest.raises(CheckpointError, match=r"damaged i3dconvert metadata .ValueError: no "):
+        load(path)
+
+
 def test_a_recipe_that_does_not_fit_the_tensors_is_inspected_in_one_line(
     run: Run, checkpoint: Path, tmp_path: Path
 ) -> None:
