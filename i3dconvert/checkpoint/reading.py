@@ -154,7 +154,13 @@ def finetuned(document: Document, weights: Path, inflated: Mapping[str, Tensor])
     except WeightsError as error:
         flat = any(state[key].dim() == 4 for key in inflation_of(network).fillings if key in state)
         name = document.origin.backbone.qualified
+        other = {key.partition(".")[0] for key in state.keys() ^ network.state_dict().keys()}
         hint = f"; these are 2D weights: i3dconvert inflate {name} -w {weights}" if flat else ""
+        if len(other) == 1 and not flat:
+            hint = (
+                f"; they have another module at {next(iter(other))}: put it there in Python, load them, and call "
+                "i3dconvert.save"
+            )
         raise WeightsError(f"{error}{hint}") from None
     network._i3d_seals = sealed(inflated)
     note(network, finetuned=True)
