@@ -26,6 +26,7 @@ def cache_folder() -> Path:
 
 def check_input(path: Path, error: type[I3DError], wanted: str) -> None:
     """Raise `error` unless `path` is a readable regular file: reading a pipe could block for ever."""
+    check_merged(path, error)
     if path.is_dir():
         raise error(f"{path} is a directory; give {wanted}")
     if not path.exists():
@@ -34,6 +35,17 @@ def check_input(path: Path, error: type[I3DError], wanted: str) -> None:
         raise error(f"{path} is a pipe or a device; give {wanted}")
     if not os.access(path, os.R_OK):
         raise error(f"no permission to read {path}")
+
+
+def check_merged(path: Path, error: type[I3DError]) -> None:
+    """Raise `error` if `path` is a folder that PEFT wrote, or a file of it: adapters alone are no network."""
+    folder = path if path.is_dir() else path.parent
+    its_own = path.is_dir() or not path.exists() or path.name.startswith("adapter_model")
+    if its_own and (folder / "adapter_config.json").is_file():
+        raise error(
+            f"{folder} has PEFT's adapters without their network; merge them first: "
+            f"PeftModel.from_pretrained(network, {str(folder)!r}).merge_and_unload(), and save the result"
+        )
 
 
 MOST_TEXT = 2**23

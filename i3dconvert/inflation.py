@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from i3dconvert.backbones import Changes, Origin, Source
-from i3dconvert.backbones.changes import RGB, UNCHANGED
+from i3dconvert.backbones.changes import RGB, UNCHANGED, check_positive
 from i3dconvert.backbones.images import shape_of
 from i3dconvert.backbones.in_memory import changed, recipe_of, with_weights
 from i3dconvert.backbones.origin import of_a_user
@@ -122,6 +122,7 @@ def inflate(
 
     Raises `BackboneError`, `WeightsError`, `RecipeError`, `LiftError`.
     """
+    check_positive(size=size)
     options = Options(recipe, (), Style(init, padding or "", conv, temporal_pool, time_embedding), dtype, strict=strict)
     if isinstance(model, str):
         changes = Changes.asked(in_channels, in_init, num_classes, head, seed)

@@ -51,6 +51,11 @@ def qualified_names(source: str | None = None) -> list[str]:
     return [qualified(s, name) for s in wanted for name in names(s)]
 
 
+def visible(text: str) -> str:
+    """Return a line of text with control characters, which names in a file may have, escaped, such as `\\x1b`."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
 def near(text: str, known: Iterable[str]) -> str:
     """Return `did you mean …? ` with the names most like a word; empty if there are none."""
     close = get_close_matches(text, list(known), n=3, cutoff=0.6)
@@ -84,8 +89,8 @@ def parse(text: str) -> tuple[str, str]:
     source = source if slash else "torchvision"
     if source not in SOURCES:
         raise BackboneError(
-            f"unknown source {source!r} in {text!r}; known: NAME (torchvision), timm/NAME, hf/FOLDER, hf/ORG/NAME, "
-            "PATH.py:NAME"
+            f"unknown source {source!r} in {text!r}; {near(text, qualified_names())}known: NAME (torchvision), "
+            "timm/NAME, hf/FOLDER, hf/ORG/NAME, PATH.py:NAME"
         )
     if not names(source):
         raise BackboneError(f"{source} is not installed; pip install {source}")

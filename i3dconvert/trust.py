@@ -7,6 +7,7 @@ from anywhere, so the file runs only if this user has inflated from it, or trust
 from __future__ import annotations
 
 import hashlib
+import shlex
 from pathlib import Path
 
 from i3dconvert.errors import BackboneError, CheckpointError
@@ -28,12 +29,20 @@ def check(path: Path) -> None:
     if not _mark(path).exists():
         raise CheckpointError(
             f"the 2D network is built by {path}, which is new or has changed; "
-            f"if you trust its code, run i3dconvert trust {path}"
+            f"if you trust its code, run i3dconvert trust {shlex.quote(str(path))}"
         )
+
+
+_MOST = 2**23
+"""The most bytes of a Python file."""
 
 
 def _mark(path: Path) -> Path:
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise BackboneError(f"{path}, which builds the 2D network, is a pipe or a device; give a Python file")
+        if path.stat().st_size > _MOST:
+            raise BackboneError(f"{path}, which builds the 2D network, is larger than any Python file")
         content = path.read_bytes()
     except OSError as error:
         raise BackboneError(f"can't read {path}, which builds the 2D network: {error.strerror}") from None

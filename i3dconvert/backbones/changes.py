@@ -81,6 +81,7 @@ class Changes:
         cls, in_channels: int | None, in_init: str | None, num_classes: int | None, head: str, seed: int
     ) -> Changes:
         """Return the changes for the command-line options of those names; raises `BackboneError`."""
+        check_positive(in_channels=in_channels, num_classes=num_classes)
         channels = 0 if in_channels in (None, RGB) else int(in_channels or 0)
         if num_classes is not None and head:
             raise BackboneError("--num-classes needs a head; drop --no-head or --no-pool")
@@ -160,6 +161,15 @@ class Changes:
 
 
 UNCHANGED = Changes()
+
+
+def check_positive(**numbers: int | None) -> None:
+    """Raise `BackboneError` for a number that is given and is not an integer above 0."""
+    for name, value in numbers.items():
+        if value is not None and (type(value) is not int or value < 1):
+            hint = ", or head='none' for features" if name == "num_classes" else ""
+            raise BackboneError(f"{name} is {value!r}; give an integer above 0{hint}")
+
 
 HEADLESS = ("none", "maps")
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from i3dconvert.backbones.library import Library
 from i3dconvert.errors import BackboneError, WeightsError
-from i3dconvert.files import check_text
+from i3dconvert.files import check_merged, check_text
 from i3dconvert.video.preprocessing import Preprocessing
 from i3dconvert.weights import State, check_bounds
 
@@ -56,6 +56,7 @@ def _giving_logits(network: Any) -> nn.Module:
 def _file(name: str, file: str) -> Path:
     """Return the path of a file in a folder or in the hub's cache, downloading it if necessary."""
     if Path(name).is_dir():
+        check_merged(Path(name), BackboneError)
         path = Path(name) / file
         if not path.is_file():
             raise BackboneError(f"{name} has no {file}: it is not a folder written by transformers' save_pretrained")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from itertools import islice
 
 from torch import Tensor
 
@@ -15,6 +16,8 @@ TRAINERS = ("_orig_mod.", "module.")
 PREFIXES = (*TRAINERS, "model.", "backbone.", "encoder_q.", "teacher.")
 """And those of Lightning modules, detectors and self-supervised learners (MoCo, DINO)."""
 _DEEPEST = 4
+_MOST_PREFIXES = 32
+"""The most copies of a network in a file that are looked at."""
 _COUNTERS = ("n_averaged",)
 """Buffers that `torch.optim.swa_utils.AveragedModel` adds beside the network."""
 
@@ -39,7 +42,7 @@ def unwrapped(state: State, wanted: Mapping[str, Tensor], where: str) -> State:
     head = _head_beside(state, prefix, found, wanted)
     if others := [key for key in state if not key.startswith(prefix) and key not in head.values()]:
         warnings.warn(
-            f"{where} also holds {others[0]}{_more(len(others) - 1)}; the tensors under {prefix} were used",
+            f"{where} also holds {others[0][:120]}{_more(len(others) - 1)}; the tensors under {prefix[:120]} were used",
             I3DWarning,
             stacklevel=2,
         )
@@ -51,20 +54,27 @@ def _more(count: int) -> str:
 
 
 def _head_beside(state: State, prefix: str, found: State, wanted: Mapping[str, Tensor]) -> dict[str, str]:
-    """Map the names of the head's tensors to their names outside the backbone (MMPretrain's `head.fc`)."""
-    missing = [key for key in wanted if key not in found]
-    others = [key for key in state if not key.startswith(prefix)]
-    beside = {key.rpartition(".")[2]: key for key in others}
-    leaves = [key.rpartition(".")[2] for key in missing]
-    is_one_layer = len({key.rpartition(".")[0] for key in missing}) == 1 and sorted(leaves) == sorted(beside)
-    is_one_layer = is_one_layer and len(beside) == len(others)
-    return dict(zip(missing, (beside[leaf] for leaf in leaves), strict=True)) if prefix and is_one_layer else {}
+    """Map the names of the head's tensors to their names outside the backbone (MMPretrain's `head.fc`).
+
+    The head is the only layer there; numbers for losses and for the preprocessing may be beside it.
+    """
+    missing = {key.rpartition(".")[2]: key for key in wanted if key not in found}
+    owners = {key.rpartition(".")[0] for key in wanted if key not in found}
+    layers: dict[str, dict[str, str]] = {}
+    for owner, _, leaf in (key.rpartition(".") for key in state if not key.startswith(prefix)):
+        layers.setdefault(owner, {})[leaf] = f"{owner}.{leaf}".lstrip(".")
+    layers = {owner: keys for owner, keys in layers.items() if "weight" in keys and state[keys["weight"]].dim() > 1}
+    head = next(iter(layers.values()), {})
+    if not prefix or len(layers) != 1 or len(owners) != 1 or head.keys() != missing.keys():
+        return {}
+    return {missing[leaf]: key for leaf, key in head.items()}
 
 
 def _own_prefixes(state: State, wanted: Mapping[str, Tensor]) -> list[str]:
     """Return the prefixes that a user's module (`self.network = …`) adds: whatever precedes a known name."""
     known = next((key for key in wanted if key.count(".") > 1), next(iter(wanted), ""))
-    return [key.removesuffix(known) for key in state if known and key.endswith(f".{known}")]
+    found = (key.removesuffix(known) for key in state if known and key.endswith(f".{known}"))
+    return list(islice(found, _MOST_PREFIXES))
 
 
 def _readings(prefix: str, state: State, depth: int = 0) -> Iterator[tuple[str, State]]:

@@ -4,7 +4,7 @@ Imports `frameworks`, `backbones`, `lift`, and the rooms below them.
 """
 
 from i3dconvert.checkpoint.document import KEY, SCHEMA, Document
-from i3dconvert.checkpoint.naming import named
+from i3dconvert.checkpoint.naming import named, settle
 from i3dconvert.checkpoint.present import class_names, document_of, name_classes, network_in
 from i3dconvert.checkpoint.reading import PICKLED, filled, finetuned, load, read, rebuild
 from i3dconvert.checkpoint.trained import Trained, sentence
@@ -23,4 +23,4 @@ __all__ += [
     "network_in",
     "read",
 ]
-__all__ += ["rebuild", "save", "sentence", "write"]
+__all__ += ["rebuild", "save", "sentence", "settle", "write"]

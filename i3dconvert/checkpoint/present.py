@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from i3dconvert.backbones import Changes, Origin
 from i3dconvert.backbones.changes import UNCHANGED
 from i3dconvert.checkpoint.document import Document
 from i3dconvert.checkpoint.trained import Trained
+from i3dconvert.comparison.forward import outputs
 from i3dconvert.errors import CheckpointError, first_line
 from i3dconvert.lift.exchange import exchanged
 from i3dconvert.lift.network import Network3d, inflation_of, origin_of, set_origin
@@ -80,10 +81,10 @@ def document_of(
     origin: Origin | None = origin_of(network)
     forms, known, state = exchanged(network, network._i3d_marks), noted(network), network.state_dict()
     names = names_of(classes) or known.classes
-    outputs = _outputs(network, forms) if forms or (names and origin is None) else None
-    if origin is not None and outputs is not None:
-        origin = replace(origin, classes=outputs if _scores(forms, outputs, origin.classes) else 0)
-    count = origin.classes if origin is not None else outputs
+    number = _outputs(network, forms) if forms or (names and origin is None) else None
+    if origin is not None and number is not None:
+        origin = replace(origin, classes=number if _scores(forms, number, origin.classes) else 0)
+    count = origin.classes if origin is not None else number
     if classes is not None:
         check_count(names, count or 0)
     trained = Trained.of(state, known.moved | moved(state, network._i3d_seals))
@@ -108,19 +109,19 @@ def _outputs(network: Network3d, forms: Mapping[str, Any]) -> int | None:
     dtype = next((tensor.dtype for tensor in bare.parameters() if tensor.is_floating_point()), clip.dtype)
     try:
         with torch.no_grad():
-            found = bare(clip.to(dtype))
+            found = outputs(bare(clip.to(dtype)))
     except Exception as error:
         where = ", ".join(forms) or "its modules"
         raise CheckpointError(f"the network does not run with the module at {where}: {first_line(error)}") from error
-    return int(found.shape[1]) if isinstance(found, Tensor) and found.dim() == 2 else None
+    return int(found[0].shape[1]) if len(found) == 1 and found[0].dim() == 2 else None
 
 
 _WITH_OUTPUTS = ("Linear", "Conv1d", "Conv2d", "Conv3d")
 
 
-def _scores(forms: Mapping[str, Any], outputs: int, classes: int) -> bool:
+def _scores(forms: Mapping[str, Any], number: int, classes: int) -> bool:
     """Whether the outputs are scores: as many as before, or from a layer that computes scores."""
-    return outputs == classes or any(name in str(list(forms.values())) for name in _WITH_OUTPUTS)
+    return number == classes or any(name in str(list(forms.values())) for name in _WITH_OUTPUTS)
 
 
 WRAPPERS = ("module", "_orig_mod")

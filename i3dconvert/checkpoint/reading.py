@@ -14,7 +14,7 @@ from i3dconvert.backbones.in_memory import as_recorded
 from i3dconvert.backbones.origin import of_a_user
 from i3dconvert.backbones.wrappers import unwrapped
 from i3dconvert.checkpoint.document import KEY, Document
-from i3dconvert.checkpoint.naming import named
+from i3dconvert.checkpoint.naming import named, settle
 from i3dconvert.checkpoint.present import note, note_document
 from i3dconvert.errors import CheckpointError, WeightsError
 from i3dconvert.files import check_input, in_folder
@@ -89,13 +89,17 @@ def load(path: str | Path, model: nn.Module | str | None = None) -> Network3d:
     """
     path = Path(path)
     document, state = read(path)
+    is_name = isinstance(model, str)
     if isinstance(model, str):
         document, model = named(document, model, state), None
     if model is not None:
         changes = document.origin.changes if document.origin is not None else document.changes
         model = as_recorded(model, changes, state)
     aligned = {key: _aligned(tensor) for key, tensor in state.items()}
-    return filled(rebuild(document, model, path), aligned, path).eval()
+    network = filled(rebuild(document, model, path), aligned, path).eval()
+    if is_name:
+        settle(network, document, state)
+    return network
 
 
 def _aligned(tensor: Tensor) -> Tensor:
@@ -150,7 +154,13 @@ def finetuned(document: Document, weights: Path, inflated: Mapping[str, Tensor])
     except WeightsError as error:
         flat = any(state[key].dim() == 4 for key in inflation_of(network).fillings if key in state)
         name = document.origin.backbone.qualified
+        other = {key.partition(".")[0] for key in state.keys() ^ network.state_dict().keys()}
         hint = f"; these are 2D weights: i3dconvert inflate {name} -w {weights}" if flat else ""
+        if len(other) == 1 and not flat:
+            hint = (
+                f"; they have another module at {next(iter(other))}: put it there in Python, load them, and call "
+                "i3dconvert.save"
+            )
         raise WeightsError(f"{error}{hint}") from None
     network._i3d_seals = sealed(inflated)
     note(network, finetuned=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from i3dconvert import checkpoint
 from i3dconvert.checkpoint import PICKLED
+from i3dconvert.comparison.forward import outputs
 from i3dconvert.errors import BackboneError, CheckpointError, FramesError, MediaError, first_line
 from i3dconvert.export.runtime import CLASSES, Runtime, as_input, read_document, read_metadata
 from i3dconvert.inflation import inflate
@@ -78,11 +79,11 @@ def load_classifier(network: str, weights: str = "default", classes: Given = Non
 
     def probabilities(clip: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
-            scores = model(clip)
-        if not isinstance(scores, Tensor) or scores.dim() != 2:
+            scores = outputs(model(clip))
+        if len(scores) != 1 or scores[0].dim() != 2:
             raise BackboneError(f"{network} returns maps or several outputs instead of class scores")
-        check_count(names, scores.shape[1])
-        best = scores.softmax(-1).sort(descending=True)
+        check_count(names, scores[0].shape[1])
+        best = scores[0].softmax(-1).sort(descending=True)
         return best.values[0], best.indices[0]
 
     least = inflation_of(model).minimum_frames
@@ -90,7 +91,7 @@ def load_classifier(network: str, weights: str = "default", classes: Given = Non
 
 
 def _exported(path: Path, given: Names) -> Classifier:
-    document, runtime = read_document(path), Runtime(path)  # it folds constants while loading
+    document, runtime = read_document(path), Runtime(path, trusted=False)  # it folds constants
     if is_stream(path):
         raise CheckpointError(f"{path} is a stream; use classify --stream")
     if not document.gives_classes:

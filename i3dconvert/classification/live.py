@@ -14,6 +14,7 @@ from torch import Tensor
 from i3dconvert import checkpoint
 from i3dconvert.checkpoint import PICKLED
 from i3dconvert.classification.clips import FRAMES, Moment, class_names_in
+from i3dconvert.comparison.forward import outputs
 from i3dconvert.errors import CheckpointError, MediaError
 from i3dconvert.export.runtime import as_input, read_document
 from i3dconvert.inflation import inflate
@@ -60,7 +61,7 @@ def load_live(
     """
     path, names = Path(network), names_of(classes)
     if path.suffix == ".onnx":
-        document, flow = read_document(path), StreamRuntime(path)
+        document, flow = read_document(path), StreamRuntime(path, trusted=False)
         if document.origin is None or [one.axis for one in flow.spec.outputs] not in ([None], [None, None]):
             raise CheckpointError(f"{path} returns no class scores for a video")
         preprocessing = document.preprocessing.at(min(document.inflation.input[1:]))  # a stream has one size
@@ -86,10 +87,10 @@ def load_live(
 
     def step(clip: Tensor, state: Any) -> tuple[list[Tensor], Any]:
         output, state = live.step(clip, state)
-        return [output], state
+        return outputs(output), state
 
     def flush(state: Any) -> list[list[Tensor]]:
-        return [[output] for output in live.flush(state)]
+        return [outputs(output) for output in live.flush(state)]
 
     preprocessing = document.preprocessing
     begin = partial(live.start, 1, preprocessing.size, preprocessing.size)
@@ -110,18 +111,18 @@ def classify_live(
     """
     length, state, times = duration(path), live.begin(), [0.0]
     every = max(-(-(every or FRAMES) // live.frames), 1)
-    outputs: list[Tensor] | None = None
+    latest: list[Tensor] | None = None
     for count, images in enumerate(_steps(stream(path, live.preprocessing, fps), live.frames), 1):
         clip = torch.stack([frame.image for frame in images], 1).unsqueeze(0)
         times.append(images[-1].time)
         progress(f"{times[-1]:.1f} s", times[-1] / length if length else None)
-        outputs, state = live.step(clip, state)
+        latest, state = live.step(clip, state)
         if count > live.delay and (count - live.delay) % every == 0:
-            yield Moment(0.0, times[count - live.delay], live.best(outputs, top))
-    if outputs is None:
+            yield Moment(0.0, times[count - live.delay], live.best(latest, top))
+    if latest is None:
         raise MediaError(f"there are no frames in {path}")
     due = live.flush(state)
-    yield Moment(0.0, times[-1], live.best(due[-1] if due else outputs, top))
+    yield Moment(0.0, times[-1], live.best(due[-1] if due else latest, top))
 
 
 def _steps(given: Iterable[Frame], frames: int) -> Iterator[list[Frame]]:

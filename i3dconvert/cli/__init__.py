@@ -118,5 +118,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, RuntimeError) and "allocate" in first_line(error):  # torch's message
             show_error(OUT_OF_MEMORY)
             return 1
-        show_error(f"unexpected {type(error).__name__}: {first_line(error)} (a bug; I3DCONVERT_DEBUG=1 shows where)")
+        said = f"unexpected {type(error).__name__}: {first_line(error)}"
+        show_error(f"{said}; this is a bug: I3DCONVERT_DEBUG=1 shows where")
     return 1

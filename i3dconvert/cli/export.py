@@ -224,6 +224,11 @@ def command(
         else:
             network = checkpoint.filled(checkpoint.rebuild(document, where=path), state, path)
         finetuned = document.finetuned or weights is not None
+        if model and not checkpoint.settle(network, document, state) and not finetuned:
+            render.show_warning(
+                f"{model} builds other weights than those in {path}: `verify` of the new file needs "
+                "--reference PATH, a file of the 2D network's state dict"
+            )
         checkpoint.name_classes(network, classes)
         if safetensors:
             step(f"writing {target.name}")

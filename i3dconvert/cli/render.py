@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from i3dconvert.names import visible
 from i3dconvert.progress import silent
 
 _PIPE_WIDTH = 200
@@ -18,11 +19,6 @@ def _console(stderr: bool = False) -> Any:
 
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False, soft_wrap=True)
-
-
-def visible(text: str) -> str:
-    """Return `text` with control characters, which names in a file may contain, escaped, such as `\\x1b`."""
-    return "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)
 
 
 def show(text: str) -> None:

@@ -9,16 +9,15 @@ from pathlib import Path
 import onnx
 
 from i3dconvert.errors import CheckpointError, first_line
+from i3dconvert.export.memory import needed
 
 _TYPICAL: Mapping[str, int] = {"batch": 1, "frames": 16, "height": 224, "width": 224}
 """Sizes of the free axes at which the values are counted."""
 _SMALL = 1024
 """The most bytes of a tensor that may hold sizes or settings; of larger ones the shape is enough."""
+_FLOAT = 4
 _CONSTANT = 2**29
 """The most numbers of a constant. BEiT-L has 2**27 biases between all tokens of 16 frames."""
-_FEWEST, _TIMES, _MOST = 2**27, 512, 2**31
-"""Another value may have as many numbers as the input times `_TIMES`, at least `_FEWEST` and at most `_MOST`. Attention
-over all tokens of 64 frames has 200 times the input's."""
 
 
 def check_values(model: onnx.ModelProto, path: Path) -> None:
@@ -30,8 +29,8 @@ def check_values(model: onnx.ModelProto, path: Path) -> None:
         inferred = onnx.shape_inference.infer_shapes(_without_weights(model))
     except Exception as error:  # noqa: BLE001 - the types of onnx's errors differ between its versions
         raise CheckpointError(f"{path} is not a valid ONNX file: {first_line(error)}") from None
-    given = sum(size for _, size in _sizes(inferred.graph.input[: len(model.graph.input)]))
-    most, follow = min(max(_FEWEST, _TIMES * given), _MOST), _following(model.graph)
+    inputs = inferred.graph.input[: len(model.graph.input)]
+    most, follow = needed(path, ((size,) for _, size in _sizes(inputs))) // _FLOAT, _following(model.graph)
     for name, size in _sizes((*inferred.graph.value_info, *inferred.graph.output)):
         if size > (most if name in follow else _CONSTANT):
             raise CheckpointError(f"{path} computes {name[:60]!r} of {size:,} numbers, more than any network needs")

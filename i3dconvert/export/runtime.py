@@ -23,6 +23,7 @@ from i3dconvert.checkpoint.document import KEY, Document
 from i3dconvert.errors import CheckpointError, first_line
 from i3dconvert.export.bounds import check_values
 from i3dconvert.export.deployed import BEST, SCORES
+from i3dconvert.export.memory import MORE, bounded, needed
 from i3dconvert.files import check_input
 from i3dconvert.video.preprocessing import Preprocessing
 
@@ -51,6 +52,7 @@ _MOST_NUMBERS = 2**27
 """The most numbers in a clip of a fixed shape: half a gigabyte in float32."""
 
 _ELEMENTS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(uint8)": torch.uint8}
+_NO_MEMORY = re.compile("bad_alloc|[Ff]ailed to allocate|bad allocation|out of memory")
 _RUNTIME_ERRORS = (
     UnicodeDecodeError,  # for a message that quotes the file
     *(
@@ -158,16 +160,23 @@ def _give_back() -> None:
 class Runtime:
     """An ONNX file loaded by onnxruntime: call it with the input to get the list of outputs."""
 
-    def __init__(self, path: Path, provider: str = "CPUExecutionProvider", sparing: bool = True) -> None:
-        """Load a file; `sparing` saves memory, otherwise the session has default options."""
+    def __init__(
+        self, path: Path, provider: str = "CPUExecutionProvider", sparing: bool = True, trusted: bool = True
+    ) -> None:
+        """Load a file; `sparing` saves memory, otherwise the session has default options.
+
+        A file that is not `trusted` may take only as much memory as networks of its size and that of its clip.
+        """
+        self.path, self.trusted = path, trusted
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # its errors are raised, and need no lines of their own
         # One block for all activations, and buffers kept for tensors of their size, cost memory and gain no speed.
         options.enable_mem_pattern = options.enable_mem_reuse = not sparing
-        try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
-        except _RUNTIME_ERRORS as error:
-            raise CheckpointError(f"onnxruntime can't load {path}: {_said(error)}") from None
+        with self._within():
+            try:
+                self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+            except _RUNTIME_ERRORS as error:
+                raise CheckpointError(f"onnxruntime can't load {path}: {_said(error)}") from None
         _give_back()
         given = self.session.get_inputs()[0]
         self.input: str = given.name
@@ -184,12 +193,28 @@ class Runtime:
 
     def run(self, names: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Any]:
         """Return the outputs of these names, or all, as arrays, for inputs by name; raises `CheckpointError`."""
-        try:
-            found: list[Any] = self.session.run(names, feed)
-        except _RUNTIME_ERRORS as error:
-            shape = tuple(feed[self.input].shape)
-            raise CheckpointError(f"onnxruntime fails on a clip {shape}: {_said(error)}") from None
+        with self._within([value.shape for value in feed.values()]):
+            try:
+                found: list[Any] = self.session.run(names, feed)
+            except _RUNTIME_ERRORS as error:
+                shape = tuple(feed[self.input].shape)
+                raise CheckpointError(f"onnxruntime fails on a clip {shape}: {_said(error)}") from None
         return found
+
+    @contextmanager
+    def _within(self, shapes: Sequence[tuple[int, ...]] = ()) -> Iterator[None]:
+        """Bound the memory of what is inside, unless the file is trusted; raises `CheckpointError`."""
+        most = None if self.trusted else needed(self.path, shapes)
+        try:
+            with bounded(most):
+                yield
+        except (CheckpointError, MemoryError) as error:
+            if most is None or not (isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))):
+                raise
+            raise CheckpointError(
+                f"{self.path} takes more than {most / 2**30:.1f} GiB, far more than networks of its size; "
+                f"if you trust it, {MORE}=16 allows 16 GiB"
+            ) from None
 
     def fixed(self, axis: str) -> int | None:
         """Return the size that the file requires on an axis of the input (`AXES`); None if any will do."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def trace(
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-        said = next((ours for theirs, ours in _SAID.items() if theirs in reason), reason.strip())
+        said = next((found.expand(ours) for theirs, ours in _SAID if (found := theirs.search(reason))), reason.strip())
         raise ExportError(f"torch can't export this network to ONNX: {said}") from error
     assert program is not None
     model: Any = program.model
@@ -45,8 +46,20 @@ def trace(
     return model
 
 
-_SAID = {
-    "Unsupported attribute type": "a setting of an operation, such as the groups of a convolution or the pixels that "
-    "torch.roll moves by, follows the clip's batch, frames or size",
-}
+_INSTEAD = "use another operation in the 2D network, or stay in torch with --safetensors"
+_SAID = (
+    (
+        re.compile("Unsupported attribute type"),
+        "a setting of an operation, such as the groups of a convolution or the pixels that torch.roll moves by, "
+        "follows the clip's batch, frames or size",
+    ),
+    (
+        re.compile(r"No ONNX function found for <OpOverload\(op='aten\.(\w+)'.*complex-valued"),
+        rf"it has no ONNX form of \1 for complex numbers; {_INSTEAD}",
+    ),
+    (
+        re.compile(r"No ONNX function found for <OpOverload\(op='(?:aten\.)?([\w.:]+)'"),
+        rf"it has no ONNX form of \1; {_INSTEAD}",
+    ),
+)
 """Errors of the exporter, in words about the network."""

@@ -247,9 +247,9 @@ def set_origin(network: Network3d, origin: Any) -> None:
 
 
 def gives_scores(network: Network3d) -> bool:
-    """Return whether a network returns a row of scores (or features) for a clip, and no maps."""
-    output = graph_of(network).output_node().args[0]
-    return getattr(output, "target", None) in (layout.mean_over_time, layout.over_time)
+    """Return whether a network returns a row of scores (or features) for a clip, alone or in a dict, and no maps."""
+    found: list[fx.Node] = graph_of(network).output_node().all_input_nodes
+    return len(found) == 1 and found[0].target in (layout.mean_over_time, layout.over_time)
 
 
 def frames_left(network: Network3d, frames: int) -> int:

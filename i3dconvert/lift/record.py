@@ -90,6 +90,15 @@ class Inflation:
         for key in self.keys(state2d):
             yield key, self.tensor(key, self.source(key, state2d))
 
+    def moved(self, state2d: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+        """Return the keys of `state` whose tensors are not the inflated ones of `state2d`, in their dtypes."""
+        own = set(self.keys(state2d))
+
+        def inflated(key: str) -> Tensor:
+            return self.tensor(key, self.source(key, state2d)).to(state[key].dtype)
+
+        return [key for key in state if key not in own or not torch.equal(inflated(key), state[key])]
+
     def shape(self, key: str, tensor2d: Tensor) -> tuple[int, ...]:
         """Return the shape of `tensor(key, tensor2d)` without computing it."""
         filling = self.fillings.get(key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from i3dconvert.errors import RecipeError
 from i3dconvert.files import check_input, check_text
@@ -31,13 +32,17 @@ def loads(text: str, where: str = "recipe") -> Recipe:
 def dumps(recipe: Recipe) -> str:
     """Return a recipe as TOML, the inverse of `loads`."""
     document = recipe.to_dict()
-    lines = [
-        f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in document.items() if isinstance(value, str)
-    ]
+    lines = [f"{key} = {_value(value)}" for key, value in document.items() if isinstance(value, str)]
     for table in ("rule", "pool"):
         for entry in document.get(table, []):
-            lines += ["", f"[[{table}]]", *(f"{key} = {json.dumps(value)}" for key, value in entry.items())]
+            lines += ["", f"[[{table}]]", *(f"{key} = {_value(value)}" for key, value in entry.items())]
     return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    """Return a value in TOML, whose strings escape what can't be printed."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(one if one.isprintable() else f"\\U{ord(one):08X}" for one in text)
 
 
 def read(path: Path) -> Recipe:

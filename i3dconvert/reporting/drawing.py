@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from i3dconvert.errors import OutputError
 from i3dconvert.files import check_output, replacing
+from i3dconvert.names import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,5 +134,5 @@ def lines(found: Mapping[str, Sequence[Moment]]) -> Figure:
 
 
 def plain(text: str) -> str:
-    """Escape text for matplotlib, in which a dollar sign begins a formula."""
-    return text.replace("$", r"\$")
+    """Escape text for matplotlib, in which a dollar sign begins a formula, and control characters for SVG."""
+    return visible(text).replace("$", r"\$")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from i3dconvert.streaming.pace import Leaf, Pace
 
 STREAM = "stream"
 """The metadata key of a stream's description, a JSON object with the fields of `Spec`."""
+
+_MOST_FRAMES, _MOST_NUMBERS = 2**16, 2**27
+"""The most frames in a step, in its delay or window, and the most numbers in the state of a video."""
 
 Feed = dict[str, Any]
 
@@ -75,6 +79,14 @@ class Spec:
             spec = cls(**fields, state=state, outputs=given)
             if not state or min(spec.frames, *(o.frames for o in given)) < 1 or spec.delay < 0:
                 raise ValueError("a step has no frames")
+            counts = (
+                spec.frames,
+                spec.delay,
+                spec.window or 1,
+                *(size for one in given for size in (one.frames, one.beyond)),
+            )
+            if max(counts) > _MOST_FRAMES or sum(math.prod(map(abs, kept.shape)) for kept in state) > _MOST_NUMBERS:
+                raise ValueError("its steps or its state are larger than any network's")
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise CheckpointError(f"{path} has a damaged description of its stream: {first_line(error)}") from None
         return spec
@@ -88,13 +100,13 @@ def is_stream(path: Path) -> bool:
 class StreamRuntime:
     """A stream's ONNX file loaded by onnxruntime, used like `Stream`, with lists of outputs and a state by names."""
 
-    def __init__(self, path: Path, sparing: bool = True) -> None:
-        """Load a file; raises `CheckpointError`."""
+    def __init__(self, path: Path, sparing: bool = True, trusted: bool = True) -> None:
+        """Load a file; see `Runtime`; raises `CheckpointError`."""
         metadata = read_metadata(path)
         if STREAM not in metadata:
             raise CheckpointError(f"{path} takes whole clips; write a stream with `i3dconvert export --onnx --stream`")
         self.spec = Spec.loads(metadata[STREAM], path)
-        self.runtime = Runtime(path, sparing=sparing)
+        self.runtime = Runtime(path, sparing=sparing, trusted=trusted)
         self.frames, self.delay = self.spec.frames, self.spec.delay
         session = self.runtime.session
         names = {one.name for one in (*session.get_inputs(), *session.get_outputs())}
@@ -161,7 +173,7 @@ def whole(path: Path, runtime: Runtime, frames: int | None) -> tuple[Callable[[T
     """
     if not is_stream(path):
         return runtime, runtime.fixed("frames")
-    flow = StreamRuntime(path)
+    flow = StreamRuntime(path, trusted=runtime.trusted)
     steps = -(-frames // flow.frames) if frames else flow.delay + 1
     return lambda given: together(list(of_file(flow, given)), flow.spec.leaves), steps * flow.frames
 

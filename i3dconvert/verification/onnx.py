@@ -38,7 +38,7 @@ def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress
     report = Report([_check_integrity(path)])
     if not report.passed:
         return report
-    runtime = Runtime(path)
+    runtime = Runtime(path, trusted=False)
     if document.finetuned:
         trained = verify_exported(path, document, runtime, settings)
         return replace(trained, checks=[*report.checks, *trained.checks])

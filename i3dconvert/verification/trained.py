@@ -47,10 +47,7 @@ def trained_by(document: Document, state: State, reference: Path | None) -> Trai
         return None
     with suppress(I3DError):
         state2d = document.origin.load(reference).state_dict()
-        inflation = inflation_of(checkpoint.rebuild(document))
-        own = [key for key in inflation.keys(state2d) if key in state]
-        inflated = {key: inflation.tensor(key, inflation.source(key, state2d)).to(state[key].dtype) for key in own}
-        return Trained.of(state, [key for key in state if key not in own or not torch.equal(inflated[key], state[key])])
+        return Trained.of(state, inflation_of(checkpoint.rebuild(document)).moved(state2d, state))
     return None
 
 
@@ -67,12 +64,12 @@ def verify_exported(path: Path, document: Document, runtime: Runtime, settings: 
     value = [tensor.float() for tensor in compute(given)]
     finite = all(bool(tensor.isfinite().all()) for tensor in value)
     report.checks.append(Check("runs", finite, f"onnxruntime returns {'' if finite else 'in'}finite values"))
-    beside = _checkpoint_beside(path, document)
+    found = _checkpoint_beside(path, document)
     tolerance = settings.tolerance or TOLERANCES.get(runtime.precision)
-    if beside is None or tolerance is None or runtime.names_best:
+    if found is None or tolerance is None or runtime.names_best:
         report.notes.append("not compared with torch: its checkpoint is not in the same folder")
         return report
-    network = checkpoint.load(beside)
+    beside, network = found
     with evaluating(network, torch.float32):
         expected = outputs(network(meant))
     name = f"onnxruntime against torch, {beside.name}, {frames}×{height}×{width}"
@@ -80,12 +77,12 @@ def verify_exported(path: Path, document: Document, runtime: Runtime, settings: 
     return report
 
 
-def _checkpoint_beside(path: Path, document: Document) -> Path | None:
-    """Return the checkpoint in the same folder with the exported tensors."""
+def _checkpoint_beside(path: Path, document: Document) -> tuple[Path, Network3d] | None:
+    """Return the checkpoint in the same folder with the exported tensors, and its network, if it can be loaded."""
     for other in sorted(path.parent.glob("*.safetensors")):
         with suppress(I3DError):
             if checkpoint.read(other)[0].sha256 == document.sha256:
-                return other
+                return other, checkpoint.load(other)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -98,13 +99,20 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Preprocessing:
-        """Read the data written by `to_dict`. Raises `ValueError` for sizes that no picture is resized to."""
+        """Read the data written by `to_dict`. Raises `ValueError` for what no picture can be prepared with."""
         found = cls(**dict(document) | {"mean": tuple(document["mean"]), "std": tuple(document["std"])})
         for size in (found.size, found.resize):
             if not (isinstance(size, int) and 0 < size <= _MOST_PIXELS):
                 raise ValueError(f"pictures of {str(size)[:60]} pixels")
+        numbers = [isinstance(one, int | float) and math.isfinite(one) for one in (*found.mean, *found.std)]
+        if not all(numbers) or len(found.mean) != len(found.std) or 0 in found.std:
+            raise ValueError("no mean and standard deviation of each channel")
+        if found.interpolation not in _INTERPOLATIONS:
+            raise ValueError(f"no interpolation {str(found.interpolation)[:60]!r}")
         return found
 
 
+_INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
+"""The values of torchvision's `InterpolationMode`."""
 _MOST_PIXELS = 8192
 """The most pixels in the height or width of a picture that a file may ask for."""

@@ -45,7 +45,9 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         if keys
     ]
     if problems:
-        raise WeightsError(f"{where} does not fit the network: {'; '.join(problems)}")
+        adapters = any(".lora_" in key for key in outcome.unexpected_keys)
+        hint = "; merge its adapters first: network = tuned.merge_and_unload()" if adapters else ""
+        raise WeightsError(f"{where} does not fit the network: {'; '.join(problems)}{hint}")
 
 
 def _is_odd(tensor: Tensor, expected: Tensor) -> bool:
@@ -69,9 +71,13 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
+_LONGEST = 120
+"""The most characters of a name in a message."""
+
+
 def some(kind: str, items: list[str]) -> str:
     count = f"{len(items)} {kind} key{'s' if len(items) != 1 else ''}"
-    return f"{count} ({', '.join(items[:3])}{', …' if len(items) > 3 else ''})"
+    return f"{count} ({', '.join(item[:_LONGEST] for item in items[:3])}{', …' if len(items) > 3 else ''})"
 
 
 def classes_in(state: Mapping[str, Tensor], model: nn.Module, classes: int) -> int | None:

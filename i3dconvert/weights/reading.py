@@ -26,7 +26,8 @@ State = dict[str, Tensor]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pyth", ".json")
 """Suffixes of files with weights."""
 _NESTS = ("state_dict", "model", "model_state", "model_state_dict", "state_dict_ema", "model_ema", "ema", "teacher")
-"""Keys under which trainers store the state dict; the first one found is used."""
+"""Keys under which trainers store the state dict; the first one found is used. Others count if no other mapping holds
+tensors."""
 
 
 def read_state(path: Path) -> State:
@@ -34,12 +35,17 @@ def read_state(path: Path) -> State:
 
     For a checkpoint in several safetensors files, `path` is the index, `model.safetensors.index.json`.
 
-    A dict nested under `state_dict`, `model` or the like is found; an average (EMA) beside it is ignored, with
-    an `I3DWarning`. No code in the file is run. Raises `WeightsError`.
+    A dict nested under `state_dict`, `model` or the like is found, or the only one with tensors; an average (EMA)
+    beside it is ignored, with an `I3DWarning`. No code in the file is run. Raises `WeightsError`.
     """
     check_input(path, WeightsError, "a .pth, .pt or .safetensors file")
     document = _READERS.get(path.suffix, read_pickle)(path)
     state = tensors_in(document, path)
+    if not state and len(several := _holding(document)) > 1:
+        raise WeightsError(
+            f"{path} holds several state dicts: {', '.join(map(str, several[:5]))}; save the network's alone: "
+            f"torch.save(torch.load({path.name!r})[{several[0]!r}], 'weights.pth')"
+        )
     if not state:
         raise WeightsError(f"{path} holds no state dict: expected tensors by name, bare or under {', '.join(_NESTS)}")
     if beside := _average_beside(document):
@@ -167,6 +173,11 @@ def _names_in_archive(path: Path) -> bytes:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
             pickles = [record for record in records if record.filename.endswith("data.pkl")]
+            if any(record.filename.endswith("/constants.pkl") for record in records):
+                raise WeightsError(
+                    f"{path} is a TorchScript program, not weights; save its state dict: "
+                    f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pth')"
+                )
             check_unpacked(path, sum(record.file_size for record in records), WeightsError)
             check_text(sum(record.file_size for record in pickles), str(path), WeightsError)
             return b"".join(archive.read(record) for record in pickles)
@@ -220,17 +231,44 @@ _READERS: dict[str, Callable[[Path], Any]] = {".safetensors": _read_safetensors,
 
 
 def nested(document: Any) -> Mapping[Any, Any]:
-    """Return the mapping under one of the usual keys of training frameworks."""
+    """Return the mapping under one of the usual keys of training frameworks, or the only one that holds tensors."""
+    for _ in range(_DEEPEST):
+        key = _nest(document)
+        if key is None:
+            break
+        document = document[key]
+    return document if isinstance(document, Mapping) else {}
+
+
+_DEEPEST = 4
+"""The most mappings inside each other."""
+
+
+def _nest(document: Any) -> Any:
+    """Return the key of the mapping that holds the network's tensors; None if `document` itself does."""
     if not isinstance(document, Mapping):
-        return {}
-    found = next((document[nest] for nest in _NESTS if isinstance(document.get(nest), Mapping)), None)
-    return document if found is None else nested(found)
+        return None
+    usual = next((nest for nest in _NESTS if isinstance(document.get(nest), Mapping)), None)
+    holding = _holding(document)
+    return usual if usual is not None or len(holding) != 1 else holding[0]
+
+
+def _holding(document: Any) -> list[Any]:
+    """Return the keys of the mappings that hold tensors; averages count only if there are no others."""
+    found = [key for key, value in document.items() if _holds(value)] if isinstance(document, Mapping) else []
+    return [key for key in found if not _is_average(key)] or found
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(tensor, Tensor) for tensor in value.values())
+
+
+def _is_average(key: Any) -> bool:
+    return "ema" in str(key).lower()
 
 
 def _average_beside(document: Any) -> str:
     """Return the key of averaged weights that `nested` ignores, if any."""
-    if not isinstance(document, Mapping):
-        return ""
-    taken = next((nest for nest in _NESTS if isinstance(document.get(nest), Mapping)), None)
-    averages = (key for key, value in document.items() if "ema" in str(key).lower() and isinstance(value, Mapping))
+    taken = _nest(document)
+    averages = (key for key, value in document.items() if _is_average(key) and isinstance(value, Mapping))
     return next((str(key) for key in averages if taken not in (None, key)), "")

@@ -50,6 +50,51 @@ def test_an_average_beside_the_weights_is_left_and_named(average: str, tmp_path:
     assert torch.equal(read_state(tmp_path / "one.pth")["fc.bias"], averaged["fc.bias"])
 
 
+@pytest.mark.parametrize("key", ["net", "params", "weights", 0])
+def test_the_only_state_dict_of_a_file_is_found_under_any_key(key: object, tmp_path: Path) -> None:
+    trainer = {"acc": torch.tensor(0.7), "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": []}}
+    torch.save({key: STATE, **trainer}, tmp_path / "net.pth")
+    assert read_state(tmp_path / "net.pth").keys() == STATE.keys()
+    torch.save({f"{key}_ema": STATE}, tmp_path / "average.pth")
+    assert read_state(tmp_path / "average.pth").keys() == STATE.keys()
+    torch.save({key: STATE, f"{key}_ema": STATE}, tmp_path / "both.pth")
+    with pytest.warns(I3DWarning, match=rf"average .* under '{key}_ema'"):
+        assert read_state(tmp_path / "both.pth").keys() == STATE.keys()
+    torch.save({key: STATE, "discriminator": STATE}, tmp_path / "two.pth")
+    with pytest.raises(
+        WeightsError, match=rf"holds several state dicts: {key}, discriminator; save the network's alone"
+    ):
+        read_state(tmp_path / "two.pth")
+
+
+def test_a_mapping_in_itself_ends(tmp_path: Path) -> None:
+    endless: dict[str, object] = {}
+    endless["model"] = endless
+    torch.save(endless, tmp_path / "endless.pth")
+    with pytest.raises(WeightsError, match="holds no state dict"):
+        read_state(tmp_path / "endless.pth")
+
+
+def test_a_program_is_told_from_weights(tmp_path: Path) -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "net.pt")
+    with pytest.raises(WeightsError, match=r"is a TorchScript program, not weights; .*torch\.jit\.load\('net\.pt'\)"):
+        read_state(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("neck", [True, False])
+def test_the_head_beside_a_backbone_is_its_only_layer_there(neck: bool) -> None:
+    wanted = STATE | {"fc.weight": torch.ones(2, 4)}
+    stored = {f"backbone.{key}": tensor for key, tensor in wanted.items() if not key.startswith("fc")}
+    stored |= {"head.fc.weight": torch.ones(2, 4), "head.fc.bias": torch.ones(2), "loss.weight": torch.ones(2)}
+    stored |= {"data_preprocessor.mean": torch.zeros(3, 1, 1)}
+    if neck:
+        stored |= {"neck.weight": torch.ones(2, 4), "neck.bias": torch.ones(2)}
+    with pytest.warns(I3DWarning, match="also holds"):
+        found = unwrapped(stored, wanted, "a.pth")
+    assert ("fc.weight" in found) is not neck
+    assert neck or torch.equal(found["fc.weight"], torch.ones(2, 4))
+
+
 def test_names_of_checkpoints_are_those_of_files(run: Run, weight_file: Path) -> None:
     state = {f"_orig_mod.module.{key}": tensor for key, tensor in torch.load(weight_file).items()}
     for name in ("net.ckpt", "net.pth.tar"):

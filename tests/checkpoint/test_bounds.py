@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,20 @@ import pytest
 import torch
 from huggingface_hub import constants
 from onnx import TensorProto, helper
+from torch import nn
 
 from i3dconvert.backbones.hf import LIBRARY as TRANSFORMERS
 from i3dconvert.backbones.origin import Backbone, Origin, Weights
+from i3dconvert.backbones.wrappers import unwrapped
 from i3dconvert.checkpoint import Document
-from i3dconvert.errors import BackboneError, CheckpointError, I3DError, RecipeError, WeightsError
-from i3dconvert.export import runtime
+from i3dconvert.errors import BackboneError, CheckpointError, I3DError, I3DWarning, RecipeError, WeightsError
+from i3dconvert.export import memory, runtime
 from i3dconvert.export.runtime import read_document
 from i3dconvert.recipes import toml
 from i3dconvert.recipes.rules import Recipe
+from i3dconvert.streaming.runtime import Spec
 from i3dconvert.video.preprocessing import Preprocessing
-from i3dconvert.weights import read_state
+from i3dconvert.weights import fit, read_state
 from tests.checkpoint.test_strangers import forged
 from tests.conftest import Run
 
@@ -72,6 +77,17 @@ def test_weights_that_would_fill_memory(name: str, make: Any, says: str, tmp_pat
     make(tmp_path / name)
     with pytest.raises(WeightsError, match=says):
         read_state(tmp_path / name)
+
+
+def test_names_that_end_like_the_networks_take_no_time(tmp_path: Path) -> None:
+    name, wanted = "x" * 10_000, {f"layer.{index}.weight": torch.zeros(1) for index in range(100)}
+    state = {f"{name}{index}.layer.0.weight": torch.zeros(1) for index in range(3000)}
+    start = time.process_time()
+    with pytest.warns(I3DWarning):
+        unwrapped(state, wanted, "net.pth")
+    assert time.process_time() - start < 1  # 3,000 readings took 3.7 s, and 60,000 names 13 s
+    with pytest.raises(WeightsError, match=r"3000 unexpected keys \(x{120}, x{120}, x{120}, …\)$"):
+        fit(nn.Linear(1, 1), state, "net.pth")
 
 
 def test_weights_that_hardly_shrank_are_read(tmp_path: Path) -> None:
@@ -210,6 +226,41 @@ def test_a_graph_that_would_fill_memory(operator: str, inputs: list[Any], export
     onnx.save(model, tmp_path / "huge.onnx")
     with pytest.raises(CheckpointError, match=r"computes 'huge' of .* numbers, more than any network needs"):
         read_document(tmp_path / "huge.onnx")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems can't bound a process's memory")
+def test_sizes_that_only_a_run_shows_are_bounded(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import resource  # which Windows lacks
+
+    model = onnx.load(exported)
+    model.graph.node.append(helper.make_node("NonZero", ["clip"], ["twice0"]))  # its size follows the values
+    for index in range(26):
+        model.graph.node.append(helper.make_node("Concat", [f"twice{index}"] * 2, [f"twice{index + 1}"], axis=1))
+    model.graph.node.append(helper.make_node("Size", ["twice26"], ["count"]))
+    model.graph.output.append(helper.make_tensor_value_info("count", TensorProto.INT64, []))
+    path, before = tmp_path / "twice.onnx", resource.getrlimit(resource.RLIMIT_DATA)
+    onnx.save(model, path)
+    read_document(path)
+    monkeypatch.setattr("i3dconvert.export.memory._OF_FILE", 1)
+    file, clip = runtime.Runtime(path, trusted=False), torch.zeros(1, 3, 4, 32, 32)
+    clip[0, 0, 0, 0, :8] = 1
+    with pytest.raises(CheckpointError, match=r"takes more than 0\.5 GiB.*I3DCONVERT_MEMORY=16"):
+        file(clip)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    assert file(torch.zeros(1, 3, 4, 32, 32))[1] == 0
+    monkeypatch.setenv("I3DCONVERT_MEMORY", "64")
+    assert memory.needed(path) == 2**36
+
+
+@pytest.mark.parametrize("change", [{"delay": 10**9}, {"frames": 10**9}, {"state": 10**6}])
+def test_streams_without_end_are_refused(change: dict[str, Any]) -> None:
+    spec: dict[str, Any] = {"frames": 1, "delay": 1, "window": None, **change}
+    spec["state"] = [{"input": "a", "output": "b", "shape": [spec.pop("state", 1)] * 2}]
+    spec["outputs"] = [{"name": "logits", "frames": 1, "beyond": 0, "axis": None}]
+    with pytest.raises(CheckpointError, match="larger than any network's"):
+        Spec.loads(json.dumps(spec), Path("a.onnx"))
 
 
 def test_biases_between_all_tokens_of_a_clip_are_read(exported: Path, tmp_path: Path) -> None:

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from i3dconvert import inflate, load, save
-from i3dconvert.errors import CheckpointError
+from i3dconvert import from_pretrained, inflate, load, origin_of, save
+from i3dconvert.checkpoint import read
+from i3dconvert.errors import CheckpointError, WeightsError
+from i3dconvert.weights import digest
 from tests.conftest import Run
 
 CODE = """
@@ -68,6 +71,32 @@ def test_another_network_is_not_equal(module: nn.Module, tmp_path: Path, run: Ru
     assert '"bn1.bias", …' in done.err
 
 
+def test_a_new_file_names_the_weights_that_were_inflated(module: nn.Module, tmp_path: Path, run: Run) -> None:
+    save(inflate(module, size=32), tmp_path / "net.safetensors")
+    written = "net.safetensors", "--safetensors", "--model", "nets.py:network", "-o"
+    assert run("export", *written, "same.safetensors").err == ""
+    assert read(tmp_path / "same.safetensors")[0].origin.weights.sha256 == digest(module.state_dict())
+    (tmp_path / "nets.py").write_text(CODE.replace("manual_seed(0)", "manual_seed(1)"))
+    done = run("export", *written, "other.safetensors")
+    assert (done.code, "nets.py:network builds other weights than those in net.safetensors" in done.err) == (0, True)
+    assert "of a module in memory" in str(read(tmp_path / "other.safetensors")[0].origin.weights)
+    torch.save(module.state_dict(), tmp_path / "weights.pth")
+    assert run("verify", "other.safetensors").code == 1
+    assert run("verify", "other.safetensors", "--reference", "weights.pth").code == 0
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_trained_file_names_the_weights_if_some_are_left(frozen: bool, module: nn.Module, tmp_path: Path) -> None:
+    network = inflate(module, size=32)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if not (frozen and name == "0.weight"):
+                parameter.add_(1)
+    save(network, tmp_path / "net.safetensors")
+    found = origin_of(load(tmp_path / "net.safetensors", f"{tmp_path}/nets.py:network")).weights
+    assert (found.kind, found.sha256) == (("pretrained", digest(module.state_dict())) if frozen else ("memory", ""))
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -93,3 +122,25 @@ def test_weights_that_change_at_each_run_are_explained(module: nn.Module, tmp_pa
     (tmp_path / "nets.py").write_text(CODE.replace("torch.manual_seed(0)", "torch.seed()"))
     assert run("inflate", "nets.py:network", "-s", "32", "-o", "net.safetensors", "-q").code == 0
     assert "let it load a file or set torch.manual_seed" in run("verify", "net.safetensors").err
+
+
+def test_adapters_alone_are_no_network(module: nn.Module, tmp_path: Path, run: Run) -> None:
+    save(inflate(module, size=32), tmp_path / "net.safetensors")
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned/adapter_config.json").write_text('{"peft_type": "LORA"}')
+    adapters = {f"base_model.model.0.lora_{part}.weight": torch.zeros(2, 2) for part in "AB"}
+    save_file(adapters, tmp_path / "tuned/adapter_model.safetensors")
+    save_file(module.state_dict() | adapters, tmp_path / "both.safetensors")
+    for words in (
+        "verify tuned",
+        "inflate hf/tuned",
+        "inflate resnet18 -w ./tuned",
+        "verify tuned/adapter_model.safetensors",
+    ):
+        done = run(*words.split())
+        assert (done.code, len(done.err.splitlines())) == (1, 1)
+        assert "tuned has PEFT's adapters without their network; merge them first" in done.err
+    with pytest.raises(CheckpointError, match="merge them first"):
+        from_pretrained(tmp_path / "tuned")
+    with pytest.raises(WeightsError, match="merge its adapters first"):
+        inflate(module, weights=str(tmp_path / "both.safetensors"), size=32)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import i3dconvert
 from i3dconvert.checkpoint import read
 from i3dconvert.checkpoint.present import class_names, document_of, name_classes
+from i3dconvert.classification import classify, classify_live, load_classifier, load_live
 from i3dconvert.errors import CheckpointError, ClassesError, OutputError
 from i3dconvert.lift.network import Network3d
 from i3dconvert.lift.seals import moved, sealed
@@ -82,6 +85,30 @@ def test_heads_of_torchs_own_layers_come_back(network: Network3d, head: str, suf
 
 def weight_normed() -> nn.Module:
     return parametrizations.weight_norm(nn.Linear(6, 7))
+
+
+NAMED = "class Named(nn.Sequential):\n    def forward(self, x):\n        return {'out': super().forward(x)}\n"
+
+
+@pytest.mark.parametrize("stepwise", [False, True])
+def test_scores_in_a_dict_are_scores(network: Network3d, stepwise: bool) -> None:
+    Path("named.py").write_text(FACTORY.replace("return nn.Sequential", "return Named") + NAMED)
+    named = i3dconvert.inflate("named.py:small", weights="random", size=16)
+    for one in (named, network):
+        setattr(one, "5", nn.Linear(6, 3))
+    named.load_state_dict(network.state_dict())
+    for one, path in ((named, "named.safetensors"), (network, "plain.safetensors")):
+        i3dconvert.save(one.eval(), path, classes=["a", "b", "c"])
+    Image.effect_noise((20, 20), 90).convert("RGB").save("noise.png")
+    seen = [_classes(path, stepwise) for path in ("named.safetensors", "plain.safetensors")]
+    assert seen[0] == seen[1]
+    assert {name for name, _ in seen[0]} == {"a", "b", "c"}
+
+
+def _classes(path: str, stepwise: bool) -> Sequence[tuple[str, float]]:
+    if stepwise:
+        return [*classify_live(load_live(path), Path("noise.png"))][-1].best
+    return [*classify(load_classifier(path), Path("noise.png"))][-1].best
 
 
 class Mine(nn.Linear):
@@ -216,8 +243,6 @@ def test_verify_says_what_is_left_to_prove(network: Network3d, damage: str, said
 
 @pytest.mark.slow
 def test_names_of_classes_travel(network: Network3d, run: Run) -> None:
-    from PIL import Image
-
     Image.new("RGB", (20, 20)).save("black.png")
     Path("names.txt").write_text("cat\ndog\n\nfox\nowl\n")
     i3dconvert.save(network, "net.safetensors", classes=["a", "b", "c", "d"])

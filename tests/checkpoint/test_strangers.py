@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from i3dconvert import I3DError, load
+from i3dconvert.backbones import Weights
 from i3dconvert.checkpoint import KEY
 from i3dconvert.checkpoint.document import _seal
+from i3dconvert.classification import Moment
 from i3dconvert.errors import CheckpointError
+from i3dconvert.names import visible
+from i3dconvert.recipes import Recipe, Rule, toml
+from i3dconvert.reporting.drawing import draw_timeline
+from i3dconvert.reporting.templates import _ENVIRONMENT
 from i3dconvert.video.media import read_pictures
 from i3dconvert.video.preprocessing import Preprocessing
 from tests.conftest import Run
@@ -85,6 +92,37 @@ def test_names_from_a_file_do_not_reach_the_terminal(run: Run, checkpoint: Path,
     assert "\\x1b]0;owned" in run("inspect", path).out
 
 
+@pytest.mark.parametrize("kind", ["device", "pipe", "vast", "quoted"])
+def test_a_file_that_a_document_names_as_code_is_not_read_without_end(
+    kind: str, run: Run, checkpoint: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "nets.py; touch owned"
+    if kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.write_text("")
+        os.truncate(place, 2**24 if kind == "vast" else 0)
+    name = f"{'/dev/zero' if kind == 'device' else place}:network"
+    done = run("verify", forged(checkpoint, tmp_path / "net.safetensors", source="user", name=name))
+    says = {"vast": "is larger than any Python file", "quoted": f"i3dconvert trust '{place}'"}
+    assert (done.code, says.get(kind, "is a pipe or a device") in done.err) == (1, True)
+
+
+EVIL = "\x1b[2J\x9b1m\u202e\nok"
+
+
+def test_names_from_a_file_reach_no_recipe_chart_or_page_unescaped(tmp_path: Path) -> None:
+    recipe = Recipe(EVIL, (Rule(f"*{EVIL}\U0001f600", kernel=3),))
+    text = toml.dumps(recipe)
+    assert toml.loads(text) == recipe
+    moments = {f"{EVIL}.mp4": [Moment(0.0, 1.0, ((EVIL, 0.9), ("b", 0.1)))]}
+    draw_timeline(moments, tmp_path / "line.svg")
+    page = _ENVIRONMENT.from_string("{{ name }}{{ weights }}").render(name=EVIL, weights=Weights("file", path=EVIL))
+    for shown in (text, (tmp_path / "line.svg").read_text(), page, visible(EVIL)):
+        assert not set("\x1b\x9b\u202e") & set(shown)
+    assert "\n" not in visible(EVIL)
+
+
 def test_force_replaces_files_alone(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     shutil.copy(checkpoint, tmp_path / "net.safetensors")
     result = run("inflate", "resnet18", "-w", "random", "-s", 32, "-o", "/dev/null", "--force")
@@ -122,6 +160,16 @@ def test_pictures_of_any_size_are_not_made(size: Any, checkpoint: Path, tmp_path
     look = {"resize": size, "size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
     path = forged(checkpoint, tmp_path / "net.safetensors", "preprocessing", **look)
     with pytest.raises(CheckpointError, match="pictures of"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"std": [0, 1, 1]}, {"mean": [0.5]}, {"mean": "abc"}, {"std": [float("nan")] * 3}, {"interpolation": "sharp"}],
+)
+def test_pictures_are_prepared_as_no_library_can(change: dict[str, Any], checkpoint: Path, tmp_path: Path) -> None:
+    path = forged(checkpoint, tmp_path / "net.safetensors", "preprocessing", **change)
+    with pytest.raises(CheckpointError, match=r"damaged i3dconvert metadata .ValueError: no "):
         load(path)
 
 

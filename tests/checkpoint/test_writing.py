@@ -64,6 +64,16 @@ def test_2d_weights_are_told_from_damaged_ones(checkpoint: Path, tmp_path: Path)
         assert ("these are 2D weights: i3dconvert inflate resnet18 -w" in str(caught.value)) == hint
 
 
+def test_weights_with_another_head_say_how_to_save_it(checkpoint: Path, tmp_path: Path) -> None:
+    document, state = read(checkpoint)
+    tuned = {f"model.{key.replace('fc.', 'fc.1.')}": tensor for key, tensor in state.items()}
+    torch.save({"state_dict": tuned}, tmp_path / "tuned.ckpt")
+    with pytest.raises(
+        WeightsError, match=r"another module at fc: put it there in Python, load them, and call i3dconv"
+    ):
+        finetuned(document, tmp_path / "tuned.ckpt", state)
+
+
 def test_a_file_of_a_version_that_left_a_layer_2d_says_how_to_make_it_again(checkpoint: Path, tmp_path: Path) -> None:
     with safe_open(checkpoint, "pt") as file:
         state, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118

@@ -39,6 +39,7 @@ def refused(run: Run, *words: object, code: int = 1, says: str) -> None:
         (("inflate", "resnet51"), "did you mean resnet50"),
         (("inflate", "convnext_atto"), "timm/convnext_atto"),
         (("inflate", "keras/resnet50"), "unknown source 'keras'"),
+        (("inflate", "tim/resnet18"), "did you mean timm/resnet18"),
         (("inflate", "timm/resnet18.nonsense", "-w", "nonsense"), "no weights 'nonsense'; available: a1_in1k"),
         (("inflate", "resnet18", "-w", "IMAGENET1K_V7"), "available: IMAGENET1K_V1"),
         (("inflate", "resnet18", "-w", "none.pth"), "there is no file none.pth"),

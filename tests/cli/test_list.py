@@ -23,7 +23,7 @@ from i3dconvert.backbones import Backbone, build, census, library
 from i3dconvert.backbones.library import Library
 from i3dconvert.backbones.torchvision import Torchvision
 from i3dconvert.cli import render
-from i3dconvert.names import SOURCES, names
+from i3dconvert.names import SOURCES, names, visible
 from tests.conftest import Run
 
 CONSTRAINTS = Path(__file__).parent.parent.parent / "constraints.txt"
@@ -187,7 +187,7 @@ def test_a_table_looks_as_rich_draws_it(terminal: bool, width: int, monkeypatch:
     for column in columns:
         table.add_column(column.rstrip("#"), justify="right" if column.endswith("#") else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(render.visible(render.number(cell))) for cell in row))
+        table.add_row(*(Text(visible(render.number(cell))) for cell in row))
     console(file=theirs).print(table)
     monkeypatch.setattr(render, "_console", lambda: console(file=ours))
     render.show_table(columns, rows, "backbones")

@@ -102,6 +102,30 @@ def test_uneven_and_replicated_padding_export(tmp_path: Path) -> None:
     assert export_onnx(network, tmp_path / "net.onnx").check.passed
 
 
+class Spectrum(nn.Conv2d):
+    """Adds nothing to a spectrum."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = torch.fft.rfft2(super().forward(x))
+        return torch.fft.irfft2(found + torch.zeros_like(found)).mean((2, 3))
+
+
+class Middle(nn.Conv2d):
+    """The median over each map."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).flatten(2).median(dim=2).values
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layer", "said"), [(Spectrum, "no ONNX form of zeros_like for complex numbers; use"), (Middle, "of median; use")]
+)
+def test_an_operation_that_onnx_lacks_is_named(layer: type[nn.Conv2d], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=said):
+        export_onnx(inflate(layer(3, 4, 3), size=16), tmp_path / "net.onnx")
+
+
 def test_a_disagreement_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace = exporter.trace
 

@@ -305,7 +305,10 @@ def test_dropout_follows_the_mode_of_its_own_block() -> None:
     [
         (lambda net, x: net.c(x) * net.c(x).sum().item(), "item"),
         (lambda net, x: net.c(x) if x.mean() > 0 else -net.c(x), "depends on the data"),
-        (lambda net, x: torch.stack([net.d(net.c(x))[i] for i in range(len(x))]), "loops over the images of a batch"),
+        (
+            lambda net, x: torch.stack([net.d(net.c(x))[i] for i in range(len(x))]),
+            "loops over the images of a batch",
+        ),
         (lambda net, x: net.c(x["image"]), "looks up 'image' in its input: wrap it so that it takes an image"),
         (lambda net, x: torch.vmap(lambda one: one * 2)(net.c(x)), r"torch\.func and torch\.vmap hide theirs"),
         (lambda net, x: net.c(x) + net.d.weight.mul_(2).sum(), r"writes into d\.weight|leaf"),

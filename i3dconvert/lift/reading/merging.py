@@ -264,6 +264,8 @@ def _alike(a: Any, b: Any) -> bool:
 
 
 def _named(value: Any) -> str:
+    if isinstance(value, list | tuple) and any(isinstance(one, Ref) for one in value):
+        return f"{len(value)} tensor{'s' * (len(value) > 1)}"
     return f"the result of step {value.row}" if isinstance(value, Ref) else str(value)[:40]
 
 

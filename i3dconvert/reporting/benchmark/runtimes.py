@@ -203,8 +203,9 @@ def _onnxruntime(case: Case, clip: Tensor, path: Path | None) -> Run:
     if provider not in onnxruntime.get_available_providers():
         raise BenchmarkError(f"the installed onnxruntime has no {provider}; pip install onnxruntime-gpu")
     assert path is not None
-    runtime = Runtime(path, provider)
+    runtime = Runtime(path, provider, trusted=not case.network.endswith(".onnx"))
     feed = {runtime.input: as_input(clip, runtime.dtype, Preprocessing())[0].to(runtime.dtype).numpy()}
+    runtime.run(None, feed)  # which bounds its memory, and puts its errors into words
     return lambda: runtime.session.run(None, feed)
 
 
