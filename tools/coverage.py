@@ -75,7 +75,7 @@ def write_table(rows: list[Row], counts: list[Row], path: Path) -> None:
 def _equal(source: str, rows: list[Row]) -> str:
     passed = [row for row in rows if row["passed"]]
     strict = [row for row in passed if not row["computes_in_float32"]]
-    worst = {dtype: max((row[dtype] for row in strict), default=0.0) for dtype in ("float64", "float32")}
+    worst = {dtype: max((row.get(dtype, 0.0) for row in strict), default=0.0) for dtype in ("float64", "float32")}
     run, lifted = (sum(row.get(key, 0) for row in passed) for key in ("run", "became 3D"))
     became = f"{lifted:,} of {run:,} convolutions became 3D; " if run else ""
     return (
@@ -128,8 +128,12 @@ def _outside(rows: list[Row]) -> Iterator[str]:
             continue
         kept = "; ".join(f"{name}: {reason}" for name, reason in row["kept"][:2])
         more = f" and {len(row['kept']) - 2} more" if len(row["kept"]) > 2 else ""
-        cells = (f"{row[key]:.1e}" if key.startswith("float") else row[key] for key in numbers)
+        cells = (_error(row, key) if key.startswith("float") else row[key] for key in numbers)
         yield _line(row["name"], *cells, row["volumetric"], row.get("3d class", ""), kept + more)
+
+
+def _error(row: Row, dtype: str) -> str:
+    return f"{row[dtype]:.1e}" if dtype in row else "–"
 
 
 def _table(columns: Iterable[str]) -> Iterator[str]:

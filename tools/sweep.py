@@ -102,7 +102,7 @@ def measure_at(model: nn.Module, shape: tuple[int, int, int], recipe: Recipe, in
         state = model.state_dict()
         network = fill(planned.network(model), planned.inflation.state(state))
         inflation = planned.inflation
-        report = verify(model, network, Settings(frames=max(2, inflation.minimum_frames)))
+        report = in_its_dtypes(model, network, max(2, inflation.minimum_frames))
     failed = [check for check in report.checks if not check.passed and "float32, noise" not in check.name]
     return {
         "passed": not failed,
@@ -119,6 +119,14 @@ def measure_at(model: nn.Module, shape: tuple[int, int, int], recipe: Recipe, in
         **errors(report),
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def in_its_dtypes(model: nn.Module, network: Network3d, frames: int) -> Report:
+    """Verify in float64 and float32, or in float32 alone if the 2D network accepts nothing else."""
+    try:
+        return verify(model, network, Settings(frames=frames))
+    except VerificationError:
+        return verify(model, network, Settings(frames=frames, dtypes=(torch.float32,)))
 
 
 def in_volumes(model: nn.Module, shape: tuple[int, int, int]) -> str:
