@@ -14,10 +14,58 @@ from typing import Any
 from torch import nn
 
 Shape = tuple[int, int, int]
-SIZES: Mapping[str, int] = {"inceptionv3": 299, "inceptionv4": 299, "inceptionresnetv1": 160, "inceptionresnetv2": 299}
-"""The sizes of pytorchcv's networks that take no 224 pixels."""
-
-_PYTORCHCV: tuple[str, ...] = ()
+_PYTORCHCV: Mapping[int, str] = {
+    32: """
+        densenet40_k12_cifar10 diapreresnet20_cifar10 diaresnet20_cifar10 fractalnet_cifar10 msdnet22_cifar10
+        nin_cifar10 preresnet20_cifar10 pyramidnet110_a48_cifar10 resdropresnet20_cifar10 resnet20_cifar10
+        resnext20_16x4d_cifar10 rir_cifar10 ror3_56_cifar10 sepreresnet20_cifar10 seresnet20_cifar10
+        shakedropresnet20_cifar10 shakeshakeresnet20_2x16d_cifar10 wrn16_10_cifar10 wrn20_10_1bit_cifar10
+        xdensenet40_2_k24_bc_cifar10
+    """,
+    64: """
+        alphapose_fastseresnet101b_coco centernet_resnet18_voc cgnet_cityscapes ctxnet_cityscapes
+        dabnet_cityscapes danet_resnetd50b_cityscapes dicenet_wd5 edanet_cityscapes efficientnet_b0
+        efficientnet_edge_small_b enet_cityscapes erfnet_cityscapes esnet_cityscapes fcn8sd_resnetd50b_voc
+        fpenet_cityscapes ibppose_coco isqrtcovresnet18 lednet_cityscapes linknet_cityscapes
+        lwopenpose2d_mobilenet_cmupan_coco prnet regnetx002 resnestabc14 resneta10 resnetd50b segnet_cityscapes
+        simplepose_mobile_resnet18_coco simplepose_resnet18_coco sqnet_cityscapes tresnet_m unet_cityscapes
+    """,
+    128: """
+        lffd20x5s320v2_widerface scnet50 sinet_cityscapes
+    """,
+    160: """
+        msdnet22
+    """,
+    224: """
+        airnet50_1x64d_r2 airnext50_32x4d_r2 alexnet bagnet9 bam_resnet18 bninception cbam_resnet18 channelnet
+        condensenet74_c4_g4 darknet53 darknet_ref darts densenet121 diapreresnet10 diaresnet10 diracnet18v2
+        dla34 dpn68 drnc26 espnetv2_wd2 fastseresnet101b fbnet_cb fdmobilenet_w1 fishnet99 ghostnet hardnet39ds
+        hrnet_w18_small_v1 ibn_densenet121 ibn_resnet50 ibn_resnext50_32x4d ibnb_resnet50 igcv3_w1 irevnet301
+        menet108_8x1_g3 mixnet_s mnasnet_b1 mobilenet_w1 mobilenet_w1_cub mobilenetb_w1 mobilenetv2_w1
+        mobilenetv3_small_w7d20 nasnet_4a1056 octresnet10_ad2 peleenet preresnet10 proxylessnas_cpu
+        proxylessnas_cpu_cub pyramidnet101_a360 resattnet56 resnet10 resnet10_cub resnext14_16x4d revnet38
+        selecsls42 senet16 sepreresnet10 seresnet10 seresnet10_cub seresnext50_32x4d sharesnet18
+        shufflenet_g1_w1 shufflenetv2_wd2 shufflenetv2b_wd2 sknet50 sparsenet121 spnasnet sqnxt23_w1
+        squeezenet_v1_0 vgg11 vovnet27s wrn50_2 xdensenet121_2 zfnet
+    """,
+    299: """
+        inceptionresnetv1 inceptionresnetv2 inceptionv3 inceptionv4 xception
+    """,
+    331: """
+        polynet
+    """,
+    448: """
+        ntsnet_cub
+    """,
+    480: """
+        deeplabv3_resnetd50b_voc icnet_resnetd50b_cityscapes pspnet_resnetd50b_voc
+    """,
+    1024: """
+        fastscnn_cityscapes
+    """,
+}
+"""By the smallest size, of those tried, that a network accepts: the first network of each of its families of image
+networks."""
 
 _SMALL: Mapping[str, Any] = {"dim": 32, "depth": 2, "heads": 2, "mlp_dim": 64}
 _VIT: Mapping[str, Any] = {"image_size": 64, "patch_size": 16, "num_classes": 5, **_SMALL}
@@ -131,7 +179,11 @@ def _square(size: int) -> Shape:
 
 
 OTHERS: Mapping[str, tuple[Callable[[], nn.Module], Shape]] = {
-    **{f"pytorchcv/{name}": (partial(_pytorchcv, name), _square(SIZES.get(name, 224))) for name in _PYTORCHCV},
+    **{
+        f"pytorchcv/{name}": (partial(_pytorchcv, name), _square(size))
+        for size, names in _PYTORCHCV.items()
+        for name in names.split()
+    },
     **{
         f"vit-pytorch/{name}": (partial(_vit_pytorch, name), _square(_VIT_SIZES.get(name, 64))) for name in _VIT_PYTORCH
     },

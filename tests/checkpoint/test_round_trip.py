@@ -213,6 +213,12 @@ def test_classes_are_named_or_left_as_they_are(network: Network3d) -> None:
     assert class_names(network) == ["a", "b", "c", "d"]
 
 
+def test_tensors_begin_at_a_multiple_of_eight_bytes(network: Network3d) -> None:
+    for length in range(8):
+        i3dconvert.save(network, "net.safetensors", force=True, classes=["a" * (length + 1), "b", "c", "d"])
+        assert int.from_bytes(Path("net.safetensors").read_bytes()[:8], "little") % 8 == 0
+
+
 def test_maps_have_no_classes() -> None:
     with pytest.raises(ClassesError, match="2 class names are given; the network has 0 classes"):
         document_of(i3dconvert.inflate(nn.Sequential(nn.Conv2d(3, 2, 3)), size=8), classes=["a", "b"])
