@@ -223,6 +223,7 @@ def test_presets_survive_toml(name: str) -> None:
         ("[[rule]]\nkernle = 3", "unknown key 'kernle'"),
         ("[[rule]]\nkernel = 'spatial'\nkernle = 3", "unknown key 'kernle'"),
         ("[[pool]]\nkernle = 3", "pool 1: unknown key 'kernle'"),
+        ("[[rule]]\nkind = 'norm'\nspan = 1\nkernel = 3", "rule 1"),
         ("[[rule]]\nkernel = 'three'", "kernel must be int"),
         ("[[rule]]\nkernel = true", "kernel must be int"),
         ("[[rule]]\nkernel = 0", "between 1 and"),
