@@ -26,7 +26,7 @@ from i3dconvert.lift.reading import Reading, read
 from i3dconvert.lift.record import Inflation
 from i3dconvert.lift.seals import sealed
 from i3dconvert.lift.tree.blocks import Block, Chain
-from i3dconvert.lift.tree.calling import named
+from i3dconvert.lift.tree.calling import hold, named
 from i3dconvert.lift.tree.cutting import Cut, cut
 from i3dconvert.recipes import Recipe
 
@@ -158,6 +158,7 @@ class Growing:
     def __init__(self, cut: Cut, lifted: Lifted, root: nn.Module, model: nn.Module) -> None:
         self.cut, self.lifted, self.root, self.model = cut, lifted, root, model
         self.kept = set(model.state_dict())
+        self.names = {name for name, _ in model.named_modules(remove_duplicate=False)}
         self.made: dict[int, nn.Module] = {}
 
     def network(self) -> Network3d:
@@ -173,8 +174,12 @@ class Growing:
         for name, layer in self.lifted.modules.items():
             owner, _, last = name.rpartition(".")
             parent = network.get_submodule(owner)
-            if last not in parent._modules:
-                parent.add_module(last, layer)  # new layers follow the 2D network's
+            if last in parent._modules:
+                continue
+            if not any(True for _ in (*layer.parameters(), *layer.buffers())):
+                hold(parent, last, layer)
+            else:
+                parent.add_module(last, layer)  # new layers with tensors follow the 2D network's
         self.bring_buffers(network)
         return network
 
@@ -229,8 +234,8 @@ class Growing:
             if buffer is not None and not (key in self.root._buffers and key.startswith("_tensor_constant")):
                 new.register_buffer(key, buffer, persistent=f"{name}.{key}".lstrip(".") in self.kept)
         for key, child in old._modules.items():
-            if child is not None:
-                new.add_module(key, self.module(child, f"{name}.{key}".lstrip(".")))
+            if child is not None and (path := f"{name}.{key}".lstrip(".")) in self.names:
+                new.add_module(key, self.module(child, path))
         if isinstance(new, Block):
             new._i3d_settled(fixed_in(old))
 

@@ -8,6 +8,7 @@ import io
 import pickle
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import LiftError
 from i3dconvert.lift.network import flattened
 from i3dconvert.lift.tree.blocks import Block, Chain
+from i3dconvert.recipes import InsertedPool, preset
 
 SIZE = 64
 
@@ -55,6 +57,40 @@ def test_names_and_order_are_the_2d_networks(resnet: tuple[nn.Module, Network3d]
     assert isinstance(network.layer4, nn.Sequential)
     assert "BasicBlock" in repr(network.layer4[-1])
     assert "self.conv2" in network.layer4[0].code
+
+
+class Functions(nn.Module):
+    """Pools by functions, between the modules of a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)])
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = nn.functional.max_pool2d(stage(x), 2)
+        return self.fc(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def test_functions_are_no_children() -> None:
+    """Neither a pool that is a function in 2D nor one that a recipe adds: children are counted as in 2D."""
+    model = Functions().eval()
+    recipe = replace(preset("uniform"), pools=(InsertedPool("stages.0", 3, 2, 1),))
+    network = inflate(model, recipe, "mean", size=32)
+    assert names(network) == names(model)
+    assert repr(network).replace("3d", "2d").count("\n") == repr(model).count("\n")
+    clip = clip_of(1, 3, 4, 32, 32)
+    with torch.no_grad():
+        expected = network(clip)
+        for again in (copy.copy(network), copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+            assert torch.equal(again(clip), expected)
+        scores = create_feature_extractor(network, {"fc": "scores"})(clip)["scores"]
+        assert torch.equal(scores.unflatten(0, (1, 2)).mean(1), expected)
+    assert network.frames_left(8) == 4
+    network.adaptive_avg_pool2d = nn.Identity()  # what stands there now acts
+    with pytest.raises(RuntimeError, match="shapes"):
+        network(clip)
 
 
 def test_modules_are_told_apart_by_class_as_in_2d(network: Network3d) -> None:
