@@ -179,6 +179,37 @@ class OnePixel(nn.Module):
         return self.fc(self.other(y).mean((2, 3)))
 
 
+class ForImages(nn.Module):
+    """A network with the call of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None) -> dict[str, Tensor]:
+        maps = self.conv(pixel_values)
+        found = {"logits": self.fc(maps.mean((2, 3)))}
+        return found | ({"hidden_states": maps} if output_hidden_states else {})
+
+
+def test_options_of_transformers_act_or_are_refused_by_name() -> None:
+    model, clip = ForImages().eval(), torch.randn(2, 3, 4, 16, 16)
+    network = inflate(model, size=16)
+    scores = network(pixel_values=clip).logits
+    off = {"output_hidden_states": False, "output_attentions": None, "interpolate_pos_encoding": False}
+    assert torch.equal(network(pixel_values=clip, return_dict=True, **off).logits, scores)
+    loss, logits = network(pixel_values=clip, labels=torch.tensor([0, 1]), return_dict=False)
+    assert loss.shape == ()
+    assert torch.equal(logits, scores)
+    with pytest.raises(LiftError, match=r"inflate\(model, constants={'output_hidden_states': True}\)"):
+        network(pixel_values=clip, output_hidden_states=True)
+    with pytest.raises(LiftError, match="attention_mask is not part"):
+        network(pixel_values=clip, attention_mask=torch.ones(2))
+    more = inflate(model, size=16, constants={"output_hidden_states": True})
+    assert more(pixel_values=clip, output_hidden_states=True).hidden_states.shape == (2, 4, 4, 14, 14)
+    assert list(more(pixel_values=clip, output_hidden_states=False)) == ["logits"]
+
+
 def test_gradients_of_batch_norm_on_maps_of_one_pixel() -> None:
     torch.manual_seed(0)
     model = OnePixel().double()
