@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import register_pytree_node
 
-from i3dconvert.errors import CheckpointError, I3DWarning, LiftError
+from i3dconvert.errors import AbsentError, CheckpointError, I3DWarning, LiftError
 from i3dconvert.lift import layout, trainers
 from i3dconvert.lift.lengths import checked
 from i3dconvert.lift.record import Inflation
@@ -92,6 +92,8 @@ class Network3d(Block):
                 return partial(trainers.run_part, self, part)
             if name in _OF_TIMM and carried:
                 return _OF_TIMM[name](self)
+            if name in trainers.INSTEAD:
+                raise AbsentError(f"{type(self).__name__} has no {name} in 3D: {trainers.INSTEAD[name]}") from None
             raise
 
     def forward(self, clip: Tensor) -> Any:
@@ -153,8 +155,8 @@ def _of_the_hub(name: str) -> Callable[..., Any]:
 
 
 _OF_TIMM: dict[str, Callable[[Any], Any]] = {
-    "num_classes": lambda network: getattr(network.get_submodule(trainers.head_name(network)), "out_features", 0),
-    "get_classifier": lambda network: lambda: network.get_submodule(trainers.head_name(network)),
+    "num_classes": lambda network: trainers.num_classes(network),
+    "get_classifier": lambda network: partial(trainers.get_classifier, network),
     "reset_classifier": lambda network: partial(trainers.reset_classifier, network),
 }
 """Attributes of timm's networks, computed from the current head."""

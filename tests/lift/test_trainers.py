@@ -66,6 +66,27 @@ def test_what_timm_says_of_a_network(vit: tuple[nn.Module, Any]) -> None:
         inflate(nn.Sequential(nn.Conv2d(3, 4, 3)), size=16).group_matcher  # noqa: B018
 
 
+def test_two_heads_and_what_is_absent() -> None:
+    """A distilled network has two heads; what can't be carried is absent, with a word on what to use."""
+    torch.manual_seed(0)
+    model: Any = timm.models.deit.VisionTransformerDistilled(**VIT).eval()
+    network: Any = pickle.loads(pickle.dumps(inflate(model, "c2d", size=32)))
+    clip = clip_of(1, 3, 2, 32, 32)
+    assert network.num_classes == model.num_classes
+    assert network.get_classifier() == (network.head, network.head_dist)
+    for classes in (0, 3):
+        network.reset_classifier(classes)
+        model.reset_classifier(classes)
+        assert network(clip).shape == model(clip[:, :, 0]).shape
+        assert network.num_classes == model.num_classes == classes
+    assert not hasattr(network, "head_name")
+    assert not hasattr(network, "forward_intermediates")
+    with pytest.raises(AttributeError, match="forward hooks on the blocks"):
+        network.forward_intermediates(clip)
+    maps = inflate(nn.Sequential(nn.Conv2d(3, 4, 3)), size=16)
+    assert not hasattr(maps, "head_name")
+
+
 SWIN = {"img_size": 64, "patch_size": 4, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4}
 
 
