@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from i3dconvert.comparison.forward import given
 from i3dconvert.errors import I3DWarning, LiftError
@@ -133,7 +133,7 @@ def _ties(model: nn.Module) -> tuple[tuple[str, ...], ...]:
 
 
 def _assemble(plan: Plan, model: nn.Module) -> Network3d:
-    network = Growing(plan.cut, plan.lifted, plan.reading.root, model).network()
+    network = Growing(plan, model).network()
     network._i3d_carried = trainers.carried(model)
     network._i3d_parts = trainers.parts(model, plan.cut.codes[""], plan.lifted.inflation.input)
     parameters = dict(network.named_parameters(remove_duplicate=False))
@@ -155,10 +155,11 @@ _BY_CLASS: tuple[Any, ...] = (nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 class Growing:
     """Builds the tree of modules in the order of the 2D network."""
 
-    def __init__(self, cut: Cut, lifted: Lifted, root: nn.Module, model: nn.Module) -> None:
-        self.cut, self.lifted, self.root, self.model = cut, lifted, root, model
+    def __init__(self, plan: Plan, model: nn.Module) -> None:
+        self.cut, self.lifted, self.root, self.model = plan.cut, plan.lifted, plan.reading.root, model
         self.kept = set(model.state_dict())
         self.names = {name for name, _ in model.named_modules(remove_duplicate=False)}
+        self.fused = (called_in(plan.reading.graph) & self.names) - called_in(plan.lifted.graph)
         self.made: dict[int, nn.Module] = {}
 
     def network(self) -> Network3d:
@@ -180,6 +181,10 @@ class Growing:
                 hold(parent, last, layer)
             else:
                 parent.add_module(last, layer)  # new layers with tensors follow the 2D network's
+        for name in self.fused:
+            owner, _, last = name.rpartition(".")
+            if isinstance(block := network.get_submodule(owner), Block):
+                block._i3d_fuse(last)
         self.bring_buffers(network)
         return network
 
@@ -252,6 +257,11 @@ class Growing:
                     key = f"{module_name}.{name}".lstrip(".")
                     original = operator.attrgetter(key)(self.model).detach().clone()
                     module.register_buffer(name, self.lifted.inflation.tensor(key, original), key in self.kept)
+
+
+def called_in(graph: fx.Graph) -> set[str]:
+    """Return the names of the modules that a graph calls."""
+    return {str(node.target) for node in graph.nodes if node.op == "call_module"}
 
 
 def fixed_in(module: nn.Module) -> dict[str, Any]:

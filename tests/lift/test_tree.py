@@ -20,7 +20,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from i3dconvert import Network3d, inflate, inflation_of, load, optimize, save
 from i3dconvert.comparison.forward import relative_error
-from i3dconvert.errors import LiftError
+from i3dconvert.errors import I3DWarning, LiftError
 from i3dconvert.lift.network import flattened
 from i3dconvert.lift.tree.blocks import Block, Chain
 from i3dconvert.recipes import InsertedPool, preset
@@ -91,6 +91,40 @@ def test_functions_are_no_children() -> None:
     network.adaptive_avg_pool2d = nn.Identity()  # what stands there now acts
     with pytest.raises(RuntimeError, match="shapes"):
         network(clip)
+
+
+class Explicit(nn.Module):
+    """Attention by products, with a module as softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 24)
+        self.softmax, self.attn_drop, self.fc = nn.Softmax(-1), nn.Dropout(0.1), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(self.embed(x).flatten(2).transpose(1, 2)).chunk(3, -1)
+        weights = self.attn_drop(self.softmax(query @ key.transpose(-2, -1)))
+        return self.fc((weights @ value).mean(1))
+
+
+def test_modules_in_a_fused_attention_say_that_they_are_not_called() -> None:
+    clip = clip_of(1, 3, 2, 16, 16)
+    network = inflate(Explicit().eval(), "joint", size=16)
+    scores = network(clip)
+    network.attn_drop = nn.Identity()
+    assert torch.equal(network(clip), scores)
+    handle = network.softmax.register_forward_hook(lambda *_: None)
+    with pytest.warns(I3DWarning, match="hooks on softmax of Explicit do not run"):
+        network(clip)
+    handle.remove()
+    network.softmax = nn.Identity()
+    with pytest.raises(LiftError, match="softmax of Explicit can't be a Identity"):
+        network(clip)
+    per_frame = inflate(Explicit().eval(), "c2d", size=16)
+    calls: list[int] = []
+    per_frame.softmax.register_forward_hook(lambda *_: calls.append(1))
+    per_frame(clip)
+    assert calls == [1]
 
 
 def test_modules_are_told_apart_by_class_as_in_2d(network: Network3d) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from i3dconvert.errors import LiftError
+from i3dconvert.errors import I3DWarning, LiftError
 from i3dconvert.lift.facts import Facts
 from i3dconvert.lift.forms import FRAMES, Form, clips_in, converted, enter, leave
 from i3dconvert.lift.tree.calling import Tree, call, forms, kind, tree_in
@@ -29,6 +30,8 @@ class Block(Tree):
         """The 2D module's attributes that its code depends on."""
         self._i3d_lists: dict[str, tuple[str, ...]] = {}
         """The names of the modules in each list whose modules its code calls."""
+        self._i3d_fused: dict[str, tuple[type[nn.Module], ...]] = {}
+        """The classes that can stand for each module that one fused operation computes."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         fixed = self.__dict__.get("_i3d_fixed", {})
@@ -47,12 +50,30 @@ class Block(Tree):
             if path and isinstance(owner := self.get_submodule(path), nn.ModuleList | nn.ModuleDict):
                 self._i3d_lists[path] = tuple(owner._modules)
 
+    def _i3d_fuse(self, path: str) -> None:
+        """Note that one fused operation computes what a module below it computes in 2D."""
+        module = self.get_submodule(path)
+        drops = isinstance(module, nn.Dropout)
+        self._i3d_fused[path] = (nn.Dropout, nn.Identity) if drops else (type(module),)
+
     def _i3d_check(self) -> None:
-        """Raise `LiftError` if a list of modules is not as long as when its calls became code."""
+        """Raise `LiftError` if a module was exchanged that its code can't follow; warn of hooks that do not run."""
+        for path, classes in self.__dict__.get("_i3d_fused", {}).items():
+            module = _below(self, path)
+            if not isinstance(module, classes):
+                raise LiftError(
+                    f"{path} of {type(self).__name__} can't be a {type(module).__name__}: it is part of one fused "
+                    "attention; change the 2D network, and inflate that"
+                )
+            if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+                warnings.warn(
+                    f"hooks on {path} of {type(self).__name__} do not run: it is part of one fused attention, which "
+                    "has no weights to show; hook the attention, or inflate with recipe 'c2d'",
+                    I3DWarning,
+                    stacklevel=2,
+                )
         for path, names in self.__dict__.get("_i3d_lists", {}).items():
-            owner: Any = self
-            for part in path.split("."):
-                owner = getattr(owner, part)
+            owner = _below(self, path)
             if tuple(owner._modules) != names:
                 raise LiftError(
                     f"{path} of {type(self).__name__} has {len(owner)} modules, but its code calls {len(names)}: "
@@ -86,6 +107,12 @@ class Block(Tree):
             )
         self._i3d_check()
         return self._i3d_code.run(self, args, kwargs)
+
+
+def _below(module: Any, path: str) -> Any:
+    for part in path.split("."):
+        module = getattr(module, part, None)
+    return module
 
 
 class Chain(Tree, nn.Sequential):
