@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
@@ -226,6 +227,14 @@ def test_torch_fx_follows_it(network: Network3d) -> None:
         scores, found = network(clip), extractor(clip)
     assert torch.equal(found["half"], seen[0])
     assert torch.equal(found["scores"].unflatten(0, (2, 4)).mean(1), scores)
+
+
+def test_torch_fx_follows_layers_whose_code_depends_on_sizes() -> None:
+    same, norm = timm.layers.Conv2dSame(3, 4, 3, 2), timm.layers.BatchNormAct2d(4)
+    network = inflate(nn.Sequential(same, norm, nn.AvgPool2d(2)).eval(), "uniform", size=16)
+    clip = clip_of(1, 3, 2, 15, 15)
+    with torch.no_grad():
+        assert torch.equal(create_feature_extractor(network, {"2": "maps"})(clip)["maps"], network(clip))
 
 
 def test_gradients_reach_hooks_of_blocks(network: Network3d) -> None:
