@@ -183,6 +183,24 @@ def test_checkpointed_blocks_give_the_same_gradients(name: str, vit: tuple[nn.Mo
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*found, strict=True))
 
 
+def test_blocks_of_a_list_that_are_sequentials_are_checkpointed() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stages = nn.ModuleList(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for stage in self.stages:
+                x = x + stage(x)
+            return x.mean((2, 3))
+
+    network, calls = inflate(Listed(), size=16).train(), []
+    network.set_grad_checkpointing()
+    network.stages[1][0].register_forward_hook(lambda *_: calls.append(1))
+    network(clip_of(1, 3, 2, 16, 16)).sum().backward()
+    assert len(calls) == 2
+
+
 def test_halves_are_left_out_where_the_network_does_not_run_alone() -> None:
     class Halves(nn.Module):
         def __init__(self) -> None:
