@@ -25,7 +25,7 @@ from i3dconvert.lift.network import ForImages3d, Network3d, Sequential3d, inflat
 from i3dconvert.lift.reading import Reading, read
 from i3dconvert.lift.record import Inflation
 from i3dconvert.lift.seals import sealed
-from i3dconvert.lift.tree.blocks import Block, Chain
+from i3dconvert.lift.tree.blocks import Block, Chain, OfList, OfSequential
 from i3dconvert.lift.tree.calling import hold, named
 from i3dconvert.lift.tree.cutting import Cut, cut
 from i3dconvert.recipes import Recipe
@@ -151,6 +151,13 @@ def _assemble(plan: Plan, model: nn.Module) -> Network3d:
 _BY_CLASS: tuple[Any, ...] = (nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """Classes that trainers look for (weight decay, LoRA): a subclass with its own code stays a subclass."""
 
+_CONTAINERS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Sequential: OfSequential,
+    nn.ModuleList: OfList,
+    nn.ModuleDict: nn.ModuleDict,
+}
+"""The same for containers, whose modules have indices or keys."""
+
 
 class Growing:
     """Builds the tree of modules in the order of the 2D network."""
@@ -181,10 +188,13 @@ class Growing:
                 hold(parent, last, layer)
             else:
                 parent.add_module(last, layer)  # new layers with tensors follow the 2D network's
+        for block in network.modules():
+            if isinstance(block, Block):
+                block._i3d_list()
         for name in self.fused:
             owner, _, last = name.rpartition(".")
-            if isinstance(block := network.get_submodule(owner), Block):
-                block._i3d_fuse(last)
+            if isinstance(holder := network.get_submodule(owner), Block):
+                holder._i3d_fuse(last)
         self.bring_buffers(network)
         return network
 
@@ -201,7 +211,8 @@ class Growing:
             new = named(Chain, cls)()
             new._i3d_takes, new._i3d_gives, new._i3d_facts = chain.takes, chain.gives, chain.facts
         elif name in self.cut.codes:
-            new = named(Block, cls, *layers)(self.cut.codes[name])
+            holds = [container for kind, container in _CONTAINERS.items() if isinstance(old, kind)]
+            new = named(Block, cls, *layers, *holds)(self.cut.codes[name])
             new.__dict__.update((key, getattr(old, key)) for layer in layers for key in layer.__constants__)
         elif isinstance(old, nn.ModuleList | nn.ModuleDict | nn.Sequential):
             new = nn.ModuleList() if isinstance(old, nn.ModuleList) else nn.ModuleDict()

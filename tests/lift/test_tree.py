@@ -128,6 +128,43 @@ def test_modules_in_a_fused_attention_say_that_they_are_not_called() -> None:
     assert calls == [1]
 
 
+class Dense(nn.ModuleDict):
+    def __init__(self) -> None:
+        super().__init__({"first": nn.Conv2d(3, 4, 1), "second": nn.Conv2d(7, 4, 1)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.values():
+            x = torch.cat((x, layer(x)), 1)
+        return x
+
+
+class Residual(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def test_containers_with_code_are_containers() -> None:
+    model = nn.Sequential(Dense(), Residual(nn.Conv2d(11, 11, 1), nn.ReLU())).eval()
+    network = inflate(model, "c2d", size=16)
+    clip = clip_of(1, 3, 2, 16, 16)
+    assert list(network[0].keys()) == ["first", "second"]
+    assert isinstance(network[1][0], nn.Conv3d)
+    assert len(network[1]) == 2
+    with pytest.raises(LiftError, match="can't be sliced"):
+        network[1][:1]
+    again = pickle.loads(pickle.dumps(network))
+    again[1][1] = model[1][1] = nn.Identity()
+    with torch.no_grad():
+        expected = torch.stack([model(frame) for frame in clip.unbind(2)], 2)
+        assert relative_error(expected, again(clip)) <= 1e-5
+    network[1].append(nn.ReLU())
+    with pytest.raises(LiftError, match="Residual has 3 modules, but its code calls 2"):
+        network(clip)
+    del again[0]["second"]
+    with pytest.raises(LiftError, match="Dense has 1 modules"):
+        again(clip)
+
+
 def test_modules_are_told_apart_by_class_as_in_2d(network: Network3d) -> None:
     assert [type(m).__name__ for m in network.layer1] == ["BasicBlock"] * 2
     assert {type(m).__name__ for m in network.modules() if isinstance(m, type(network.layer1[0]))} == {"BasicBlock"}

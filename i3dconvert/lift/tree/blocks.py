@@ -45,9 +45,13 @@ class Block(Tree):
     def _i3d_settled(self, fixed: dict[str, Any]) -> None:
         """Note, once its children are set, what its code depends on."""
         self._i3d_fixed, self._i3d_ready = fixed, True
+
+    def _i3d_list(self) -> None:
+        """Note, once the network is complete, the modules of each list whose modules its code calls."""
         nodes = self._i3d_code.graph.nodes if self._i3d_code is not None else ()
         for path in {str(node.target).rpartition(".")[0] for node in nodes if node.op == "call_module"}:
-            if path and isinstance(owner := self.get_submodule(path), nn.ModuleList | nn.ModuleDict):
+            owner = self.get_submodule(path)
+            if isinstance(owner, nn.ModuleList | nn.ModuleDict) or (owner is self and isinstance(owner, nn.Sequential)):
                 self._i3d_lists[path] = tuple(owner._modules)
 
     def _i3d_fuse(self, path: str) -> None:
@@ -76,7 +80,8 @@ class Block(Tree):
             owner = _below(self, path)
             if tuple(owner._modules) != names:
                 raise LiftError(
-                    f"{path} of {type(self).__name__} has {len(owner)} modules, but its code calls {len(names)}: "
+                    f"{path and f'{path} of '}{type(self).__name__} has {len(owner._modules)} modules, but its code "
+                    f"calls {len(names)}: "
                     "replace modules by others (nn.Identity(), nn.Sequential(block, more)), or change the 2D network "
                     "and inflate that"
                 )
@@ -110,9 +115,32 @@ class Block(Tree):
 
 
 def _below(module: Any, path: str) -> Any:
-    for part in path.split("."):
+    for part in path.split(".") if path else ():
         module = getattr(module, part, None)
     return module
+
+
+class OfSequential(nn.Sequential):
+    """A block that is a `Sequential` in 2D, and has code that is not a chain of its modules."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(_no_slice(self, index))
+
+
+class OfList(nn.ModuleList):
+    """A block that is a `ModuleList` in 2D, and has code."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(_no_slice(self, index))
+
+
+def _no_slice(module: nn.Module, index: Any) -> Any:
+    if isinstance(index, slice):
+        raise LiftError(
+            f"this {type(module).__name__} can't be sliced, as its code calls all of its modules: slice the 2D "
+            "network's, and inflate that"
+        )
+    return index
 
 
 class Chain(Tree, nn.Sequential):
