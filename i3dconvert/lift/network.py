@@ -162,7 +162,7 @@ _OF_TIMM: dict[str, Callable[[Any], Any]] = {
 """Attributes of timm's networks, computed from the current head."""
 
 
-class Outputs(dict[str, Any]):
+class Outputs(OrderedDict[str, Any]):
     """Outputs by name, in the ways of transformers: `outputs["logits"]`, `outputs.logits`, `outputs[0]`."""
 
     def __getattr__(self, name: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.utils import _apply_to_tensors
 from torch.nn import functional
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -158,6 +159,7 @@ def test_outputs_by_attribute_and_place() -> None:
     assert output[0] is output.loss is output["loss"]
     assert output[1:] == (output.logits, output.beside)
     assert pickle.loads(pickle.dumps(output)).keys() == output.keys()
+    assert _apply_to_tensors(torch.clone, output).logits.shape == (2, 5)  # as FSDP does
     with pytest.raises(AttributeError, match="the outputs are loss, logits, beside"):
         output.hidden_states  # noqa: B018
     assert torch.func.vmap(network)(clip()[None]).logits.shape == (1, 2, 5)
