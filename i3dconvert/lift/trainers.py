@@ -24,8 +24,8 @@ from i3dconvert.lift.tree.halves import halves
 def set_grad_checkpointing(network: Block, enable: bool = True) -> None:
     """Store only the input of each block in a training step, and recompute the block in the backward pass.
 
-    Blocks are the outermost modules of one class beside each other, and of `Sequential`s the blocks in them if there
-    are any; if the network has none, its children.
+    Blocks are the outermost modules of one class beside each other; of the `Sequential`s in a list the blocks in them,
+    or the `Sequential`s themselves. If the network has no blocks, they are its children.
     """
     for tree in network.modules():
         tree.__dict__.pop("_i3d_checkpointed", None)
@@ -39,9 +39,12 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     children = list(module.children())
     classes = Counter(type(child) for child in children if kind(child) == "tree")
     for child in children:
-        several = classes[type(child)] > 1
-        inside = [] if several and not isinstance(child, nn.Sequential) else list(_blocks(child))
-        yield from inside or [child] * several
+        if classes[type(child)] > 1 and not isinstance(child, nn.Sequential):
+            yield child
+        elif inside := list(_blocks(child)):
+            yield from inside
+        elif classes[type(child)] > 1 and isinstance(module, nn.ModuleList):
+            yield child
 
 
 def head_name(network: Block) -> str:
