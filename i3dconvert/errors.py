@@ -21,6 +21,10 @@ class LiftError(I3DError):
     """A 2D network that can't be traced or lifted; the message names the operation and the module."""
 
 
+class AbsentError(LiftError, AttributeError):
+    """An attribute of the 2D network that the 3D one can't have; the message says what to use instead."""
+
+
 class FramesError(I3DError, ValueError):
     """A clip of the wrong shape, or with fewer frames than the recipe's strides need."""
 

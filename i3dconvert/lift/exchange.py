@@ -94,7 +94,7 @@ def put(network: nn.Module, forms: Forms) -> None:
     for name, form in forms.items():
         owner, _, last = name.rpartition(".")
         try:
-            network.get_submodule(owner).add_module(last, _built(form).train(network.training))
+            setattr(network.get_submodule(owner), last, _built(form).train(network.training))
         except Exception as error:  # noqa: BLE001 - classes of torch may raise anything for bad arguments
             raise CheckpointError(f"the file has a damaged module {name!r}: {error}") from None
 

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from math import comb
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 Pair = tuple[int, int]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def one_step(function: Function) -> Function:
+    """Return a function that torch.fx's tracers record as one node, as its code depends on sizes."""
+
+    @wraps(function)
+    def step(*args: Any) -> Any:
+        traced = next((one for one in args if isinstance(one, fx.Proxy)), None)
+        return function(*args) if traced is None else traced.tracer.create_proxy("call_function", step, args, {})
+
+    return cast(Function, step)
 
 
 def pair(value: int | Sequence[int]) -> Pair:
@@ -53,17 +66,24 @@ class SpatialPad:
 
     def __call__(self, clip: Tensor) -> Tensor:
         """Pad height and width of `(N, C, T, H, W)` or `(N, C, H, W)`."""
-        if self.fixed is not None:
-            top_bottom, left_right = self.fixed[2:], self.fixed[:2]
-        else:
-            top_bottom, left_right = (
-                same_padding(clip.shape[axis - 2], self.kernel[axis], self.stride[axis], self.dilation[axis])
-                for axis in (0, 1)
-            )
-        if self.mode == "constant":
-            return F.pad(clip, (*left_right, *top_bottom), value=self.value)
-        time = (0, 0) if clip.dim() == 5 else ()
-        return F.pad(clip, (*left_right, *top_bottom, *time), mode=self.mode)
+        return pad_space(clip, self.mode, self.fixed, (self.kernel, self.stride, self.dilation), self.value)
+
+
+@one_step
+def pad_space(
+    clip: Tensor, mode: str, fixed: tuple[int, int, int, int] | None, window: tuple[Pair, Pair, Pair], value: float
+) -> Tensor:
+    """Pad height and width by `fixed`, or as TensorFlow's 'SAME' for a window's kernel, stride and dilation."""
+    if fixed is not None:
+        top_bottom, left_right = fixed[2:], fixed[:2]
+    else:
+        top_bottom, left_right = (
+            same_padding(clip.shape[axis - 2], *(size[axis] for size in window)) for axis in (0, 1)
+        )
+    if mode == "constant":
+        return F.pad(clip, (*left_right, *top_bottom), value=value)
+    time = (0, 0) if clip.dim() == 5 else ()
+    return F.pad(clip, (*left_right, *top_bottom, *time), mode=mode)
 
 
 class PaddedConv3d(nn.Conv3d):
@@ -147,16 +167,23 @@ class AvgPool3d(nn.AvgPool3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map `(N, C, T, H, W)` to `(N, C, T', H', W')`."""
-        kernel, stride, padding = _triple(self.kernel_size), _triple(self.stride), _triple(self.padding)
-        if all(size >= window for size, window in zip(input.shape[2:], kernel, strict=True)):
-            pooled: Tensor = super().forward(input)
-            return pooled
-        options = (self.ceil_mode, self.count_include_pad)
-        divisor = self.divisor_override and self.divisor_override // kernel[0]
-        frames = F.avg_pool2d(input.flatten(1, 2), kernel[1:], stride[1:], padding[1:], *options, divisor)
-        rows = torch.unflatten(frames, 1, input.shape[1:3]).flatten(3)
-        over_time = F.avg_pool2d(rows, (kernel[0], 1), (stride[0], 1), (padding[0], 0), *options)
-        return torch.unflatten(over_time, 3, frames.shape[2:])
+        window = _triple(self.kernel_size), _triple(self.stride), _triple(self.padding)
+        return average(input, window, (self.ceil_mode, self.count_include_pad), self.divisor_override)
+
+
+@one_step
+def average(
+    clip: Tensor, window: tuple[tuple[int, ...], ...], options: tuple[bool, bool], divisor: int | None
+) -> Tensor:
+    """Apply `avg_pool3d` with a kernel, stride and padding; in two steps to a clip smaller than the window."""
+    kernel, stride, padding = window
+    if all(size >= width for size, width in zip(clip.shape[2:], kernel, strict=True)):
+        return F.avg_pool3d(clip, kernel, stride, padding, *options, divisor)
+    divisor = divisor and divisor // kernel[0]
+    frames = F.avg_pool2d(clip.flatten(1, 2), kernel[1:], stride[1:], padding[1:], *options, divisor)
+    rows = torch.unflatten(frames, 1, clip.shape[1:3]).flatten(3)
+    over_time = F.avg_pool2d(rows, (kernel[0], 1), (stride[0], 1), (padding[0], 0), *options)
+    return torch.unflatten(over_time, 3, frames.shape[2:])
 
 
 def _triple(size: int | Sequence[int]) -> tuple[int, ...]:
@@ -197,6 +224,10 @@ class BatchNormAct3d(nn.BatchNorm3d):
         """Map `(N, C, T, H, W)` to `(N, C, T, H, W)`."""
         activated: Tensor = self.act(self.drop(super().forward(input)))
         return activated
+
+    def _check_input_dim(self, input: Any) -> None:
+        if not isinstance(input, fx.Proxy):  # while torch.fx traces, nothing has a size
+            super()._check_input_dim(input)
 
 
 class LayerNorm3d(nn.LayerNorm):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import register_pytree_node
 
-from i3dconvert.errors import CheckpointError, I3DWarning, LiftError
+from i3dconvert.errors import AbsentError, CheckpointError, I3DWarning, LiftError
 from i3dconvert.lift import layout, trainers
 from i3dconvert.lift.lengths import checked
 from i3dconvert.lift.record import Inflation
@@ -92,6 +92,8 @@ class Network3d(Block):
                 return partial(trainers.run_part, self, part)
             if name in _OF_TIMM and carried:
                 return _OF_TIMM[name](self)
+            if name in trainers.INSTEAD:
+                raise AbsentError(f"{type(self).__name__} has no {name} in 3D: {trainers.INSTEAD[name]}") from None
             raise
 
     def forward(self, clip: Tensor) -> Any:
@@ -153,14 +155,14 @@ def _of_the_hub(name: str) -> Callable[..., Any]:
 
 
 _OF_TIMM: dict[str, Callable[[Any], Any]] = {
-    "num_classes": lambda network: getattr(network.get_submodule(trainers.head_name(network)), "out_features", 0),
-    "get_classifier": lambda network: lambda: network.get_submodule(trainers.head_name(network)),
+    "num_classes": lambda network: trainers.num_classes(network),
+    "get_classifier": lambda network: partial(trainers.get_classifier, network),
     "reset_classifier": lambda network: partial(trainers.reset_classifier, network),
 }
 """Attributes of timm's networks, computed from the current head."""
 
 
-class Outputs(dict[str, Any]):
+class Outputs(OrderedDict[str, Any]):
     """Outputs by name, in the ways of transformers: `outputs["logits"]`, `outputs.logits`, `outputs[0]`."""
 
     def __getattr__(self, name: str) -> Any:
@@ -186,14 +188,39 @@ class ForImages3d(Network3d):
     _i3d_problem: str | None = None
     """The `problem_type` of its configuration."""
 
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> Any:
-        """Return the 2D network's outputs for clips `(N, C, T, H, W)`; with `labels`, `loss` and `logits`."""
+    accepts_loss_kwargs: ClassVar[bool] = False
+    """For the Trainer of transformers: the loss is a mean over the batch, whatever the steps of an accumulation."""
+
+    def forward(  # type: ignore[override]
+        self, pixel_values: Tensor, labels: Tensor | None = None, **options: Any
+    ) -> Any:
+        """Return the 2D network's outputs for clips `(N, C, T, H, W)`; with `labels`, `loss` and `logits`.
+
+        `options` are those of transformers. Raises `LiftError` for one that the network's code does not have.
+        """
         output = super().forward(pixel_values)
+        if options:
+            self._i3d_check_options(options, output)
+            if isinstance(output, dict):
+                output = {key: value for key, value in output.items() if options.get(f"output_{key}") is not False}
         if labels is not None:
             rest = output if isinstance(output, dict) else {"logits": output}
             output = {"loss": trainers.loss(rest.get("logits"), labels, self._i3d_problem), **rest}
         plain = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if isinstance(output, dict) and options.get("return_dict") is False:
+            return tuple(output.values())
         return Outputs(output) if isinstance(output, dict) and not plain else output
+
+    def _i3d_check_options(self, options: Mapping[str, Any], output: Any) -> None:
+        known = {"return_dict": True, **self._i3d_inflation.constants}
+        for name, value in options.items():
+            there = isinstance(output, dict) and name in {f"output_{key}" for key in output}
+            if not (value is None or value is False or there or value is known.get(name)):
+                constant = repr(value) if isinstance(value, bool | int | float | str) else "…"
+                raise LiftError(
+                    f"{name} is not part of the code of this {type(self).__name__}: inflate the 2D network with it, "
+                    f"inflate(model, constants={{{name!r}: {constant}}})"
+                )
 
 
 class Sequential3d(Network3d, nn.Sequential):

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from i3dconvert.comparison.forward import given
 from i3dconvert.errors import I3DWarning, LiftError
@@ -25,8 +25,8 @@ from i3dconvert.lift.network import ForImages3d, Network3d, Sequential3d, inflat
 from i3dconvert.lift.reading import Reading, read
 from i3dconvert.lift.record import Inflation
 from i3dconvert.lift.seals import sealed
-from i3dconvert.lift.tree.blocks import Block, Chain
-from i3dconvert.lift.tree.calling import named
+from i3dconvert.lift.tree.blocks import Block, Chain, OfList, OfSequential
+from i3dconvert.lift.tree.calling import hold, named
 from i3dconvert.lift.tree.cutting import Cut, cut
 from i3dconvert.recipes import Recipe
 
@@ -133,7 +133,7 @@ def _ties(model: nn.Module) -> tuple[tuple[str, ...], ...]:
 
 
 def _assemble(plan: Plan, model: nn.Module) -> Network3d:
-    network = Growing(plan.cut, plan.lifted, plan.reading.root, model).network()
+    network = Growing(plan, model).network()
     network._i3d_carried = trainers.carried(model)
     network._i3d_parts = trainers.parts(model, plan.cut.codes[""], plan.lifted.inflation.input)
     parameters = dict(network.named_parameters(remove_duplicate=False))
@@ -151,13 +151,22 @@ def _assemble(plan: Plan, model: nn.Module) -> Network3d:
 _BY_CLASS: tuple[Any, ...] = (nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """Classes that trainers look for (weight decay, LoRA): a subclass with its own code stays a subclass."""
 
+_CONTAINERS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Sequential: OfSequential,
+    nn.ModuleList: OfList,
+    nn.ModuleDict: nn.ModuleDict,
+}
+"""The same for containers, whose modules have indices or keys."""
+
 
 class Growing:
     """Builds the tree of modules in the order of the 2D network."""
 
-    def __init__(self, cut: Cut, lifted: Lifted, root: nn.Module, model: nn.Module) -> None:
-        self.cut, self.lifted, self.root, self.model = cut, lifted, root, model
+    def __init__(self, plan: Plan, model: nn.Module) -> None:
+        self.cut, self.lifted, self.root, self.model = plan.cut, plan.lifted, plan.reading.root, model
         self.kept = set(model.state_dict())
+        self.names = {name for name, _ in model.named_modules(remove_duplicate=False)}
+        self.fused = (called_in(plan.reading.graph) & self.names) - called_in(plan.lifted.graph)
         self.made: dict[int, nn.Module] = {}
 
     def network(self) -> Network3d:
@@ -173,8 +182,19 @@ class Growing:
         for name, layer in self.lifted.modules.items():
             owner, _, last = name.rpartition(".")
             parent = network.get_submodule(owner)
-            if last not in parent._modules:
-                parent.add_module(last, layer)  # new layers follow the 2D network's
+            if last in parent._modules:
+                continue
+            if not any(True for _ in (*layer.parameters(), *layer.buffers())):
+                hold(parent, last, layer)
+            else:
+                parent.add_module(last, layer)  # new layers with tensors follow the 2D network's
+        for block in network.modules():
+            if isinstance(block, Block):
+                block._i3d_list()
+        for name in self.fused:
+            owner, _, last = name.rpartition(".")
+            if isinstance(holder := network.get_submodule(owner), Block):
+                holder._i3d_fuse(last)
         self.bring_buffers(network)
         return network
 
@@ -191,7 +211,8 @@ class Growing:
             new = named(Chain, cls)()
             new._i3d_takes, new._i3d_gives, new._i3d_facts = chain.takes, chain.gives, chain.facts
         elif name in self.cut.codes:
-            new = named(Block, cls, *layers)(self.cut.codes[name])
+            holds = [container for kind, container in _CONTAINERS.items() if isinstance(old, kind)]
+            new = named(Block, cls, *layers, *holds)(self.cut.codes[name])
             new.__dict__.update((key, getattr(old, key)) for layer in layers for key in layer.__constants__)
         elif isinstance(old, nn.ModuleList | nn.ModuleDict | nn.Sequential):
             new = nn.ModuleList() if isinstance(old, nn.ModuleList) else nn.ModuleDict()
@@ -229,8 +250,8 @@ class Growing:
             if buffer is not None and not (key in self.root._buffers and key.startswith("_tensor_constant")):
                 new.register_buffer(key, buffer, persistent=f"{name}.{key}".lstrip(".") in self.kept)
         for key, child in old._modules.items():
-            if child is not None:
-                new.add_module(key, self.module(child, f"{name}.{key}".lstrip(".")))
+            if child is not None and (path := f"{name}.{key}".lstrip(".")) in self.names:
+                new.add_module(key, self.module(child, path))
         if isinstance(new, Block):
             new._i3d_settled(fixed_in(old))
 
@@ -247,6 +268,11 @@ class Growing:
                     key = f"{module_name}.{name}".lstrip(".")
                     original = operator.attrgetter(key)(self.model).detach().clone()
                     module.register_buffer(name, self.lifted.inflation.tensor(key, original), key in self.kept)
+
+
+def called_in(graph: fx.Graph) -> set[str]:
+    """Return the names of the modules that a graph calls."""
+    return {str(node.target) for node in graph.nodes if node.op == "call_module"}
 
 
 def fixed_in(module: nn.Module) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from i3dconvert.errors import LiftError
+from i3dconvert.errors import AbsentError, LiftError
 from i3dconvert.lift import layout
 from i3dconvert.lift.reading.copying import on_meta
 from i3dconvert.lift.tree.blocks import Block
@@ -24,8 +24,8 @@ from i3dconvert.lift.tree.halves import halves
 def set_grad_checkpointing(network: Block, enable: bool = True) -> None:
     """Store only the input of each block in a training step, and recompute the block in the backward pass.
 
-    Blocks are the outermost consecutive modules of one class in a `Sequential`, `ModuleList` or the like; if there are
-    none, the children of the network.
+    Blocks are the outermost modules of one class beside each other; of the `Sequential`s in a list the blocks in them,
+    or the `Sequential`s themselves. If the network has no blocks, they are its children.
     """
     for tree in network.modules():
         tree.__dict__.pop("_i3d_checkpointed", None)
@@ -41,12 +41,14 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     for child in children:
         if classes[type(child)] > 1 and not isinstance(child, nn.Sequential):
             yield child
-        else:
-            yield from _blocks(child)
+        elif inside := list(_blocks(child)):
+            yield from inside
+        elif classes[type(child)] > 1 and isinstance(module, nn.ModuleList):
+            yield child
 
 
 def head_name(network: Block) -> str:
-    """Return the name of the linear layer that returns the scores; raises `LiftError` if there is none."""
+    """Return the name of the linear layer that returns the scores; raises `AbsentError` if there is none."""
     node, found = _scores(network), ""
     while isinstance(node, fx.Node) and (name := _called(node)):
         module = network.get_submodule(name)
@@ -56,8 +58,25 @@ def head_name(network: Block) -> str:
         if isinstance(module, nn.Linear | NoHead):
             break
     if not found:
-        raise LiftError("no single linear layer returns the network's scores; replace its head by name")
+        raise AbsentError("no single linear layer returns the network's scores; replace its head by name")
     return found
+
+
+def head_names(network: Block) -> tuple[str, ...]:
+    """Return the names of the linear layers that return the scores: several if timm's `get_classifier` says so."""
+    heads: tuple[str, ...] = network.__dict__["_i3d_carried"].get("heads", ())
+    return heads or (head_name(network),)
+
+
+def get_classifier(network: Block) -> Any:
+    """Return the head, or a tuple of several, as timm's networks do."""
+    heads = tuple(network.get_submodule(name) for name in head_names(network))
+    return heads if len(heads) > 1 else heads[0]
+
+
+def num_classes(network: Block) -> int:
+    """Return the number of classes of the head; 0 if it was removed."""
+    return int(getattr(network.get_submodule(head_names(network)[0]), "out_features", 0))
 
 
 def _called(node: fx.Node) -> str:
@@ -88,11 +107,15 @@ class NoHead(nn.Identity):
 
 
 def reset_head(network: Block, num_classes: int) -> None:
-    """Replace the head by a new linear layer for `num_classes` classes; with 0, the network returns its features.
+    """Replace each head by a new linear layer for `num_classes` classes; with 0, the network returns its features.
 
     Raises `LiftError` if there is no linear head.
     """
-    name = head_name(network)
+    for name in head_names(network):
+        _reset(network, name, num_classes)
+
+
+def _reset(network: Block, name: str, num_classes: int) -> None:
     owner, _, last = name.rpartition(".")
     head = network.get_submodule(name)
     if not isinstance(head, nn.Linear | NoHead):
@@ -195,9 +218,32 @@ def carried(model: Any) -> dict[str, Any]:
             found["group_matcher"] = Answers({coarse: model.group_matcher(coarse=coarse) for coarse in (0, 1)}, 0)
         if callable(getattr(model, "no_weight_decay", None)):
             found["no_weight_decay"] = Answers({None: model.no_weight_decay()}, None)
+        if len(heads := _heads(model)) > 1:
+            found["heads"] = heads
     except (AttributeError, TypeError):
         pass
     return {name: value for name, value in found.items() if _is_kept(value)}
+
+
+def _heads(model: Any) -> tuple[str, ...]:
+    """Return the names of the linear layers that timm's `get_classifier` returns."""
+    find = getattr(model, "get_classifier", None)
+    given = find() if callable(find) else ()
+    heads = given if isinstance(given, tuple) else (given,)
+    names = {id(module): name for name, module in model.named_modules()}
+    return tuple(names[id(head)] for head in heads if isinstance(head, nn.Linear) and id(head) in names)
+
+
+INSTEAD: dict[str, str] = {
+    **dict.fromkeys(
+        ("forward_intermediates", "get_intermediate_layers"),
+        "register forward hooks on the blocks, whose outputs it gives",
+    ),
+    "prune_intermediate_layers": "put nn.Identity() in the place of blocks, or prune the 2D network and inflate that",
+    **dict.fromkeys(("set_input_size", "set_distilled_training"), "call it on the 2D network, and inflate that"),
+    **dict.fromkeys(("config", "feature_info"), "ask the 2D network, whose modules have the same names"),
+}
+"""What to use instead of attributes of timm's and transformers' networks that can't be carried."""
 
 
 def _is_kept(value: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.utils import _apply_to_tensors
 from torch.nn import functional
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -158,6 +159,7 @@ def test_outputs_by_attribute_and_place() -> None:
     assert output[0] is output.loss is output["loss"]
     assert output[1:] == (output.logits, output.beside)
     assert pickle.loads(pickle.dumps(output)).keys() == output.keys()
+    assert _apply_to_tensors(torch.clone, output).logits.shape == (2, 5)  # as FSDP does
     with pytest.raises(AttributeError, match="the outputs are loss, logits, beside"):
         output.hidden_states  # noqa: B018
     assert torch.func.vmap(network)(clip()[None]).logits.shape == (1, 2, 5)
@@ -177,6 +179,37 @@ class OnePixel(nn.Module):
         y = self.norm(self.conv(x)).transpose(2, 3)
         y = functional.softmax(y.flatten(2), 1).view_as(y)
         return self.fc(self.other(y).mean((2, 3)))
+
+
+class ForImages(nn.Module):
+    """A network with the call of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None) -> dict[str, Tensor]:
+        maps = self.conv(pixel_values)
+        found = {"logits": self.fc(maps.mean((2, 3)))}
+        return found | ({"hidden_states": maps} if output_hidden_states else {})
+
+
+def test_options_of_transformers_act_or_are_refused_by_name() -> None:
+    model, clip = ForImages().eval(), torch.randn(2, 3, 4, 16, 16)
+    network = inflate(model, size=16)
+    scores = network(pixel_values=clip).logits
+    off = {"output_hidden_states": False, "output_attentions": None, "interpolate_pos_encoding": False}
+    assert torch.equal(network(pixel_values=clip, return_dict=True, **off).logits, scores)
+    loss, logits = network(pixel_values=clip, labels=torch.tensor([0, 1]), return_dict=False)
+    assert loss.shape == ()
+    assert torch.equal(logits, scores)
+    with pytest.raises(LiftError, match=r"inflate\(model, constants={'output_hidden_states': True}\)"):
+        network(pixel_values=clip, output_hidden_states=True)
+    with pytest.raises(LiftError, match="attention_mask is not part"):
+        network(pixel_values=clip, attention_mask=torch.ones(2))
+    more = inflate(model, size=16, constants={"output_hidden_states": True})
+    assert more(pixel_values=clip, output_hidden_states=True).hidden_states.shape == (2, 4, 4, 14, 14)
+    assert list(more(pixel_values=clip, output_hidden_states=False)) == ["logits"]
 
 
 def test_gradients_of_batch_norm_on_maps_of_one_pixel() -> None:

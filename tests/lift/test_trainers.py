@@ -66,6 +66,27 @@ def test_what_timm_says_of_a_network(vit: tuple[nn.Module, Any]) -> None:
         inflate(nn.Sequential(nn.Conv2d(3, 4, 3)), size=16).group_matcher  # noqa: B018
 
 
+def test_two_heads_and_what_is_absent() -> None:
+    """A distilled network has two heads; what can't be carried is absent, with a word on what to use."""
+    torch.manual_seed(0)
+    model: Any = timm.models.deit.VisionTransformerDistilled(**VIT).eval()
+    network: Any = pickle.loads(pickle.dumps(inflate(model, "c2d", size=32)))
+    clip = clip_of(1, 3, 2, 32, 32)
+    assert network.num_classes == model.num_classes
+    assert network.get_classifier() == (network.head, network.head_dist)
+    for classes in (0, 3):
+        network.reset_classifier(classes)
+        model.reset_classifier(classes)
+        assert network(clip).shape == model(clip[:, :, 0]).shape
+        assert network.num_classes == model.num_classes == classes
+    assert not hasattr(network, "head_name")
+    assert not hasattr(network, "forward_intermediates")
+    with pytest.raises(AttributeError, match="forward hooks on the blocks"):
+        network.forward_intermediates(clip)
+    maps = inflate(nn.Sequential(nn.Conv2d(3, 4, 3)), size=16)
+    assert not hasattr(maps, "head_name")
+
+
 SWIN = {"img_size": 64, "patch_size": 4, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4}
 
 
@@ -160,6 +181,24 @@ def test_checkpointed_blocks_give_the_same_gradients(name: str, vit: tuple[nn.Mo
         found.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
         assert len(calls) == 1 + enable
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*found, strict=True))
+
+
+def test_blocks_of_a_list_that_are_sequentials_are_checkpointed() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stages = nn.ModuleList(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for stage in self.stages:
+                x = x + stage(x)
+            return x.mean((2, 3))
+
+    network, calls = inflate(Listed(), size=16).train(), []
+    network.set_grad_checkpointing()
+    network.stages[1][0].register_forward_hook(lambda *_: calls.append(1))
+    network(clip_of(1, 3, 2, 16, 16)).sum().backward()
+    assert len(calls) == 2
 
 
 def test_halves_are_left_out_where_the_network_does_not_run_alone() -> None:

@@ -8,9 +8,11 @@ import io
 import pickle
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
@@ -19,9 +21,10 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from i3dconvert import Network3d, inflate, inflation_of, load, optimize, save
 from i3dconvert.comparison.forward import relative_error
-from i3dconvert.errors import LiftError
+from i3dconvert.errors import I3DWarning, LiftError
 from i3dconvert.lift.network import flattened
 from i3dconvert.lift.tree.blocks import Block, Chain
+from i3dconvert.recipes import InsertedPool, preset
 
 SIZE = 64
 
@@ -55,6 +58,111 @@ def test_names_and_order_are_the_2d_networks(resnet: tuple[nn.Module, Network3d]
     assert isinstance(network.layer4, nn.Sequential)
     assert "BasicBlock" in repr(network.layer4[-1])
     assert "self.conv2" in network.layer4[0].code
+
+
+class Functions(nn.Module):
+    """Pools by functions, between the modules of a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)])
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = nn.functional.max_pool2d(stage(x), 2)
+        return self.fc(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def test_functions_are_no_children() -> None:
+    """Neither a pool that is a function in 2D nor one that a recipe adds: children are counted as in 2D."""
+    model = Functions().eval()
+    recipe = replace(preset("uniform"), pools=(InsertedPool("stages.0", 3, 2, 1),))
+    network = inflate(model, recipe, "mean", size=32)
+    assert names(network) == names(model)
+    assert repr(network).replace("3d", "2d").count("\n") == repr(model).count("\n")
+    clip = clip_of(1, 3, 4, 32, 32)
+    with torch.no_grad():
+        expected = network(clip)
+        for again in (copy.copy(network), copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+            assert torch.equal(again(clip), expected)
+        scores = create_feature_extractor(network, {"fc": "scores"})(clip)["scores"]
+        assert torch.equal(scores.unflatten(0, (1, 2)).mean(1), expected)
+    assert network.frames_left(8) == 4
+    network.adaptive_avg_pool2d = nn.Identity()  # what stands there now acts
+    with pytest.raises(RuntimeError, match="shapes"):
+        network(clip)
+
+
+class Explicit(nn.Module):
+    """Attention by products, with a module as softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 24)
+        self.softmax, self.attn_drop, self.fc = nn.Softmax(-1), nn.Dropout(0.1), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(self.embed(x).flatten(2).transpose(1, 2)).chunk(3, -1)
+        weights = self.attn_drop(self.softmax(query @ key.transpose(-2, -1)))
+        return self.fc((weights @ value).mean(1))
+
+
+def test_modules_in_a_fused_attention_say_that_they_are_not_called() -> None:
+    clip = clip_of(1, 3, 2, 16, 16)
+    network = inflate(Explicit().eval(), "joint", size=16)
+    scores = network(clip)
+    network.attn_drop = nn.Identity()
+    assert torch.equal(network(clip), scores)
+    handle = network.softmax.register_forward_hook(lambda *_: None)
+    with pytest.warns(I3DWarning, match="hooks on softmax of Explicit do not run"):
+        network(clip)
+    handle.remove()
+    network.softmax = nn.Identity()
+    with pytest.raises(LiftError, match="softmax of Explicit can't be a Identity"):
+        network(clip)
+    per_frame = inflate(Explicit().eval(), "c2d", size=16)
+    calls: list[int] = []
+    per_frame.softmax.register_forward_hook(lambda *_: calls.append(1))
+    per_frame(clip)
+    assert calls == [1]
+
+
+class Dense(nn.ModuleDict):
+    def __init__(self) -> None:
+        super().__init__({"first": nn.Conv2d(3, 4, 1), "second": nn.Conv2d(7, 4, 1)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.values():
+            x = torch.cat((x, layer(x)), 1)
+        return x
+
+
+class Residual(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def test_containers_with_code_are_containers() -> None:
+    model = nn.Sequential(Dense(), Residual(nn.Conv2d(11, 11, 1), nn.ReLU())).eval()
+    network = inflate(model, "c2d", size=16)
+    clip = clip_of(1, 3, 2, 16, 16)
+    assert list(network[0].keys()) == ["first", "second"]
+    assert isinstance(network[1][0], nn.Conv3d)
+    assert len(network[1]) == 2
+    with pytest.raises(LiftError, match="can't be sliced"):
+        network[1][:1]
+    again = pickle.loads(pickle.dumps(network))
+    again[1][1] = model[1][1] = nn.Identity()
+    with torch.no_grad():
+        expected = torch.stack([model(frame) for frame in clip.unbind(2)], 2)
+        assert relative_error(expected, again(clip)) <= 1e-5
+    network[1].append(nn.ReLU())
+    with pytest.raises(LiftError, match="Residual has 3 modules, but its code calls 2"):
+        network(clip)
+    del again[0]["second"]
+    with pytest.raises(LiftError, match="Dense has 1 modules"):
+        again(clip)
 
 
 def test_modules_are_told_apart_by_class_as_in_2d(network: Network3d) -> None:
@@ -156,6 +264,14 @@ def test_torch_fx_follows_it(network: Network3d) -> None:
         scores, found = network(clip), extractor(clip)
     assert torch.equal(found["half"], seen[0])
     assert torch.equal(found["scores"].unflatten(0, (2, 4)).mean(1), scores)
+
+
+def test_torch_fx_follows_layers_whose_code_depends_on_sizes() -> None:
+    same, norm = timm.layers.Conv2dSame(3, 4, 3, 2), timm.layers.BatchNormAct2d(4)
+    network = inflate(nn.Sequential(same, norm, nn.AvgPool2d(2)).eval(), "uniform", size=16)
+    clip = clip_of(1, 3, 2, 15, 15)
+    with torch.no_grad():
+        assert torch.equal(create_feature_extractor(network, {"2": "maps"})(clip)["maps"], network(clip))
 
 
 def test_gradients_reach_hooks_of_blocks(network: Network3d) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from i3dconvert.errors import LiftError
+from i3dconvert.errors import I3DWarning, LiftError
 from i3dconvert.lift.facts import Facts
 from i3dconvert.lift.forms import FRAMES, Form, clips_in, converted, enter, leave
 from i3dconvert.lift.tree.calling import Tree, call, forms, kind, tree_in
@@ -29,6 +30,8 @@ class Block(Tree):
         """The 2D module's attributes that its code depends on."""
         self._i3d_lists: dict[str, tuple[str, ...]] = {}
         """The names of the modules in each list whose modules its code calls."""
+        self._i3d_fused: dict[str, tuple[type[nn.Module], ...]] = {}
+        """The classes that can stand for each module that one fused operation computes."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         fixed = self.__dict__.get("_i3d_fixed", {})
@@ -42,20 +45,43 @@ class Block(Tree):
     def _i3d_settled(self, fixed: dict[str, Any]) -> None:
         """Note, once its children are set, what its code depends on."""
         self._i3d_fixed, self._i3d_ready = fixed, True
+
+    def _i3d_list(self) -> None:
+        """Note, once the network is complete, the modules of each list whose modules its code calls."""
         nodes = self._i3d_code.graph.nodes if self._i3d_code is not None else ()
         for path in {str(node.target).rpartition(".")[0] for node in nodes if node.op == "call_module"}:
-            if path and isinstance(owner := self.get_submodule(path), nn.ModuleList | nn.ModuleDict):
+            owner = self.get_submodule(path)
+            if isinstance(owner, nn.ModuleList | nn.ModuleDict) or (owner is self and isinstance(owner, nn.Sequential)):
                 self._i3d_lists[path] = tuple(owner._modules)
 
+    def _i3d_fuse(self, path: str) -> None:
+        """Note that one fused operation computes what a module below it computes in 2D."""
+        module = self.get_submodule(path)
+        drops = isinstance(module, nn.Dropout)
+        self._i3d_fused[path] = (nn.Dropout, nn.Identity) if drops else (type(module),)
+
     def _i3d_check(self) -> None:
-        """Raise `LiftError` if a list of modules is not as long as when its calls became code."""
+        """Raise `LiftError` if a module was exchanged that its code can't follow; warn of hooks that do not run."""
+        for path, classes in self.__dict__.get("_i3d_fused", {}).items():
+            module = _below(self, path)
+            if not isinstance(module, classes):
+                raise LiftError(
+                    f"{path} of {type(self).__name__} can't be a {type(module).__name__}: it is part of one fused "
+                    "attention; change the 2D network, and inflate that"
+                )
+            if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+                warnings.warn(
+                    f"hooks on {path} of {type(self).__name__} do not run: it is part of one fused attention, which "
+                    "has no weights to show; hook the attention, or inflate with recipe 'c2d'",
+                    I3DWarning,
+                    stacklevel=2,
+                )
         for path, names in self.__dict__.get("_i3d_lists", {}).items():
-            owner: Any = self
-            for part in path.split("."):
-                owner = getattr(owner, part)
+            owner = _below(self, path)
             if tuple(owner._modules) != names:
                 raise LiftError(
-                    f"{path} of {type(self).__name__} has {len(owner)} modules, but its code calls {len(names)}: "
+                    f"{path and f'{path} of '}{type(self).__name__} has {len(owner._modules)} modules, but its code "
+                    f"calls {len(names)}: "
                     "replace modules by others (nn.Identity(), nn.Sequential(block, more)), or change the 2D network "
                     "and inflate that"
                 )
@@ -86,6 +112,35 @@ class Block(Tree):
             )
         self._i3d_check()
         return self._i3d_code.run(self, args, kwargs)
+
+
+def _below(module: Any, path: str) -> Any:
+    for part in path.split(".") if path else ():
+        module = getattr(module, part, None)
+    return module
+
+
+class OfSequential(nn.Sequential):
+    """A block that is a `Sequential` in 2D, and has code that is not a chain of its modules."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(_no_slice(self, index))
+
+
+class OfList(nn.ModuleList):
+    """A block that is a `ModuleList` in 2D, and has code."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(_no_slice(self, index))
+
+
+def _no_slice(module: nn.Module, index: Any) -> Any:
+    if isinstance(index, slice):
+        raise LiftError(
+            f"this {type(module).__name__} can't be sliced, as its code calls all of its modules: slice the 2D "
+            "network's, and inflate that"
+        )
+    return index
 
 
 class Chain(Tree, nn.Sequential):

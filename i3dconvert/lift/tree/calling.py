@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from i3dconvert.lift.attention.divided import TimeAttention
@@ -144,7 +144,8 @@ def call(
         clips = args[list(takes).index("clip")].size(0)
     args = tuple(converted(*each, clips) for each in zip(args, takes, wanted, strict=True))
     if kind(module) != "tree":
-        result = _normed(module, *args) if _has_one_pixel(module, *args) else module(*args, **(named or {}))
+        run = _inside(module) if any(isinstance(one, fx.Proxy) for one in args) else module
+        result = _normed(module, *args) if _has_one_pixel(module, *args) else run(*args, **(named or {}))
         return converted(result, given, gives, clips)
     args = tuple(leave(value, form, clips) for value, form in zip(args, wanted, strict=True))
     tree = tree_in(module)
@@ -155,6 +156,17 @@ def call(
         result = module(*args, **options)
     given = tree._i3d_borders()[1] if given is None else given
     return converted(enter(result, given), given, gives, clips)
+
+
+def hold(owner: nn.Module, name: str, layer: nn.Module) -> None:
+    """Give `owner` a layer that is a function in 2D: as an attribute, so that the children are the 2D network's."""
+    owner.__dict__[name] = layer
+    layer.__dict__["_i3d_held"] = True
+
+
+def _inside(module: nn.Module) -> Any:
+    """Return what torch.fx's tracers follow: a layer that is no child is not a module for them."""
+    return module.forward if "_i3d_held" in module.__dict__ else module
 
 
 def _has_one_pixel(module: nn.Module, *args: Any) -> bool:

@@ -158,7 +158,7 @@ def submodule(block: nn.Module, path: str, name: str) -> nn.Module:
     """Return a module that the code of `block` calls; raises `LiftError` if it was removed."""
     found: Any = block
     for part in path.split("."):
-        found = getattr(found, "_modules", {}).get(part)
+        found = found._modules.get(part, vars(found).get(part)) if isinstance(found, nn.Module) else None
     if not isinstance(found, nn.Module):
         raise LiftError(f"{name} was removed from the network, which calls it: put nn.Identity() in its place")
     return found
