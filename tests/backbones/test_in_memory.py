@@ -126,9 +126,10 @@ def test_prefixes_of_anybodys_and_heads_beside(recwarn: pytest.WarningsRecorder)
     found = unwrapped(beside, state, "f")
     assert found["fc.weight"] is state["fc.weight"]
     assert not recwarn.list
-    found = unwrapped({**beside, "other.weight": torch.zeros(1)}, state, "f")  # which of two is the head is not told
+    other = {f"other.{key}": state[key] for key in ("fc.weight", "fc.bias")}
+    found = unwrapped({**beside, **other}, state, "f")  # which of two is the head is not told
     assert "fc.weight" not in found
-    assert "also holds head.fc.weight and 2 more tensors" in str(recwarn.list[0].message)
+    assert "also holds head.fc.weight and 3 more tensors" in str(recwarn.list[0].message)
 
 
 @pytest.mark.parametrize(
