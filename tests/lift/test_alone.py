@@ -82,3 +82,25 @@ def test_questions_for_finite_values_are_answered_for_finite_images() -> None:
 
     model, clip = Net(checked), clip_of(2, 2, 16)
     assert relative_error(framewise(model, clip), inflate(model, "c2d", size=16)(clip)) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    "asked", [lambda y: torch.is_grad_enabled(), lambda y: y.requires_grad], ids=["mode", "tensor"]
+)
+def test_a_network_that_differs_without_gradients_is_refused(asked: Any) -> None:
+    def doubled(net: Any, x: Tensor) -> Tensor:
+        y = net.c(x)
+        return net.d(y * 2 if asked(y) else y)
+
+    with pytest.raises(LiftError, match="depends on whether gradients are enabled"):
+        inflate(Net(doubled), size=16)
+
+
+def test_a_region_without_gradients_is_none_of_that() -> None:
+    def frozen(net: Any, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = net.c(x)
+        return net.d(y)
+
+    model, clip = Net(frozen), clip_of(2, 2, 16)
+    assert relative_error(framewise(model, clip), inflate(model, "c2d", size=16)(clip)) <= 1e-12

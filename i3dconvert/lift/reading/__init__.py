@@ -24,6 +24,7 @@ from i3dconvert.lift.reading.kernels import Kernels, KernelsSeen
 from i3dconvert.lift.reading.merging import Differ, Runs, common
 from i3dconvert.lift.reading.recording import CONTAINERS, Recorder
 from i3dconvert.lift.reading.records import as_plain, mapped
+from i3dconvert.lift.reading.trials import others, trials
 
 BATCHES = (2, 5, 3)
 """Images in each run; the values at the nodes are those of the first."""
@@ -105,7 +106,7 @@ def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], tria
     reader = _Reader(model, is_layer, channels)
     first = reader.run(0, size)
     fixed = "the 2D network accepts no other size"
-    for other in _others(*size):
+    for other in others(*size):
         try:
             second = reader.run(1, other)
         except LiftError:
@@ -155,22 +156,6 @@ def _decide_otherwise(first: Recorder, trial: Recorder) -> bool:
         if ours.result != theirs.result:
             return True
     return False
-
-
-def _others(height: int, width: int) -> list[tuple[int, int]]:
-    return [(2 * height, 2 * width + width // 2), (2 * height, 3 * width), (2 * height, 2 * width)]
-
-
-def _trials(height: int, width: int, free: bool) -> list[tuple[int, tuple[int, int]]]:
-    """Return the numbers of images and the sizes at which free axes are tried."""
-    if not free:
-        return [(1, (height, width)), (16, (height, width))]
-    return [
-        (1, (height, width)),
-        (3, (height + 1 + height % 2, width + 3 + width % 2)),
-        (2, (max(height // 2, 1), max(width // 4, 1))),
-        (16, (4 * height, 4 * width)),
-    ]
 
 
 _OTHER_DTYPE = {torch.float32: torch.float64, torch.float64: torch.float32}
@@ -262,7 +247,7 @@ class _Reader:
         images = [recorder.rows[0].value for recorder in (first, second)]
         free = images[0].shape[2:] != images[1].shape[2:]
         height, width = images[0].shape[2:]
-        for number, size in _trials(height, width, free):
+        for number, size in trials(height, width, free):
             try:
                 trial = self.recorded(number, size, self.dtype)
             except LiftError:
@@ -273,10 +258,27 @@ class _Reader:
                 if not _decide_otherwise(first, trial):
                     raise Differ(f"it differs for {number} images of {size[0]}×{size[1]}: {reason}") from None
                 continue
+            if not self.trials:
+                self.check_without_gradients(first, number, size)
             self.trials.append(trial)
             images.append(trial.rows[0].value)
         heights, widths = ([image.shape[axis] for image in images] for axis in (2, 3))
         return (min(heights), max(heights)), (min(widths), max(widths))
+
+    def check_without_gradients(self, first: Recorder, images: int, size: Sequence[int]) -> None:
+        """Raise `LiftError` if the network takes other steps without gradients than in the first run."""
+        try:
+            with torch.no_grad():
+                run = self.recorded(images, size, self.dtype)
+        except LiftError:
+            return
+        try:
+            common(Runs([first, run]))
+        except Differ as reason:
+            raise LiftError(
+                "the network's code depends on whether gradients are enabled (torch.is_grad_enabled(), requires_grad), "
+                f"so it has two results for an image: {first_line(reason)}"
+            ) from None
 
     def reading(self, recorders: list[Recorder], fixed: str = "", eval_only: str = "") -> Reading:
         modes = frozenset(i for i, recorder in enumerate(recorders) if recorder.training)

@@ -11,7 +11,7 @@ from torch import Tensor
 PLAIN = {
     Tensor.dim, Tensor.ndimension, Tensor.is_floating_point, Tensor.is_complex, Tensor.is_contiguous,
     Tensor.element_size, Tensor.get_device, Tensor.is_same_size, Tensor.is_pinned,
-    torch.is_floating_point, torch.is_complex, torch.is_tensor, torch.is_grad_enabled,
+    torch.is_floating_point, torch.is_complex, torch.is_tensor,
     torch.is_same_size, torch.get_default_dtype, torch.result_type, torch.promote_types,
 }  # fmt: skip
 PLAIN_ATTRIBUTES = frozenset(
