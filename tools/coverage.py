@@ -31,21 +31,27 @@ replicated clips of noise, with two frames each or as few as the recipe allows.
 OUTSIDE = """## Networks of other libraries
 
 Networks of transformers, MONAI, segmentation-models-pytorch (smp) and torchxrayvision, with few and narrow layers if
-their configuration allows it ([tools/outside.py](../tools/outside.py)), and of pytorchcv (one of each family),
-vit-pytorch, efficientnet_pytorch, ultralytics, and smp's families of encoders ([tools/others.py](../tools/others.py)),
-passed to `i3dconvert.inflate` as modules. Weights, clips and columns as above, with the recipe `uniform`.
+their configuration allows it ([tools/outside.py](../tools/outside.py)), passed to `i3dconvert.inflate` as modules.
+Weights, clips and columns as above, with the recipe `uniform`. *volumetric* says whether they are also equal in float64
+with depth treated like height and width, and which rules that needs, as the error without them says. For MONAI,
+*spatial_dims=3* says whether the weights inflated with `volumetric` load into the same class for volumes with
+`strict=True`, and whether that computes the same as the inflated network (in float64).
+"""
+MORE = """## More networks of other libraries
+
+The first network of each of pytorchcv's families of image networks, and networks of vit-pytorch, efficientnet_pytorch,
+ultralytics, and smp's `Unet` with an encoder of each family ([tools/others.py](../tools/others.py)), with the recipe
+`uniform`.
 
 - *run*: the 2D kernels that the network convolves with, functions included, as PyTorch's dispatcher counts them;
-  *became 3D*: those of them that are 3D kernels now.
-- *volumetric*, for the first four: whether they are also equal in float64 with depth treated like height and width, and
-  which rules that needs, as the error without them says.
-- *spatial_dims=3*, for MONAI: whether the weights inflated with `volumetric` load into the same class for volumes with
-  `strict=True`, and whether that computes the same as the inflated network (in float64).
+  *became 3D*: those of them that are 3D kernels now. *stay 2D*: the others, with the reason.
+- Networks without an error in float64 accept float32 only.
 """
-SOURCES = (
-    *("transformers", "monai", "smp", "torchxrayvision"),
-    *("pytorchcv", "vit-pytorch", "efficientnet_pytorch", "ultralytics", "encoders"),
-)
+SOURCES = {
+    OUTSIDE: ("transformers", "monai", "smp", "torchxrayvision"),
+    MORE: ("pytorchcv", "vit-pytorch", "efficientnet_pytorch", "ultralytics", "encoders"),
+}
+"""The sections of other libraries' networks, and their libraries."""
 
 
 def write_table(rows: list[Row], counts: list[Row], path: Path) -> None:
@@ -56,20 +62,29 @@ def write_table(rows: list[Row], counts: list[Row], path: Path) -> None:
     attentions = {row["name"]: row for row in counts}
     rows = [row | attentions.get(row["name"], {}) for row in rows if row["init"] == "center"]
     rows = sorted(rows, key=lambda row: ("/" in row["name"], row["name"]))
-    outside = [row for row in rows if row["name"].partition("/")[0] in SOURCES]
-    inside = [row for row in rows if row not in outside]
+    libraries = {source for sources in SOURCES.values() for source in sources}
+    inside = [row for row in rows if row["name"].partition("/")[0] not in libraries]
     path.parent.mkdir(exist_ok=True)
-    first, title, second = path.read_text().partition(OUTSIDE.partition("\n")[0])
+    first, *sections = _split(path.read_text(), [section.partition("\n")[0] for section in SOURCES])
     if inside:
         summary = [_equal("torchvision", [row for row in inside if "/" not in row["name"]])]
         summary += [_equal("timm", [row for row in inside if "/" in row["name"]])]
         summary += [f"- **attentions**: {_attentions(*inside)} can see other frames.", ""]
         first = "\n".join([HEAD, *summary, *_families(inside), *_networks(inside)]) + "\n\n"
-    if outside:
-        groups = ((source, [row for row in outside if row["name"].startswith(f"{source}/")]) for source in SOURCES)
-        summary = [*(_equal(source, mine) for source, mine in groups if mine), ""]
-        title, second = "", "\n".join([OUTSIDE, *summary, *_outside(outside)]) + "\n"
-    path.write_text(f"{first.rstrip()}\n\n{title}{second}")
+    for index, (section, sources) in enumerate(SOURCES.items()):
+        groups = {source: [row for row in rows if row["name"].startswith(f"{source}/")] for source in sources}
+        if found := [row for mine in groups.values() for row in mine]:
+            summary = [*(_equal(source, mine) for source, mine in groups.items() if mine), ""]
+            sections[index] = "\n".join([section, *summary, *_outside(found, with_volumes=section == OUTSIDE)])
+    path.write_text("\n\n".join(part.strip() for part in (first, *sections) if part) + "\n")
+
+
+def _split(text: str, titles: list[str]) -> list[str]:
+    """Return the text before the first title, and the section of each title; empty for one that is not there."""
+    places = [text.find(f"{title}\n") for title in titles]
+    ends = sorted([place for place in places if place >= 0] + [len(text)])
+    sections = [text[place : next(end for end in ends if end > place)] if place >= 0 else "" for place in places]
+    return [text[: ends[0]], *sections]
 
 
 def _equal(source: str, rows: list[Row]) -> str:
@@ -119,17 +134,19 @@ def _attentions(*rows: Row) -> str:
     return f"{can} of {found}" if found else "–" if all("attentions" in row for row in rows) else ""
 
 
-def _outside(rows: list[Row]) -> Iterator[str]:
+def _outside(rows: list[Row], with_volumes: bool) -> Iterator[str]:
     numbers = ("size", "run", "became 3D", "folds", "float64", "float32")
-    yield from _table(("name", *numbers, "volumetric", "spatial_dims=3", "stay 2D"))
+    volumes = ("volumetric", "spatial_dims=3") if with_volumes else ()
+    yield from _table(("name", *numbers, *volumes, "stay 2D"))
     for row in rows:
         if not row["passed"]:
-            yield _line(row["name"], f"not equal: {row['reason']}", *[""] * 8)
+            yield _line(row["name"], f"not equal: {row['reason']}", *[""] * (len(numbers) + len(volumes)))
             continue
         kept = "; ".join(f"{name}: {reason}" for name, reason in row["kept"][:2])
         more = f" and {len(row['kept']) - 2} more" if len(row["kept"]) > 2 else ""
         cells = (_error(row, key) if key.startswith("float") else row[key] for key in numbers)
-        yield _line(row["name"], *cells, row["volumetric"], row.get("3d class", ""), kept + more)
+        in_volumes = (row["volumetric"], row.get("3d class", "")) if with_volumes else ()
+        yield _line(row["name"], *cells, *in_volumes, kept + more)
 
 
 def _error(row: Row, dtype: str) -> str:
