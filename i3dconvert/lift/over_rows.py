@@ -33,7 +33,7 @@ class OverRows(Operations):
             return isinstance(value, fx.Node)
         tensor, multiples = facts_of(value)["value"], facts_of(value)["batch"]
         images = isinstance(tensor, Tensor) and tensor.dim() == 4 and rows(value) > 0 and not any(multiples[1:])
-        return images and self.orders.image_by_image(value)
+        return images and self.orders.surely(value)
 
     def on_clips(self, image: fx.Node, layer: Callable[[fx.Node], fx.Node]) -> New:
         """Add a layer over clips of `image`, or of each of several images for each frame."""
