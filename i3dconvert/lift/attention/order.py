@@ -18,8 +18,9 @@ from i3dconvert.lift.reading import BATCH
 _MOVING = frozenset(
     """
     cat concat concatenate stack split chunk tensor_split unbind getitem reshape view view_as flatten unflatten permute
-    transpose movedim moveaxis swapaxes swapdims roll flip expand expand_as repeat repeat_interleave tile contiguous unfold
-    squeeze unsqueeze narrow select index_select t rot90 as_strided hstack vstack dstack row_stack split_with_sizes
+    transpose movedim moveaxis swapaxes swapdims roll flip expand expand_as repeat repeat_interleave tile contiguous
+    unfold squeeze unsqueeze narrow select index_select t rot90 as_strided hstack vstack dstack row_stack
+    split_with_sizes
     """.split()
 )
 _BY_INDEX = frozenset("gather take_along_dim sort scatter scatter_add index_add index_copy index_put".split())
