@@ -85,6 +85,23 @@ def test_a_window_is_a_small_image() -> None:
     assert relative_error(alone, network(clip)[..., 4:8, 8:12]) <= 1e-12
 
 
+@pytest.mark.parametrize("size", [16, 24])
+def test_windows_stay_windows_where_time_is_strided(size: int) -> None:
+    def body(net: Any, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        z = net.c(x).reshape(b, 4, h // 4, 4, w // 4, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, 4, 4, 4)
+        z = net.d(net.own(z).relu())
+        return z.reshape(b, h // 4, w // 4, -1, 4, 4).permute(0, 3, 1, 4, 2, 5).reshape(b, -1, h, w)
+
+    strided = Recipe("strided", (Rule(kind="spatial", kernel=3), Rule("own", stride=2)))
+    model = Net(body, c=nn.Conv2d(3, 4, 1), own=nn.Conv2d(4, 4, 3, padding=1))
+    network = trained(inflate(model, strided, size=16))
+    clip = clip_of(2, 8, size)
+    expected = network(clip)
+    assert relative_error(network(clip[..., 4:8, 8:12]), expected[..., 4:8, 8:12]) <= 1e-12
+    assert relative_error(expected, optimize(network)(clip)) <= 1e-12
+
+
 def filled(x: Tensor) -> Tensor:
     halves = x.new_zeros(2 * len(x), *x.shape[1:])
     halves[: len(x)], halves[len(x) :] = x, x.flip(3)
