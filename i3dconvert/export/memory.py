@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 from i3dconvert.errors import DeviceError
 
@@ -33,6 +34,38 @@ def needed(path: Path, shapes: Iterable[tuple[int, ...]] = ()) -> int:
         raise DeviceError(f"{MORE} is {os.environ[MORE]!r}; give a number of GiB") from None
 
 
+class _Limit:
+    """The process's limit while files of strangers run, in any number of threads: the lowest of theirs."""
+
+    def __init__(self) -> None:
+        self.lock, self.active, self.before = Lock(), list[int](), (0, 0)
+
+    def begin(self, limit: int) -> None:
+        import resource
+
+        with self.lock:
+            if not self.active:
+                self.before = resource.getrlimit(resource.RLIMIT_DATA)
+            self.active.append(limit)
+            self.set()
+
+    def end(self, limit: int) -> None:
+        with self.lock:
+            self.active.remove(limit)
+            self.set()
+
+    def set(self) -> None:
+        """Set the lowest limit, or the one before if none is active."""
+        import resource
+
+        known = [one for one in (*self.before, *self.active) if one != resource.RLIM_INFINITY]
+        soft = min(known) if self.active else self.before[0]
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, self.before[1]))
+
+
+_LIMIT = _Limit()
+
+
 @contextmanager
 def bounded(most: int | None) -> Iterator[None]:
     """Let this process take `most` more bytes while active; None, or a system other than Linux: any number."""
@@ -41,12 +74,10 @@ def bounded(most: int | None) -> Iterator[None]:
         return
     import resource
 
-    before, highest = resource.getrlimit(resource.RLIMIT_DATA)
     pages = int(Path("/proc/self/statm").read_text().split()[5])
     limit = pages * resource.getpagesize() + most
-    known = [one for one in (before, highest, limit) if one != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_DATA, (min(known), highest))
+    _LIMIT.begin(limit)
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (before, highest))
+        _LIMIT.end(limit)

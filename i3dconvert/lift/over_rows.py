@@ -27,19 +27,23 @@ class OverRows(Operations):
     def orders(self) -> Orders:
         return Orders(self.old)
 
+    def rows_each(self, node: fx.Node) -> Any:
+        """Return the rows that a value has for each frame; a node if they depend on the size."""
+        return self.attention.nodes.rows(node)
+
     def holds_images(self, value: Any) -> bool:
         """Return whether a value is `(B·R, C, H, W)`, the R images of a frame one after the other."""
         if not isinstance(value, fx.Node) or is_image(value):
             return isinstance(value, fx.Node)
         tensor, multiples = facts_of(value)["value"], facts_of(value)["batch"]
         images = isinstance(tensor, Tensor) and tensor.dim() == 4 and rows(value) > 0 and not any(multiples[1:])
-        return images and self.orders.image_by_image(value)
+        return images and self.orders.surely(value)
 
     def on_clips(self, image: fx.Node, layer: Callable[[fx.Node], fx.Node]) -> New:
         """Add a layer over clips of `image`, or of each of several images for each frame."""
         if is_image(image):
             return layer(self.clip(image)), Layout.CLIP
-        each = self.attention.nodes.rows(image)
+        each = self.rows_each(image)
         clip = self.call(layout.clips_of_rows, self.frames(image), self.clips, each)
         new = layer(clip)
         for node in (clip, new):

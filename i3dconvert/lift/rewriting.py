@@ -44,7 +44,7 @@ class Rewriting:
     def __init__(self, traced: Reading, recipe: Recipe, style: Style) -> None:
         self.old, self.root, self.recipe, self.style = traced.graph, traced.root, recipe, style
         self.graph = fx.Graph()
-        self.sizes = BatchSizes(self.graph, self.frames)
+        self.sizes = BatchSizes(self.graph, self.frames, self.rows_each)
         self.env: dict[fx.Node, New] = {}
         self.converted: dict[tuple[fx.Node, Layout], fx.Node] = {}
         self.modules: dict[str, nn.Module] = {}
@@ -54,6 +54,10 @@ class Rewriting:
 
     def layout_of(self, node: fx.Node) -> Layout:
         return self.env[node][1]
+
+    def rows_each(self, node: fx.Node) -> Any:
+        """Return the rows that a value has for each frame; a node if they depend on the size."""
+        raise NotImplementedError
 
     def frames(self, node: fx.Node) -> fx.Node:
         return self.convert(node, Layout.FRAMES)

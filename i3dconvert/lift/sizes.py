@@ -26,10 +26,13 @@ _PROBES: Stage = (96, 97, 105, 112, 127)
 
 
 class BatchSizes:
-    """Tracks the sizes in one lifted graph. `frames` returns a 2D node's value over frames."""
+    """Tracks the sizes in one lifted graph.
 
-    def __init__(self, graph: fx.Graph, frames: Callable[[fx.Node], fx.Node]) -> None:
-        self._graph, self._frames = graph, frames
+    `frames` returns a 2D node's value over frames, `each` how many rows it has for each frame.
+    """
+
+    def __init__(self, graph: fx.Graph, frames: Callable[[fx.Node], fx.Node], each: Callable[[fx.Node], Any]) -> None:
+        self._graph, self._frames, self._each = graph, frames, each
         self._stages: dict[fx.Node, Stage] = {}
         self._cursor: fx.Node = graph._root
         self._read: dict[fx.Node, Stage] = {}
@@ -47,14 +50,14 @@ class BatchSizes:
                 self._read[node] = stages[0]
         elif isinstance(value, tuple) or layout.is_size(node):
             self._queries.add(node)
-            self._read[node] = self._stage(self._frames(varying[0]))
+            self._read[node] = self.stage(self._frames(varying[0]))
 
     def beside(self, node: fx.Node, varying: list[fx.Node]) -> fx.Node:
         """Return the value of a 2D node over frames, with the sizes of the values in `varying`."""
         reference = next((n for n in varying if rows_of(n)), None) if node in self._read else None
         if reference is None:
             return self._frames(node)
-        return self._reread(node, reference, self._stage(self._frames(reference)))
+        return self._reread(node, reference, self.stage(self._frames(reference)))
 
     def _reread(self, node: fx.Node, reference: fx.Node, stage: Stage) -> fx.Node:
         if self._read.get(node, stage) == stage:
@@ -75,12 +78,11 @@ class BatchSizes:
         value, call = facts_of(node)["value"], self._graph.call_function
         rows = self._graph.call_method("size", (self._frames(reference), 0))
         ours = facts_of(node)["batch"][0] if isinstance(value, tuple) else facts_of(node)["batch"]
-        theirs = rows_of(reference)
-        if ours != theirs:
-            rows = call(operator.floordiv, (call(operator.mul, (rows, ours)), theirs))
+        if ours != rows_of(reference):
+            rows = call(operator.floordiv, (call(operator.mul, (rows, ours)), self._each(reference)))
         return call(_with_rows, (self._frames(node), rows)) if isinstance(value, tuple) else rows
 
-    def _stage(self, new: fx.Node) -> Stage:
+    def stage(self, new: fx.Node) -> Stage:
         """Return the numbers of frames at a node of the lifted graph, for clips of the probed lengths."""
         while new not in self._stages:
             self._cursor = self._cursor.next

@@ -249,8 +249,10 @@ def _nest(document: Any) -> Any:
     if not isinstance(document, Mapping):
         return None
     usual = next((nest for nest in _NESTS if isinstance(document.get(nest), Mapping)), None)
+    if usual is not None:
+        return usual
     holding = _holding(document)
-    return usual if usual is not None or len(holding) != 1 else holding[0]
+    return holding[0] if len(holding) == 1 and _tensors(document[holding[0]]) >= _tensors(document) else None
 
 
 def _holding(document: Any) -> list[Any]:
@@ -260,7 +262,11 @@ def _holding(document: Any) -> list[Any]:
 
 
 def _holds(value: Any) -> bool:
-    return isinstance(value, Mapping) and any(isinstance(tensor, Tensor) for tensor in value.values())
+    return isinstance(value, Mapping) and _tensors(value) > 0
+
+
+def _tensors(mapping: Mapping[Any, Any]) -> int:
+    return sum(isinstance(value, Tensor) for value in mapping.values())
 
 
 def _is_average(key: Any) -> bool:

@@ -126,3 +126,10 @@ def test_trained_weights_come_back_from_trainers(prefix: str, checkpoint: Path, 
     torch.save({"state_dict": {f"{prefix}{key}": one for key, one in tuned.items()}} | trainer, tmp_path / "a.ckpt")
     found = finetuned(document, tmp_path / "a.ckpt", state).state_dict()
     assert all(torch.equal(found[key], tensor) for key, tensor in tuned.items())
+
+
+def test_tensors_in_a_mapping_beside_the_networks_do_not_replace_them(tmp_path: Path) -> None:
+    torch.save({**STATE, "statistics": {"mean": torch.zeros(3)}}, tmp_path / "beside.pth")
+    torch.save({"net": STATE, "best": torch.ones(())}, tmp_path / "below.pth")
+    for file in ("beside.pth", "below.pth"):
+        assert torch.equal(read_state(tmp_path / file)["fc.bias"], STATE["fc.bias"])

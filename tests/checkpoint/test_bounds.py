@@ -23,6 +23,7 @@ from i3dconvert.backbones.wrappers import unwrapped
 from i3dconvert.checkpoint import Document
 from i3dconvert.errors import BackboneError, CheckpointError, I3DError, I3DWarning, RecipeError, WeightsError
 from i3dconvert.export import memory, runtime
+from i3dconvert.export.memory import bounded
 from i3dconvert.export.runtime import read_document
 from i3dconvert.recipes import toml
 from i3dconvert.recipes.rules import Recipe
@@ -271,3 +272,17 @@ def test_biases_between_all_tokens_of_a_clip_are_read(exported: Path, tmp_path: 
     model.graph.node.append(helper.make_node("Expand", ["one", "sizes"], ["biases"]))
     onnx.save(model, tmp_path / "large.onnx")
     read_document(tmp_path / "large.onnx")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
+def test_overlapping_runs_leave_the_limit_as_it_was() -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    first, second = bounded(2**30), bounded(2**29)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    within = resource.getrlimit(resource.RLIMIT_DATA)
+    second.__exit__(None, None, None)
+    assert within != before == resource.getrlimit(resource.RLIMIT_DATA)

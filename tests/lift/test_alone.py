@@ -104,3 +104,25 @@ def test_a_region_without_gradients_is_none_of_that() -> None:
 
     model, clip = Net(frozen), clip_of(2, 2, 16)
     assert relative_error(framewise(model, clip), inflate(model, "c2d", size=16)(clip)) <= 1e-12
+
+
+def asked_of_a_mask(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    mask = torch.where(y > 0, y, torch.full_like(y, -torch.inf))
+    return net.d(y.relu() if torch.isinf(mask).any() else y)
+
+
+def asked_of_a_logarithm(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x).relu().log()
+    return net.d(y if torch.isfinite(y).all() else y.clamp(min=-3))
+
+
+def asked_of_a_table(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    return net.d(2 * y if torch.isnan(net.table).any() else y)
+
+
+@pytest.mark.parametrize("forward", [asked_of_a_mask, asked_of_a_logarithm, asked_of_a_table])
+def test_questions_for_infinities_of_the_networks_own_are_refused(forward: Any) -> None:
+    with pytest.raises(LiftError, match="reads a tensor's value"):
+        inflate(Net(forward, table=torch.nn.Parameter(torch.zeros(4))), "c2d", size=16)

@@ -525,7 +525,7 @@ def test_no_convolution_in_3d_is_a_warning() -> None:
             self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            windows = x.unflatten(2, (2, -1)).movedim(2, 0).flatten(0, 1)
+            windows = x.unflatten(2, (2, -1)).movedim(2, 0).flatten(0, 1)  # a window of all images, then the next
             return self.head(self.conv(windows).mean((2, 3)).unflatten(0, (2, -1)).mean(0))
 
     with pytest.warns(I3DWarning, match="0 of 1 convolution became 3D; NONE"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from i3dconvert import inflate, optimize, stream
 from i3dconvert.comparison.forward import relative_error
 from i3dconvert.lift.network import inflation_of
+from i3dconvert.recipes import Recipe, Rule
 from tests.lift.test_anybodys_code import Net, clip_of, framewise
 
 HEADS = 2
@@ -81,6 +83,68 @@ def test_a_window_is_a_small_image() -> None:
     clip = clip_of(2, 4, 16)
     alone = network(clip[..., 4:8, 8:12])
     assert relative_error(alone, network(clip)[..., 4:8, 8:12]) <= 1e-12
+
+
+@pytest.mark.parametrize("size", [16, 24])
+def test_windows_stay_windows_where_time_is_strided(size: int) -> None:
+    def body(net: Any, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        z = net.c(x).reshape(b, 4, h // 4, 4, w // 4, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, 4, 4, 4)
+        z = net.d(net.own(z).relu())
+        return z.reshape(b, h // 4, w // 4, -1, 4, 4).permute(0, 3, 1, 4, 2, 5).reshape(b, -1, h, w)
+
+    strided = Recipe("strided", (Rule(kind="spatial", kernel=3), Rule("own", stride=2)))
+    model = Net(body, c=nn.Conv2d(3, 4, 1), own=nn.Conv2d(4, 4, 3, padding=1))
+    network = trained(inflate(model, strided, size=16))
+    clip = clip_of(2, 8, size)
+    expected = network(clip)
+    assert relative_error(network(clip[..., 4:8, 8:12]), expected[..., 4:8, 8:12]) <= 1e-12
+    assert relative_error(expected, optimize(network)(clip)) <= 1e-12
+
+
+def filled(x: Tensor) -> Tensor:
+    halves = x.new_zeros(2 * len(x), *x.shape[1:])
+    halves[: len(x)], halves[len(x) :] = x, x.flip(3)
+    return halves
+
+
+def filled_anew(x: Tensor) -> Tensor:
+    halves = torch.zeros_like(torch.stack([x, x.flip(3)], 1).flatten(0, 1))
+    halves[: len(x)], halves[len(x) :] = x, x.flip(3)
+    return halves
+
+
+def gathered(x: Tensor) -> Tensor:
+    pairs = torch.stack([x, x.flip(3)], 1).flatten(0, 1)
+    return pairs.gather(0, halves_of_pairs(x).reshape(-1, 1, 1, 1).expand(pairs.shape))
+
+
+def halves_of_pairs(x: Tensor) -> Tensor:
+    return torch.arange(2 * len(x)).reshape(-1, 2).t().flatten()
+
+
+HALVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "concatenate": lambda x: torch.concatenate([x, x.flip(3)]),
+    "view of a clone": lambda x: torch.stack((x, x.flip(3))).clone().view(-1, *x.shape[1:]),
+    "index": lambda x: torch.stack([x, x.flip(3)], 1).flatten(0, 1)[halves_of_pairs(x)],
+    "index_select": lambda x: torch.stack([x, x.flip(3)], 1).flatten(0, 1).index_select(0, halves_of_pairs(x)),
+    "gather": gathered,
+    "new_zeros": filled,
+    "zeros_like": filled_anew,
+}
+
+
+@pytest.mark.parametrize("halves", HALVES.values(), ids=HALVES)
+def test_rows_that_may_not_be_grouped_by_frame_stay_2d(halves: Callable[[Tensor], Tensor]) -> None:
+    def body(net: Any, x: Tensor) -> Tensor:
+        left, right = net.own(halves(net.c(x))).chunk(2)
+        return net.d(left - right.flip(3))
+
+    model = Net(body, own=nn.Conv2d(4, 4, 3, padding=1))
+    network = inflate(model, Recipe("own", (Rule("own", kernel=3),)), init="mean", size=16)
+    assert str(inflation_of(network).convolutions).startswith("2 of 3 convolutions became 3D")
+    clip = clip_of(2, 3, 16)
+    assert relative_error(framewise(model, clip), network(clip)) <= 1e-12
 
 
 @pytest.mark.parametrize("model", [with_heads(), with_windows()], ids=["heads", "windows"])

@@ -10,6 +10,7 @@ from packaging.version import Version
 from i3dconvert import export_onnx, inflate, load, save
 from i3dconvert.verification import Settings, verify
 from i3dconvert.weights import randomise
+from tools.others import OTHERS
 from tools.outside import CATALOGUE
 from tools.sweep import inflate_with_remedies
 
@@ -39,7 +40,9 @@ def marks(name: str) -> list[pytest.MarkDecorator]:
     return [pytest.mark.sweep] * (name in HEAVY) + [pytest.mark.skip("transformers is too old")] * too_old
 
 
-names = pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in CATALOGUE])
+names = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=marks(name)) for name in CATALOGUE if name not in OTHERS]
+)
 
 
 @names

@@ -38,9 +38,11 @@ class Nodes:
         if not isinstance(facts_of(node)["batch"][0], PerSize):
             return rows(node)
         known = [n for n in _above(node) if n in self.to.env and self.to.layout_of(n) is not Layout.PLAIN]
-        like = next((n for n in known if is_image(n) or one_each(facts_of(n)["value"], facts_of(n)["batch"])), None)
-        windows = (n for n in known if n not in self.parts and rows(n) and isinstance(facts_of(n)["batch"][0], PerSize))
-        within = next(windows, None)
+        likes = [n for n in known if is_image(n) or one_each(facts_of(n)["value"], facts_of(n)["batch"])]
+        windows = [n for n in known if n not in self.parts and rows(n) and isinstance(facts_of(n)["batch"][0], PerSize)]
+        stage = {n: self.to.sizes.stage(self.to.env[n][0]) for n in (*likes, *windows)}
+        pairs = ((within, like) for within in windows for like in likes if stage[within] == stage[like])
+        within, like = next(pairs, (None, None))
         if like is None or within is None:
             raise LiftError(f"{place(node)} works on windows, but no value shows how many there are")
         each = self.to.call(rows_each, self.to.frames(within), self.to.frames(like), rows(node), rows(within))

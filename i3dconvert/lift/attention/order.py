@@ -17,11 +17,16 @@ from i3dconvert.lift.reading import BATCH
 
 _MOVING = frozenset(
     """
-    cat concat stack split chunk tensor_split unbind getitem reshape view view_as flatten unflatten permute transpose
-    movedim moveaxis swapaxes swapdims roll flip expand expand_as repeat repeat_interleave tile contiguous unfold
-    squeeze unsqueeze narrow select index_select t rot90 as_strided hstack vstack dstack split_with_sizes
+    cat concat concatenate stack split chunk tensor_split unbind getitem reshape view view_as flatten unflatten permute
+    transpose movedim moveaxis swapaxes swapdims roll flip expand expand_as repeat repeat_interleave tile contiguous
+    unfold squeeze unsqueeze narrow select index_select t rot90 as_strided hstack vstack dstack row_stack
+    split_with_sizes
     """.split()
 )
+_BY_INDEX = frozenset("gather take_along_dim sort scatter scatter_add index_add index_copy index_put".split())
+
+_COPYING = {"view": "reshape", "view_as": "reshape_as"}
+"""The same without a condition on strides, which are not the network's here."""
 
 
 class Orders:
@@ -33,11 +38,20 @@ class Orders:
 
     def image_by_image(self, node: fx.Node) -> bool:
         """Return whether all rows of the first image precede those of the second, as far as is known."""
+        return self.known(node) is None or self.surely(node)
+
+    def surely(self, node: fx.Node) -> bool:
+        """Return whether all rows of the first image are known to precede those of the second."""
+        order = self.known(node)
+        return order is not None and bool((order.diff() >= 0).all())
+
+    def known(self, node: fx.Node) -> Tensor | None:
+        """Return the image of each row of a value, if it is known."""
         if not self._known:
             for one in self._graph.nodes:
                 self._known[one] = self._order(one)
         order = self._known[node]
-        return not isinstance(order, Tensor) or bool((order.diff() >= 0).all())
+        return order if isinstance(order, Tensor) else None
 
     def _order(self, node: fx.Node) -> Any:
         """Return the image of each row, or None if it is unknown; for several values, a list."""
@@ -51,11 +65,12 @@ class Orders:
             return None
         if layout.operation(node) in _MOVING:
             return self._moved(node, value, multiples)
-        if not isinstance(value, Tensor):
-            return None
         axis = _axis(multiples)
+        if not isinstance(value, Tensor) or axis is None or layout.operation(node) in _BY_INDEX:
+            return None
         orders = [self._known[n] for n in given if isinstance(self._known[n], Tensor)]
-        return next((o for o in orders if axis is not None and len(o) == value.shape[axis]), None)
+        alike = all(torch.equal(one, orders[0]) for one in orders)
+        return orders[0] if orders and alike and len(orders[0]) == value.shape[axis] else None
 
     def _moved(self, node: fx.Node, value: Any, multiples: Any) -> Any:
         def carried(n: fx.Node) -> Any:
@@ -64,7 +79,7 @@ class Orders:
         try:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), carried)
             if node.op == "call_method":
-                found = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                found = getattr(args[0], _COPYING.get(str(node.target), str(node.target)))(*args[1:], **kwargs)
             else:
                 assert callable(node.target)
                 found = node.target(*args, **kwargs)
