@@ -21,15 +21,17 @@ def convolutions_lifted(network: Network3d) -> bool:
     return bool(layers) and all(layer.lifted for layer in layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
         "lraspp_mobilenet_v3_large",
-        *(pytest.param(f"{n}", marks=pytest.mark.slow) for n in ("fcn_resnet50", "deeplabv3_mobilenet_v3_large")),
+        "fcn_resnet50",
+        "deeplabv3_mobilenet_v3_large",
         *(pytest.param(f"{n}", marks=pytest.mark.sweep) for n in ("fcn_resnet101", "deeplabv3_resnet50")),
     ],
 )
-@pytest.mark.parametrize("recipe", [pytest.param("uniform", marks=pytest.mark.slow), "volumetric"])
+@pytest.mark.parametrize("recipe", ["uniform", "volumetric"])
 def test_torchvision_segmentation(name: str, recipe: str) -> None:
     model, origin = Source(name, "random", size=64).load()
     assert origin.classes == 21

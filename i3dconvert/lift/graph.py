@@ -35,7 +35,7 @@ from i3dconvert.lift.interpolation import Interpolations
 from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.lengths import minimum_frames
-from i3dconvert.lift.modules import SpatialPad
+from i3dconvert.lift.modules import OVER_VOLUMES, SpatialPad
 from i3dconvert.lift.outputs import Outputs
 from i3dconvert.lift.reading import CallOf, Reading, is_image, one_each, place, reason, rows
 from i3dconvert.lift.record import Inflation
@@ -172,7 +172,10 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
             return self.in_either_layout(node)
         if full_name(module) in UPSAMPLES and liftable:
             return self.interpolation(node, str(node.target), module.mode, module.align_corners)
-        return self.on_frames(node)
+        new, is_in = self.on_frames(node)
+        if isinstance(module, OVER_VOLUMES):
+            facts_of(new)["given"] = type(module).__qualname__
+        return new, is_in
 
     def takes_images_alone(self, node: fx.Node) -> bool:
         """Return whether images are the only argument. A module with any other call stays 2D."""

@@ -14,6 +14,12 @@ from torch import Tensor, fx, nn
 
 Pair = tuple[int, int]
 Function = TypeVar("Function", bound=Callable[..., Any])
+OVER_VOLUMES = (
+    nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.InstanceNorm3d, nn.Dropout3d,
+    nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d, nn.LPPool3d, nn.FractionalMaxPool3d,
+    nn.ReflectionPad3d, nn.ReplicationPad3d, nn.CircularPad3d, nn.ConstantPad3d,
+)  # fmt: skip
+"""torch's layers that take clips, unless a 2D network itself has them, over its channels, for example."""
 
 
 def one_step(function: Function) -> Function:

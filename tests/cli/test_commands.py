@@ -117,6 +117,7 @@ def test_weight_files_as_people_save_them(wrapped: str | None, prefix: str, run:
         assert torch.equal(plain.get_tensor("fc.weight"), other.get_tensor("fc.weight"))
 
 
+@pytest.mark.slow
 def test_options_of_inflate_reach_the_network(run: Run) -> None:
     Path("mine.toml").write_text('name = "mine"\n[[rule]]\nkind = "spatial"\nkernel = 5\n')
     words = ("-w", "random", "--recipe", "mine.toml", "-t", "layer4.*.conv1=3", "-t", "conv1=7/2", "--init", "mean")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -307,3 +308,38 @@ def test_fused_attention_without_heads_gets_the_axis_that_onnx_wants(recipe: str
         if "scaled_dot_product_attention" in str(node.target):
             shapes.append(node.args[0].meta["val"].dim())
     assert shapes == [4]
+
+
+class OverChannels(nn.Module):
+    """A network of images with 3D layers, whose third axis is that of the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(4, 5)
+        self.across = nn.Sequential(nn.Conv3d(1, 1, 3, padding=1), nn.BatchNorm3d(1), nn.MaxPool3d((2, 1, 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        volume = self.across(self.conv(x).unsqueeze(1))
+        return self.head(volume.squeeze(1).mean((2, 3)))
+
+
+def test_3d_layers_of_a_2d_network_run_on_each_frame() -> None:
+    model = OverChannels().double().eval()
+    clip = torch.randn(2, 3, 4, 16, 16, dtype=torch.float64)
+    network = inflate(model, "c2d", size=16)
+    expected = torch.stack([model(frame) for frame in clip.unbind(2)], 1).mean(1)
+    for form in (network, pickle.loads(pickle.dumps(network)), optimize(network)):
+        assert relative_error(expected, form(clip)) <= 1e-12
+
+
+def upper_triangle(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x).flatten(2)
+    products = (y @ y.transpose(1, 2)).flatten(1)
+    places = torch.ones(y.shape[1], y.shape[1], dtype=x.dtype, device=x.device).triu().reshape(-1).nonzero()
+    return products[:, places.squeeze(1)]
+
+
+def test_a_shape_that_depends_on_constants_is_read() -> None:
+    model, clip = Net(upper_triangle), torch.randn(2, 3, 4, 12, 20, dtype=torch.float64)
+    expected = torch.stack([model(frame) for frame in clip.unbind(2)], 1).mean(1)
+    assert relative_error(expected, inflate(model, "c2d", size=16)(clip)) <= 1e-12

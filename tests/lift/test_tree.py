@@ -378,6 +378,7 @@ def _saved(network: nn.Module) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 def test_checkpointed_wrapped_and_compiled_blocks(network: Network3d) -> None:
     clip = clip_of(2, 3, 2, SIZE, SIZE)
     plain = copy.deepcopy(network).train()

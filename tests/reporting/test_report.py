@@ -258,6 +258,7 @@ def test_measurements_come_back_as_they_were() -> None:
         Measurement.from_dict({"case": {}, "seconds": 1})
 
 
+@pytest.mark.slow
 def test_class_names_are_shown_as_text(subject: Subject) -> None:
     names = ("cat", "<b>dog</b>", *map(str, range(30)))
     named = dataclasses.replace(subject, document=dataclasses.replace(subject.document, classes=names))

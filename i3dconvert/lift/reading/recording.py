@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -215,8 +216,10 @@ class Recorder(TorchFunctionMode):
             with torch.set_grad_enabled(torch.is_grad_enabled() and target is None):
                 value = self._computed(func, args, kwargs)
         except Exception:
-            self.failed_at = self.failed_at or f"{name} in {self.place()}"
-            raise
+            value = self._of_constants(func, *refs)
+            if value is None:
+                self.failed_at = self.failed_at or f"{name} in {self.place()}"
+                raise
         if func in known.SIZES or attribute == "shape":
             if self._is_of_network(args[0]):
                 return value
@@ -256,6 +259,12 @@ class Recorder(TorchFunctionMode):
         if func in known.NORMS and args:
             return torch.empty_like(args[0])
         return to_meta(func(*to_meta(args), **to_meta(kwargs)))
+
+    def _of_constants(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return a result whose shape depends on constants and sizes (`nonzero` of a mask); None for any other."""
+        with suppress(Exception):
+            given, options = mapped((args, kwargs), lambda one: value_of(self.rows, one, self._values))
+            return to_meta(func(*given, **options))
 
     def _value(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Return a value that the network reads from tensors, if it depends only on sizes and constants."""

@@ -18,6 +18,7 @@ from i3dconvert.lift.computed import ComputedConv3d
 from i3dconvert.lift.counterparts import ANY_RANK, full_name
 from i3dconvert.lift.forms import FRAMES, Form, converted, enter, is_frames, leave, parts
 from i3dconvert.lift.modules import (
+    OVER_VOLUMES,
     BlurPool3d,
     GlobalAvgPool,
     LayerNorm3d,
@@ -27,9 +28,7 @@ from i3dconvert.lift.modules import (
 )
 
 OVER_CLIPS = (
-    nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.InstanceNorm3d, nn.Dropout3d,
-    nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d, nn.LPPool3d, nn.FractionalMaxPool3d,
-    nn.ReflectionPad3d, nn.ReplicationPad3d, nn.CircularPad3d, nn.ConstantPad3d,
+    *OVER_VOLUMES,
     BlurPool3d, ComputedConv3d, GlobalAvgPool, LayerNorm3d, PaddedPool3d, SinusoidalTime, TimeEmbedding,
 )  # fmt: skip
 """Layers that take clips."""
