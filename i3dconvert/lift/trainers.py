@@ -24,8 +24,8 @@ from i3dconvert.lift.tree.halves import halves
 def set_grad_checkpointing(network: Block, enable: bool = True) -> None:
     """Store only the input of each block in a training step, and recompute the block in the backward pass.
 
-    Blocks are the outermost modules of one class beside each other; of the `Sequential`s in a list the blocks in them,
-    or the `Sequential`s themselves. If the network has no blocks, they are its children.
+    Blocks are the outermost modules of one class beside each other; of a list of `Sequential` modules the blocks in
+    them, or these modules themselves. If the network has no blocks, they are its children.
     """
     for tree in network.modules():
         tree.__dict__.pop("_i3d_checkpointed", None)
