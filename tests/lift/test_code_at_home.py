@@ -316,7 +316,7 @@ class OverChannels(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(4, 5)
-        self.across = nn.Sequential(nn.Conv3d(1, 1, 3, padding=1), nn.BatchNorm3d(1), nn.MaxPool3d((2, 1, 1)))
+        self.across = nn.Sequential(nn.Conv3d(1, 1, 3, (2, 1, 1), 1), nn.BatchNorm3d(1), nn.MaxPool3d((1, 1, 1)))
 
     def forward(self, x: Tensor) -> Tensor:
         volume = self.across(self.conv(x).unsqueeze(1))

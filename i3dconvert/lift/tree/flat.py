@@ -126,7 +126,8 @@ class _Flat:
 
     def layer(self, node: Site, module: nn.Module, name: str, args: Any, kwargs: Any, gives: Form) -> fx.Node:
         new = self.graph.create_node("call_module", name, tuple(args), kwargs, node.name)
-        facts_of(new).update({**_facts_now(module, node.facts), "form": gives})
+        as_in_2d = node.facts.get("given") == type(module).__qualname__
+        facts_of(new).update({**(node.facts if as_in_2d else _facts_now(module, node.facts)), "form": gives})
         return new
 
     def as_form(self, value: Any, is_in: Form, wanted: Form) -> Any:
