@@ -68,6 +68,17 @@ def test_what_attention_over_time_costs_stands_beside_its_arithmetic(run: Run) -
     assert run(*"bench net.onnx --attention 3".split()).code == 2
 
 
+def test_attention_is_timed_in_the_dtype_size_and_batch_that_are_given(run: Run) -> None:
+    Path("nets.py").write_text(ATTENDING)
+    words = "bench nets.py:Net --attention 3 --runtime eager --size 112 --runs 1 --json"
+    whole, half = (json.loads(run(*words.split(), *more).out)[0] for more in ((), ("--dtype", "bfloat16")))
+    assert half["arithmetic"] == whole["arithmetic"]
+    tokens, channels = 4, 8
+    products = 2 * 2 * tokens * tokens * channels
+    layers = 2 * (tokens * channels * (3 * 56 * 56 + 4 * channels) + channels * 2)
+    assert whole["arithmetic"] == pytest.approx(1 + 2 * products / (products + layers))
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -79,6 +90,10 @@ def test_what_attention_over_time_costs_stands_beside_its_arithmetic(run: Run) -
             marks=pytest.mark.slow,
         ),
         ("resnet18 --plot bars.pdf", 1, "its name must end in .svg or .png"),
+        ("resnet18 --attention 3 --runtime frames", 2, "the runtimes eager, compile, onnx"),
+        ("resnet18 --attention 3 --dtype bfloat16", 2, "--attention runs onnx in float32"),
+        ("resnet18 --attention 3 --plot bars.svg", 2, "--attention has no chart"),
+        ("resnet18 --attention 3 --device cuda", 1, "torch finds no CUDA device"),
         ("resnet18 --device cuda", 1, "torch finds no CUDA device"),
         pytest.param("nonsense --runtime eager", 1, "nonsense in eager: there is no backbone", marks=pytest.mark.slow),
     ],

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,12 +24,12 @@ from i3dconvert.lift.arithmetic import flops
 from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.progress import Progress, silent
 from i3dconvert.recipes import Recipe, preset
+from i3dconvert.reporting.benchmark.runtimes import Case, Run, provider_of, timed
 
 FORMULA = "1 + (T - 1) · A / F for joint, where A is the arithmetic of attention's products and F that of a frame"
 """The ratio of the arithmetic for T frames; it is counted in both networks, so that it also holds for `divided`."""
 
-RUNS = 5
-Run = Callable[[], object]
+RUNTIMES = ("eager", "compile", "onnx")
 
 
 @dataclass(frozen=True)
@@ -63,39 +62,36 @@ class Ratio:
 
 
 def ratios(
-    networks: Sequence[str],
-    frames: Sequence[int],
-    recipes: Sequence[str] = ("joint", "divided"),
-    runtimes: Sequence[str] = ("eager", "onnx"),
-    runs: int = RUNS,
-    progress: Progress = silent,
+    cases: Sequence[Case], recipes: Sequence[str] = ("joint", "divided"), progress: Progress = silent
 ) -> Iterator[Ratio]:
     """Yield the ratios for backbones with random weights, in which only attention spans time, as in each recipe.
 
     Recipes that do not fit a network are skipped. Files use the opset with `Attention` if the installed onnxruntime
     runs it.
     """
-    for name in networks:
+    for case in cases:
         for recipe in recipes:
-            for count in frames:
-                yield from _of(name, recipe, count, runtimes, runs, progress)
+            progress(f"{case.network}, {recipe}, {case.frames} frames, {case.runtime}")
+            try:
+                over_time = _network(case, _attention_alone(recipe))
+            except RecipeError:
+                continue
+            yield _ratio(case, recipe, over_time, _network(case, preset("c2d")))
 
 
-def _of(name: str, recipe: str, frames: int, runtimes: Sequence[str], runs: int, progress: Progress) -> Iterator[Ratio]:
-    progress(f"{name}, {recipe}, {frames} frames")
-    try:
-        over_time = inflate(name, _attention_alone(recipe), weights="random").eval()
-    except RecipeError:
-        return
-    apart = inflate(name, preset("c2d"), weights="random").eval()
+def _ratio(case: Case, recipe: str, over_time: Network3d, apart: Network3d) -> Ratio:
     channels, *size = inflation_of(apart).input
-    clip = torch.randn(1, channels, frames, *size)
+    clip = torch.randn(case.batch, channels, case.frames, *size, device=case.device, dtype=getattr(torch, case.dtype))
+    arithmetic = flops(over_time, clip.shape) / flops(apart, clip.shape)
     with TemporaryDirectory() as folder, torch.inference_mode():
-        made = {runtime: [_run(net, clip, runtime, Path(folder)) for net in (over_time, apart)] for runtime in runtimes}
-        times = {runtime: _in_turns(pair, runs) for runtime, pair in made.items()}
-    counted = flops(over_time, clip.shape) / flops(apart, clip.shape)
-    for runtime, (seconds, alone) in times.items():
-        yield Ratio(name, recipe, frames, runtime, seconds, alone, counted)
+        pair = [_run(network, clip, case, Path(folder)) for network in (over_time, apart)]
+        seconds, alone = _in_turns(pair, case)
+    return Ratio(case.network, recipe, case.frames, case.runtime, seconds, alone, arithmetic)
+
+
+def _network(case: Case, recipe: Recipe) -> Network3d:
+    network = inflate(case.network, recipe, weights="random", size=case.size).eval()
+    return network.to(case.device, getattr(torch, case.dtype))
 
 
 def _attention_alone(recipe: str) -> Recipe:
@@ -103,24 +99,27 @@ def _attention_alone(recipe: str) -> Recipe:
     return preset("c2d").with_rules(tuple(rule for rule in preset(recipe).rules if rule.kind == "attention"))
 
 
-def _run(network: Network3d, clip: Tensor, runtime: str, folder: Path) -> Run:
-    if runtime == "eager":
+def _run(network: Network3d, clip: Tensor, case: Case, folder: Path) -> Run:
+    if case.runtime == "eager":
         return lambda: network(clip)
+    if case.runtime == "compile":
+        compiled: Run = torch.compile(lambda: network(clip))
+        return compiled
     version = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
     with torch.inference_mode(False):
         example = clip.clone()
         model = trace(frames_form(network), [CLIP], None, (example,), None, OPSET if version >= ONNXRUNTIME else None)
-    loaded = Runtime(save_in(folder, f"{id(network)}.onnx", model, "", external_data=False))
+    path = save_in(folder, f"{id(network)}.onnx", model, "", external_data=False)
+    loaded = Runtime(path, provider_of(case.device))
     return lambda: loaded(clip)
 
 
-def _in_turns(pair: Sequence[Run], runs: int) -> tuple[float, float]:
+def _in_turns(pair: Sequence[Run], case: Case) -> tuple[float, float]:
     """Return the medians of two functions that run in turns, so that other load on the machine affects both."""
     times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(runs + 1):
+    for turn in range(case.runs + 1):
         for run, taken in zip(pair, times, strict=True):
-            started = time.perf_counter()
-            run()
+            seconds = timed(run, case.device)
             if turn:  # the first warms up
-                taken.append(time.perf_counter() - started)
+                taken.append(seconds)
     return statistics.median(times[0]), statistics.median(times[1])

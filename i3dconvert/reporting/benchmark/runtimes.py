@@ -158,7 +158,7 @@ def _run(case: Case, prepared: _Prepared) -> Measurement:
     with torch.inference_mode():
         for _ in range(WARM_UP):
             run()
-        times = sorted(_timed(run, case.device) for _ in range(case.runs))
+        times = sorted(timed(run, case.device) for _ in range(case.runs))
     peak = int(torch.cuda.max_memory_allocated()) if case.device == "cuda" else _memory("VmHWM") - before
     seconds = statistics.median(times)
     quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [seconds] * 3
@@ -197,16 +197,21 @@ def _compiled(case: Case, clip: Tensor, path: Path | None) -> Run:
 
 
 def _onnxruntime(case: Case, clip: Tensor, path: Path | None) -> Run:
-    import onnxruntime
-
-    provider = "CUDAExecutionProvider" if case.device == "cuda" else "CPUExecutionProvider"
-    if provider not in onnxruntime.get_available_providers():
-        raise BenchmarkError(f"the installed onnxruntime has no {provider}; pip install onnxruntime-gpu")
     assert path is not None
-    runtime = Runtime(path, provider, trusted=not case.network.endswith(".onnx"))
+    runtime = Runtime(path, provider_of(case.device), trusted=not case.network.endswith(".onnx"))
     feed = {runtime.input: as_input(clip, runtime.dtype, Preprocessing())[0].to(runtime.dtype).numpy()}
     runtime.run(None, feed)  # which bounds its memory, and puts its errors into words
     return lambda: runtime.session.run(None, feed)
+
+
+def provider_of(device: str) -> str:
+    """Return onnxruntime's provider for a device; raises `BenchmarkError` if the installed one has none."""
+    import onnxruntime
+
+    provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise BenchmarkError(f"the installed onnxruntime has no {provider}; pip install onnxruntime-gpu")
+    return provider
 
 
 def _openvino(case: Case, clip: Tensor, path: Path | None) -> Run:
@@ -235,7 +240,7 @@ _FORMS = {"onnx": True, "onnx-plain": False, "openvino": False}
 """Runtimes of exported files, and whether they use the optimised one."""
 
 
-def _timed(run: Run, device: str) -> float:
+def timed(run: Run, device: str) -> float:
     """Return the seconds of one run; on a GPU between two events, after the work queued before."""
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
