@@ -16,6 +16,7 @@ replicated clips of noise, with two frames each or as few as the recipe allows.
 
 - *run*: the 2D kernels that the network convolves with, functions included, as PyTorch's dispatcher counts them;
   *became 3D*: those of them that are 3D kernels now.
+- *inlined*: calls of modules that are no modules of the 3D network's tree: their code is part of the calling module's.
 - *attentions*: how many of the softmax attentions over tokens can see other frames. By default, they attend within a
   frame; `--recipe joint`, or a rule such as `-t '*.attn=all'`, extends them. `inspect` says why one can't be extended.
 - *folds*: how often a clip is converted to frames, for operations without a 3D counterpart (attention, linear heads).
@@ -69,7 +70,9 @@ def write_table(rows: list[Row], counts: list[Row], path: Path) -> None:
     if inside:
         summary = [_equal("torchvision", [row for row in inside if "/" not in row["name"]])]
         summary += [_equal("timm", [row for row in inside if "/" in row["name"]])]
-        summary += [f"- **attentions**: {_attentions(*inside)} can see other frames.", ""]
+        whole = sum(not row["inlined"] for row in inside if row["passed"])
+        summary += [f"- **attentions**: {_attentions(*inside)} can see other frames."]
+        summary += [f"- **tree**: {whole} of {sum(row['passed'] for row in inside)} have no inlined call.", ""]
         first = "\n".join([HEAD, *summary, *_families(inside), *_networks(inside)]) + "\n\n"
     for index, (section, sources) in enumerate(SOURCES.items()):
         groups = {source: [row for row in rows if row["name"].startswith(f"{source}/")] for source in sources}
@@ -115,17 +118,17 @@ def _families(rows: list[Row]) -> Iterator[str]:
 
 def _networks(rows: list[Row]) -> Iterator[str]:
     yield from ("## Networks", "")
-    counted = ("run", "became 3D", "attentions", "folds")
+    counted = ("run", "became 3D", "attentions", "folds", "inlined")
     columns = ("name", "family", "size", *counted, "float64", "float32", "seconds")
     yield from _table(columns)
     for row in rows:
         if not row["passed"]:
-            yield _line(row["name"], row.get("family", ""), f"not equal: {row['reason']}", *[""] * 7)
+            yield _line(row["name"], row.get("family", ""), f"not equal: {row['reason']}", *[""] * 8)
             continue
         blocks = "".join(f" ({key} {value})" for key, value in row["blocks"].items())
         name = row["name"] + (f" ‡{blocks}" if blocks else "")
         float64 = f"{row['float64']:.1e}{' †' if row['computes_in_float32'] else ''}"
-        numbers = (row["size"], row["run"], row["became 3D"], _attentions(row), row["folds"])
+        numbers = (row["size"], row["run"], row["became 3D"], _attentions(row), row["folds"], len(row["inlined"]))
         yield _line(name, row["family"], *numbers, float64, f"{row['float32']:.1e}", row["seconds"])
 
 

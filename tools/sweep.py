@@ -116,6 +116,8 @@ def measure_at(model: nn.Module, shape: tuple[int, int, int], recipe: Recipe, in
         "became 3D": inflation.convolutions.lifted,
         "kept": [list(pair) for pair in inflation.convolutions.kept],
         "folds": inflation.folds,
+        "calls": len(planned.lifted.calls),
+        "inlined": sorted(planned.cut.inlined),
         **errors(report),
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -196,7 +198,7 @@ def own_shape(backbone: Backbone, model: nn.Module) -> tuple[int, int, int]:
     """Return the shape `(C, H, W)` of the images that it was made for."""
     known = backbones.library(backbone.source)
     size = known.image_size(backbone.name, None, backbone.arguments)
-    return known.channels(backbone.name, model), size, size
+    return known.channels(backbone.name, model, size), size, size
 
 
 def smallest_first(name: str, whole_below: float) -> Iterator[tuple[Backbone, nn.Module, tuple[int, int, int]]]:
