@@ -36,7 +36,7 @@ figures: $(INSTALLED)  ## the pictures of README.md and docs/
 sweep: $(VENV)/.outside  ## every backbone (resumable; build/sweep.jsonl), docs/coverage.md from it, then the long tests
 	$(PYTHON) -m tools.sweep --init center mean
 	-$(PYTHON) -m tools.sweep 'timm/*'  # what does not run is a row of the table
-	$(PYTHON) -m tools.sweep --attentions '*'
+	$(PYTHON) -m tools.sweep --counts '*'
 	$(PYTHON) -m tools.sweep --table
 	$(PYTHON) -m pytest -m sweep
 

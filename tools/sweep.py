@@ -4,9 +4,9 @@ Globs match torchvision's names, `timm/NAME`, and those of tools/outside.py (`tr
 
 Results go to `build/sweep.jsonl`, a line for each network; one with a result is not run again. Each network runs on
 two frames (or as few as its recipe allows) of the smallest image that it takes, networks too large for 24 GiB with
-fewer blocks. With `--recipe NAME` all have that recipe, and the results go to `build/sweep-NAME.jsonl`. `--attentions`
-only counts, without running anything, the attentions that can see other frames, to `build/attentions.jsonl`. `--table`
-writes `docs/coverage.md` from the results.
+fewer blocks. With `--recipe NAME` all have that recipe, and the results go to `build/sweep-NAME.jsonl`. `--counts`
+only counts, without verifying, convolutions, attentions and inlined calls, to `build/counts.jsonl`. `--table` writes
+`docs/coverage.md` from the results.
 """
 
 from __future__ import annotations
@@ -37,13 +37,11 @@ from i3dconvert import backbones, inflate
 from i3dconvert.backbones import Backbone
 from i3dconvert.comparison.forward import check_outputs, evaluating, outputs
 from i3dconvert.errors import I3DError, RecipeError, VerificationError
-from i3dconvert.lift import reading
 from i3dconvert.lift.attention.found import attentions
 from i3dconvert.lift.canonical import canonical
-from i3dconvert.lift.counterparts import is_layer
 from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.network import Network3d
-from i3dconvert.lift.planning import fill, plan
+from i3dconvert.lift.planning import Plan, fill, plan
 from i3dconvert.recipes import Recipe, default_recipe, parse_rule, preset
 from i3dconvert.verification import TOLERANCES, Report, Settings, verify
 from i3dconvert.weights import randomise
@@ -52,7 +50,7 @@ from tools.others import OTHERS
 from tools.outside import CATALOGUE, monai
 
 RESULTS = Path("build/sweep.jsonl")
-COUNTS = Path("build/attentions.jsonl")
+COUNTS = Path("build/counts.jsonl")
 MEMORY = 24 * 2**30
 SECONDS = 1800
 
@@ -84,19 +82,42 @@ def measure(name: str, init: str, whole_below: float, recipe: str) -> dict[str, 
     return measure_at(model, shape, told, init) | {"blocks": blocks}
 
 
-def count_attentions(name: str) -> dict[str, object]:
-    """Count the softmax attentions of `name`, and those that a recipe can extend to other frames."""
-    backbone, model = whole_or_fewer_blocks(name, TOO_LARGE)
-    found = attentions(canonical(reading.read(model, is_layer, own_shape(backbone, model))))
+def count(name: str) -> dict[str, object]:
+    """Count, without verifying, what of `name` becomes 3D, its softmax attentions, and the calls inlined in its tree.
+
+    *can attend* are the attentions that a recipe can extend to other frames.
+    """
+    _, model, shape = next(smallest_first(name, HEAVY))
+    planned = plan(model, default_recipe(name), Style("center"), shape)
+    found = attentions(canonical(planned.reading))
     refused = [attention.refusal for attention in found if attention.refusal]
-    return {"attentions": len(found), "can attend": len(found) - len(refused), "refusals": sorted({*refused})}
+    return {
+        "attentions": len(found),
+        "can attend": len(found) - len(refused),
+        "refusals": sorted({*refused}),
+        **structure(planned),
+    }
+
+
+def structure(planned: Plan) -> dict[str, object]:
+    """Return what became 3D, and what of the tree is inlined."""
+    inflation = planned.inflation
+    return {
+        "recipe": inflation.recipe.name,
+        "run": inflation.convolutions.run,
+        "became 3D": inflation.convolutions.lifted,
+        "kept": [list(pair) for pair in inflation.convolutions.kept],
+        "folds": inflation.folds,
+        "calls": len(planned.lifted.calls),
+        "inlined": sorted(planned.cut.inlined),
+    }
 
 
 def measure_at(model: nn.Module, shape: tuple[int, int, int], recipe: Recipe, init: str) -> dict[str, object]:
     """Run `measure` for images `(C, H, W)` of one shape."""
     started = time.perf_counter()
-    count = sum(parameter.numel() for parameter in model.parameters())
-    with alone() if count > HEAVY else nullcontext():
+    size = sum(parameter.numel() for parameter in model.parameters())
+    with alone() if size > HEAVY else nullcontext():
         randomise(model, 0, shape)
         planned = plan(model, recipe, Style(init), shape, trial=True)
         state = model.state_dict()
@@ -108,16 +129,10 @@ def measure_at(model: nn.Module, shape: tuple[int, int, int], recipe: Recipe, in
         "passed": not failed,
         "reason": f"{failed[0].name}: {failed[0].detail}" if failed else "",
         "family": type(model).__module__.rpartition(".")[2],
-        "recipe": inflation.recipe.name,
         "size": shape[-1],
         "blocks": {},
-        "parameters": count,
-        "run": inflation.convolutions.run,
-        "became 3D": inflation.convolutions.lifted,
-        "kept": [list(pair) for pair in inflation.convolutions.kept],
-        "folds": inflation.folds,
-        "calls": len(planned.lifted.calls),
-        "inlined": sorted(planned.cut.inlined),
+        "parameters": size,
+        **structure(planned),
         **errors(report),
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -313,11 +328,11 @@ def asked(name: str, globs: list[str]) -> bool:
 
 
 def count_all(globs: list[str], context: Any, pool: ThreadPoolExecutor) -> int:
-    """Run `count_attentions` for networks without a result; the exit code is 1 if one can't be traced."""
+    """Run `count` for networks without a result; the exit code is 1 if one can't be read."""
     done = {row["name"] for row in read(COUNTS)}
     names = [name for name in backbones.qualified_names() if asked(name, globs) and name not in done]
-    running = {pool.submit(one, context, count_attentions, name): name for name in names}
-    for future in track(as_completed(running), "attentions", total=len(running), console=Console(stderr=True)):
+    running = {pool.submit(one, context, count, name): name for name in names}
+    for future in track(as_completed(running), "counts", total=len(running), console=Console(stderr=True)):
         row = {"name": running[future], **future.result()}
         with COUNTS.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -337,7 +352,7 @@ def main() -> int:
         "--whole-below", type=float, default=TOO_LARGE, help="parameters from which on to build fewer blocks"
     )
     parser.add_argument("--recipe", default="", help="a preset for all, instead of each network's own")
-    parser.add_argument("--attentions", action="store_true", help="only count the attentions of the 2D networks")
+    parser.add_argument("--counts", action="store_true", help="only count what becomes 3D, without verifying")
     parser.add_argument("--table", action="store_true", help="only write docs/coverage.md")
     arguments = parser.parse_args()
     if arguments.table:
@@ -350,7 +365,7 @@ def main() -> int:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["i3dconvert.verification", "i3dconvert.backbones.timm", "torchvision"])
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        if arguments.attentions:
+        if arguments.counts:
             return count_all(globs, context, pool)
         running = {
             pool.submit(one, context, measure, *job, arguments.whole_below, arguments.recipe): job

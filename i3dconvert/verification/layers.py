@@ -1,20 +1,19 @@
-"""Run both networks one node at a time, side by side, to find the first layer that differs."""
+"""Compare both networks layer by layer, with hooks on equal names, to find the first layer that differs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from i3dconvert.comparison.forward import evaluating, relative_error, replicated
 from i3dconvert.comparison.report import LayerError
-from i3dconvert.lift.canonical import canonical
-from i3dconvert.lift.counterparts import is_layer
 from i3dconvert.lift.network import Network3d
-from i3dconvert.lift.reading import Reading, read, rows
-from i3dconvert.lift.tree.flat import graph_of
+from i3dconvert.lift.tree.calling import Tree
+
+_BLOCKS = (Tree, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def compare_layers(
@@ -26,78 +25,100 @@ def compare_layers(
     tolerance: float,
     device: str = "cpu",
 ) -> list[LayerError]:
-    """Return the error of every layer (each module that the forward pass calls) for replicated `images` `(N, C, H, W)`.
+    """Return the error of every layer at its first call, in order, for replicated `images` `(N, C, H, W)`.
 
-    Stops where the networks can't continue together. Holds the values of one layer at a time in memory.
+    A layer is a module of both networks that is not a block of others. Stops where the 3D network fails. Holds the 2D
+    network's values of all layers.
     """
-    channels, height, width = images.shape[1:]
-    traced = canonical(read(model, is_layer, (channels, height, width)))
-    found: list[LayerError] = []
+    ours = dict(network.named_modules())
+    names = [name for name, _ in model.named_modules() if name in ours and not _is_block(ours[name])]
     images = images.to(device, dtype)
+    values: dict[str, Tensor] = {}
+    found: dict[str, LayerError] = {}
+    entered = ""
+
+    def keep(name: str, value: Tensor) -> None:
+        values.setdefault(name, value.detach().clone())
+
+    def compare(name: str, value: Tensor) -> None:
+        if name in values and name not in found:
+            error = _error(values[name], value.detach(), len(images))
+            diverges = error is None or not error <= tolerance
+            found[name] = LayerError(name, _operation(model, name), tuple(value.shape), error, diverges)
+
+    def enter(name: str) -> None:
+        nonlocal entered
+        entered = name
+
     with evaluating(model, dtype, network.state_dict(), device), evaluating(network, dtype, device=device):
-        steps3d = _steps(fx.Interpreter(network, graph=graph_of(network)), replicated(images, frames))
-        seen: set[str] = set()
-        for node, value2d in _steps(_Interpreter2d(model, traced), images):
-            if node.op != "call_module":
-                continue
+        with _hooked(model, names, keep):
+            model(images)
+        with _hooked(network, names, compare, enter):
             try:
-                value3d = next(value for other, value in steps3d if other.name == node.name)
-            except StopIteration:
-                break
+                network(replicated(images, frames))
             except RuntimeError as error:
-                found.append(LayerError(str(node.target), f"fails: {str(error).splitlines()[0]}", (), None, True))
-                break
-            layer = _compare(node, traced.root, value2d, value3d, len(images), tolerance)
-            if layer is not None and layer.name not in seen:
-                found.append(layer)
-                seen.add(layer.name)
-    return found
+                reason = f"fails: {str(error).splitlines()[0]}"
+                found[entered] = LayerError(entered, reason, (), None, True)
+    return list(found.values())
 
 
-class _Interpreter2d(fx.Interpreter):
-    """Runs the traced graph on the real model; modules that tracing added come from the traced root."""
-
-    def __init__(self, model: nn.Module, traced: Reading) -> None:
-        super().__init__(model, graph=traced.graph)
-        self._root = traced.root
-
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        try:
-            module = self.module.get_submodule(target)
-        except AttributeError:
-            module = self._root.get_submodule(target)
-        return module(*args, **kwargs)
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        try:
-            return super().get_attr(target, args, kwargs)
-        except RuntimeError:
-            return getattr(self._root, target)
+def _is_block(module: nn.Module) -> bool:
+    return isinstance(module, _BLOCKS) and any(module.children())
 
 
-def _steps(interpreter: fx.Interpreter, *inputs: Tensor) -> Iterator[tuple[fx.Node, Any]]:
-    interpreter.args_iter = iter(inputs)
-    for node in interpreter.graph.nodes:
-        interpreter.env[node] = interpreter.run_node(node)
-        yield node, interpreter.env[node]
-        for used in interpreter.user_to_last_uses.get(node, []):
-            del interpreter.env[used]
+def _operation(model: nn.Module, name: str) -> str:
+    return type(model.get_submodule(name)).__name__
 
 
-def _compare(node: fx.Node, root: nn.Module, ours: Any, theirs: Any, count: int, tolerance: float) -> LayerError | None:
-    if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor) or not rows(node):
-        return None
-    operation = type(root.get_submodule(str(node.target))).__name__
-    if theirs.dim() == ours.dim() + 1:
-        reference, value = ours.unsqueeze(2), theirs
-    else:  # frames: the batch is clips × time, or a multiple of it (windows)
-        reference = ours.reshape(count, 1, -1, *ours.shape[1:])
-        value = theirs.reshape(count, -1, reference.shape[2], *theirs.shape[1:])
-    same = value.dim() == reference.dim() and all(
-        a in (b, 1) for a, b in zip(reference.shape, value.shape, strict=True)
-    )
-    error = relative_error(reference, value) if same and bool(ours.abs().max() > 0) else None
-    if same and error is None:
-        error = float(theirs.abs().max())
-    diverges = error is None or not error <= tolerance
-    return LayerError(str(node.target), operation, tuple(theirs.shape), error, diverges)
+@contextmanager
+def _hooked(
+    network: nn.Module,
+    names: list[str],
+    leave: Callable[[str, Tensor], None],
+    enter: Callable[[str], None] = lambda name: None,
+) -> Iterator[None]:
+    """Call `enter` with each module's name, and `leave` also with its output if that is a tensor."""
+
+    def add(name: str, module: nn.Module) -> None:
+        def after(module: nn.Module, args: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                leave(name, output)
+
+        stack.callback(module.register_forward_pre_hook(lambda module, args: enter(name)).remove)
+        stack.callback(module.register_forward_hook(after).remove)
+
+    with ExitStack() as stack:
+        for name in names:
+            add(name, network.get_submodule(name))
+        yield
+
+
+def _error(image: Tensor, clip: Tensor, images: int) -> float | None:
+    """Return the relative error of a clip's value, absolute if the image's is 0; None if no axis can be that of time.
+
+    The least of the errors of all places that time may have: only a layer that differs has none that is small.
+    """
+    if not image.any():
+        return float(clip.abs().max())
+    return min((relative_error(*pair) for pair in _pairs(image, clip, images)), default=None)
+
+
+def _pairs(image: Tensor, clip: Tensor, images: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield both values with axes that broadcast, for each place that time may have.
+
+    Time is an axis of its own, or frames are rows beside the images', inside or outside of other rows (heads, windows).
+    """
+    if clip.shape == image.shape:
+        yield image, clip
+    if clip.dim() == image.dim() + 1:
+        for axis in range(clip.dim()):
+            if clip.shape[:axis] + clip.shape[axis + 1 :] == image.shape:
+                yield image.unsqueeze(axis), clip
+    elif clip.dim() == image.dim():
+        others = [axis for axis in range(clip.dim()) if clip.shape[axis] != image.shape[axis]]
+        if len(others) == 1 and clip.shape[others[0]] % image.shape[others[0]] == 0:
+            axis, rows = others[0], image.shape[others[0]]
+            yield image.unsqueeze(axis + 1), torch.unflatten(clip, axis, (rows, -1))
+            if rows % images == 0:
+                once, often = (images, 1, -1), (images, -1, rows // images)
+                yield torch.unflatten(image, axis, once), torch.unflatten(clip, axis, often)

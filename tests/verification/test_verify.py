@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -97,6 +98,20 @@ def test_forward_equality_alone_catches_damage(
     assert report.checks[1].name.startswith("forward equality, float64")
     assert report.first_divergence is not None
     assert report.first_divergence.name == where
+
+
+def test_the_layer_of_a_transformer_that_differs_is_named() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=64).eval()
+    network = inflate(model, "divided", size=64)
+    layer = network.get_submodule("blocks.1.mlp.fc1")
+    assert isinstance(layer.bias, nn.Parameter)
+    with torch.no_grad():
+        layer.bias += 1
+    report = verify(model, network, QUICK)
+    assert not report.passed
+    assert report.first_divergence is not None
+    assert report.first_divergence.name == "blocks.1.mlp.fc1"
+    assert [layer.name for layer in report.layers if layer.name.startswith("blocks.0")]
 
 
 def test_a_dropped_stride_is_caught_and_named(resnet18: tuple[nn.Module, Origin]) -> None:
