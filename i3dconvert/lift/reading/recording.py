@@ -51,6 +51,8 @@ class Recorder(TorchFunctionMode):
         self.left_keys = False
         self.device = torch.device("cpu")
         """The device that the network sees: its own, because its code may decide on it."""
+        self.asked: list[tuple[int, str]] = []
+        """The rows before which the code asked for the device or its surroundings, and the lines."""
         self.failed_at = ""
         self._names, self._is_whole = names, is_whole
         self._refs: dict[int, Any] = {}
@@ -96,6 +98,10 @@ class Recorder(TorchFunctionMode):
     def hashed(self) -> None:
         """Note that a size became a key, perhaps of a cache that outlives the run."""
         self.left_keys = True
+
+    def asks(self, line: str) -> None:
+        """Note that `line` asks for the device or the surroundings."""
+        self.asked.append((len(self.rows), line))
 
     def decision(self, result: bool, operation: str, operands: tuple[Any, ...]) -> None:
         """Record a decision on sizes."""
@@ -176,6 +182,7 @@ class Recorder(TorchFunctionMode):
         if name == "__getitem__" and isinstance(args[1], str):
             raise LiftError(f"{self.place()} looks up {args[1]!r} in its input: wrap it so that it takes an image")
         if attribute in known.DEVICES and args[0].is_meta:
+            self.asks(line_of_the_network())
             return self.device if attribute == "device" else attribute == f"is_{self.device.type}"
         if func in known.PLAIN or func in known.UNSEEN or attribute in known.PLAIN_ATTRIBUTES:
             return func(*args, **kwargs)
