@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from i3dconvert import inflate, verify
+from i3dconvert import inflate, optimize, verify
 from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import LiftError
 from i3dconvert.verification import Settings
@@ -169,6 +169,22 @@ def test_a_region_without_gradients_is_none_of_that() -> None:
 
     model, clip = Net(frozen), clip_of(2, 2, 16)
     assert relative_error(framewise(model, clip), inflate(model, "c2d", size=16)(clip)) <= 1e-12
+
+
+def test_they_are_asked_again_at_each_call() -> None:
+    def shares(net: Any, x: Tensor) -> Tensor:
+        y = net.c(x)
+        y = y.relu() / y.relu().sum((1, 2, 3), keepdim=True)
+        return net.d(torch.zeros_like(y) if torch.isnan(y).any() else y)
+
+    model, clip = Net(shares), clip_of(2, 2, 16)
+    network = inflate(model, "c2d", size=16)
+    assert relative_error(framewise(model, clip), network(clip)) <= 1e-12
+    assert relative_error(network(clip), optimize(network)(clip)) <= 1e-12
+    model.c.bias.data.fill_(-100.0)
+    for one in (inflate(model, "c2d", size=16), inflate(model, "uniform", size=16)):
+        with pytest.raises(LiftError, match=r"test_alone.py:\d+: .* whether values are finite"):
+            one(clip)
 
 
 def asked_of_a_mask(net: Any, x: Tensor) -> Tensor:

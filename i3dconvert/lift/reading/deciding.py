@@ -17,8 +17,17 @@ def by_mode(training: bool, in_training: Any, in_evaluation: Any) -> Any:
     return in_training if training else in_evaluation
 
 
-def decided(result: bool, operation: str, operands: tuple[Any, ...], line: str) -> None:
-    """Raise `LiftError` if a decision on sizes differs from that of the recorded runs."""
+def decided(result: Any, operation: str, operands: tuple[Any, ...], line: str) -> None:
+    """Raise `LiftError` if a decision on sizes, or on finite values, differs from that of the recorded runs.
+
+    Exported files have no checks of values.
+    """
+    if operation == "item":
+        if not torch.compiler.is_exporting() and operands[0].item() != result:
+            raise LiftError(
+                f"{line}: the network's code depends on whether values are finite here, and was read for finite ones"
+            )
+        return
     operands = tuple(one.item() if isinstance(one, Tensor) else one for one in operands)  # of torch.jit.trace
     if COMPARISONS[operation](*operands) != result:
         left, right = operands if len(operands) > 1 else (*operands, 0)

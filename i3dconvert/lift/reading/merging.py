@@ -118,7 +118,7 @@ class _Common:
             first = alike[0]
             if any((d.operation, d.row, d.result) != (first.operation, first.row, first.result) for d in alike):
                 raise Differ(f"a decision on a size ({first.line})")
-            if all(self.is_settled(operand) for operand in first.operands):
+            if first.operation != "item" and all(self.is_settled(operand) for operand in first.operands):
                 continue
             operands = tuple(
                 self.merge(
