@@ -171,7 +171,8 @@ class Tensors(TorchFunctionMode):
         for tensor in (*aliases, *casts):
             if id(tensor) in self._names and not self._whole:
                 raise LiftError(
-                    f"{self.place()}: {name} writes into {self._names[id(tensor)]}, a tensor of the network"
+                    f"{self.place()}: {name} writes into {self._names[id(tensor)]}, a tensor of the network, which may "
+                    "change from call to call; compute a new tensor instead (weight * mask)"
                 )
         for tensor in casts:
             self._refs[id(tensor)] = Lost(f"a tensor that {name} wrote into in the same dtype; clone it first")
