@@ -55,6 +55,24 @@ def test_elements_that_a_mask_picks_are_written_back(forward: Any) -> None:
     assert relative_error(framewise(model, still), volumetric(still)) <= 1e-12
 
 
+def test_gradients_do_not_see_the_other_elements() -> None:
+    def roots(net: Any, x: Tensor) -> Tensor:
+        y = net.c(x)
+        high = y > 0
+        y = y.clone()
+        y[high] = (y[high] * net.scale).sqrt()
+        y[~high] = -torch.log1p(-y[~high])
+        return net.d(y)
+
+    model, clip = Net(roots, scale=torch.nn.Parameter(torch.ones(()))), clip_of(1, 2, 8, 8)
+    network = inflate(model, "c2d", size=8)
+    framewise(model, clip).square().sum().backward()
+    network(clip).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert relative_error(parameter.grad, network.get_parameter(name).grad.view_as(parameter)) <= 1e-10
+
+
 def averaged(net: Any, x: Tensor) -> Tensor:
     y = net.c(x)
     return net.d(y) * y[y > 0].mean()

@@ -28,6 +28,8 @@ _BY_ELEMENT = frozenset(
     logical_xor to float double half bfloat16 type_as clone detach
     """.split()
 )
+_HARMLESS = 0.5
+"""In the domain of all functions in `_BY_ELEMENT`, and of their inverses."""
 _ATTRIBUTES = frozenset(("dtype", *known.DEVICES))
 
 
@@ -50,7 +52,7 @@ class MaskRecorder(Recorder):
         picked = [one for one in leaves((args, kwargs)) if isinstance(one, Tensor) and id(one) in self._picked]
         if not picked:
             if name == "__getitem__" and self._picks(*args):
-                value = super().__torch_function__(Tensor.clone, types, args[:1])
+                value = self._whole_of(*args)
                 self._picked[id(value)] = args[1], line_of_the_network()
                 return value
             return super().__torch_function__(func, types, args, kwargs)
@@ -71,14 +73,29 @@ class MaskRecorder(Recorder):
             self._in_reach = False
         raise self._beyond(picked[0], name)
 
+    def _whole_of(self, tensor: Tensor, mask: Tensor) -> Any:
+        """Record the tensor that stands for the elements at `mask`; the others get a harmless value.
+
+        Otherwise functions outside of their domain, such as `y[y > 0].log()`, would give gradients of NaN.
+        """
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            return self._recorded(Tensor.clone, tensor)
+        beside = self._recorded(torch.logical_not, self._spread(mask, tensor))
+        return self._recorded(Tensor.masked_fill, tensor, beside, _HARMLESS)
+
+    def _spread(self, mask: Tensor, tensor: Tensor) -> Any:
+        """Record `mask` with axes for all of the tensor's."""
+        return self._recorded(Tensor.__getitem__, mask, (..., *[None] * (tensor.dim() - mask.dim())))
+
     def _written_back(self, whole: Tensor, mask: Tensor, values: Tensor) -> None:
         """Record `whole[mask] = values`, where `values` stands for the elements at `mask`."""
         if whole.shape != values.shape:
             raise self._beyond(values, "a use with another shape")
-        axes = (..., *[None] * (whole.dim() - mask.dim()))
-        spread = super().__torch_function__(Tensor.__getitem__, (), (mask, axes))
-        new = super().__torch_function__(torch.where, (), (spread, values, whole))
-        super().__torch_function__(Tensor.copy_, (), (whole, new))
+        new = self._recorded(torch.where, self._spread(mask, whole), values, whole)
+        self._recorded(Tensor.copy_, whole, new)
+
+    def _recorded(self, func: Any, *args: Any) -> Any:
+        return super().__torch_function__(func, (), args)
 
     def _each_by_itself(self, inner: int, given: Any) -> bool:
         """Return whether the other tensors of a call broadcast alike to the elements and to the whole tensor."""
