@@ -47,6 +47,9 @@ OLDEST_OPSET = 18
 
 CALIBRATION_CLIPS = 8
 
+_TRACED = torch.fx.GraphModule(nn.Module(), torch.fx.Graph())
+"""An example of the module to which the exporter adds the network's parts."""
+
 STAGES = TRACING, WRITING, CHECKING, QUANTISING = ("tracing", "writing", "checking with onnxruntime", "quantising")
 """Stages that progress reports; only int8 has the last one."""
 
@@ -135,8 +138,9 @@ def export_onnx(
         form: nn.Module = frames_form(network, minimal=not int8) if optimize else network
     shapes_of = partial(example_shapes, network, form)
     names = output_names(network)
-    if left_out := others_than_tensors(network):
-        form = OnlyTensors(form)
+    left_out = others_than_tensors(network)
+    if left_out or any(hasattr(_TRACED, part) for part, _ in form.named_children()):
+        form = OnlyTensors(form)  # its part's names can't hide attributes of the exporter's own, such as `meta`
     if uint8_input:
         form = FromDecoder(form, preprocessing)
     if top_k is not None:

@@ -42,7 +42,7 @@ class Functions(OverRows):
             layer = entry.lift(call.layer, temporal, style)
             filling = entry.fillings(call.layer, temporal, style)["weight"]
         except RecipeError as error:
-            raise RecipeError(f"recipe {self.recipe.name!r} does not fit {name}: {error}") from None
+            raise self.misfit(name, str(error)) from None
         if self.fillings.setdefault(key, filling) != filling:
             self.functions[node] = f"another call inflates its kernel {key} differently"
             return self.on_frames(node)

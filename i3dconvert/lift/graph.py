@@ -205,12 +205,10 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
                 self.modules[name] = entry.lift(module, temporal, self.style)
                 fillings = entry.fillings(module, temporal, self.style)
             except RecipeError as error:
-                raise RecipeError(f"recipe {self.recipe.name!r} does not fit {name}: {error}") from None
+                raise self.misfit(name, str(error)) from None
             new_fillings = {f"{name}.{key}": filling.of(name) for key, filling in fillings.items()}
             if any(self.fillings.get(key, filling) != filling for key, filling in new_fillings.items()):
-                raise RecipeError(
-                    f"recipe {self.recipe.name!r} does not fit {name}: another call inflates its kernel differently"
-                )
+                raise self.misfit(name, "another call inflates its kernel differently")
             self.fillings |= new_fillings
 
         def layer(clip: fx.Node) -> fx.Node:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from i3dconvert.errors import RecipeError
 from i3dconvert.lift import layout
 from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.fillings import Filling
@@ -51,6 +52,10 @@ class Rewriting:
         self.layers: dict[str, Layer] = {}
         self.fillings: dict[str, Filling] = {}
         self.clips: fx.Node
+
+    def misfit(self, name: str, why: str) -> RecipeError:
+        """Return the error that the recipe does not fit the layer `name`, with the rule that keeps it 2D."""
+        return RecipeError(f"recipe {self.recipe.name!r} does not fit {name}: {why}; to keep it 2D: -t '{name}=1/1'")
 
     def layout_of(self, node: fx.Node) -> Layout:
         return self.env[node][1]

@@ -79,6 +79,23 @@ def test_the_file_is_right_wherever_its_axes_are_free(
         assert check_outputs("onnxruntime", expected, found, 1e-5).passed
 
 
+class Named(nn.Module):
+    """Its parts have names that torch's exporter uses itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meta, self.graph = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)), nn.Conv2d(4, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.graph(self.meta(images))
+
+
+@pytest.mark.slow
+def test_parts_may_have_names_that_the_exporter_uses(tmp_path: Path) -> None:
+    done = export_onnx(inflate(Named(), "uniform", size=16), tmp_path / "net.onnx")
+    assert done.check.passed
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 8])
 def test_inverse_transforms_are_torchs(size: int) -> None:
     given = torch.randn(2, 3, 5, size // 2 + 1, dtype=torch.complex128)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from i3dconvert import inflate, verify
+from i3dconvert import inflate, optimize, verify
 from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import LiftError
 from i3dconvert.verification import Settings
@@ -96,6 +96,71 @@ def test_a_network_that_differs_without_gradients_is_refused(asked: Any) -> None
         inflate(Net(doubled), size=16)
 
 
+def test_the_callers_mode_does_not_hide_that() -> None:
+    def doubled(net: Any, x: Tensor) -> Tensor:
+        y = net.c(x)
+        return net.d(y * 2 if torch.is_grad_enabled() else y)
+
+    with pytest.raises(LiftError, match="depends on whether gradients are enabled"), torch.no_grad():
+        inflate(Net(doubled), size=16)
+
+
+def asks_for_autocast(x: Tensor) -> bool:
+    return torch.is_autocast_enabled("cpu")
+
+
+def asks_for_inference_mode(x: Tensor) -> bool:
+    return torch.is_inference_mode_enabled()
+
+
+def asks_for_the_device(x: Tensor) -> bool:
+    return x.device.type == "cpu"
+
+
+def in_autocast(network: Any, clip: Tensor) -> None:
+    with torch.autocast("cpu"):
+        network(clip)
+
+
+def in_inference_mode(network: Any, clip: Tensor) -> None:
+    with torch.inference_mode():
+        network(clip)
+
+
+def on_another_device(network: Any, clip: Tensor) -> None:
+    network.to("meta")(clip.to("meta"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "elsewhere", "what"),
+    [
+        (asks_for_autocast, in_autocast, "autocast"),
+        (asks_for_inference_mode, in_inference_mode, "inference mode"),
+        (asks_for_the_device, on_another_device, "the device"),
+    ],
+    ids=["autocast", "inference", "device"],
+)
+def test_a_question_for_the_surroundings_is_asked_again_at_each_call(asked: Any, elsewhere: Any, what: str) -> None:
+    def doubled(net: Any, x: Tensor) -> Tensor:
+        y = net.c(x)
+        return net.d(y * 2 if asked(x) else y)
+
+    model, clip = Net(doubled), clip_of(2, 2, 16)
+    network = inflate(model, "c2d", size=16)
+    assert relative_error(framewise(model, clip), network(clip)) <= 1e-12
+    with pytest.raises(LiftError, match=rf"test_alone.py:\d+: .* depends on {what}"):
+        elsewhere(network, clip)
+
+
+def test_a_device_that_tensors_follow_is_none_of_that() -> None:
+    def followed(net: Any, x: Tensor) -> Tensor:
+        y = net.c(x).to(x.device) + torch.arange(x.shape[-1], device=x.device)
+        return net.d(y)
+
+    network = inflate(Net(followed), "c2d", size=16).to("meta")
+    assert network(clip_of(2, 2, 16).to("meta")).is_meta
+
+
 def test_a_region_without_gradients_is_none_of_that() -> None:
     def frozen(net: Any, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -104,6 +169,22 @@ def test_a_region_without_gradients_is_none_of_that() -> None:
 
     model, clip = Net(frozen), clip_of(2, 2, 16)
     assert relative_error(framewise(model, clip), inflate(model, "c2d", size=16)(clip)) <= 1e-12
+
+
+def test_they_are_asked_again_at_each_call() -> None:
+    def shares(net: Any, x: Tensor) -> Tensor:
+        y = net.c(x)
+        y = y.relu() / y.relu().sum((1, 2, 3), keepdim=True)
+        return net.d(torch.zeros_like(y) if torch.isnan(y).any() else y)
+
+    model, clip = Net(shares), clip_of(2, 2, 16)
+    network = inflate(model, "c2d", size=16)
+    assert relative_error(framewise(model, clip), network(clip)) <= 1e-12
+    assert relative_error(network(clip), optimize(network)(clip)) <= 1e-12
+    model.c.bias.data.fill_(-100.0)
+    for one in (inflate(model, "c2d", size=16), inflate(model, "uniform", size=16)):
+        with pytest.raises(LiftError, match=r"test_alone.py:\d+: .* whether values are finite"):
+            one(clip)
 
 
 def asked_of_a_mask(net: Any, x: Tensor) -> Tensor:

@@ -228,6 +228,15 @@ def test_hooks_that_hold_on_to_the_network() -> None:
         assert relative_error(framewise(model, clip), inflate(model, "c2d", size=8)(clip)) <= 1e-12
 
 
+def test_a_hook_that_holds_on_to_the_network_by_a_global() -> None:
+    namespace: dict[str, Any] = {"network": Net(lambda net, x: net.d(net.c(x)) + net.kept[:, :2])}
+    exec("def keep(module, args, output):\n    network.kept = output", namespace)
+    model, clip = namespace["network"], clip_of(2, 2, 12, 20)
+    model.c.register_forward_hook(namespace["keep"])
+    network = inflate(model, "c2d", size=16)
+    assert relative_error(framewise(model, clip), network(clip)) <= 1e-12
+
+
 def test_volumetric_pools_windows_apart_at_every_size() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         y, (n, _, height, width) = net.c(x), x.shape

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from i3dconvert import inflate, load, optimize, save
 from i3dconvert.checkpoint import read
+from i3dconvert.errors import RecipeError
+from i3dconvert.recipes import parse_rule, preset
 
 Layers = dict[str, Callable[[int], nn.Module]]
 
@@ -101,3 +103,19 @@ def test_a_global_maximum_with_its_places_stays_within_each_frame() -> None:
     clip = torch.randn(1, 3, 1, 8, 8, dtype=torch.float64).expand(-1, -1, 3, -1, -1)
     with torch.no_grad():
         assert (inflate(image, "volumetric", size=8)(clip) - image(clip[:, :, 0]).unsqueeze(2)).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.AvgPool2d(2, ceil_mode=True, divisor_override=3),
+        nn.ConvTranspose2d(3, 4, 3, dilation=2),
+        nn.ConvTranspose2d(3, 4, 5, 3, 1, output_padding=2),
+    ],
+)
+def test_an_error_of_a_layer_names_the_rule_that_keeps_it_2d(layer: nn.Module) -> None:
+    image = nn.Sequential(layer)
+    with pytest.raises(RecipeError, match=r"does not fit 0: .*; to keep it 2D: -t '0=1/1'"):
+        inflate(image, "volumetric", size=8)
+    network = inflate(image, preset("volumetric").with_rules([parse_rule("0=1/1")]), size=8)
+    assert network(torch.randn(1, 3, 4, 8, 8)).shape[2] == 4

@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from i3dconvert.errors import LiftError
+from i3dconvert.lift.reading.masks import MaskRecorder
 from i3dconvert.lift.reading.numbers import Remembered
-from i3dconvert.lift.reading.recording import Recorder
 from i3dconvert.lift.reading.records import Call, Lost, Ref, as_plain, leaves, mapped, positional
 from i3dconvert.lift.reading.views import written
 
 
-class CallRecorder(Recorder):
+class CallRecorder(MaskRecorder):
     """Record the calls of modules, too, with their inputs, outputs and rows."""
 
     def hooked(self, network: nn.Module) -> list[Any]:

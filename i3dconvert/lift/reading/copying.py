@@ -91,9 +91,11 @@ def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
     memo[id(function)] = function  # it may refer to itself
     cells = function.__closure__ or ()
     new = tuple(_cell(cell, memo) for cell in cells)
-    if any(one is not other for one, other in zip(cells, new, strict=True)):
-        code, name, defaults = function.__code__, function.__name__, function.__defaults__
-        rebound = FunctionType(code, function.__globals__, name, defaults, new)
+    used = {name: function.__globals__.get(name) for name in function.__code__.co_names}
+    globally = {name: memo[id(one)] for name, one in used.items() if isinstance(one, nn.Module) and id(one) in memo}
+    if globally or any(one is not other for one, other in zip(cells, new, strict=True)):
+        known = {**function.__globals__, **globally} if globally else function.__globals__
+        rebound = FunctionType(function.__code__, known, function.__name__, function.__defaults__, new)
         rebound.__kwdefaults__ = function.__kwdefaults__
         memo[id(function)] = rebound
     return cast(FunctionType, memo[id(function)])

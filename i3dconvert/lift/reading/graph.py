@@ -13,10 +13,11 @@ from torch import Tensor, fx, nn
 
 from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.reading.batch import PerSize
-from i3dconvert.lift.reading.deciding import by_mode, decided
+from i3dconvert.lift.reading.deciding import by_mode, decided, unchanged
 from i3dconvert.lift.reading.merging import ByMode, Cast, OfDtype, OfImage
 from i3dconvert.lift.reading.numbers import ARITHMETIC
 from i3dconvert.lift.reading.records import Call, Decision, Ref, Row, leaves, mapped
+from i3dconvert.lift.reading.surroundings import Held
 from i3dconvert.lift.reading.unused import drop_unused
 
 _OPERATORS = {f"__{name.rstrip('_')}__": getattr(operator, name) for name in """
@@ -65,7 +66,7 @@ class GraphOf:
         self.parts: dict[Any, fx.Node] = {}
         self.row = self.inside = 0
 
-    def build(self, decisions: list[Decision], output: Any) -> fx.Graph:
+    def build(self, decisions: list[Decision], output: Any, held: Sequence[Held] = ()) -> fx.Graph:
         """Return the graph of all rows, with the decisions at their places."""
         waiting = list(decisions)
         borders = self.borders()
@@ -79,6 +80,8 @@ class GraphOf:
             node = self.node(row, index)
             if node is not None:
                 self.nodes[index] = node
+            for one in held if index == 0 else ():
+                self.call(unchanged, (self.of_image("device"), *one), None)
         for decision in waiting:
             self.decide(decision)
         self.row, self.inside = len(self.rows), 0

@@ -53,7 +53,9 @@ class OfDtype:
 
 
 class Differ(Exception):
-    """The runs differ."""
+    """The runs differ, first at the row `row`."""
+
+    row: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,13 @@ class _Common:
                 self.places.setdefault(tuple(float(value) for value in values), []).append(ref)
 
     def all(self) -> tuple[list[Row], list[Decision], Any]:
-        rows = [self.row(index, *rows) for index, rows in enumerate(zip(*self.columns, strict=False))]
+        rows: list[Row] = []
+        for alike in zip(*self.columns, strict=False):
+            try:
+                rows.append(self.row(len(rows), *alike))
+            except Differ as reason:
+                reason.row = len(rows)
+                raise
         if len({len(column) for column in self.columns}) > 1:
             raise Differ(" and ".join(f"{len(column)}" for column in self.columns) + " steps")
         output = self.merge([recorder.output for recorder in self.runs.recorders], len(rows), "", "the output")
@@ -110,7 +118,7 @@ class _Common:
             first = alike[0]
             if any((d.operation, d.row, d.result) != (first.operation, first.row, first.result) for d in alike):
                 raise Differ(f"a decision on a size ({first.line})")
-            if all(self.is_settled(operand) for operand in first.operands):
+            if first.operation != "item" and all(self.is_settled(operand) for operand in first.operands):
                 continue
             operands = tuple(
                 self.merge(
@@ -175,7 +183,7 @@ class _Common:
         """Return a dtype or a device, as the image's if it follows that from run to run."""
         images = [column[0].value for column in self.columns]
         name = "dtype" if isinstance(values[0], torch.dtype) else "device"
-        if name == "device" and values[0] == self.runs.recorders[0].device:
+        if name == "device" and values == [recorder.device for recorder in self.runs.recorders]:
             return OfImage(name)
         if len(set(values)) > 1:
             if all(getattr(image, name) == value for image, value in zip(images, values, strict=True)):

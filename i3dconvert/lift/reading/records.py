@@ -75,8 +75,9 @@ class Decision:
     """A comparison of sizes, its place, and its result."""
 
     operation: str
+    """The comparison; or `item`, if the operand is a tensor with one value, which is the result."""
     operands: tuple[Any, ...]
-    result: bool
+    result: Any
     row: int
     scope: str
     line: str

@@ -7,7 +7,7 @@ import operator
 from torch import Tensor, fx
 
 from i3dconvert.lift.facts import facts_of
-from i3dconvert.lift.reading.deciding import decided
+from i3dconvert.lift.reading.deciding import decided, unchanged
 from i3dconvert.lift.reading.views import written
 
 _PURE = frozenset(("size", "stride", "numel", "dim", "detach"))
@@ -19,6 +19,6 @@ def drop_unused(graph: fx.Graph) -> None:
         pure = node.op == "get_attr" or (node.op == "call_method" and node.target in _PURE)
         if node.op == "call_function":
             pure = node.target is operator.getitem or not isinstance(facts_of(node)["value"], Tensor)
-            pure = (pure and node.target is not decided) or node.target is written
+            pure = (pure and node.target not in (decided, unchanged)) or node.target is written
         if not node.users and pure and not isinstance(facts_of(node)["value"], tuple | list | dict):
             graph.erase_node(node)

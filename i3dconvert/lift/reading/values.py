@@ -44,6 +44,13 @@ def value_of(rows: Sequence[Row], ref: Any, known: dict[int, Any]) -> Any:
     return value
 
 
+def is_assumed(rows: Sequence[Row], ref: Any) -> bool:
+    """Return whether the value of `ref` is one for finite images, which other images may change."""
+    return isinstance(ref, Ref) and any(
+        row.target in _FINITE and _is_of_a_finite_image(rows, row) for row in _before(rows, rows[ref.row])
+    )
+
+
 def _computed(rows: Sequence[Row], row: Row, known: dict[int, Any]) -> Any:
     if row.kind == "number" or (row.kind == "call" and not _holds_tensors(row.value)):
         return row.value

@@ -1,0 +1,150 @@
+"""Record elements that a boolean mask picks: `y[y < 0] *= 0.1` is read as `torch.where`.
+
+The number of elements depends on the data, so they have no shape in a graph. The whole tensor stands for them while
+code computes with each element by itself and writes them back at the same mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from i3dconvert.errors import LiftError
+from i3dconvert.lift.reading import known
+from i3dconvert.lift.reading.recording import Recorder
+from i3dconvert.lift.reading.records import Ref, Row, leaves, line_of_the_network
+from i3dconvert.lift.reading.values import value_of
+
+_BY_ELEMENT = frozenset(
+    """
+    add sub rsub mul div truediv floordiv mod pow neg pos abs and or xor invert eq ne lt le gt ge true_divide
+    multiply subtract divide negative exp log log2 log10 log1p expm1 sqrt rsqrt reciprocal square sin cos tanh
+    sigmoid relu relu6 leaky_relu elu gelu silu softplus hardtanh floor ceil round trunc sign clamp clamp_min
+    clamp_max clip maximum minimum isnan isinf isfinite nan_to_num logical_and logical_or logical_not
+    logical_xor to float double half bfloat16 type_as clone detach
+    """.split()
+)
+_HARMLESS = 0.5
+"""In the domain of all functions in `_BY_ELEMENT`, and of their inverses."""
+_ATTRIBUTES = frozenset(("dtype", *known.DEVICES))
+
+
+class MaskRecorder(Recorder):
+    """Record elements that a boolean mask picks as the whole tensor that they are picked from."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._picked: dict[int, tuple[Tensor, str]] = {}
+        """The mask of each tensor that stands for the elements that it picks, and the line that picked them."""
+        self._in_reach = False
+
+    def ref(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and id(value) in self._picked and not self._in_reach:
+            raise self._beyond(value, "a use")
+        return super().ref(value)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        picked = [one for one in leaves((args, kwargs)) if isinstance(one, Tensor) and id(one) in self._picked]
+        if not picked:
+            if name == "__getitem__" and self._picks(*args):
+                value = self._whole_of(*args)
+                self._picked[id(value)] = args[1], line_of_the_network()
+                return value
+            return super().__torch_function__(func, types, args, kwargs)
+        if name == "__get__" and func.__self__.__name__ in _ATTRIBUTES:
+            return super().__torch_function__(func, types, args, kwargs)
+        mask, line = self._picked[id(picked[0])]
+        if not all(self._is_same(self._picked[id(one)][0], mask) for one in picked):
+            raise self._beyond(picked[0], "a use with another mask")
+        self._in_reach = True
+        try:
+            if name == "__setitem__" and args[2] is picked[0] and self._is_same(args[1], mask):
+                return self._written_back(*args)
+            if _bare(name) in _BY_ELEMENT and self._each_by_itself(picked[0].dim() - mask.dim(), (args, kwargs)):
+                value = super().__torch_function__(func, types, args, kwargs)
+                self._picked[id(value)] = mask, line
+                return value
+        finally:
+            self._in_reach = False
+        raise self._beyond(picked[0], name)
+
+    def _whole_of(self, tensor: Tensor, mask: Tensor) -> Any:
+        """Record the tensor that stands for the elements at `mask`; the others get a harmless value.
+
+        Otherwise functions outside of their domain, such as `y[y > 0].log()`, would give gradients of NaN.
+        """
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            return self._recorded(Tensor.clone, tensor)
+        beside = self._recorded(torch.logical_not, self._spread(mask, tensor))
+        return self._recorded(Tensor.masked_fill, tensor, beside, _HARMLESS)
+
+    def _spread(self, mask: Tensor, tensor: Tensor) -> Any:
+        """Record `mask` with axes for all of the tensor's."""
+        return self._recorded(Tensor.__getitem__, mask, (..., *[None] * (tensor.dim() - mask.dim())))
+
+    def _written_back(self, whole: Tensor, mask: Tensor, values: Tensor) -> None:
+        """Record `whole[mask] = values`, where `values` stands for the elements at `mask`."""
+        if whole.shape != values.shape:
+            raise self._beyond(values, "a use with another shape")
+        new = self._recorded(torch.where, self._spread(mask, whole), values, whole)
+        self._recorded(Tensor.copy_, whole, new)
+
+    def _recorded(self, func: Any, *args: Any) -> Any:
+        return super().__torch_function__(func, (), args)
+
+    def _each_by_itself(self, inner: int, given: Any) -> bool:
+        """Return whether the other tensors of a call broadcast alike to the elements and to the whole tensor."""
+        tensors = (one for one in leaves(given) if isinstance(one, Tensor) and id(one) not in self._picked)
+        return all(one.dim() <= inner or one.shape == (1,) for one in tensors)
+
+    def _picks(self, tensor: Any, index: Any) -> bool:
+        """Return whether an index is a mask that depends on the data."""
+        if not (isinstance(index, Tensor) and index.dtype is torch.bool and isinstance(tensor, Tensor)):
+            return False
+        if not index.dim() or index.shape != tensor.shape[: index.dim()]:
+            return False
+        with suppress(Exception):
+            value_of(self.rows, self.ref(index), self._values)
+            return False
+        return True
+
+    def _is_same(self, mask: Any, other: Tensor) -> bool:
+        return isinstance(mask, Tensor) and _alike(self.rows, self.ref(mask), self.ref(other))
+
+    def _beyond(self, picked: Tensor, use: str) -> LiftError:
+        _, line = self._picked[id(picked)]
+        return LiftError(
+            f"{self.place()}: {use} of the elements that a mask picks ({line}) depends on their number, which depends "
+            "on the data, and a graph can't represent that; use torch.where(mask, a, b), or multiply by the mask"
+        )
+
+
+def _alike(rows: Sequence[Row], one: Any, other: Any) -> bool:
+    """Return whether two values of a recording are the same, or computed alike from the same ones."""
+    if isinstance(one, Ref) and isinstance(other, Ref):
+        if one == other:
+            return True
+        first, second = rows[one.row], rows[other.row]
+        if one.path != other.path or first.kind != "call" or second.kind != "call" or first.target != second.target:
+            return False
+        name = _bare(getattr(first.target, "__name__", ""))
+        return name in _BY_ELEMENT and _alike(rows, (first.args, first.kwargs), (second.args, second.kwargs))
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(_alike(rows, a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_alike(rows, value, other[key]) for key, value in one.items())
+    return one is other or (not isinstance(one, Tensor) and bool(one == other))
+
+
+def _bare(name: str) -> str:
+    """Return a function's name without the marks of operators and writes: `__imul__`, `mul_` → `mul`."""
+    operator = name.startswith("__") and name.endswith("__")
+    bare = name.strip("_") if operator else name.removesuffix("_")
+    return bare[1:] if operator and bare not in _BY_ELEMENT and bare[1:] in _BY_ELEMENT else bare
