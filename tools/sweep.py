@@ -39,6 +39,8 @@ from i3dconvert.comparison.forward import check_outputs, evaluating, outputs
 from i3dconvert.errors import I3DError, RecipeError, VerificationError
 from i3dconvert.lift import reading
 from i3dconvert.lift.attention.found import attentions
+from i3dconvert.lift.attention.joint import in_order
+from i3dconvert.lift.attention.order import Orders
 from i3dconvert.lift.canonical import canonical
 from i3dconvert.lift.counterparts import is_layer
 from i3dconvert.lift.kernels import Style
@@ -87,8 +89,10 @@ def measure(name: str, init: str, whole_below: float, recipe: str) -> dict[str, 
 def count_attentions(name: str) -> dict[str, object]:
     """Count the softmax attentions of `name`, and those that a recipe can extend to other frames."""
     backbone, model = whole_or_fewer_blocks(name, TOO_LARGE)
-    found = attentions(canonical(reading.read(model, is_layer, own_shape(backbone, model))))
-    refused = [attention.refusal for attention in found if attention.refusal]
+    read2d = canonical(reading.read(model, is_layer, own_shape(backbone, model)))
+    found, orders = attentions(read2d), Orders(read2d.graph)
+    refusals = [one.refusal or in_order(one, orders).refusal for one in found]
+    refused = [refusal for refusal in refusals if refusal]
     return {"attentions": len(found), "can attend": len(found) - len(refused), "refusals": sorted({*refused})}
 
 
@@ -196,7 +200,7 @@ def own_shape(backbone: Backbone, model: nn.Module) -> tuple[int, int, int]:
     """Return the shape `(C, H, W)` of the images that it was made for."""
     known = backbones.library(backbone.source)
     size = known.image_size(backbone.name, None, backbone.arguments)
-    return known.channels(backbone.name, model), size, size
+    return known.channels(backbone.name, model, size), size, size
 
 
 def smallest_first(name: str, whole_below: float) -> Iterator[tuple[Backbone, nn.Module, tuple[int, int, int]]]:
@@ -227,7 +231,7 @@ def with_any(backbone: Backbone, candidates: tuple[dict[str, Any], ...]) -> tupl
     for arguments in candidates:
         changed = replace(backbone, arguments={**backbone.arguments, **arguments})
         try:
-            return changed, backbones.build(changed)
+            return changed, changed.library.build(changed.name, changed.arguments).eval()
         except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, I3DError):
             continue
     return None
