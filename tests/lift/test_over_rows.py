@@ -194,11 +194,20 @@ def written_into_pairs(x: Tensor) -> Tensor:
     return pairs
 
 
+def tokens_repeated(x: Tensor) -> Tensor:
+    """Each half of an image with the same row, which does not depend on it, as RF-DETR's windows have class tokens."""
+    row = x.new_ones(1, 1, 1, 1).expand(len(x), x.shape[1], 1, x.shape[3])
+    both = torch.cat([row, x], 2) * 0.5
+    halves = both[:, :, 1:].unflatten(2, (2, -1)).transpose(1, 2).flatten(0, 1)
+    return torch.cat([both[:, :, :1].repeat(2, 1, 1, 1), halves], 2)
+
+
 PAIRS: dict[str, Callable[[Tensor], Tensor]] = {
     "stack": pairs_of,
     "index": lambda x: pairs_of(x)[:, torch.arange(3, -1, -1)],
     "gather": lambda x: pairs_of(x).gather(1, pairs_of(x).argsort(1)),
     "write": written_into_pairs,
+    "tokens repeated": tokens_repeated,
     "constants": lambda x: pairs_of(x) + torch.ones(2 * len(x), 1, 1, 1).to(x),
 }
 

@@ -4,13 +4,14 @@ In 2D, a network may put heads, windows or halves before the images, like `torch
 the rows of one clip's frames are not adjacent.
 
 An *order* is a tensor with the image of each row of a value, or `ANY` for rows that are the same for every image, such
-as expanded class tokens. It has no axis for values without rows: `PLAIN`, or `LOST` if it can't be followed.
+as expanded class tokens. If only some entries of a row are the same for every image, it has the image of each entry. It
+has no axis for values without rows: `PLAIN`, or `LOST` if it can't be followed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class Orders:
 
     def surely(self, node: fx.Node) -> bool:
         """Return whether all rows of the first image are known to precede those of the second."""
-        order = self._known[node]
+        order = _of_rows(self._known[node], node)
         if not self.is_known(node) or len(order) % BATCH:
             return False
         grouped = torch.arange(BATCH).repeat_interleave(len(order) // BATCH)
@@ -88,7 +89,9 @@ def _order(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     if name in _MOVING and node.target is not F.unfold:
         return _moved(node, known)
     inputs = node.all_input_nodes[:1] if name in _OF_FIRST else node.all_input_nodes
-    given = [order for n in inputs for order in _leaves(known[n])]
+    if name in layout.ELEMENTWISE and any(order.dim() > 1 for n in inputs for order in _leaves(known[n])):
+        return _after(_largest, tuple(_carried(list(inputs), known)), node)
+    given = [order for n in inputs for order in _leaves(_of_rows(known[n], n))]
     if node.op == "call_module" and not varies(node):
         return _joined([], value, multiples)  # a module that reads the image's size or dtype, for positions
     if name in _ALIKE:
@@ -107,6 +110,24 @@ def _leaves(order: Any) -> Iterator[Tensor]:
     else:
         for one in order:
             yield from _leaves(one)
+
+
+def _of_rows(order: Any, node: fx.Node) -> Any:
+    """Return the image of each row from that of each entry."""
+    if not isinstance(order, Tensor) or order.dim() < 2:
+        return order
+    axis = _axis(facts_of(node)["batch"])
+    assert axis is not None
+    return order.movedim(axis, 0).flatten(1).amax(1)
+
+
+def _largest(*entries: Any) -> Tensor:
+    """Return the images of the entries of an element-wise operation's result; `UNKNOWN` where the inputs' differ."""
+    tensors = [one for one in entries if isinstance(one, Tensor)]
+    shape = sum(tensors).shape  # type: ignore[union-attr]
+    given = [one.expand(shape) for one in tensors]
+    images = torch.stack(given).amax(0)
+    return images.where(torch.stack([(one == images) | (one == ANY) for one in given]).all(0), UNKNOWN)
 
 
 def _is_ours(function: Any) -> bool:
@@ -146,55 +167,72 @@ def _joined(given: list[Tensor], value: Any, multiples: Any) -> Any:
 
 def _moved(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     """Return the order after an operation that moves entries: the operation is applied to their images."""
-    args, kwargs = _carried((node.args, node.kwargs), known)
     name = _COPYING.get(str(node.target), str(node.target))
 
-    def moved(*args: Any) -> Any:
+    def moved(*args: Any, **kwargs: Any) -> Any:
         return getattr(args[0], name)(*args[1:], **kwargs) if node.op == "call_method" else node.target(*args, **kwargs)  # type: ignore[operator]
 
-    if layout.operation(node) != "getitem":
-        return _after(moved, args, node)
-    return _common([_after(moved, (args[0], index), node) for index in _indices(args[1])])
+    if layout.operation(node) == "getitem":
+        return _by_index(lambda source, _, index: moved(source, index), node.args[0], None, node.args[1], node, known)
+    args, kwargs = _carried((node.args, node.kwargs), known)
+    return _after(partial(moved, **kwargs), args, node)
 
 
 def _after_write(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     """Return the order after a write through a view: what is written belongs to the rows that it is written to."""
-    name = str(node.args[2]).rpartition("/")[2]
-    base, steps, _, args, _ = _carried(node.args, known)
-
-    def write(name: str, *args: Any) -> Any:
-        return _after(written, (base, steps, f"tensor/{name}", args, {}), node)
-
+    given: Any = node.args
+    base, steps, function, args, _ = given
+    name = str(function).rpartition("/")[2]
+    steps = _carried(steps, known)
     if name in WRITES:
         index, new = args
-        new = new if isinstance(new, Tensor) else ANY
-        return _common([write(name, index, new) for index in _indices(index)])
-    before = known[node.all_input_nodes[0]]
-    changed = [write("copy_", arg) for arg in args if isinstance(arg, Tensor)]
+        new = new if isinstance(new, fx.Node) else ANY
+
+        def write(base: Any, new: Any, index: Any) -> Any:
+            return written(base, steps, function, (index, new), {})
+
+        return _by_index(write, base, new, index, node, known)
+    whole, parts = _carried((base, args), known)
+    changed = [
+        _after(partial(written, whole, steps, "tensor/copy_", (one,)), ({},), node)
+        for one in parts
+        if isinstance(one, Tensor)
+    ]
     exchanges = name.rstrip("_") in _OF_ALL or name.rstrip("_") in _BY_INDEX
-    return LOST if exchanges else _joined([before, *changed], facts_of(node)["value"], facts_of(node)["batch"])
+    orders = [_of_rows(known[base], base), *(_of_rows(order, node) for order in changed)]
+    return LOST if exchanges else _joined(orders, facts_of(node)["value"], facts_of(node)["batch"])
 
 
-def _carried(values: Any, known: dict[fx.Node, Any]) -> Any:
-    """Replace the nodes in arguments by the images of their entries."""
-    return fx.node.map_arg(values, lambda n: _spread(known[n], facts_of(n).get("value"), facts_of(n).get("batch")))
+def _by_index(
+    function: Callable[..., Any], source: Any, new: Any, index: Any, node: fx.Node, known: dict[fx.Node, Any]
+) -> Any:
+    """Return the order after an operation with an index; `LOST` if it depends on the tensors in the index.
 
-
-def _indices(index: Any) -> Iterator[Any]:
-    """Yield an index with the first entry in place of each tensor, and with the last."""
-    for entry in (0, -1):
-        parts = [
-            torch.full(part.shape, entry) if isinstance(part, Tensor) else part
-            for part in (index if isinstance(index, tuple | list) else (index,))
+    These are tried as the first entry everywhere, and as the last.
+    """
+    parts = index if isinstance(index, tuple) else (index,)
+    of_tensors = any(isinstance(facts_of(part).get("value"), Tensor) for part in parts if isinstance(part, fx.Node))
+    given = _carried((source, new), known, by_rows=of_tensors)
+    orders = []
+    for entry in (0, -1) if of_tensors else (0,):
+        places = [
+            torch.full(part.shape, entry) if isinstance(part, Tensor) else part for part in _carried(parts, known)
         ]
-        yield tuple(parts) if isinstance(index, tuple | list) else parts[0]
+        orders.append(_after(function, (*given, tuple(places) if parts is index else places[0]), node))
+    if not of_tensors:
+        return orders[0]
+    first, last = (_of_rows(order, node) for order in orders)
+    return first if torch.equal(first, last) else LOST
 
 
-def _common(orders: list[Any]) -> Any:
-    """Return the order that does not depend on an index."""
-    if all(isinstance(order, Tensor) for order in orders):
-        return orders[0] if all(torch.equal(order, orders[0]) for order in orders) else LOST
-    return orders[0]
+def _carried(values: Any, known: dict[fx.Node, Any], by_rows: bool = False) -> Any:
+    """Replace the nodes in arguments by the images of their entries, or by those of their rows."""
+
+    def carried(node: fx.Node) -> Any:
+        order = _of_rows(known[node], node) if by_rows else known[node]
+        return _spread(order, facts_of(node).get("value"), facts_of(node).get("batch"))
+
+    return fx.node.map_arg(values, carried)
 
 
 def _after(function: Callable[..., Any], args: tuple[Any, ...], node: fx.Node) -> Any:
@@ -213,6 +251,8 @@ def _spread(order: Any, value: Any, multiples: Any) -> Any:
         return type(value)([_spread(*each) for each in zip(order, value, parts, strict=True)])
     if not isinstance(value, Tensor):
         return value
+    if order.shape == value.shape:
+        return order
     shape = [1] * value.dim()
     if order.dim() and (axis := _axis(multiples)) is not None:
         shape[axis] = len(order)
@@ -220,7 +260,7 @@ def _spread(order: Any, value: Any, multiples: Any) -> Any:
 
 
 def _gathered(found: Any, value: Any, multiples: Any) -> Any:
-    """Return each row's image from each entry's image; `LOST` if a row has several."""
+    """Return each row's image from each entry's, or the entries' if some are `ANY`; `LOST` if a row has several."""
     if isinstance(value, tuple | list):
         known = isinstance(found, tuple | list) and len(found) == len(value)
         parts = multiples if multiples else (None,) * len(value)
@@ -235,6 +275,8 @@ def _gathered(found: Any, value: Any, multiples: Any) -> Any:
     rows = found.movedim(axis, 0).unsqueeze(-1).flatten(1)
     if rows.shape[1] == 0:
         return torch.full((len(rows),), ANY, dtype=torch.int8)
-    least, most = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
-    alike = bool((least > UNKNOWN).all()) and bool(((rows == ANY) | (rows == most)).all())
-    return most[:, 0] if alike else LOST
+    least, most = rows.amin(1), rows.amax(1)
+    if bool((least == most).all()) and bool((most > UNKNOWN).all()):
+        return most
+    alike = bool((least > UNKNOWN).all()) and bool(((rows == ANY) | (rows == most.unsqueeze(1))).all())
+    return found if alike else LOST
