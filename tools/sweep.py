@@ -55,6 +55,8 @@ from tools.outside import CATALOGUE, monai
 
 RESULTS = Path("build/sweep.jsonl")
 COUNTS = Path("build/attentions.jsonl")
+JOINT = Path("build/joint.jsonl")
+"""The results of tools/joint.py."""
 MEMORY = 24 * 2**30
 SECONDS = 1800
 
@@ -343,7 +345,7 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="only write docs/coverage.md")
     arguments = parser.parse_args()
     if arguments.table:
-        write_table(read(), read(COUNTS), Path("docs/coverage.md"))
+        write_table(read(), read(COUNTS), read(JOINT), Path("docs/coverage.md"))
         return 0
     globs: list[str] = arguments.globs
     results = RESULTS.with_stem(f"sweep-{arguments.recipe}") if arguments.recipe else RESULTS
