@@ -31,7 +31,7 @@ _MOVING = frozenset(
     cat concat concatenate stack split chunk tensor_split unbind getitem reshape view view_as flatten unflatten permute
     transpose movedim moveaxis swapaxes swapdims roll flip expand expand_as repeat repeat_interleave tile contiguous
     unfold squeeze unsqueeze narrow select t rot90 as_strided hstack vstack dstack row_stack column_stack
-    split_with_sizes ravel reshape_as
+    split_with_sizes ravel reshape_as flipud fliplr
     """.split()
 )
 _ALIKE = frozenset("zeros ones empty full zeros_like ones_like new_zeros new_ones new_empty new_full".split())
@@ -45,7 +45,7 @@ _BY_INDEX = {
     **dict.fromkeys(("take_along_dim", "topk"), 2),
 }
 """Operations that may exchange the rows along one axis, with the position of `dim`."""
-_OF_ALL = frozenset("index_put put take masked_scatter masked_select nonzero unique".split())
+_OF_ALL = frozenset("index_put put take msort masked_scatter masked_select nonzero unique".split())
 """Operations that may exchange any rows."""
 
 _COPYING = {"view": "reshape", "view_as": "reshape_as"}
