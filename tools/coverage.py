@@ -36,7 +36,7 @@ modules with the same classes and flags, are of one form, which the smallest net
 Weights, clips and float64 as above.
 
 - *names*: how many the network stands for. *all frames*: how many of its attentions see all frames; the others say why
-  they stay within one.
+  they stay within one. Networks without an error in float64 accept float32 only.
 """
 OUTSIDE = """## Networks of other libraries
 
@@ -152,7 +152,7 @@ def _joint(rows: list[Row]) -> Iterator[str]:
     passed = [row for row in rows if row["passed"]]
     names = sum(len(row["names"]) for row in rows)
     found, lifted = (sum(row[key] for row in passed) for key in ("attentions", "all frames"))
-    worst = max((row["float64"] for row in passed), default=0.0)
+    worst = max((row.get("float64", 0.0) for row in passed), default=0.0)
     yield f"{len(passed)} of {len(rows)} networks equal, which stand for {names} names; {lifted} of {found} attentions"
     yield f"see all frames; worst error {worst:.1e}."
     yield ""
@@ -163,7 +163,7 @@ def _joint(rows: list[Row]) -> Iterator[str]:
             continue
         numbers = (row["class"], len(row["names"]), row["size"], row["attentions"], row["all frames"])
         why = "; ".join(f"{times}: {reason}" for reason, times in row["refusals"].items())
-        yield _line(row["name"], *numbers, f"{row['float64']:.1e}", why)
+        yield _line(row["name"], *numbers, _error(row, "float64"), why)
 
 
 def _outside(rows: list[Row], with_volumes: bool) -> Iterator[str]:

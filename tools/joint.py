@@ -26,7 +26,7 @@ from torch import nn
 
 from i3dconvert import backbones
 from i3dconvert.backbones import Backbone
-from i3dconvert.errors import I3DError
+from i3dconvert.errors import I3DError, VerificationError
 from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.planning import fill, plan
 from i3dconvert.recipes import preset
@@ -55,8 +55,11 @@ def measure(name: str) -> dict[str, object]:
     planned = plan(model, preset("joint"), Style("center"), shape)
     network = fill(planned.network(model), planned.inflation.state(model.state_dict()))
     found = [layer for layer in planned.inflation.layers if layer.geometry.kind == "attention"]
-    frames = max(2, planned.inflation.minimum_frames)
-    report = verify(model, network, Settings(frames=frames, dtypes=(torch.float64,)))
+    frames, dtype = max(2, planned.inflation.minimum_frames), "float64"
+    try:
+        report = verify(model, network, Settings(frames=frames, dtypes=(torch.float64,)))
+    except VerificationError:  # the 2D network accepts float32 only
+        dtype, report = "float32", verify(model, network, Settings(frames=frames, dtypes=(torch.float32,)))
     return {
         "passed": report.passed,
         "reason": "" if report.passed else report.reason,
@@ -66,7 +69,7 @@ def measure(name: str) -> dict[str, object]:
         "attentions": len(found),
         "all frames": sum(layer.lifted for layer in found),
         "refusals": Counter(layer.refusal for layer in found if not layer.lifted),
-        "float64": max((check.error for check in report.checks if check.error is not None), default=None),
+        dtype: max((check.error for check in report.checks if check.error is not None), default=None),
         "seconds": round(time.perf_counter() - started, 1),
     }
 

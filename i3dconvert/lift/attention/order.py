@@ -97,7 +97,7 @@ def _order(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     if name in _ALIKE:
         axis = _axis(multiples)
         given = [] if axis is None else [PLAIN.expand(facts_of(node)["value"].shape[axis])]
-    by_rows = name in _BY_INDEX and _dim(node, _BY_INDEX[name]) in (None, _axis(multiples))
+    by_rows = name in _BY_INDEX and _exchanges(node, _BY_INDEX[name])
     foreign = node.op == "call_function" and not name and not _is_ours(node.target)
     if name in _OF_ALL or by_rows or (foreign and any(order.dim() and len(order) != BATCH for order in given)):
         given = [LOST]
@@ -134,11 +134,13 @@ def _is_ours(function: Any) -> bool:
     return str(getattr(function, "__module__", "")).startswith("i3dconvert.")
 
 
-def _dim(node: fx.Node, position: int) -> int | None:
-    """Return the axis that an operation exchanges rows along, counted from the first."""
-    dim, first = layout.argument(node, "dim", position, -1), node.args[0] if node.args else None
-    value = facts_of(first).get("value") if isinstance(first, fx.Node) else None
-    return dim % value.dim() if isinstance(dim, int) and isinstance(value, Tensor) and value.dim() else None
+def _exchanges(node: fx.Node, position: int) -> bool:
+    """Return whether an operation along the axis `dim` may exchange rows."""
+    dim, first = layout.argument(node, "dim", position, -1), node.all_input_nodes[0]
+    value, axis = facts_of(first).get("value"), _axis(facts_of(first).get("batch"))
+    if not isinstance(dim, int) or not isinstance(value, Tensor) or value.dim() == 0:
+        return True
+    return dim % value.dim() == axis
 
 
 def _axis(multiples: Any) -> int | None:
