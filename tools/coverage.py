@@ -29,6 +29,16 @@ replicated clips of noise, with two frames each or as few as the recipe allows.
 - *seconds*: on one core, with another network on the other.
 """
 
+JOINT = """## Attention over all frames
+
+The recipe `joint` ([tools/joint.py](../tools/joint.py)), in which each attention sees the tokens of all frames and
+spatial convolutions have three taps. Names of torchvision and timm whose networks have the same class, and attention
+modules with the same classes and flags, are of one form, which the smallest network stands for, with few blocks.
+Weights, clips and float64 as above.
+
+- *names*: how many the network stands for. *all frames*: how many of its attentions see all frames; the others say why
+  they stay within one. Networks without an error in float64 accept float32 only.
+"""
 OUTSIDE = """## Networks of other libraries
 
 Networks of transformers, MONAI, segmentation-models-pytorch (smp) and torchxrayvision, with few and narrow layers if
@@ -55,10 +65,10 @@ SOURCES = {
 """The sections of other libraries' networks, and their libraries."""
 
 
-def write_table(rows: list[Row], counts: list[Row], path: Path) -> None:
-    """Write the summary, the families, and a line for each network; networks without new results keep their lines.
+def write_table(rows: list[Row], counts: list[Row], joint: list[Row], path: Path) -> None:
+    """Write the summary, the families, and a line for each network; sections without new results stay.
 
-    `counts` has the attentions of each network.
+    `counts` has the attentions of each network, `joint` the results with that recipe.
     """
     attentions = {row["name"]: row for row in counts}
     rows = [row | attentions.get(row["name"], {}) for row in rows if row["init"] == "center"]
@@ -66,7 +76,10 @@ def write_table(rows: list[Row], counts: list[Row], path: Path) -> None:
     libraries = {source for sources in SOURCES.values() for source in sources}
     inside = [row for row in rows if row["name"].partition("/")[0] not in libraries]
     path.parent.mkdir(exist_ok=True)
-    first, *sections = _split(path.read_text(), [section.partition("\n")[0] for section in SOURCES])
+    titles = [section.partition("\n")[0] for section in (JOINT, *SOURCES)]
+    first, with_joint, *sections = _split(path.read_text(), titles)
+    if joint:
+        with_joint = "\n".join([JOINT, *_joint(joint)])
     if inside:
         summary = [_equal("torchvision", [row for row in inside if "/" not in row["name"]])]
         summary += [_equal("timm", [row for row in inside if "/" in row["name"]])]
@@ -79,7 +92,7 @@ def write_table(rows: list[Row], counts: list[Row], path: Path) -> None:
         if found := [row for mine in groups.values() for row in mine]:
             summary = [*(_equal(source, mine) for source, mine in groups.items() if mine), ""]
             sections[index] = "\n".join([section, *summary, *_outside(found, with_volumes=section == OUTSIDE)])
-    path.write_text("\n\n".join(part.strip() for part in (first, *sections) if part) + "\n")
+    path.write_text("\n\n".join(part.strip() for part in (first, with_joint, *sections) if part) + "\n")
 
 
 def _split(text: str, titles: list[str]) -> list[str]:
@@ -135,6 +148,25 @@ def _networks(rows: list[Row]) -> Iterator[str]:
 def _attentions(*rows: Row) -> str:
     found, can = (sum(row.get(key, 0) for row in rows) for key in ("attentions", "can attend"))
     return f"{can} of {found}" if found else "–" if all("attentions" in row for row in rows) else ""
+
+
+def _joint(rows: list[Row]) -> Iterator[str]:
+    rows = sorted((row for row in rows if row.get("attentions", 1)), key=lambda row: ("/" in row["name"], row["name"]))
+    passed = [row for row in rows if row["passed"]]
+    names = sum(len(row["names"]) for row in rows)
+    found, lifted = (sum(row[key] for row in passed) for key in ("attentions", "all frames"))
+    worst = max((row.get("float64", 0.0) for row in passed), default=0.0)
+    yield f"{len(passed)} of {len(rows)} networks equal, which stand for {names} names; {lifted} of {found} attentions"
+    yield f"see all frames; worst error {worst:.1e}."
+    yield ""
+    yield from _table(("name", "class", "names", "size", "attentions", "all frames", "float64", "stay within a frame"))
+    for row in rows:
+        if not row["passed"]:
+            yield _line(row["name"], f"not equal: {row['reason']}", *[""] * 6)
+            continue
+        numbers = (row["class"], len(row["names"]), row["size"], row["attentions"], row["all frames"])
+        why = "; ".join(f"{times}: {reason}" for reason, times in row["refusals"].items())
+        yield _line(row["name"], *numbers, _error(row, "float64"), why)
 
 
 def _outside(rows: list[Row], with_volumes: bool) -> Iterator[str]:

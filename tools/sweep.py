@@ -38,6 +38,8 @@ from i3dconvert.backbones import Backbone
 from i3dconvert.comparison.forward import check_outputs, evaluating, outputs
 from i3dconvert.errors import I3DError, RecipeError, VerificationError
 from i3dconvert.lift.attention.found import attentions
+from i3dconvert.lift.attention.joint import in_order
+from i3dconvert.lift.attention.order import Orders
 from i3dconvert.lift.canonical import canonical
 from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.network import Network3d
@@ -51,6 +53,8 @@ from tools.outside import CATALOGUE, monai
 
 RESULTS = Path("build/sweep.jsonl")
 COUNTS = Path("build/counts.jsonl")
+JOINT = Path("build/joint.jsonl")
+"""The results of tools/joint.py."""
 MEMORY = 24 * 2**30
 SECONDS = 1800
 
@@ -89,8 +93,10 @@ def count(name: str) -> dict[str, object]:
     """
     _, model, shape = next(smallest_first(name, HEAVY))
     planned = plan(model, default_recipe(name), Style("center"), shape)
-    found = attentions(canonical(planned.reading))
-    refused = [attention.refusal for attention in found if attention.refusal]
+    graph = canonical(planned.reading)
+    found, orders = attentions(graph), Orders(graph.graph)
+    refusals = [one.refusal or in_order(one, orders).refusal for one in found]
+    refused = [refusal for refusal in refusals if refusal]
     return {
         "attentions": len(found),
         "can attend": len(found) - len(refused),
@@ -244,8 +250,8 @@ def with_any(backbone: Backbone, candidates: tuple[dict[str, Any], ...]) -> tupl
     for arguments in candidates:
         changed = replace(backbone, arguments={**backbone.arguments, **arguments})
         try:
-            return changed, backbones.build(changed)
-        except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, I3DError):
+            return changed, changed.library.build(changed.name, changed.arguments).eval()
+        except Exception:  # noqa: BLE001 - builders reject arguments with any exception
             continue
     return None
 
@@ -356,7 +362,7 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="only write docs/coverage.md")
     arguments = parser.parse_args()
     if arguments.table:
-        write_table(read(), read(COUNTS), Path("docs/coverage.md"))
+        write_table(read(), read(COUNTS), read(JOINT), Path("docs/coverage.md"))
         return 0
     globs: list[str] = arguments.globs
     results = RESULTS.with_stem(f"sweep-{arguments.recipe}") if arguments.recipe else RESULTS

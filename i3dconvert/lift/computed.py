@@ -60,22 +60,71 @@ def layer_of(cls: type[nn.Module], kernel: Tensor, options: dict[str, Any], bias
     return cls(*channels, tuple(kernel.shape[2:]), bias=bias, device="meta", dtype=kernel.dtype, **options)
 
 
-def parameter_of(kernel: fx.Node) -> fx.Node | None:
+@dataclass(frozen=True)
+class Held:
+    """A tensor of the network from which a kernel is computed, or a part of its channels."""
+
+    tensor: fx.Node
+    parts: tuple[fx.Node, ...] = ()
+    """The operations that take the part, in order; they work on a kernel with a temporal axis alike."""
+
+
+def parameter_of(kernel: fx.Node) -> Held | None:
     """Return the first tensor with the kernel's shape from which the kernel is computed, parameters before buffers.
 
     Returns None if there is none, or if the kernel depends on the image.
     """
-    seen, found = [kernel], []
+    before = _before(kernel)
+    shape = facts_of(kernel)["value"].shape
+    found = [held for node in before or () if facts_of(node)["value"].shape == shape and (held := _held(node))]
+    trained = [held for held in found if isinstance(facts_of(held.tensor)["value"], nn.Parameter)]
+    return next(iter(trained or found), None)
+
+
+def is_fixed(kernel: fx.Node) -> bool:
+    """Return whether a kernel is computed from constants alone, such as a blur's."""
+    before = _before(kernel)
+    return before is not None and all(node.op != "get_attr" for node in before)
+
+
+def _before(kernel: fx.Node) -> list[fx.Node] | None:
+    """Return the tensors from which a kernel is computed; None if it depends on the image."""
+    seen = [kernel]
     for node in seen:
         if node.op == "placeholder":
             return None
-        if node.target is getattr and node.args[1] in OF_ANY_IMAGE:
-            continue
-        if node.op == "get_attr" and facts_of(node)["value"].shape == facts_of(kernel)["value"].shape:
-            found.append(node)
-        seen += [source for source in node.all_input_nodes if source not in seen]
-    trained = [node for node in found if isinstance(facts_of(node)["value"], nn.Parameter)]
-    return next(iter(trained or found), None)
+        if not (node.target is getattr and node.args[1] in OF_ANY_IMAGE):
+            seen += [source for source in node.all_input_nodes if source not in seen]
+    return [node for node in seen if isinstance(facts_of(node).get("value"), Tensor)]
+
+
+def _held(node: fx.Node) -> Held | None:
+    """Return what a node takes of a tensor of the network; None if it computes something else."""
+    parts: tuple[fx.Node, ...] = ()
+    while node.op != "get_attr":
+        if not _takes_channels(node):
+            return None
+        node, parts = node.all_input_nodes[0], (node, *parts)
+    return Held(node, parts)
+
+
+_OF_CHANNELS = {"chunk": 2, "split": 2, "tensor_split": 2, "narrow": 1}
+"""Operations that take a part along one axis, with the position of `dim`."""
+
+
+def _takes_channels(node: fx.Node) -> bool:
+    """Return whether a node takes a part of a kernel along its first two axes, by constant numbers."""
+    if len(node.all_input_nodes) != 1:
+        return False
+    name, source = layout.operation(node), node.args[0]
+    if name in _OF_CHANNELS:
+        return layout.argument(node, "dim", _OF_CHANNELS[name], 0) in (0, 1)
+    if name != "getitem" or not isinstance(source, fx.Node):
+        return False
+    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    if layout.operation(source) in _OF_CHANNELS:
+        return True
+    return all(isinstance(part, slice) for part in index) and all(part == slice(None) for part in index[2:])
 
 
 class ComputedConv3d(nn.Module):
@@ -83,7 +132,7 @@ class ComputedConv3d(nn.Module):
 
     Tap t is `w_t + share_t · (k − Σ w)`, where the 2D code computes `k` from the sum of the taps `Σ w`, and the shares
     are those with which a 2D kernel fills the taps. So the taps sum to the 2D network's kernel for all weights, also in
-    training, and their differences are unchanged.
+    training, and their differences are unchanged. A kernel that is fixed has no `w`.
     """
 
     shares: Tensor
@@ -97,15 +146,18 @@ class ComputedConv3d(nn.Module):
         self.output_padding, self.groups = layer.output_padding, layer.groups
         self.register_buffer("shares", filling(torch.ones(1, 1, 1, 1), init).reshape(-1, 1, 1), persistent=False)
 
-    def taps(self, weight: Tensor, kernel: Tensor | None) -> Tensor:
-        """Map `(O, I, T, kH, kW)` and `(O, I, kH, kW)` to `(O, I, T, kH, kW)`; without a kernel, return the weight."""
+    def taps(self, weight: Tensor | None, kernel: Tensor | None) -> Tensor:
+        """Map `(O, I, T, kH, kW)` and `(O, I, kH, kW)` to `(O, I, T, kH, kW)`; one of them is enough."""
+        if weight is None:
+            assert kernel is not None
+            return self.shares.to(kernel) * kernel.unsqueeze(2)
         if kernel is None:
             return weight
         shares = self.shares.to(weight)
         whole = weight.sum(2, keepdim=True) / self.copies
         return weight - shares * whole + shares * kernel.unsqueeze(2)
 
-    def with_kernel(self, weight: Tensor, kernel: Tensor | None, bias: Tensor | None) -> nn.Module:
+    def with_kernel(self, weight: Tensor | None, kernel: Tensor | None, bias: Tensor | None) -> nn.Module:
         """Return the layer that holds these taps itself."""
         taps = self.taps(weight, kernel)
         outputs, inputs = taps.shape[:2]
@@ -119,7 +171,7 @@ class ComputedConv3d(nn.Module):
         layer.load_state_dict(held, assign=True)
         return layer
 
-    def forward(self, clip: Tensor, weight: Tensor, kernel: Tensor | None, bias: Tensor | None) -> Tensor:
+    def forward(self, clip: Tensor, weight: Tensor | None, kernel: Tensor | None, bias: Tensor | None) -> Tensor:
         """Map `(N, C, T, H, W)` to `(N, C', T', H', W')`."""
         clip = pad_time(clip, *self.time)
         clip = self.space(clip) if self.space else clip

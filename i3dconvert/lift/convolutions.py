@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from i3dconvert.lift import layout
+from i3dconvert.lift.canonical import function_name
 from i3dconvert.lift.computed import CLASSES
 from i3dconvert.lift.counterparts import full_name
 from i3dconvert.lift.facts import facts_of
@@ -44,6 +45,7 @@ def convolutions(
     as 2D. `functions` says why calls of functions stay 2D, and nothing for those that became 3D.
     """
     found: dict[str, str] = {}
+    names: dict[fx.Node, str] = {}
     for node in traced.graph.nodes:
         if node.op == "call_module":
             name, module = str(node.target), traced.root.get_submodule(str(node.target))
@@ -51,7 +53,8 @@ def convolutions(
                 is_3d = type(lifted.get(name)) is not type(module) and name in lifted
                 found[name] = "" if is_3d else found.get(name) or _why_flat(node, name in flat)
         elif layout.operation(node) in CLASSES:
-            name = str(facts_of(node)["scope"] or node.name)
+            kernel, scope = layout.argument(node, "weight", 1), str(facts_of(node)["scope"] or node.name)
+            name = names.setdefault(kernel, function_name(node) if scope in found else scope)
             found[name] = found.get(name) or functions.get(node, "it is part of an attention")
     kept = [(name, reason) for name, reason in found.items() if reason]
     unseen = traced.kernels.run - len(found)

@@ -9,7 +9,7 @@ from torch import fx
 from i3dconvert.errors import RecipeError
 from i3dconvert.lift import layout
 from i3dconvert.lift.canonical import function_name
-from i3dconvert.lift.computed import Called, ComputedConv3d, called, parameter_of
+from i3dconvert.lift.computed import Called, ComputedConv3d, Held, called, is_fixed, parameter_of
 from i3dconvert.lift.counterparts import counterpart
 from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.layout import Layout
@@ -27,11 +27,11 @@ class Functions(OverRows):
     def convolution(self, node: fx.Node) -> New:
         """Lift a function's convolution, or keep it 2D with a reason."""
         call = called(node)
-        weight = parameter_of(call.kernel) if call is not None else None
-        self.functions[node] = reason = self.why_flat(call, weight)
-        if reason or call is None or weight is None:
+        held = parameter_of(call.kernel) if call is not None else None
+        self.functions[node] = reason = self.why_flat(call, held)
+        if reason or call is None:
             return self.on_frames(node)
-        entry, key = counterpart(call.layer), str(weight.target)
+        entry = counterpart(call.layer)
         assert entry is not None
         assert entry.geometry is not None
         scope = str(facts_of(node)["scope"])
@@ -43,15 +43,15 @@ class Functions(OverRows):
             filling = entry.fillings(call.layer, temporal, style)["weight"]
         except RecipeError as error:
             raise self.misfit(name, str(error)) from None
-        if self.fillings.setdefault(key, filling) != filling:
+        key = str(held.tensor.target) if held is not None else ""
+        if held is not None and self.fillings.setdefault(key, filling) != filling:
             self.functions[node] = f"another call inflates its kernel {key} differently"
             return self.on_frames(node)
         self.layers[name] = Layer(name, node.name, geometry, temporal)
         self.modules[function_name(node)] = ComputedConv3d(layer, filling, self.style.init)
-        taps = self.graph.get_attr(key)
-        facts_of(taps).update({"plain": True, "taps": True})
         kernel, bias = (self.env[n][0] if isinstance(n, fx.Node) else n for n in (call.kernel, call.bias))
-        beside = (taps, None if weight is call.kernel else kernel, bias)
+        whole = held is not None and call.kernel in (held.tensor, *held.parts)
+        beside = (None if held is None else self.taps(held), None if whole else kernel, bias)
 
         def layer_on(clip: fx.Node) -> fx.Node:
             new = self.graph.create_node("call_module", function_name(node), (clip, *beside), {}, node.name)
@@ -60,13 +60,25 @@ class Functions(OverRows):
 
         return self.on_clips(call.image, layer_on)
 
-    def why_flat(self, call: Called | None, weight: fx.Node | None) -> str:
+    def taps(self, held: Held) -> fx.Node:
+        """Return a kernel with its temporal axis, or the part of its channels that a convolution uses."""
+        taps = self.graph.get_attr(str(held.tensor.target))
+        facts_of(taps).update({"plain": True, "taps": True})
+        for part in held.parts:
+            _, *rest = part.args
+            if layout.operation(part) == "getitem" and isinstance(rest[0], tuple):
+                rest = [rest[0][:2]]
+            taps = self.graph.create_node(part.op, part.target, (taps, *rest), dict(part.kwargs))
+            facts_of(taps)["plain"] = True
+        return taps
+
+    def why_flat(self, call: Called | None, held: Held | None) -> str:
         """Return why a function's convolution stays 2D; empty if it can be 3D."""
         if call is None:
             return "its arguments are computed in the forward pass"
         if not self.holds_images(call.image) or self.layout_of(call.image) is Layout.PLAIN:
             return "its input is not an image"
-        if weight is None:
+        if held is None and not is_fixed(call.kernel):
             return "no tensor of the network has the shape of its kernel, which is computed in the forward pass"
         return ""
 

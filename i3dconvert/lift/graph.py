@@ -19,7 +19,7 @@ from i3dconvert.lift.attention.joint import AttentionOverTime
 from i3dconvert.lift.beside import Beside, Ties
 from i3dconvert.lift.calls import Calls
 from i3dconvert.lift.canonical import canonical, function_name
-from i3dconvert.lift.computed import CLASSES
+from i3dconvert.lift.computed import CLASSES, called
 from i3dconvert.lift.convolutions import convolutions
 from i3dconvert.lift.counterparts import (
     ANY_RANK,
@@ -316,4 +316,10 @@ def _layers(traced: Reading) -> Iterator[tuple[str, str]]:
             yield function_name(node), "upsample"
         elif layout.operation(node) in NORMS:
             yield function_name(node), "norm"
+        elif layout.operation(node) in CLASSES and (call := called(node)) is not None:
+            entry = counterpart(call.layer)
+            assert entry is not None
+            assert entry.geometry is not None
+            for name in dict.fromkeys((str(facts_of(node)["scope"]), function_name(node))):
+                yield name, entry.geometry(call.layer).kind
     yield from ((attention.name, "attention") for attention in attentions(traced))

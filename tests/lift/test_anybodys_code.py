@@ -132,6 +132,39 @@ def a_function_of_ones_own(net: Any, x: Tensor) -> Tensor:
     return net.d(Swish.apply(net.c(x)))
 
 
+class Reversible(torch.autograd.Function):
+    """A reversible block, which frees its values, as pytorchcv's RevNet has it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, net: Any, *parameters: Tensor) -> Tensor:
+        with torch.no_grad():
+            first, second = (part.contiguous() for part in x.chunk(2, 1))
+            sums = first + net.inner(second), second + net.inner(first)
+            y = torch.cat(sums, 1)
+            for freed in (first, second, *sums):
+                freed.set_()  # type: ignore[call-overload]
+        ctx.save_for_backward(x, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad, *[None] * 3
+
+
+def a_function_that_frees_its_values(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    z = Reversible.apply(y, net, *net.inner.parameters())
+    y.data.set_()
+    return net.d(z)
+
+
+def turned_in_place(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    flat = y.flatten(2)
+    y.transpose_(2, 3).mul_(2).unsqueeze_(1)
+    return net.d(flat.reshape(x.shape[0], -1, *x.shape[2:])) + net.d(y.squeeze(1)).transpose(2, 3)
+
+
 def the_batch_as_a_plain_number(net: Any, x: Tensor) -> Tensor:
     y = net.c(x)
     return net.d(y).mean((2, 3)).view(len(x), -1) + y.reshape(int(x.shape[0]), 4, -1).mean(2)[:, :2]
@@ -172,6 +205,7 @@ FORWARDS = (
     in_place_on_a_stride,
     in_place_on_chunks,
     in_place_on_a_flat_view,
+    turned_in_place,
     a_mask_of_ones_that_is_read,
     positions_from_a_cache,
     views_of_a_tensor_written_to,
@@ -468,6 +502,7 @@ def layers_and_a_subclass(net: Any, x: Tensor) -> Tensor:
     ("forward", "lifted", "kept"),
     [
         (layers_and_a_subclass, 3, ""),
+        (a_function_that_frees_its_values, 3, ""),
         (a_kernel_without_a_tensor, 2, "no tensor of the network has the shape of its kernel"),
     ],
 )
@@ -476,8 +511,10 @@ def test_convolutions_are_counted_and_those_that_stay_2d_named(forward: Forward,
         def forward(self, input: Tensor) -> Tensor:
             return F.conv2d(input, self.weight, self.bias)
 
-    model = Net(forward, e=OfAFunction(4, 4, 1))
-    counted = inflate(model, "uniform", size=16).inflation.convolutions
+    model = Net(forward, e=OfAFunction(4, 4, 1), inner=nn.Conv2d(2, 2, 3, padding=1))
+    network = inflate(model, "uniform", size=16)
+    counted, clip = network.inflation.convolutions, clip_of(2, 3, 16)
+    assert relative_error(framewise(model, clip), network(clip)) <= 1e-12
     assert (counted.run, counted.lifted) == (3, lifted)
     assert [reason[: len(kept)] for _, reason in counted.kept] == [kept] * bool(kept)
     if kept:

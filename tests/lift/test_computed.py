@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations, prune
 
 from i3dconvert import Network3d, inflate, load, optimize, save
 from i3dconvert.errors import RecipeError
+from i3dconvert.lift.kernels import INITS
 from i3dconvert.recipes import Recipe, Rule
 
 SIZE = 12
@@ -68,6 +69,19 @@ class Twice(nn.Module):
         return self.conv(x) + F.conv2d(x, self.conv.weight, padding=2, dilation=2)
 
 
+class InParts(nn.Module):
+    """A kernel whose parts convolve parts of the channels, as in octave convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight
+        first = F.conv2d(x[:, :2], weight[:2, :2], padding=1) + F.conv2d(x[:, 2:], weight[:2, 2:] * 2, padding=1)
+        return torch.cat((first, F.conv2d(x, weight.chunk(2)[1], padding=1)), 1)
+
+
 class Of(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -88,6 +102,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "masked": (Masked, "weight"),
     "LoRA": (LowRank, "conv.weight"),
     "used twice": (Twice, "conv.weight"),
+    "used in parts": (InParts, "conv.weight"),
 }
 
 
@@ -128,6 +143,27 @@ def test_the_kernel_gets_time_and_its_taps_sum_to_what_the_code_computes(name: s
         if init == "mean":
             assert difference(clip, image) <= 1e-12
         assert (optimize(clip)(still()) - clip(still())).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("init", ["center", "mean"])
+def test_a_filter_made_of_constants_becomes_3d(init: str) -> None:
+    class Blur(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            taps = torch.tensor([1.0, 2.0, 1.0], dtype=x.dtype, device=x.device)
+            kernel = (taps[:, None] * taps / 16).repeat(3, 1, 1, 1)
+            return F.conv2d(x, kernel, padding=1, groups=3)
+
+    image = nn.Sequential(Blur(), nn.Conv2d(3, 2, 1)).eval().double()
+    clip = inflate(image, Recipe("blur", (Rule("0", kernel=3, stride=2),)), init, size=SIZE)
+    assert str(clip.inflation.convolutions) == "2 of 2 convolutions became 3D"
+    assert list(clip.state_dict()) == list(image.state_dict())
+    frames = torch.randn(1, 3, 5, SIZE, SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    blurred = image[0](frames[0].transpose(0, 1)).transpose(0, 1)[None]
+    near = F.pad(blurred, (0, 0, 0, 0, 1, 1), "replicate").unfold(2, 3, 2)
+    over_time = near @ INITS[init].inflate(torch.ones(1, 1, 1, 1), 3).flatten().double()
+    expected = image[1](over_time[0].transpose(0, 1)).transpose(0, 1)
+    assert (clip(frames)[0] - expected).abs().max() <= 1e-12
+    assert (optimize(clip)(frames) - clip(frames)).abs().max() <= 1e-12
 
 
 def test_a_file_of_one_reads_back(tmp_path: Path) -> None:

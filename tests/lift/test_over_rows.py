@@ -119,6 +119,13 @@ def gathered(x: Tensor) -> Tensor:
     return pairs.gather(0, halves_of_pairs(x).reshape(-1, 1, 1, 1).expand(pairs.shape))
 
 
+def written_by_index(x: Tensor) -> Tensor:
+    pairs = torch.stack([x, x.flip(3)], 1).flatten(0, 1)
+    halves = x.new_zeros(pairs.shape)
+    halves[halves_of_pairs(x).argsort()] = pairs
+    return halves
+
+
 def halves_of_pairs(x: Tensor) -> Tensor:
     return torch.arange(2 * len(x)).reshape(-1, 2).t().flatten()
 
@@ -130,6 +137,7 @@ HALVES: dict[str, Callable[[Tensor], Tensor]] = {
     "index_select": lambda x: torch.stack([x, x.flip(3)], 1).flatten(0, 1).index_select(0, halves_of_pairs(x)),
     "gather": gathered,
     "new_zeros": filled,
+    "index of a write": written_by_index,
     "zeros_like": filled_anew,
 }
 
@@ -145,6 +153,74 @@ def test_rows_that_may_not_be_grouped_by_frame_stay_2d(halves: Callable[[Tensor]
     assert str(inflation_of(network).convolutions).startswith("2 of 3 convolutions became 3D")
     clip = clip_of(2, 3, 16)
     assert relative_error(framewise(model, clip), network(clip)) <= 1e-12
+
+
+def by_attention(net: Any, x: Tensor) -> Tensor:
+    rows = net.arrange(net.c(x)).flatten(2).mT
+    tokens = torch.cat([net.token.expand(len(rows), -1, -1), rows], 1)
+    query, key, value = net.qkv(tokens).chunk(3, -1)
+    left, right = net.apart(F.scaled_dot_product_attention(query, key, value)[:, 0])
+    return left - 2 * right
+
+
+def attending(arrange: Callable[[Tensor], Tensor], apart: Callable[[Tensor], Any]) -> tuple[Any, Any, bool]:
+    """A network that attends within an image and its mirror image, its 3D form, and whether that sees all frames."""
+    token = nn.Parameter(torch.zeros(1, 1, 4))
+    model = Net(by_attention, c=nn.Conv2d(3, 4, 4, 4), qkv=nn.Linear(4, 12), token=token)
+    model.arrange, model.apart = arrange, apart
+    network = inflate(model, Recipe("still", (Rule(kind="attention", span="all"),)), size=16)
+    (attention,) = (layer for layer in inflation_of(network).layers if layer.geometry.kind == "attention")
+    assert attention.lifted or "rows" in attention.refusal
+    return model, network, attention.lifted
+
+
+@pytest.mark.parametrize("halves", HALVES.values(), ids=HALVES)
+def test_attention_over_rows_that_may_not_be_grouped_by_frame_stays_within_one(
+    halves: Callable[[Tensor], Tensor],
+) -> None:
+    model, network, lifted = attending(halves, lambda scores: scores.chunk(2))
+    assert not lifted
+    clip = clip_of(2, 3, 16)
+    assert relative_error(framewise(model, clip), network(clip)) <= 1e-12
+
+
+def pairs_of(x: Tensor) -> Tensor:
+    return torch.stack([x, x.flip(3)], 1).flatten(0, 1)
+
+
+def written_into_pairs(x: Tensor) -> Tensor:
+    pairs = torch.zeros_like(pairs_of(x))
+    pairs[:, torch.arange(3, -1, -1)] = pairs_of(x)
+    return pairs
+
+
+def tokens_repeated(x: Tensor) -> Tensor:
+    """Each half of an image with the same row, which does not depend on it, as RF-DETR's windows have class tokens."""
+    row = x.new_ones(1, 1, 1, 1).expand(len(x), x.shape[1], 1, x.shape[3])
+    both = torch.cat([row, x], 2) * 0.5
+    halves = both[:, :, 1:].unflatten(2, (2, -1)).transpose(1, 2).flatten(0, 1)
+    return torch.cat([both[:, :, :1].repeat(2, 1, 1, 1), halves], 2)
+
+
+PAIRS: dict[str, Callable[[Tensor], Tensor]] = {
+    "stack": pairs_of,
+    "index": lambda x: pairs_of(x)[:, torch.arange(3, -1, -1)],
+    "gather": lambda x: pairs_of(x).gather(1, pairs_of(x).argsort(1)),
+    "write": written_into_pairs,
+    "tokens repeated": tokens_repeated,
+    "constants": lambda x: pairs_of(x) + torch.ones(2 * len(x), 1, 1, 1).to(x),
+}
+
+
+@pytest.mark.parametrize("pairs", PAIRS.values(), ids=PAIRS)
+def test_attention_over_rows_that_are_grouped_by_frame_sees_all_frames(pairs: Callable[[Tensor], Tensor]) -> None:
+    model, network, lifted = attending(pairs, lambda scores: scores.unflatten(0, (-1, 2)).unbind(1))
+    assert lifted
+    clip = clip_of(2, 3, 16)
+    assert relative_error(torch.cat([network(one[None]) for one in clip]), network(clip)) <= 1e-12
+    still = clip[:, :, :1].expand_as(clip)
+    assert relative_error(framewise(model, still), network(still)) <= 1e-12
+    assert relative_error(framewise(model, clip), network(clip)) > 1e-4
 
 
 @pytest.mark.parametrize("model", [with_heads(), with_windows()], ids=["heads", "windows"])

@@ -48,9 +48,8 @@ class AttentionOverTime:
         self.found = {attention.last: attention for attention in attentions(traced)}
         for last, attention in self.found.items():
             attends = not attention.refusal and self.to.recipe.attending(attention.name) is not None
-            if attends and not all(map(orders.image_by_image, _values(attention))):
-                refusal = "its rows are not grouped by image (heads or windows come before the images)"
-                self.found[last] = replace(attention, refusal=refusal)
+            if attends:
+                self.found[last] = in_order(attention, orders)
         self.wanted = {last: self._wanted(attention) for last, attention in self.found.items()}
         self.parts = self._parts()
         self.steps, self.apart = self._steps(traced)
@@ -262,6 +261,16 @@ class AttentionOverTime:
                 except NotFusedError as error:
                     apart[attention.last] = str(error)
         return steps, apart
+
+
+def in_order(attention: Attention, orders: Orders) -> Attention:
+    """Return an attention with a refusal if its rows are not surely grouped by image."""
+    values = _values(attention)
+    if all(map(orders.surely, values)):
+        return attention
+    known = all(map(orders.is_known, values))
+    why = "its rows are not grouped by image (heads or windows come before the images)"
+    return replace(attention, refusal=why if known else "it is unknown whether its rows are grouped by image")
 
 
 def _values(attention: Attention) -> list[fx.Node]:

@@ -19,7 +19,7 @@ from i3dconvert.lift.reading import known
 from i3dconvert.lift.reading.records import dtype_named, leaves, line_of_the_network, mapped, positional, to_meta
 from i3dconvert.lift.reading.tensors import Tensors
 from i3dconvert.lift.reading.values import is_assumed, value_of
-from i3dconvert.lift.reading.views import OVERLOAD, written_to
+from i3dconvert.lift.reading.views import OVERLOAD, TURNS, written_to
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -75,6 +75,8 @@ class Recorder(Tensors):
                 raise LiftError(f"{self.place()}: {name} writes into a tensor of another shape (out=)")
             return self.__torch_function__(Tensor.copy_, types, (out, value))
         refs = mapped((args, kwargs), self.ref)
+        if name in TURNS:
+            return self._turn(args[0], name, args, kwargs, refs)
         target = written_to(func, name, args, kwargs)
         try:
             # With gradients, torch refuses to write into one of several views (chunk, unbind).

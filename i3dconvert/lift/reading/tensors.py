@@ -1,4 +1,4 @@
-"""Know a run's tensors by identity: the rows that they come from, and what is written into them."""
+"""Know a run's tensors by identity: the rows that they come from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from i3dconvert.errors import LiftError
 from i3dconvert.lift.reading.numbers import Remembered, plain, remember
@@ -21,15 +20,14 @@ from i3dconvert.lift.reading.records import (
     Row,
     line_of_the_network,
 )
-from i3dconvert.lift.reading.views import WRITES, name_of, written
+from i3dconvert.lift.reading.writes import Writes
 
 
-class Tensors(TorchFunctionMode):
+class Tensors(Writes):
     """Records a run in `rows`; `names` maps identities of the network's tensors to their names."""
 
     def __init__(self, names: Mapping[int, str], is_whole: Callable[[nn.Module, str], bool]) -> None:
         super().__init__()
-        self.rows: list[Row] = []
         self.decisions: list[Decision] = []
         self.output: Any = None
         self.training = False
@@ -40,25 +38,14 @@ class Tensors(TorchFunctionMode):
         """The rows before which the code asked for the device or its surroundings, and the lines."""
         self.failed_at = ""
         self._names, self._is_whole = names, is_whole
-        self._refs: dict[int, Any] = {}
-        self._made_by: dict[int, Ref] = {}
         self._alive: dict[int, Tensor] = {}  # an identity is unique only while its object lives
-        self._sharing: dict[int, dict[int, Tensor]] = {}
-        """Tensors by the identity of the memory that they share."""
         self._memory: list[Any] = []
-        self._through_views: list[int] = []
-        self._casts: dict[int, set[int]] = {}
-        """For each storage, those that are the same one if the image has the dtype of this run."""
-        self._owner: dict[Ref, Tensor] = {}
         self.calls: list[Call] = []
         self._open: list[int] = []
-        self._whole: list[tuple[int, int, Any, int, int]] = []
         self._order: list[int] = []
         """The identities of tensors in the order in which they became known."""
         self._graded = True
         self._values: dict[int, Any] = {}
-
-    # Records.
 
     def row(self, kind: str, target: Any, args: Any = (), kwargs: Any = None, value: Any = None) -> Ref:
         """Add a row and return its place."""
@@ -159,68 +146,3 @@ class Tensors(TorchFunctionMode):
     def place(self) -> str:
         """Return the module whose code is running, for messages."""
         return self._scope or "the network itself"
-
-    # Writes in place: later uses of a tensor, and of all that share its memory, see the new values.
-
-    def _write(self, target: Tensor, func: Any, name: str, args: Any, refs: Any, value: Any) -> None:
-        """Record a write into `target`, and so into all tensors that share its memory."""
-        aliases = list(self._sharing.get(id(target.untyped_storage()), {id(target): target}).values())
-        memory = id(target.untyped_storage())
-        others = self._casts.get(memory, {memory}) - {memory}
-        casts = [tensor for other in others for tensor in self._sharing.get(other, {}).values()]
-        for tensor in (*aliases, *casts):
-            if id(tensor) in self._names and not self._whole:
-                raise LiftError(
-                    f"{self.place()}: {name} writes into {self._names[id(tensor)]}, a tensor of the network, which may "
-                    "change from call to call; compute a new tensor instead (weight * mask)"
-                )
-        for tensor in casts:
-            self._refs[id(tensor)] = Lost(f"a tensor that {name} wrote into in the same dtype; clone it first")
-        if len(aliases) == 1 and name not in WRITES:
-            row = self.row("call", func, refs[0], refs[1], value)
-            self._keep(target, row)
-            self._keep(value, row)
-            return
-        if not args or args[0] is not target:
-            raise LiftError(f"{self.place()}: {name} writes into a tensor that shares its memory with others")
-        parents = {id(tensor): self._parent(tensor, aliases) for tensor in aliases}
-        if sum(parent is None for parent in parents.values()) != 1:
-            raise LiftError(f"{self.place()}: {name} writes into a view that a layer returned; clone it first")
-        steps, base = [], target
-        while (parent := parents[id(base)]) is not None:
-            steps.append(self._step(base))
-            base = parent
-        (_, *rest), kwargs = refs
-        row = self.row(
-            "call", written, (self.ref(base), tuple(reversed(steps)), name_of(func), tuple(rest), kwargs), value=base
-        )
-        for tensor in aliases:
-            if (parent := parents[id(tensor)]) is not None:
-                self._refs[id(tensor)] = Again(parent, self._made_by[id(tensor)])
-        self._write_through(row)
-
-    def _write_through(self, row: Ref) -> None:
-        """Take a row as the new value of the tensor that was written into through a view."""
-        base = self.rows[row.row].value
-        self._through_views.append(row.row)
-        self._refs[id(base)], self._owner[row] = row, base
-
-    def _parent(self, tensor: Tensor, aliases: list[Tensor]) -> Tensor | None:
-        """Return the tensor that `tensor` is a view of, by the step that made it; None for the base of all."""
-        step = self.rows[self._made_by[id(tensor)].row]
-        first = step.args[0] if step.kind == "call" and step.args else None
-        owner = self._owner.get(first) if isinstance(first, Ref) else None
-        return owner if owner is not tensor and any(owner is alias for alias in aliases) else None
-
-    def _step(self, view: Tensor) -> tuple[str, tuple[Any, ...], dict[str, Any], tuple[Any, ...]]:
-        """Return how a view was made from its base: the function, its other arguments, the path in its result."""
-        made = self._made_by[id(view)]
-        step = self.rows[made.row]
-        return name_of(step.target), step.args[1:], step.kwargs, made.path
-
-    def _again(self, view: Tensor, found: Again) -> Ref:
-        step = self.rows[found.step.row]
-        row = self.row("call", step.target, (self.ref(found.of), *step.args[1:]), step.kwargs, step.value)
-        ref = Ref(row.row, found.step.path)
-        self._refs[id(view)], self._owner[ref] = ref, view
-        return ref

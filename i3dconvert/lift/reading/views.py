@@ -15,6 +15,15 @@ from torch import Tensor
 WRITES = frozenset(("__setitem__",))
 """Functions that write and return nothing."""
 
+TURNS = {
+    "set_": None,
+    **{
+        f"{name}_": getattr(Tensor, name)
+        for name in "transpose t swapaxes swapdims squeeze unsqueeze as_strided".split()
+    },
+}
+"""Methods that change the shape of a tensor in place, not its memory, and the same as a view; `set_` has none."""
+
 _OWN_OPERATORS = frozenset(f"__i{name}__" for name in "add sub mul truediv floordiv mod pow and or xor matmul".split())
 
 
