@@ -23,6 +23,7 @@ from i3dconvert.lift.graph import Lifted, lift
 from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.network import ForImages3d, Network3d, Sequential3d, inflation_of
 from i3dconvert.lift.reading import Reading, read
+from i3dconvert.lift.reading.records import forward_of
 from i3dconvert.lift.record import Inflation
 from i3dconvert.lift.seals import sealed
 from i3dconvert.lift.tree.blocks import Block, Chain, OfList, OfSequential
@@ -227,7 +228,7 @@ class Growing:
     def unreached(self, old: nn.Module, name: str) -> nn.Module:
         """Return a layer that is not called; its attributes are fixed if the code around it reads them (dropout.p)."""
         owner, _, last = name.rpartition(".")
-        read = read_by(type(self.root.get_submodule(owner)))
+        read = read_by(self.root.get_submodule(owner))
         fixed = {key: value for key, value in plain_in(old).items() if key in read} if last in read else {}
         if not fixed or any(True for _ in (*old.parameters(), *old.buffers(), *old.children())):
             return old
@@ -277,7 +278,7 @@ def called_in(graph: fx.Graph) -> set[str]:
 
 def fixed_in(module: nn.Module) -> dict[str, Any]:
     """Return the plain attributes that a 2D module's forward pass reads, which its code has as constants."""
-    names = read_by(type(module))
+    names = read_by(module)
     return {name: value for name, value in plain_in(module).items() if name in names}
 
 
@@ -289,14 +290,14 @@ def plain_in(module: nn.Module) -> dict[str, Any]:
 _PLAIN = (bool, int, float, str, tuple)
 
 
-def read_by(cls: type[nn.Module]) -> frozenset[str]:
-    """Return the names in the code of a class's forward pass, and of its own methods that it calls."""
-    names, todo = set[str](), ["forward"]
+def read_by(module: nn.Module) -> frozenset[str]:
+    """Return the names in the code of a module's forward pass, and of its own methods that it calls."""
+    cls, names, todo = type(module), set[str](), [forward_of(module)]
     while todo:
-        code = getattr(inspect.unwrap(getattr(cls, todo.pop())), "__code__", None)
+        code = getattr(inspect.unwrap(todo.pop()), "__code__", None)
         new = set(code.co_names if code else ()) - names
         names |= new
-        todo += [name for name in new if inspect.isfunction(getattr(cls, name, None))]
+        todo += [method for name in new if inspect.isfunction(method := getattr(cls, name, None))]
     return frozenset(names)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -204,7 +205,10 @@ class Answers:
 
     def __call__(self, argument: Any = None, **named: Any) -> Any:
         argument = next(iter(named.values()), argument)
-        return self.by_argument[self.default if argument is None else argument]
+        argument = self.default if argument is None else argument
+        if argument not in self.by_argument:
+            raise LiftError(f"the 2D network has no answer for {argument!r} here")
+        return self.by_argument[argument]
 
 
 def carried(model: Any) -> dict[str, Any]:
@@ -213,16 +217,23 @@ def carried(model: Any) -> dict[str, Any]:
     for name in ("pretrained_cfg", "default_cfg", "num_features", "head_hidden_size"):
         if isinstance(value := getattr(model, name, None), int | dict) or hasattr(value, "to_dict"):
             found[name] = value
-    try:
-        if callable(getattr(model, "group_matcher", None)):
-            found["group_matcher"] = Answers({coarse: model.group_matcher(coarse=coarse) for coarse in (0, 1)}, 0)
-        if callable(getattr(model, "no_weight_decay", None)):
-            found["no_weight_decay"] = Answers({None: model.no_weight_decay()}, None)
-        if len(heads := _heads(model)) > 1:
-            found["heads"] = heads
-    except (AttributeError, TypeError):
-        pass
+    answers: dict[str, Callable[[], Any]] = {
+        "group_matcher": lambda: Answers({0: model.group_matcher(coarse=False), **_coarse(model)}, 0),
+        "no_weight_decay": lambda: Answers({None: model.no_weight_decay()}, None),
+        "heads": lambda: heads if len(heads := _heads(model)) > 1 else None,
+    }
+    for name, answer in answers.items():
+        with suppress(Exception):  # the library's own refusals: what has no answer there has none here
+            if (value := answer()) is not None:
+                found[name] = value
     return {name: value for name, value in found.items() if _is_kept(value)}
+
+
+def _coarse(model: Any) -> dict[int, Any]:
+    """Return the coarse groups by their argument, if the network has some."""
+    with suppress(AssertionError, NotImplementedError):
+        return {1: model.group_matcher(coarse=True)}
+    return {}
 
 
 def _heads(model: Any) -> tuple[str, ...]:

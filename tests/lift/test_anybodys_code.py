@@ -672,3 +672,25 @@ def test_only_caches_of_sizes_are_emptied() -> None:
     held = registry()
     inflate(Net(positions_from_a_cache), size=8)
     assert registry() is held
+
+
+class ChosenForward(nn.Module):
+    """Its constructor chooses the forward pass, as timm's FasterNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.kept = nn.Conv2d(2, 2, 3, padding=1), 2
+        self.forward = self.split
+
+    def split(self, x: Tensor) -> Tensor:
+        return torch.cat([self.conv(x[:, : self.kept]), x[:, self.kept :]], 1)
+
+
+def test_a_forward_pass_that_the_constructor_chose_is_read() -> None:
+    model = Net(lambda net, x: net.d(net.part(net.c(x))), part=ChosenForward())
+    network = inflate(model, "uniform", size=12)
+    assert network.inflation.convolutions.lifted == 3
+    clip = clip_of(1, 1, 12)
+    torch.testing.assert_close(network(clip), framewise(model, clip))
+    with pytest.raises(LiftError, match="kept = 2 is part of the code"):
+        network.part.kept = 1

@@ -219,3 +219,19 @@ def test_halves_are_left_out_where_the_network_does_not_run_alone() -> None:
     network = inflate(Halves().eval(), size=16, constants={"scale": 2.0})
     assert network(torch.randn(1, 3, 4, 16, 16)).shape == (1, 4)
     assert not hasattr(network, "forward_head")
+
+
+class OnlyFine(nn.Sequential):
+    """Has no coarse groups, as timm's RDNet."""
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        assert not coarse, "not implemented"
+        return {"stem": "^0", "blocks": "^1"}
+
+
+def test_a_network_that_refuses_coarse_groups_has_its_fine_ones() -> None:
+    model = OnlyFine(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)).eval()
+    network = inflate(model, "c2d", size=16)
+    assert network.group_matcher() == model.group_matcher()
+    with pytest.raises(LiftError, match="no answer for True"):
+        network.group_matcher(coarse=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from i3dconvert.errors import LiftError
 from i3dconvert.lift.reading.masks import MaskRecorder
 from i3dconvert.lift.reading.numbers import Remembered
-from i3dconvert.lift.reading.records import Call, Lost, Ref, as_plain, leaves, mapped, positional
+from i3dconvert.lift.reading.records import Call, Lost, Ref, as_plain, forward_of, leaves, mapped, positional
 from i3dconvert.lift.reading.views import written
 
 
@@ -41,7 +41,7 @@ class CallRecorder(MaskRecorder):
 
     def _inputs(self, module: nn.Module, args: Any, kwargs: Any) -> Iterator[tuple[str, Any]]:
         """Yield a module's inputs, as far as they come from earlier rows."""
-        names = _names_of_inputs(type(module).forward)
+        names = _names_of_inputs(module)
         beyond = (f"input_{index}" for index in range(len(names), len(args)))
         for name, value in (*zip((*names, *beyond), args, strict=False), *kwargs.items()):
             with suppress(LiftError):
@@ -61,7 +61,7 @@ class CallRecorder(MaskRecorder):
         self._open.pop()
 
     def _starting(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        given = positional(args, kwargs, _names_of_inputs(type(module).forward))
+        given = positional(args, kwargs, _names_of_inputs(module))
         refs = mapped(given, self.ref)
         self._whole.append((len(self.rows), len(self.decisions), refs, len(self.calls), len(self._order)))
 
@@ -118,10 +118,15 @@ class CallRecorder(MaskRecorder):
         return True
 
 
+def _names_of_inputs(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the positional parameters of a module's forward."""
+    forward = forward_of(module)
+    return _positional(forward)[1 if inspect.ismethod(module.forward) else 0 :]
+
+
 @cache
-def _names_of_inputs(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the names of the positional parameters of a class's forward."""
+def _positional(forward: Callable[..., Any]) -> tuple[str, ...]:
     with suppress(TypeError, ValueError):
-        parameters = list(inspect.signature(forward).parameters.values())[1:]
+        parameters = inspect.signature(forward).parameters.values()
         return tuple(one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD))
     return ()

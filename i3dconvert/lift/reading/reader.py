@@ -17,7 +17,7 @@ from i3dconvert.lift.reading.graph import CallOf, GraphOf
 from i3dconvert.lift.reading.kernels import Kernels, KernelsSeen
 from i3dconvert.lift.reading.merging import Differ, Runs, common
 from i3dconvert.lift.reading.recording import CONTAINERS, Recorder
-from i3dconvert.lift.reading.records import as_plain, mapped
+from i3dconvert.lift.reading.records import as_plain, forward_of, mapped
 from i3dconvert.lift.reading.surroundings import OTHERS, Enter, Held, other_device, questions
 from i3dconvert.lift.reading.trials import trials
 from i3dconvert.lift.reading.views import OVERLOAD
@@ -238,12 +238,12 @@ class Reader:
             return False  # what it computes of its parameters is part of the graph
         if self.is_layer(module):
             return True
-        if type(module).forward.__module__.startswith("torch.nn") and not isinstance(module, CONTAINERS):
+        forward = forward_of(module)
+        if str(forward.__module__).startswith("torch.nn") and not isinstance(module, CONTAINERS):
             return True
         holds_layers = any(self.is_layer(child) for child in module.modules())
-        forward = getattr(type(module).forward, "__code__", None)
-        without_weights = not any(True for _ in module.parameters())
-        return without_weights and not holds_layers and "training" in getattr(forward, "co_names", ())
+        names = getattr(getattr(forward, "__code__", None), "co_names", ())
+        return not any(True for _ in module.parameters()) and not holds_layers and "training" in names
 
 
 def _names(model: nn.Module) -> dict[int, str]:

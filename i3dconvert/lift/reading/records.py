@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from i3dconvert.errors import LiftError
 from i3dconvert.lift.reading.numbers import Remembered, plain
@@ -176,3 +176,9 @@ def line_of_the_network() -> str:
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+
+def forward_of(module: nn.Module) -> Callable[..., Any]:
+    """Return the function that runs when a module is called, which its constructor may have chosen."""
+    forward: Callable[..., Any] = getattr(module.forward, "__func__", module.forward)
+    return forward
