@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -17,8 +17,21 @@ from i3dconvert.lift.reading.records import Call, Lost, Ref, as_plain, forward_o
 from i3dconvert.lift.reading.views import written
 
 
+class Passed(NamedTuple):
+    """A tensor that a layer of a call returned unchanged (nn.Identity), and what it was before and after."""
+
+    call: int
+    identity: int
+    before: Ref
+    after: Ref
+
+
 class CallRecorder(MaskRecorder):
     """Record the calls of modules, too, with their inputs, outputs and rows."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._passed: list[Passed] = []
 
     def hooked(self, network: nn.Module) -> list[Any]:
         """Register hooks that record which module is being called; returns their handles."""
@@ -58,18 +71,31 @@ class CallRecorder(MaskRecorder):
             with suppress(LiftError):
                 call.output = mapped(as_plain(output), self._given)
         call.end = len(self.rows)
-        self._open.pop()
+        self._forget_passed(self._open.pop(), output)
+
+    def _forget_passed(self, number: int, output: Any) -> None:
+        """Take a tensor that layers of a call returned unchanged for what it was before, unless the call returns it.
+
+        Code around the call knows it from there; only the call's own code uses what the layers returned.
+        """
+        returned, parent = {id(one) for one in leaves(as_plain(output))}, self.calls[number].parent
+        for at, passed in reversed(list(enumerate(self._passed))):
+            if passed.call == number and passed.identity in returned:
+                self._passed[at] = passed._replace(call=parent)
+            elif passed.call == number and self._refs.get(passed.identity) == passed.after:
+                self._refs[passed.identity] = passed.before
 
     def _starting(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         given = positional(args, kwargs, _names_of_inputs(module))
         refs = mapped(given, self.ref)
-        self._whole.append((len(self.rows), len(self.decisions), refs, len(self.calls), len(self._order)))
+        before = {id(one): (self._written[id(one)], self._refs.get(id(one))) for one in args}
+        self._whole.append((len(self.rows), len(self.decisions), refs, len(self.calls), len(self._order), before))
 
     def _ending(self, name: str, module: nn.Module) -> Callable[..., None]:
         own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
 
         def end(module: nn.Module, args: Any, output: Any) -> None:
-            start, decided, refs, calls, known = self._whole.pop()
+            start, decided, refs, calls, known, before = self._whole.pop()
             if self._whole:
                 return
             through = self._through_view(start, args, output)
@@ -89,6 +115,9 @@ class CallRecorder(MaskRecorder):
                     del self._made_by[identity]
             new = self.row("module", name, refs[0], refs[1], output)
             self._keep(output, new)
+            times, ref = before.get(id(output), (0, None))
+            if isinstance(ref, Ref) and times == self._written[id(output)]:
+                self._passed.append(Passed(self.calls[self._open[-1]].parent, id(output), ref, new))
             if through is not None:  # a later use of the viewed tensor sees what the module wrote
                 base, steps, whole = through
                 self._write_through(self.row("call", written, (base, steps, "tensor/copy_", (new,), {}), value=whole))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +30,9 @@ class Writes(TorchFunctionMode):
         self._through_views: list[int] = []
         self._casts: dict[int, set[int]] = {}
         """For each storage, those that are the same one if the image has the dtype of this run."""
-        self._whole: list[tuple[int, int, Any, int, int]] = []
+        self._written: Counter[int] = Counter()
+        """How often each tensor was written into, by its identity."""
+        self._whole: list[tuple[int, int, Any, int, int, dict[int, tuple[int, Any]]]] = []
 
     def row(self, kind: str, target: Any, args: Any = (), kwargs: Any = None, value: Any = None) -> Ref:
         """Add a row and return its place."""
@@ -73,6 +76,7 @@ class Writes(TorchFunctionMode):
     def _write(self, target: Tensor, func: Any, name: str, args: Any, refs: Any, value: Any) -> None:
         """Record a write into `target`, and so into all tensors that share its memory."""
         aliases = list(self._sharing.get(id(target.untyped_storage()), {id(target): target}).values())
+        self._written.update(map(id, aliases))
         memory = id(target.untyped_storage())
         others = self._casts.get(memory, {memory}) - {memory}
         casts = [tensor for other in others for tensor in self._sharing.get(other, {}).values()]
