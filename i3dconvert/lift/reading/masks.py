@@ -72,7 +72,8 @@ class MaskRecorder(Recorder):
             return places
         elif name == "masked_select" and len(args) == 2 and args[0].shape == args[1].shape:
             func, name = Tensor.__getitem__, "__getitem__"
-        picked = [one for one in leaves((args, kwargs)) if isinstance(one, Tensor) and id(one) in self._picked]
+        given = leaves((args, kwargs)) if self._picked else ()
+        picked = [one for one in given if isinstance(one, Tensor) and id(one) in self._picked]
         if not picked:
             if name == "__getitem__" and self._picks(*args):
                 value = self._whole_of(*args)
