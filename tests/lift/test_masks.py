@@ -43,7 +43,22 @@ def through_a_view(net: Any, x: Tensor) -> Tensor:
     return net.d(y) + half[:, :2]
 
 
-@pytest.mark.parametrize("forward", [scaled, of_another_tensor, of_pixels, through_a_view])
+def at_places(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    y[torch.where(y < 0)] = 0.25
+    y[(y > 1).nonzero(as_tuple=True)] *= 0.5
+    return net.d(y)
+
+
+def by_masks_of_constants(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    y[:, torch.tensor([True, False] * 4)] *= 2
+    return net.d(y[:, :, torch.arange(y.shape[2]) % 2 == 0])
+
+
+@pytest.mark.parametrize(
+    "forward", [scaled, of_another_tensor, of_pixels, through_a_view, at_places, by_masks_of_constants]
+)
 def test_elements_that_a_mask_picks_are_written_back(forward: Any) -> None:
     model, clip = Net(forward, scale=torch.linspace(-1, 1, 8)), clip_of(2, 3, 12, 20)
     network = inflate(model, "c2d", size=16)
@@ -100,7 +115,45 @@ def of_a_random_mask(net: Any, x: Tensor) -> Tensor:
     return net.d(y)
 
 
-@pytest.mark.parametrize("forward", [averaged, returned, counted, with_another_mask, of_a_random_mask])
+def with_a_changed_mask(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    mask = y < 0
+    low = y[mask]
+    mask.logical_not_()
+    y[mask] = low
+    return net.d(y)
+
+
+def at_places_of_a_changed_mask(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    mask = y < 0
+    places = torch.where(mask)
+    mask.logical_not_()
+    y[places] = 0
+    return net.d(y)
+
+
+def at_swapped_places(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    images, channels = torch.where(y.mean((2, 3)) < 0)
+    return net.d(y[:, :, :2][channels % 2, images])
+
+
+@pytest.mark.parametrize("forward", [at_places_of_a_changed_mask, at_swapped_places])
+def test_other_uses_of_the_places_are_refused(forward: Any) -> None:
+    with pytest.raises(LiftError, match="uses the places where a mask is true"):
+        inflate(Net(forward), size=16)
+
+
+def selected(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    return net.d(y) * torch.masked_select(y, y > 0).sum()
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [averaged, returned, counted, with_another_mask, of_a_random_mask, with_a_changed_mask, selected],
+)
 def test_other_uses_of_them_are_refused(forward: Any) -> None:
     with pytest.raises(LiftError, match=r"the elements that a mask picks \(.*test_masks.py:\d+\)"):
         inflate(Net(forward), size=16)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,20 @@ _BY_ELEMENT = frozenset(
 )
 _HARMLESS = 0.5
 """In the domain of all functions in `_BY_ELEMENT`, and of their inverses."""
+_DEPENDS = (
+    "which depends on the data, and a graph can't represent that; use torch.where(mask, a, b), or multiply by the mask"
+)
+_PLACES: dict[str, dict[str, Any]] = {"where": {}, "nonzero": {"as_tuple": True}}
+"""Functions that return the places where a mask is true, and the arguments with which they return all axes apart."""
 _ATTRIBUTES = frozenset(("dtype", *known.DEVICES))
+
+
+class Picked(NamedTuple):
+    """What a tensor stands for: the elements that a mask with this row and number of axes picks in a line of code."""
+
+    mask: Ref
+    axes: int
+    line: str
 
 
 class MaskRecorder(Recorder):
@@ -38,40 +51,89 @@ class MaskRecorder(Recorder):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._picked: dict[int, tuple[Tensor, str]] = {}
-        """The mask of each tensor that stands for the elements that it picks, and the line that picked them."""
+        self._picked: dict[int, Picked] = {}
+        """By the identity of the tensor that stands for them."""
+        self._places: dict[int, tuple[Ref, int, Tensor]] = {}
+        """By the identity of an index of the places where a mask is true: the mask's row, the axis, and the mask."""
         self._in_reach = False
 
     def ref(self, value: Any) -> Any:
         if isinstance(value, Tensor) and id(value) in self._picked and not self._in_reach:
             raise self._beyond(value, "a use")
+        if isinstance(value, Tensor) and id(value) in self._places:
+            raise LiftError(f"{self.place()} uses the places where a mask is true, {_DEPENDS}")
         return super().ref(value)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-        picked = [one for one in leaves((args, kwargs)) if isinstance(one, Tensor) and id(one) in self._picked]
+        if name in ("__getitem__", "__setitem__"):
+            args = (args[0], self._index(args[1]), *args[2:])
+        elif name in _PLACES and (places := self._places_of(name, *args, **kwargs)) is not None:
+            return places
+        elif name == "masked_select" and len(args) == 2 and args[0].shape == args[1].shape:
+            func, name = Tensor.__getitem__, "__getitem__"
+        given = leaves((args, kwargs)) if self._picked else ()
+        picked = [one for one in given if isinstance(one, Tensor) and id(one) in self._picked]
         if not picked:
             if name == "__getitem__" and self._picks(*args):
                 value = self._whole_of(*args)
-                self._picked[id(value)] = args[1], line_of_the_network()
+                self._picked[id(value)] = Picked(self.ref(args[1]), args[1].dim(), line_of_the_network())
                 return value
             return super().__torch_function__(func, types, args, kwargs)
         if name == "__get__" and func.__self__.__name__ in _ATTRIBUTES:
             return super().__torch_function__(func, types, args, kwargs)
-        mask, line = self._picked[id(picked[0])]
-        if not all(self._is_same(self._picked[id(one)][0], mask) for one in picked):
+        found = self._picked[id(picked[0])]
+        if not all(_alike(self.rows, self._picked[id(one)].mask, found.mask) for one in picked):
             raise self._beyond(picked[0], "a use with another mask")
         self._in_reach = True
         try:
-            if name == "__setitem__" and args[2] is picked[0] and self._is_same(args[1], mask):
-                return self._written_back(*args)
-            if _bare(name) in _BY_ELEMENT and self._each_by_itself(picked[0].dim() - mask.dim(), (args, kwargs)):
+            if name == "__setitem__" and args[2] is picked[0] and isinstance(args[1], Tensor):
+                if _alike(self.rows, self.ref(args[1]), found.mask):
+                    return self._written_back(*args)
+            elif _bare(name) in _BY_ELEMENT and self._each_by_itself(picked[0].dim() - found.axes, (args, kwargs)):
                 value = super().__torch_function__(func, types, args, kwargs)
-                self._picked[id(value)] = mask, line
+                self._picked[id(value)] = found
                 return value
         finally:
             self._in_reach = False
         raise self._beyond(picked[0], name)
+
+    def _places_of(self, name: str, mask: Any, *rest: Any, **options: Any) -> tuple[Tensor, ...] | None:
+        """Return indices that stand for the places where a mask is true: `torch.where(y < 0)`."""
+        if rest or options != _PLACES[name] or not self._picks(mask, mask):
+            return None
+        places = tuple(torch.empty(0, dtype=torch.int64, device="meta") for _ in range(mask.dim()))
+        self._places |= {id(one): (self.ref(mask), axis, mask) for axis, one in enumerate(places)}
+        self._alive |= {id(one): one for one in places}
+        return places
+
+    def _index(self, index: Any) -> Any:
+        """Return an index with a mask instead of the places where it is true, and places for a mask of constants."""
+        if not isinstance(index, tuple):
+            return index
+        known = [self._places[id(one)] for one in index if id(one) in self._places]
+        if known:
+            _, _, mask = known[0]
+            axes = [(self.ref(mask), axis) for axis in range(mask.dim())]
+            return mask if len(index) == len(known) and [one[:2] for one in known] == axes else index
+        whole: list[Any] = []
+        for one in index:
+            constant = isinstance(one, Tensor) and one.dtype is torch.bool and not self._depends_on_data(one)
+            places = self._recorded(Tensor.unbind, self._recorded(Tensor.nonzero, one), 1) if constant else (one,)
+            whole += places
+        return tuple(whole)
+
+    def _picks(self, tensor: Any, index: Any) -> bool:
+        """Return whether an index is a mask that depends on the data."""
+        if not (isinstance(index, Tensor) and index.dtype is torch.bool and isinstance(tensor, Tensor)):
+            return False
+        return index.dim() > 0 and index.shape == tensor.shape[: index.dim()] and self._depends_on_data(index)
+
+    def _depends_on_data(self, tensor: Tensor) -> bool:
+        with suppress(Exception):
+            value_of(self.rows, self.ref(tensor), self._values)
+            return False
+        return True
 
     def _whole_of(self, tensor: Tensor, mask: Tensor) -> Any:
         """Record the tensor that stands for the elements at `mask`; the others get a harmless value.
@@ -102,25 +164,10 @@ class MaskRecorder(Recorder):
         tensors = (one for one in leaves(given) if isinstance(one, Tensor) and id(one) not in self._picked)
         return all(one.dim() <= inner or one.shape == (1,) for one in tensors)
 
-    def _picks(self, tensor: Any, index: Any) -> bool:
-        """Return whether an index is a mask that depends on the data."""
-        if not (isinstance(index, Tensor) and index.dtype is torch.bool and isinstance(tensor, Tensor)):
-            return False
-        if not index.dim() or index.shape != tensor.shape[: index.dim()]:
-            return False
-        with suppress(Exception):
-            value_of(self.rows, self.ref(index), self._values)
-            return False
-        return True
-
-    def _is_same(self, mask: Any, other: Tensor) -> bool:
-        return isinstance(mask, Tensor) and _alike(self.rows, self.ref(mask), self.ref(other))
-
     def _beyond(self, picked: Tensor, use: str) -> LiftError:
-        _, line = self._picked[id(picked)]
+        line = self._picked[id(picked)].line
         return LiftError(
-            f"{self.place()}: {use} of the elements that a mask picks ({line}) depends on their number, which depends "
-            "on the data, and a graph can't represent that; use torch.where(mask, a, b), or multiply by the mask"
+            f"{self.place()}: {use} of the elements that a mask picks ({line}) needs their number, {_DEPENDS}"
         )
 
 
