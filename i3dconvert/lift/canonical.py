@@ -108,6 +108,7 @@ def _use_convolution(traced: Reading, node: fx.Node) -> None:
 def _use_matmul(node: fx.Node) -> None:
     """Replace `einsum("bhid,bhjd->bhij", q, k)` by `q @ k.transpose(-2, -1)`, and `"bhij,bhjd->bhid"` by `w @ v`."""
     equation, *operands = node.args
+    operands = [*operands[0]] if len(operands) == 1 and isinstance(operands[0], tuple | list) else operands
     given, _, result = str(equation).replace(" ", "").partition("->")
     first, _, second = given.partition(",")
     if len(operands) != 2 or not all(isinstance(operand, fx.Node) for operand in operands) or "." in given:
