@@ -348,7 +348,10 @@ class Own(nn.Module):
             weights = (spelt * 0.5).softmax(dim=-2 if self.how == "queries" else -1)
             if self.how == "mixed":
                 weights = weights + self.mix(weights)
-            attended = torch.einsum("bhqk,bhkd->bhqd", weights, value) if self.how == "einsum" else weights @ value
+            if self.how == "weights last":
+                attended = (value.mT @ weights.transpose(-2, -1)).mT
+            else:
+                attended = torch.einsum("bhqk,bhkd->bhqd", weights, value) if self.how == "einsum" else weights @ value
         if self.how == "channels":
             attended = attended.transpose(-2, -1)
         scores = self.head(attended.transpose(1, 2).reshape(batch, length, 8).mean(1))
@@ -358,7 +361,7 @@ class Own(nn.Module):
 @pytest.mark.parametrize(
     ("how", "lifted"),
     [
-        *(("plain", 1), ("einsum", 1), ("einsum of a list", 1), ("channels", 0)),
+        *(("plain", 1), ("einsum", 1), ("einsum of a list", 1), ("weights last", 1), ("channels", 0)),
         *(("causal", 0), ("queries", None), ("mixed", 0), ("given out", 0)),
     ],
 )
