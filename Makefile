@@ -37,6 +37,7 @@ sweep: $(VENV)/.outside  ## every backbone (resumable; build/sweep.jsonl), docs/
 	$(PYTHON) -m tools.sweep --init center mean
 	-$(PYTHON) -m tools.sweep 'timm/*'  # what does not run is a row of the table
 	$(PYTHON) -m tools.sweep --counts '*'
+	-$(PYTHON) -m tools.joint
 	$(PYTHON) -m tools.sweep --table
 	$(PYTHON) -m pytest -m sweep
 

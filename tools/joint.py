@@ -37,7 +37,7 @@ from tools.sweep import JOINT, asked, one, read, smallest_first
 
 OUTSIDE = ("transformers", "vit-pytorch")
 
-_ATTENTION = re.compile("att|mhsa|mha|multiquery", re.IGNORECASE)
+_ATTENTION = re.compile("att|mhsa|mha|shsa|multiquery", re.IGNORECASE)
 """What the names of classes of attention modules contain."""
 
 Form = tuple[str, frozenset[Any]]

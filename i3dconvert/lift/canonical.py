@@ -28,10 +28,13 @@ _PADS = (nn.ZeroPad2d, nn.ConstantPad2d)
 
 def canonical(traced: Reading) -> Reading:
     """Rewrite pooling functions as modules, so that recipes reach them by name, count axes of images like those of
-    clips, write einsums as matrix products, and give fused attention the axis of heads that ONNX wants."""
+    clips, write einsums as matrix products, put the weights of attention first in its product, and give fused attention
+    the axis of heads that ONNX wants."""
     for node in list(traced.graph.nodes):
         if layout.operation(node) == "einsum":
             _use_matmul(node)
+        if layout.operation(node) == "matmul":
+            _use_weights_first(traced, node)
         if layout.operation(node) == "scaled_dot_product_attention":
             _use_heads(node)
         if node.op == "call_function" and layout.operation(node) in _POOLS:
@@ -108,6 +111,7 @@ def _use_convolution(traced: Reading, node: fx.Node) -> None:
 def _use_matmul(node: fx.Node) -> None:
     """Replace `einsum("bhid,bhjd->bhij", q, k)` by `q @ k.transpose(-2, -1)`, and `"bhij,bhjd->bhid"` by `w @ v`."""
     equation, *operands = node.args
+    operands = [*operands[0]] if len(operands) == 1 and isinstance(operands[0], tuple | list) else operands
     given, _, result = str(equation).replace(" ", "").partition("->")
     first, _, second = given.partition(",")
     if len(operands) != 2 or not all(isinstance(operand, fx.Node) for operand in operands) or "." in given:
@@ -127,6 +131,52 @@ def _use_matmul(node: fx.Node) -> None:
     elif (row, column, inner) != (i, k, j):
         return
     node.target, node.args, node.kwargs = torch.matmul, (left, right), {}
+
+
+def _use_weights_first(traced: Reading, node: fx.Node) -> None:
+    """Replace `v @ w.mT` by `(w @ v.mT).mT` for weights `w` that are a softmax, as attention is written elsewhere."""
+    values, turned = node.args if len(node.args) == 2 else (None, None)
+    if not isinstance(values, fx.Node) or not isinstance(turned, fx.Node) or not _is_turned(turned):
+        return
+    weights = turned.all_input_nodes[0]
+    if not _is_softmax(traced, weights) or facts_of(values)["value"].dim() != facts_of(weights)["value"].dim():
+        return
+    here = _place_of(node)
+
+    def turn(of: fx.Node) -> fx.Node:
+        new = node.graph.call_method("transpose", (of, -2, -1))
+        batch = facts_of(of)["batch"]
+        axes = (*batch[:-2], batch[-1], batch[-2]) if batch else batch
+        new.meta = {**facts_of(of), **here, "value": facts_of(of)["value"].transpose(-2, -1), "batch": axes}
+        return new
+
+    with node.graph.inserting_before(node):
+        first = turn(values)
+    with node.graph.inserting_after(node):
+        last = turn(node)
+    node.replace_all_uses_with(last, delete_user_cb=lambda user: user is not last)
+    node.target, node.op, node.args, node.kwargs = torch.matmul, "call_function", (weights, first), {}
+    node.meta, last.meta = last.meta, node.meta
+
+
+def _is_turned(node: fx.Node) -> bool:
+    """Return whether a node exchanges the last two axes."""
+    if node.target is getattr:
+        return bool(node.args[1] == "mT")
+    dims = facts_of(node)["value"].dim()
+    axes = [axis % dims for axis in node.args[1:] if isinstance(axis, int)]
+    return layout.operation(node) in ("transpose", "swapaxes", "swapdims") and sorted(axes) == [dims - 2, dims - 1]
+
+
+def _is_softmax(traced: Reading, node: fx.Node) -> bool:
+    """Return whether a node is a softmax, or what dropout or a cast leaves of it."""
+    while True:
+        module = traced.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, nn.Softmax) or layout.operation(node) == "softmax":
+            return True
+        if not isinstance(module, nn.Dropout) and layout.operation(node) not in ("dropout", "to", "type_as"):
+            return False
+        node = node.all_input_nodes[0]
 
 
 def _use_heads(node: fx.Node) -> None:

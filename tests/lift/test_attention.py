@@ -343,11 +343,15 @@ class Own(nn.Module):
         if self.how == "causal":
             attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         else:
-            spelt = torch.einsum("bhqd,bhkd->bhqk", query, key) if self.how == "einsum" else query @ key.mT
+            pair = [[query, key]] if self.how == "einsum of a list" else [query, key]
+            spelt = torch.einsum("bhqd,bhkd->bhqk", *pair) if self.how.startswith("einsum") else query @ key.mT
             weights = (spelt * 0.5).softmax(dim=-2 if self.how == "queries" else -1)
             if self.how == "mixed":
                 weights = weights + self.mix(weights)
-            attended = torch.einsum("bhqk,bhkd->bhqd", weights, value) if self.how == "einsum" else weights @ value
+            if self.how == "weights last":
+                attended = (value.mT @ weights.transpose(-2, -1)).mT
+            else:
+                attended = torch.einsum("bhqk,bhkd->bhqd", weights, value) if self.how == "einsum" else weights @ value
         if self.how == "channels":
             attended = attended.transpose(-2, -1)
         scores = self.head(attended.transpose(1, 2).reshape(batch, length, 8).mean(1))
@@ -356,7 +360,10 @@ class Own(nn.Module):
 
 @pytest.mark.parametrize(
     ("how", "lifted"),
-    [("plain", 1), ("einsum", 1), ("channels", 0), ("causal", 0), ("queries", None), ("mixed", 0), ("given out", 0)],
+    [
+        *(("plain", 1), ("einsum", 1), ("einsum of a list", 1), ("weights last", 1), ("channels", 0)),
+        *(("causal", 0), ("queries", None), ("mixed", 0), ("given out", 0)),
+    ],
 )
 def test_what_is_no_softmax_over_tokens_stays_within_a_frame(how: str, lifted: int | None) -> None:
     model = Own(how).eval()
