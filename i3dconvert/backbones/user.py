@@ -1,4 +1,7 @@
-"""A user's own network: `path/to/module.py:factory`, where `factory` is a 2D `torch.nn.Module`, or returns one."""
+"""A user's own network: `path/to/module.py:factory`, where `factory` is a 2D `torch.nn.Module`, or returns one.
+
+`path/to/module.py:factory.part` is a module of it, such as the backbone of a detector.
+"""
 
 from __future__ import annotations
 
@@ -62,6 +65,7 @@ def _factory(name: str) -> Callable[..., Any]:
         _call(str(path), spec.loader.exec_module, module)
     finally:
         sys.path.remove(str(path.resolve().parent))
+    factory = factory.partition(".")[0]
     found = getattr(module, factory, None)
     if isinstance(found, nn.Module):
         return lambda: found
@@ -99,10 +103,15 @@ class User(Library):
                 f"{name} needs {', '.join(missing)}; give a function without arguments that calls it: "
                 f"def network(): return {split(name)[1]}(…)"
             )
-        network: Any = _call(name, factory, **arguments)
+        network = _call(name, factory, **arguments)
         if not isinstance(network, nn.Module):
             raise BackboneError(f"{name} returned {type(network).__name__}, not a torch.nn.Module")
-        return network
+        parts: dict[str, nn.Module] = dict(network.named_modules())
+        part = split(name)[1].partition(".")[2]
+        if part not in parts:
+            known = near(part, parts) or f"it has {', '.join(dict(network.named_children()))}"
+            raise BackboneError(f"{name}: the {type(network).__name__} has no module {part!r}; {known.strip()}")
+        return parts[part]
 
     def channels(self, name: str, model: nn.Module, size: int) -> int:
         """Return the number of channels that it runs with."""

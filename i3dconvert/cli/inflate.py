@@ -27,7 +27,7 @@ def command(
     backbone: Annotated[
         str,
         typer.Argument(
-            help="A name (see list), timm/NAME, hf/ORG/NAME, hf/FOLDER, or PATH.py:NAME (runs it).",
+            help="A name (see list), timm/NAME, hf/ORG/NAME, hf/FOLDER, or PATH.py:NAME[.PART] (runs it).",
             autocompletion=complete_backbone,
             metavar="BACKBONE",
         ),

@@ -31,6 +31,16 @@ def grey():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3))
 
+class Detector(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+
+    def forward(self, x):
+        y = self.backbone(x)
+        return y if float(y.max()) > 0.5 else y * 2
+
 def wrong():
     return 3
 
@@ -63,6 +73,12 @@ def test_inflate_verify_export(run: Run, nets: Path) -> None:
     assert run("export", "nets/small.safetensors", "--onnx").code == 0
     assert run("verify", "nets/small.onnx", "-f", 4).code == 0
     assert "mine.py:small" in run("inspect", "nets/small.safetensors").out
+
+
+def test_a_part_of_a_network(run: Run, nets: Path) -> None:
+    assert run("inflate", "nets/mine.py:Detector.backbone", "-s", 32, "-o", "part.safetensors").code == 0
+    assert run("verify", "part.safetensors").code == 0
+    assert set(read_state(Path("part.safetensors"))) == {"0.weight", "0.bias"}
 
 
 def test_weights_as_the_factory_leaves_them(run: Run, nets: Path) -> None:
@@ -109,6 +125,8 @@ def test_a_checkpoint_from_elsewhere_runs_nothing(run: Run, nets: Path, monkeypa
         ("nets/mine.py:absent", "has no function 'absent'"),
         ("nets/mine.py:wrong", "returned int, not a torch.nn.Module"),
         ("nets/mine.py:failing", "failed: KeyError: 'no such layer'"),
+        ("nets/mine.py:Detector", "inflate(model.backbone), or FILE.py:NAME.backbone as the network of a command"),
+        ("nets/mine.py:Detector.neck", "the Detector has no module 'neck'; it has backbone"),
         ("nets/broken.py:f", "broken.py failed: SyntaxError"),
         ("nets/exits.py:f", "exits.py failed: SystemExit"),
     ],

@@ -40,8 +40,10 @@ def read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], trial
         return _read(model, is_layer, shape, trial)
     except LiftError as error:
         part = _readable_part(model, is_layer, shape)
-        hint = f"; its part {part!r} can be inflated: inflate(model.{part})" if part else ""
-        raise LiftError(f"{error}{hint}") from error.__cause__
+        ways = f"inflate(model.{part}), or FILE.py:NAME.{part} as the network of a command"
+        raise LiftError(
+            f"{error}; its part {part!r} can be inflated: {ways}" if part else str(error)
+        ) from error.__cause__
 
 
 @neutral()
