@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 
 from torch import fx
 
@@ -90,7 +91,7 @@ def _changing(one: fx.Node, other: fx.Node, count: dict[fx.Node, int]) -> fx.Nod
 def _in_step(graph: fx.Graph, frames: int) -> str:
     """Return the layers that make branches differ, and the rules that keep them equal, as text."""
     kept: dict[fx.Node, str] = {}
-    while len(kept) < _RULES:
+    while len(kept) < _MOST:
         try:
             lengths(graph, frames, kept)
             break
@@ -100,12 +101,30 @@ def _in_step(graph: fx.Graph, frames: int) -> str:
             kept[error.layer] = facts_of(error.layer)["layer"]
         except FramesError:
             return ""
-    rules = " ".join(f"-t '{name}={_kernel(facts_of(node)['temporal'])}/1'" for node, name in kept.items())
-    return f"; changed on one side only by {', '.join(kept.values())}; to keep both equal: {rules}" if kept else ""
+    kernels = {name: _kernel(facts_of(node)["temporal"]) for node, name in kept.items()}
+    others = {str(name) for node in graph.nodes if (name := facts_of(node).get("layer")) not in kernels}
+    globs = _globs(kernels, others)
+    rules = " ".join(f"-t '{glob}={kernel}/1'" for glob, kernel in globs.items())
+    return f"; changed on one side only by {', '.join(globs)}; to keep both equal: {rules}" if kept else ""
 
 
-_RULES = 12
-"""The most rules in a message."""
+_MOST = 64
+"""The most layers that a message is about."""
+
+
+def _globs(kernels: Mapping[str, int], others: set[str]) -> dict[str, int]:
+    """Return kernels by glob: one for all layers that differ only in numbers, if it matches no others."""
+    alike: dict[tuple[str, int], list[str]] = {}
+    for name, kernel in kernels.items():
+        glob = ".".join("*" if part.isdigit() else part for part in name.split("."))
+        alike.setdefault((glob, kernel), []).append(name)
+    found: dict[str, int] = {}
+    for (_, kernel), names in alike.items():
+        places = zip(*(name.split(".") for name in names), strict=True)
+        glob = ".".join(parts[0] if len({*parts}) == 1 else "*" for parts in places)
+        matched = {name for name in (*kernels, *others) if fnmatchcase(name, glob)}
+        found |= {glob: kernel} if matched == {*names} else dict.fromkeys(names, kernel)
+    return found
 
 
 def _kernel(temporal: Temporal) -> int:

@@ -119,3 +119,23 @@ def test_an_error_of_a_layer_names_the_rule_that_keeps_it_2d(layer: nn.Module) -
         inflate(image, "volumetric", size=8)
     network = inflate(image, preset("volumetric").with_rules([parse_rule("0=1/1")]), size=8)
     assert network(torch.randn(1, 3, 4, 8, 8)).shape[2] == 4
+
+
+class Reducing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(4, 4, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.reduce(x).repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def test_one_rule_keeps_all_blocks_alike_in_step() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Sequential(Reducing(), Reducing())).eval()
+    with pytest.raises(RecipeError) as refused:
+        inflate(model, "volumetric", size=8)
+    assert str(refused.value).endswith(
+        "changed on one side only by 1.*.reduce; to keep both equal: -t '1.*.reduce=1/1'"
+    )
+    network = inflate(model, preset("volumetric").with_rules([parse_rule("1.*.reduce=1/1")]), size=8)
+    assert network(torch.randn(1, 3, 5, 8, 8)).shape == (1, 4, 5, 8, 8)
