@@ -22,7 +22,7 @@ from i3dconvert.lift.exchange import marks
 from i3dconvert.lift.graph import Lifted, lift
 from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.network import ForImages3d, Network3d, Sequential3d, inflation_of
-from i3dconvert.lift.reading import Reading, read
+from i3dconvert.lift.reading import Reading, on_meta, read
 from i3dconvert.lift.reading.records import forward_of
 from i3dconvert.lift.record import Inflation
 from i3dconvert.lift.seals import sealed
@@ -105,6 +105,21 @@ def warn_of(inflation: Inflation, strict: bool = False) -> None:
             "does in eval mode",
             I3DWarning,
             stacklevel=3,
+        )
+
+
+def warn_of_modes(model: nn.Module) -> None:
+    """Warn if a `train` method of the 2D network leaves modules in eval mode, such as frozen BatchNorms."""
+    if all(type(module).train is nn.Module.train for module in model.modules()):
+        return
+    kept = [name for name, module in on_meta(model).train().named_modules() if not module.training]
+    if kept:
+        some = ", ".join(kept[:3]) + f" and {len(kept) - 3} more" * (len(kept) > 3)
+        warnings.warn(
+            f"train() of the 2D network leaves {some} in eval mode, train() of the 3D one does not: call eval() of "
+            "these modules after it",
+            I3DWarning,
+            stacklevel=4,
         )
 
 

@@ -415,6 +415,18 @@ def test_a_subclass_of_batch_norm_trains() -> None:
     assert relative_error(model[1].running_var, network[1].running_var) <= 1e-12
 
 
+def test_a_train_method_that_keeps_modules_in_eval_mode_is_named() -> None:
+    class Frozen(Net):
+        def train(self, mode: bool = True) -> Any:
+            super().train(mode)
+            self.norm.eval()
+            return self
+
+    model = Frozen(lambda net, x: net.d(net.norm(net.c(x))), norm=nn.BatchNorm2d(4))
+    with pytest.warns(I3DWarning, match=r"train\(\) of the 2D network leaves norm in eval mode"):
+        inflate(model, "c2d", size=16)
+
+
 def test_what_is_otherwise_in_training_is_said() -> None:
     class TwoHeads(nn.Module):
         def __init__(self) -> None:
