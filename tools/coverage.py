@@ -37,7 +37,8 @@ modules with the same classes and flags, are of one form, which the smallest net
 Weights, clips and float64 as above.
 
 - *names*: how many the network stands for. *all frames*: how many of its attentions see all frames; the others say why
-  they stay within one. Networks without an error in float64 accept float32 only.
+  they stay within one. Networks without an error in float64 accept float32 only; those with one above 1e-12 compute
+  in float32 themselves.
 """
 OUTSIDE = """## Networks of other libraries
 
