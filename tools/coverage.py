@@ -59,6 +59,11 @@ ultralytics, and smp's `Unet` with an encoder of each family ([tools/others.py](
   *became 3D*: those of them that are 3D kernels now. *stay 2D*: the others, with the reason.
 - Networks without an error in float64 accept float32 only.
 """
+AGAIN = """## One network of each family, again
+
+The smallest network of each family of torchvision and timm, verified by a later version than the tables above. *calls*:
+the calls of modules in the 2D network; *inlined*: those that are no modules of the 3D network's tree.
+"""
 SOURCES = {
     OUTSIDE: ("transformers", "monai", "smp", "torchxrayvision"),
     MORE: ("pytorchcv", "vit-pytorch", "efficientnet_pytorch", "ultralytics", "encoders"),
@@ -77,23 +82,25 @@ def write_table(rows: list[Row], counts: list[Row], joint: list[Row], path: Path
     libraries = {source for sources in SOURCES.values() for source in sources}
     inside = [row for row in rows if row["name"].partition("/")[0] not in libraries]
     path.parent.mkdir(exist_ok=True)
-    titles = [section.partition("\n")[0] for section in (JOINT, *SOURCES)]
-    first, with_joint, *sections = _split(path.read_text(), titles)
+    titles = [section.partition("\n")[0] for section in (AGAIN, JOINT, *SOURCES)]
+    first, again, with_joint, *sections = _split(path.read_text(), titles)
     if joint:
         with_joint = "\n".join([JOINT, *_joint(joint)])
-    if inside:
-        summary = [_equal("torchvision", [row for row in inside if "/" not in row["name"]])]
-        summary += [_equal("timm", [row for row in inside if "/" in row["name"]])]
-        whole = sum(not row["inlined"] for row in inside if row["passed"])
-        summary += [f"- **attentions**: {_attentions(*inside)} can see other frames."]
-        summary += [f"- **tree**: {whole} of {sum(row['passed'] for row in inside)} have no inlined call.", ""]
-        first = "\n".join([HEAD, *summary, *_families(inside), *_networks(inside)]) + "\n\n"
+    summary = [_equal("torchvision", [row for row in inside if "/" not in row["name"]])]
+    summary += [_equal("timm", [row for row in inside if "/" in row["name"]])]
+    whole = sum(not row["inlined"] for row in inside if row["passed"])
+    summary += [f"- **tree**: {whole} of {sum(row['passed'] for row in inside)} have no inlined call."]
+    if len(inside) >= first.count("\n| timm/"):
+        summary += [f"- **attentions**: {_attentions(*inside)} can see other frames.", ""]
+        first, again = "\n".join([HEAD, *summary, *_families(inside), *_networks(inside)]) + "\n\n", ""
+    elif inside:
+        again = "\n".join([AGAIN, *summary, "", *_outside(inside)])
     for index, (section, sources) in enumerate(SOURCES.items()):
         groups = {source: [row for row in rows if row["name"].startswith(f"{source}/")] for source in sources}
         if found := [row for mine in groups.values() for row in mine]:
             summary = [*(_equal(source, mine) for source, mine in groups.items() if mine), ""]
             sections[index] = "\n".join([section, *summary, *_outside(found, with_volumes=section == OUTSIDE)])
-    path.write_text("\n\n".join(part.strip() for part in (first, with_joint, *sections) if part) + "\n")
+    path.write_text("\n\n".join(part.strip() for part in (first, again, with_joint, *sections) if part) + "\n")
 
 
 def _split(text: str, titles: list[str]) -> list[str]:
@@ -167,11 +174,11 @@ def _joint(rows: list[Row]) -> Iterator[str]:
             continue
         numbers = (row["class"], len(row["names"]), row["size"], row["attentions"], row["all frames"])
         why = "; ".join(f"{times}: {reason}" for reason, times in row["refusals"].items())
-        yield _line(row["name"], *numbers, _error(row, "float64"), why)
+        yield _line(row["name"], *numbers, _number(row, "float64"), why)
 
 
-def _outside(rows: list[Row], with_volumes: bool) -> Iterator[str]:
-    numbers = ("size", "run", "became 3D", "folds", "float64", "float32")
+def _outside(rows: list[Row], with_volumes: bool = False) -> Iterator[str]:
+    numbers = ("size", "run", "became 3D", "folds", "calls", "inlined", "float64", "float32")
     volumes = ("volumetric", "spatial_dims=3") if with_volumes else ()
     yield from _table(("name", *numbers, *volumes, "stay 2D"))
     for row in rows:
@@ -180,13 +187,15 @@ def _outside(rows: list[Row], with_volumes: bool) -> Iterator[str]:
             continue
         kept = "; ".join(f"{name}: {reason}" for name, reason in row["kept"][:2])
         more = f" and {len(row['kept']) - 2} more" if len(row["kept"]) > 2 else ""
-        cells = (_error(row, key) if key.startswith("float") else row[key] for key in numbers)
+        cells = (_number(row, key) for key in numbers)
         in_volumes = (row["volumetric"], row.get("3d class", "")) if with_volumes else ()
         yield _line(row["name"], *cells, *in_volumes, kept + more)
 
 
-def _error(row: Row, dtype: str) -> str:
-    return f"{row[dtype]:.1e}" if dtype in row else "–"
+def _number(row: Row, key: str) -> str:
+    """Return a number of a row as text: of a list its length, of an error few digits, "–" for one that is absent."""
+    value = row.get(key, "–")
+    return f"{value:.1e}" if isinstance(value, float) else str(len(value) if isinstance(value, list) else value)
 
 
 def _table(columns: Iterable[str]) -> Iterator[str]:
