@@ -59,10 +59,10 @@ ultralytics, and smp's `Unet` with an encoder of each family ([tools/others.py](
   *became 3D*: those of them that are 3D kernels now. *stay 2D*: the others, with the reason.
 - Networks without an error in float64 accept float32 only.
 """
-AGAIN = """## One network of each family, again
+AGAIN = """## Each family again
 
-The smallest network of each family of torchvision and timm, verified by a later version than the tables above. *calls*:
-the calls of modules in the 2D network; *inlined*: those that are no modules of the 3D network's tree.
+One small network or more of each family of torchvision and timm, verified by a later version than the tables above.
+*calls*: the calls of modules in the 2D network; *inlined*: those that are no modules of the 3D network's tree.
 """
 SOURCES = {
     OUTSIDE: ("transformers", "monai", "smp", "torchxrayvision"),
