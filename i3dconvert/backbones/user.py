@@ -106,7 +106,7 @@ class User(Library):
         network = _call(name, factory, **arguments)
         if not isinstance(network, nn.Module):
             raise BackboneError(f"{name} returned {type(network).__name__}, not a torch.nn.Module")
-        parts: dict[str, nn.Module] = dict(network.named_modules())
+        parts: dict[str, nn.Module] = dict(network.named_modules(remove_duplicate=False))
         part = split(name)[1].partition(".")[2]
         if part not in parts:
             known = near(part, parts) or f"it has {', '.join(dict(network.named_children()))}"

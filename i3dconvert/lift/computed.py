@@ -142,7 +142,8 @@ class ComputedConv3d(nn.Module):
         self.transposed, self.copies = isinstance(layer, nn.ConvTranspose3d), filling.copies
         self.time = getattr(layer, "time", (0, 0, "zeros"))
         self.space = getattr(layer, "space", None)
-        self.stride, self.padding, self.dilation = layer.stride, layer.padding, layer.dilation
+        self.kernel_size, self.stride = layer.kernel_size, layer.stride
+        self.padding, self.dilation = layer.padding, layer.dilation
         self.output_padding, self.groups = layer.output_padding, layer.groups
         self.register_buffer("shares", filling(torch.ones(1, 1, 1, 1), init).reshape(-1, 1, 1), persistent=False)
 

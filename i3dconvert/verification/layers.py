@@ -56,7 +56,7 @@ def compare_layers(
         with _hooked(network, names, compare, enter):
             try:
                 network(replicated(images, frames))
-            except RuntimeError as error:
+            except Exception as error:  # noqa: BLE001 - an exchanged module may raise anything
                 reason = f"fails: {str(error).splitlines()[0]}"
                 found[entered] = LayerError(entered, reason, (), None, True)
     return list(found.values())

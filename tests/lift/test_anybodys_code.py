@@ -18,6 +18,7 @@ from i3dconvert import inflate, optimize, save
 from i3dconvert.checkpoint import read
 from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import FramesError, I3DWarning, LiftError
+from i3dconvert.lift.describe import describe
 
 Forward = Callable[[Any, Tensor], Any]
 
@@ -706,3 +707,78 @@ def test_a_forward_pass_that_the_constructor_chose_is_read() -> None:
     torch.testing.assert_close(network(clip), framewise(model, clip))
     with pytest.raises(LiftError, match="kept = 2 is part of the code"):
         network.part.kept = 1
+
+
+class Held:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+class Turning(nn.Module):
+    """Has no weights, and turns its input in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return x
+        return x.transpose_(2, 3)
+
+
+class Raising(nn.Module):
+    """Has no weights, and writes into a view of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return x
+        x.transpose(2, 3).add_(torch.arange(12.0, dtype=x.dtype))
+        return x
+
+
+def a_module_that_returns_an_object(net: Any, x: Tensor) -> Tensor:
+    return net.d(net.part(net.c(x)).tensor)
+
+
+def a_turn_of_a_tensor_with_a_view_that_was_written_to(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    view = y[:, :2, :1]
+    y.add_(1)
+    y.transpose_(2, 3)
+    return net.d(y * 2) + view
+
+
+def a_turn_inside_a_block(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    z = net.part(y)
+    return net.d(y * torch.arange(12.0, dtype=y.dtype)) + z
+
+
+def a_write_through_a_view_inside_a_module(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    net.part(y)
+    return net.d(y * torch.arange(12.0, dtype=y.dtype))
+
+
+class Holding(nn.Module):
+    def forward(self, x: Tensor) -> Held:
+        return Held(x)
+
+
+@pytest.mark.parametrize(
+    ("forward", "part"),
+    [
+        (a_module_that_returns_an_object, Holding()),
+        (a_turn_of_a_tensor_with_a_view_that_was_written_to, nn.Identity()),
+        (a_turn_inside_a_block, nn.Sequential(Turning(), nn.Conv2d(4, 2, 3, padding=1))),
+        (a_write_through_a_view_inside_a_module, Raising()),
+    ],
+)
+def test_modules_that_return_what_they_were_given(forward: Forward, part: nn.Module) -> None:
+    model = Net(forward, part=part)
+    network = inflate(model, "c2d", size=12)
+    for clips in (1, 3):
+        clip = clip_of(clips, 2, 12)
+        torch.testing.assert_close(network(clip), framewise(model, clip))
+
+
+def test_a_part_of_a_kernel_is_inspected() -> None:
+    model = Net(lambda net, x: F.conv2d(x, net.c.weight[:2], padding=1))
+    assert [row.kernel3d for row in describe(inflate(model, "uniform", size=12))] == [(3, 3, 3)]

@@ -78,9 +78,12 @@ class CallRecorder(MaskRecorder):
 
         Code around the call knows it from there; only the call's own code uses what the layers returned.
         """
-        returned, parent = {id(one) for one in leaves(as_plain(output))}, self.calls[number].parent
+        returned: set[int] | None = None  # of an output that can't be read, any tensor may be a part
+        with suppress(LiftError):
+            returned = {id(one) for one in leaves(as_plain(output))} if self._passed else set()
+        parent = self.calls[number].parent
         for at, passed in reversed(list(enumerate(self._passed))):
-            if passed.call == number and passed.identity in returned:
+            if passed.call == number and (returned is None or passed.identity in returned):
                 self._passed[at] = passed._replace(call=parent)
             elif passed.call == number and self._refs.get(passed.identity) == passed.after:
                 self._refs[passed.identity] = passed.before
@@ -127,10 +130,12 @@ class CallRecorder(MaskRecorder):
     def _through_view(self, start: int, args: Any, output: Any) -> tuple[Ref, Any, Tensor] | None:
         """Return the base, the steps and the value of an in-place module's only write through its input, a view."""
         rows = [row for row in self._through_views if row >= start]
-        if len(rows) != 1 or not args or output is not args[0]:
+        if len(rows) != 1 or not args or not isinstance(output, Tensor) or output is not args[0]:
             return None
         base, steps, *_ = self.rows[rows[0]].args
-        return (base, steps, self.rows[rows[0]].value) if base.row < start else None
+        if base.row >= start or steps != self._lineage(output)[1]:
+            return None  # a view that the module itself made
+        return base, steps, self.rows[rows[0]].value
 
     def _closed(self, start: int, given: Any, own: set[int], through: bool) -> bool:
         """Return whether the rows from `start` use only `given` values, the module's own tensors and constants."""

@@ -21,13 +21,21 @@ from i3dconvert.lift.reading.values import value_of
 
 _BY_ELEMENT = frozenset(
     """
-    add sub rsub mul div truediv floordiv mod pow neg pos abs and or xor invert eq ne lt le gt ge true_divide
+    add sub rsub mul div truediv floordiv floor_divide mod remainder fmod pow
+    neg pos abs and or xor invert eq ne lt le gt ge true_divide
     multiply subtract divide negative exp log log2 log10 log1p expm1 sqrt rsqrt reciprocal square sin cos tanh
     sigmoid relu relu6 leaky_relu elu gelu silu softplus hardtanh floor ceil round trunc sign clamp clamp_min
     clamp_max clip maximum minimum isnan isinf isfinite nan_to_num logical_and logical_or logical_not
     logical_xor to float double half bfloat16 type_as clone detach
     """.split()
 )
+_WITH_DOMAIN = frozenset(
+    """
+    div truediv true_divide divide floordiv floor_divide mod remainder fmod pow exp log log2 log10 log1p sqrt rsqrt
+    reciprocal
+    """.split()
+)
+"""Those of them whose values or gradients may be infinite."""
 _HARMLESS = 0.5
 """In the domain of all functions in `_BY_ELEMENT`, and of their inverses."""
 _DEPENDS = (
@@ -44,6 +52,8 @@ class Picked(NamedTuple):
     mask: Ref
     axes: int
     line: str
+    beside: Tensor | None
+    """Where the mask is false, with axes for all of the tensor's; None for integers, which have no gradients."""
 
 
 class MaskRecorder(Recorder):
@@ -76,8 +86,8 @@ class MaskRecorder(Recorder):
         picked = [one for one in given if isinstance(one, Tensor) and id(one) in self._picked]
         if not picked:
             if name == "__getitem__" and self._picks(*args):
-                value = self._whole_of(*args)
-                self._picked[id(value)] = Picked(self.ref(args[1]), args[1].dim(), line_of_the_network())
+                value, beside = self._whole_of(*args)
+                self._picked[id(value)] = Picked(self.ref(args[1]), args[1].dim(), line_of_the_network(), beside)
                 return value
             return super().__torch_function__(func, types, args, kwargs)
         if name == "__get__" and func.__self__.__name__ in _ATTRIBUTES:
@@ -91,6 +101,9 @@ class MaskRecorder(Recorder):
                 if _alike(self.rows, self.ref(args[1]), found.mask):
                     return self._written_back(*args)
             elif _bare(name) in _BY_ELEMENT and self._each_by_itself(picked[0].dim() - found.axes, (args, kwargs)):
+                if _bare(name) in _WITH_DOMAIN:
+                    first = self._harmless(args[0], in_place=_in_place(name))
+                    args = (first, *map(self._harmless, args[1:]))
                 value = super().__torch_function__(func, types, args, kwargs)
                 self._picked[id(value)] = found
                 return value
@@ -118,7 +131,8 @@ class MaskRecorder(Recorder):
             return mask if len(index) == len(known) and [one[:2] for one in known] == axes else index
         whole: list[Any] = []
         for one in index:
-            constant = isinstance(one, Tensor) and one.dtype is torch.bool and not self._depends_on_data(one)
+            masks = isinstance(one, Tensor) and one.dtype is torch.bool and one.dim() > 0
+            constant = masks and not self._depends_on_data(one)
             places = self._recorded(Tensor.unbind, self._recorded(Tensor.nonzero, one), 1) if constant else (one,)
             whole += places
         return tuple(whole)
@@ -141,9 +155,17 @@ class MaskRecorder(Recorder):
         Otherwise functions outside of their domain, such as `y[y > 0].log()`, would give gradients of NaN.
         """
         if not (tensor.is_floating_point() or tensor.is_complex()):
-            return self._recorded(Tensor.clone, tensor)
+            return self._recorded(Tensor.clone, tensor), None
         beside = self._recorded(torch.logical_not, self._spread(mask, tensor))
-        return self._recorded(Tensor.masked_fill, tensor, beside, _HARMLESS)
+        return self._recorded(Tensor.masked_fill, tensor, beside, _HARMLESS), beside
+
+    def _harmless(self, value: Any, in_place: bool = False) -> Any:
+        """Record an operand of a function with a domain, again with a harmless value beside the picked elements."""
+        picked = self._picked.get(id(value))
+        if picked is None or picked.beside is None or picked.beside.shape != value.shape:
+            return value
+        fill = Tensor.masked_fill_ if in_place else Tensor.masked_fill
+        return self._recorded(fill, value, picked.beside, _HARMLESS)
 
     def _spread(self, mask: Tensor, tensor: Tensor) -> Any:
         """Record `mask` with axes for all of the tensor's."""
@@ -188,6 +210,13 @@ def _alike(rows: Sequence[Row], one: Any, other: Any) -> bool:
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(_alike(rows, value, other[key]) for key, value in one.items())
     return one is other or (not isinstance(one, Tensor) and bool(one == other))
+
+
+def _in_place(name: str) -> bool:
+    """Return whether a function writes into its first argument: `mul_`, `__imul__`."""
+    if name.startswith("__"):
+        return name.startswith("__i") and name[3:-2] in _BY_ELEMENT
+    return name.endswith("_")
 
 
 def _bare(name: str) -> str:

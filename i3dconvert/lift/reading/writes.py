@@ -64,6 +64,10 @@ class Writes(TorchFunctionMode):
         for row in self.rows:
             if any(one is tensor for one in leaves((row.value, row.args))):
                 row.value, row.args = mapped((row.value, row.args), lambda one: former if one is tensor else one)
+        self._written[id(tensor)] += 1
+        for identity, known in self._refs.items():
+            if isinstance(known, Again) and known.of is tensor:
+                self._refs[identity] = Again(former, known.step)
         self._owner = {ref: former if one is tensor else one for ref, one in self._owner.items()}
         if (made_by := self._made_by.pop(id(tensor), None)) is not None:
             self._made_by[id(former)] = made_by
@@ -75,7 +79,7 @@ class Writes(TorchFunctionMode):
 
     def _write(self, target: Tensor, func: Any, name: str, args: Any, refs: Any, value: Any) -> None:
         """Record a write into `target`, and so into all tensors that share its memory."""
-        aliases = list(self._sharing.get(id(target.untyped_storage()), {id(target): target}).values())
+        aliases = self._aliases(target)
         self._written.update(map(id, aliases))
         memory = id(target.untyped_storage())
         others = self._casts.get(memory, {memory}) - {memory}
@@ -98,14 +102,9 @@ class Writes(TorchFunctionMode):
         parents = {id(tensor): self._parent(tensor, aliases) for tensor in aliases}
         if sum(parent is None for parent in parents.values()) != 1:
             raise LiftError(f"{self.place()}: {name} writes into a view that a layer returned; clone it first")
-        steps, base = [], target
-        while (parent := parents[id(base)]) is not None:
-            steps.append(self._step(base))
-            base = parent
+        base, steps = self._lineage(target)
         (_, *rest), kwargs = refs
-        row = self.row(
-            "call", written, (self.ref(base), tuple(reversed(steps)), name_of(func), tuple(rest), kwargs), value=base
-        )
+        row = self.row("call", written, (self.ref(base), steps, name_of(func), tuple(rest), kwargs), value=base)
         for tensor in aliases:
             if (parent := parents[id(tensor)]) is not None:
                 self._refs[id(tensor)] = Again(parent, self._made_by[id(tensor)])
@@ -116,6 +115,18 @@ class Writes(TorchFunctionMode):
         base = self.rows[row.row].value
         self._through_views.append(row.row)
         self._refs[id(base)], self._owner[row] = row, base
+
+    def _aliases(self, tensor: Tensor) -> list[Tensor]:
+        """Return all known tensors that share a tensor's memory."""
+        return list(self._sharing.get(id(tensor.untyped_storage()), {id(tensor): tensor}).values())
+
+    def _lineage(self, view: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
+        """Return the base of a view, and the steps that made the view from it."""
+        aliases, steps = self._aliases(view), list[Any]()
+        while (parent := self._parent(view, aliases)) is not None:
+            steps.append(self._step(view))
+            view = parent
+        return view, tuple(reversed(steps))
 
     def _parent(self, tensor: Tensor, aliases: list[Tensor]) -> Tensor | None:
         """Return the tensor that `tensor` is a view of, by the step that made it; None for the base of all."""
