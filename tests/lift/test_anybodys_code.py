@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -782,3 +783,24 @@ def test_modules_that_return_what_they_were_given(forward: Forward, part: nn.Mod
 def test_a_part_of_a_kernel_is_inspected() -> None:
     model = Net(lambda net, x: F.conv2d(x, net.c.weight[:2], padding=1))
     assert [row.kernel3d for row in describe(inflate(model, "uniform", size=12))] == [(3, 3, 3)]
+
+
+def beside_dropout(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    return net.d(net.part(y)) + y[:, :2]
+
+
+def beside_functional_dropout(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    z = net.part(F.dropout(y, 1.0, net.training))
+    return net.d(z) + y[:, :2] + z[:, :2]
+
+
+@pytest.mark.parametrize("forward", [beside_dropout, beside_functional_dropout])
+def test_what_is_beside_dropout_is_not_dropped_in_training(forward: Forward) -> None:
+    model, clip = Net(forward, part=nn.Dropout(1.0)), clip_of(2, 3, 12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", I3DWarning)
+        network = inflate(model, "c2d", size=12)
+    for training in (False, True):
+        torch.testing.assert_close(network.train(training)(clip), framewise(model.train(training), clip))

@@ -120,6 +120,7 @@ class CallRecorder(MaskRecorder):
             self._keep(output, new)
             times, ref = before.get(id(output), (0, None))
             if isinstance(ref, Ref) and times == self._written[id(output)]:
+                self.returned[new] = ref
                 self._passed.append(Passed(self.calls[self._open[-1]].parent, id(output), ref, new))
             if through is not None:  # a later use of the viewed tensor sees what the module wrote
                 base, steps, whole = through

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from i3dconvert.errors import LiftError
 from i3dconvert.lift.reading import known
-from i3dconvert.lift.reading.records import dtype_named, leaves, line_of_the_network, mapped, positional, to_meta
+from i3dconvert.lift.reading.records import Ref, dtype_named, leaves, line_of_the_network, mapped, positional, to_meta
 from i3dconvert.lift.reading.tensors import Tensors
 from i3dconvert.lift.reading.values import is_assumed, value_of
 from i3dconvert.lift.reading.views import OVERLOAD, TURNS, written_to
@@ -99,7 +99,10 @@ class Recorder(Tensors):
         else:
             if name in known.MAY_GIVE_BACK and value is args[0]:
                 value = self._as_its_own(value, name, args, kwargs)
-            self._keep(value, self.row("call", func, refs[0], refs[1], value))
+            new = self.row("call", func, refs[0], refs[1], value)
+            if args and value is args[0] and isinstance(refs[0][0], Ref):
+                self.returned[new] = refs[0][0]
+            self._keep(value, new)
         return value
 
     def _below(self, func: Any, args: Any) -> Any:

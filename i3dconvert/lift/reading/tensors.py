@@ -40,6 +40,8 @@ class Tensors(Writes):
         self._names, self._is_whole = names, is_whole
         self._alive: dict[int, Tensor] = {}  # an identity is unique only while its object lives
         self._memory: list[Any] = []
+        self.returned: dict[Ref, Ref] = {}
+        """The input of each step that returned its input unchanged in this run, such as dropout in eval mode."""
         self.calls: list[Call] = []
         self._open: list[int] = []
         self._order: list[int] = []
