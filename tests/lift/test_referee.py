@@ -48,7 +48,7 @@ def test_peoples_networks(forward: Any) -> None:
     model, clip = Net(forward), clip_of(2, 3, SIZE)
     try:
         program = exported(model, clip)
-    except (torch._dynamo.exc.UserError, RuntimeError) as error:
+    except (torch._dynamo.exc.UserError, RuntimeError, ValueError) as error:
         pytest.skip(f"torch.export does not read it: {str(error).splitlines()[0][:80]}")
     assert compared(model, program, clip) <= 1e-12
 
