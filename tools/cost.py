@@ -27,9 +27,8 @@ with open(sys.argv[2], "wb") as place:
     os.fsync(place.fileno())
 """
 WEIGHTS = """
-import sys, torch
-from i3dconvert import backbones
-torch.save(backbones.load(sys.argv[1], "random")[0].state_dict(), sys.argv[2])
+import sys, torch, torchvision
+torch.save(torchvision.models.get_model(sys.argv[1]).state_dict(), sys.argv[2])
 """
 PYTHON = [sys.executable, "-c"]
 TOOL = [sys.executable, "-m", "i3dconvert"]
