@@ -29,8 +29,6 @@ from i3dconvert.reporting.benchmark.runtimes import Case, Run, provider_of, time
 FORMULA = "1 + (T - 1) · A / F for joint, where A is the arithmetic of attention's products and F that of a frame"
 """The ratio of the arithmetic for T frames; it is counted in both networks, so that it also holds for `divided`."""
 
-RUNTIMES = ("eager", "compile", "onnx")
-
 
 @dataclass(frozen=True)
 class Ratio:
