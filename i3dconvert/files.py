@@ -8,6 +8,7 @@ import mmap
 import os
 import shutil
 import sys
+from bisect import bisect_left
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -199,9 +200,9 @@ def release(addresses: Collection[int]) -> None:
     """
     if not sys.platform.startswith("linux"):
         return
-    advise = ctypes.CDLL(None).madvise
+    advise, ordered = ctypes.CDLL(None).madvise, sorted(addresses)
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, _, _, _, inode, *_ = line.split()
         start, end = (int(address, 16) for address in span.split("-"))
-        if inode != "0" and any(start <= address < end for address in addresses):
+        if inode != "0" and bisect_left(ordered, start) < bisect_left(ordered, end):
             advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)

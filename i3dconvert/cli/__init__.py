@@ -94,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # for locales without the multiplication sign
     warnings.showwarning = _warned
-    # At exit, Python would look for reference cycles in all objects that torch's import creates, for almost a second.
+    # torch's import and a reading create many objects and few cycles: Python looks for these more rarely, and not at exit.
+    gc.set_threshold(50_000)
     atexit.register(gc.freeze)
     words = [*(sys.argv[1:] if arguments is None else arguments)]
     show_error = render.show_error_as_json if "--json" in words else render.show_error
