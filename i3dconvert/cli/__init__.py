@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # for locales without the multiplication sign
     warnings.showwarning = _warned
-    # torch's import and a reading create many objects and few cycles: Python looks for these more rarely, and not at exit.
+    # Importing torch and reading a network create many objects and few cycles: look for these more rarely, not at exit.
     gc.set_threshold(50_000)
     atexit.register(gc.freeze)
     words = [*(sys.argv[1:] if arguments is None else arguments)]

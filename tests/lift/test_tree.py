@@ -565,38 +565,3 @@ def test_a_network_that_nobody_needs_is_gone(network: Network3d) -> None:
     del again
     gc.collect()
     assert seen() is None
-
-
-class Branch(nn.Module):
-    """Its first layer returns its input, which others use, too."""
-
-    def __init__(self, first: nn.Module) -> None:
-        super().__init__()
-        self.first, self.conv = first, nn.Conv2d(4, 4, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.first(x))
-
-
-class Around(nn.Module):
-    def __init__(self, first: nn.Module) -> None:
-        super().__init__()
-        self.stem, self.main, self.last = nn.Conv2d(3, 4, 3), Branch(first), nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        return self.last(x + self.main(x))
-
-
-@pytest.mark.parametrize("first", [nn.Identity(), nn.Dropout(0.0), nn.Dropout(0.5)])
-def test_a_layer_that_returns_its_input_is_used_only_in_its_own_block(first: nn.Module) -> None:
-    network = inflate(Around(first).eval(), "uniform", "mean", size=16)
-    clip = clip_of(2, 3, 4, 16, 16)
-    seen: list[Tensor] = []
-    network.main.register_forward_hook(lambda module, args, output: seen.extend((args[0], output)))
-    before = network(clip)
-    torch.testing.assert_close(network.main(seen[0]), seen[1])
-    assert "self.first" in network.main.code
-    network.main.first = nn.Dropout(1.0).train()
-    torch.testing.assert_close(network(clip), seen[0] + network.main.conv(torch.zeros_like(seen[0])))
-    assert not torch.equal(network(clip), before)

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -17,21 +17,8 @@ from i3dconvert.lift.reading.records import Call, Lost, Ref, as_plain, forward_o
 from i3dconvert.lift.reading.views import written
 
 
-class Passed(NamedTuple):
-    """A tensor that a layer of a call returned unchanged (nn.Identity), and what it was before and after."""
-
-    call: int
-    identity: int
-    before: Ref
-    after: Ref
-
-
 class CallRecorder(MaskRecorder):
     """Record the calls of modules, too, with their inputs, outputs and rows."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._passed: list[Passed] = []
 
     def hooked(self, network: nn.Module) -> list[Any]:
         """Register hooks that record which module is being called; returns their handles."""
@@ -71,60 +58,50 @@ class CallRecorder(MaskRecorder):
             with suppress(LiftError):
                 call.output = mapped(as_plain(output), self._given)
         call.end = len(self.rows)
-        self._forget_passed(self._open.pop(), output)
-
-    def _forget_passed(self, number: int, output: Any) -> None:
-        """Take a tensor that layers of a call returned unchanged for what it was before, unless the call returns it.
-
-        Code around the call knows it from there; only the call's own code uses what the layers returned.
-        """
-        returned: set[int] | None = None  # of an output that can't be read, any tensor may be a part
-        with suppress(LiftError):
-            returned = {id(one) for one in leaves(as_plain(output))} if self._passed else set()
-        parent = self.calls[number].parent
-        for at, passed in reversed(list(enumerate(self._passed))):
-            if passed.call == number and (returned is None or passed.identity in returned):
-                self._passed[at] = passed._replace(call=parent)
-            elif passed.call == number and self._refs.get(passed.identity) == passed.after:
-                self._refs[passed.identity] = passed.before
+        self._open.pop()
 
     def _starting(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         given = positional(args, kwargs, _names_of_inputs(module))
         refs = mapped(given, self.ref)
-        before = {id(one): (self._written[id(one)], self._refs.get(id(one))) for one in args}
+        before = {id(one): (self._written[id(one)], self._refs.get(id(one))) for one in (*args, *kwargs.values())}
         self._whole.append((len(self.rows), len(self.decisions), refs, len(self.calls), len(self._order), before))
 
-    def _ending(self, name: str, module: nn.Module) -> Callable[..., None]:
+    def _ending(self, name: str, module: nn.Module) -> Callable[..., Tensor | None]:
         own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
 
-        def end(module: nn.Module, args: Any, output: Any) -> None:
+        def end(module: nn.Module, args: Any, output: Any) -> Tensor | None:
             start, decided, refs, calls, known, before = self._whole.pop()
             if self._whole:
-                return
+                return None
             through = self._through_view(start, args, output)
             if not self._closed(start, (refs, through and through[:2]), own, through is not None):
-                return
+                return None
             again = {start + i for i, row in enumerate(self.rows[start:]) if row.kind in ("get", "constant")}
             del self.rows[start:], self.decisions[decided:], self.calls[calls:]
             self._through_views = [row for row in self._through_views if row < start]
+            unchanged = {one: ref for one, (times, ref) in before.items() if times == self._written[one]}
             for identity in dict.fromkeys(self._order[known:]):
                 ref, made_by = self._refs.get(identity), self._made_by.get(identity)
                 if isinstance(ref, Ref) and ref.row >= start:
-                    if ref.row in again or identity in self._names:
+                    if isinstance(unchanged.get(identity), Ref):
+                        self._refs[identity] = unchanged[identity]
+                    elif ref.row in again or identity in self._names:
                         del self._refs[identity]
                     else:
                         self._refs[identity] = Lost(f"a tensor that was created inside {name}, which is kept whole")
                 if made_by is not None and made_by.row >= start:
                     del self._made_by[identity]
+            if isinstance(unchanged.get(id(output)), Ref):
+                with self.unrecorded():
+                    output = self._own(output)
             new = self.row("module", name, refs[0], refs[1], output)
             self._keep(output, new)
-            times, ref = before.get(id(output), (0, None))
-            if isinstance(ref, Ref) and times == self._written[id(output)]:
-                self.returned[new] = ref
-                self._passed.append(Passed(self.calls[self._open[-1]].parent, id(output), ref, new))
+            if id(output) in before:
+                self._changed(output, new)
             if through is not None:  # a later use of the viewed tensor sees what the module wrote
                 base, steps, whole = through
                 self._write_through(self.row("call", written, (base, steps, "tensor/copy_", (new,), {}), value=whole))
+            return cast(Tensor, output)
 
         return end
 

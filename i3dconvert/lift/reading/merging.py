@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -166,8 +166,6 @@ class _Common:
             return slice(*parts)
         if isinstance(first, torch.dtype | torch.device):
             return self.of_image(values, where)
-        if (shared := self.before_steps_that_return_their_input(values)) is not None:
-            return shared
         if all(_alike(first, value) for value in values):
             return first
         if self.runs.training:
@@ -180,13 +178,6 @@ class _Common:
         if type(first) in (int, float) and all(type(value) is type(first) for value in values):
             return self.cast(values, at, where)
         raise Differ(f"{where} is given " + ", ".join(dict.fromkeys(_named(value) for value in values)))
-
-    def before_steps_that_return_their_input(self, values: list[Any]) -> Ref | None:
-        """Return the value that all runs mean: dropout in eval mode returns the tensor that training uses beside it."""
-        if not all(isinstance(value, Ref) for value in values):
-            return None
-        chains = [_chain(value, recorder.returned) for value, recorder in zip(values, self.runs.recorders, strict=True)]
-        return next((ref for ref in chains[0] if all(ref in chain for chain in chains)), None)
 
     def of_image(self, values: list[Any], where: str) -> Any:
         """Return a dtype or a device, as the image's if it follows that from run to run."""
@@ -293,11 +284,3 @@ def _spoken(row: Row) -> str:
     if row.kind in _SPOKEN:
         return _SPOKEN[row.kind]
     return str(getattr(row.target, "__name__", row.target))
-
-
-def _chain(ref: Ref, returned: Mapping[Ref, Ref]) -> list[Ref]:
-    """Return a value and those that steps returned unchanged to give it."""
-    found = [ref]
-    while (before := returned.get(found[-1])) is not None:
-        found.append(before)
-    return found

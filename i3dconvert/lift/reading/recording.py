@@ -28,6 +28,8 @@ class Recorder(Tensors):
     """Records the functions of torch that a network calls."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._unrecorded:
+            return func(*args, **(kwargs or {}))
         args, kwargs = positional(args, kwargs or {}, known.FIRST.get(func, ("input",)))
         name = getattr(func, "__name__", str(func))
         if name.startswith("_record_function"):
@@ -97,12 +99,12 @@ class Recorder(Tensors):
         if target is not None:
             self._write(target, func, name, args, refs, value)
         else:
-            if name in known.MAY_GIVE_BACK and value is args[0]:
-                value = self._as_its_own(value, name, args, kwargs)
-            new = self.row("call", func, refs[0], refs[1], value)
             if args and value is args[0] and isinstance(refs[0][0], Ref):
-                self.returned[new] = refs[0][0]
-            self._keep(value, new)
+                if name in known.MAY_GIVE_BACK:
+                    value = self._as_its_own(value, name, args, kwargs)
+                elif not self._whole:
+                    value = self._own(value)
+            self._keep(value, self.row("call", func, refs[0], refs[1], value))
         return value
 
     def _below(self, func: Any, args: Any) -> Any:

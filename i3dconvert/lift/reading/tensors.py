@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -40,13 +41,10 @@ class Tensors(Writes):
         self._names, self._is_whole = names, is_whole
         self._alive: dict[int, Tensor] = {}  # an identity is unique only while its object lives
         self._memory: list[Any] = []
-        self.returned: dict[Ref, Ref] = {}
-        """The input of each step that returned its input unchanged in this run, such as dropout in eval mode."""
         self.calls: list[Call] = []
         self._open: list[int] = []
-        self._order: list[int] = []
-        """The identities of tensors in the order in which they became known."""
         self._graded = True
+        self._unrecorded = False
         self._values: dict[int, Any] = {}
 
     def row(self, kind: str, target: Any, args: Any = (), kwargs: Any = None, value: Any = None) -> Ref:
@@ -144,6 +142,15 @@ class Tensors(Writes):
         if isinstance(value, tuple | list):
             return type(value)([self._sizes(item, Ref(ref.row, (*ref.path, i))) for i, item in enumerate(value)])
         return remember(value, self, ref)
+
+    @contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Run torch's functions without a row, for our own hooks."""
+        self._unrecorded = True
+        try:
+            yield
+        finally:
+            self._unrecorded = False
 
     def place(self) -> str:
         """Return the module whose code is running, for messages."""

@@ -25,6 +25,8 @@ class Writes(TorchFunctionMode):
         self._refs: dict[int, Any] = {}
         self._made_by: dict[int, Ref] = {}
         self._owner: dict[Ref, Tensor] = {}
+        self._order: list[int] = []
+        """The identities of tensors in the order in which they became known or changed."""
         self._sharing: dict[int, dict[int, Tensor]] = {}
         """Tensors by the identity of the memory that they share."""
         self._through_views: list[int] = []
@@ -32,6 +34,8 @@ class Writes(TorchFunctionMode):
         """For each storage, those that are the same one if the image has the dtype of this run."""
         self._written: Counter[int] = Counter()
         """How often each tensor was written into, by its identity."""
+        self._passed: dict[int, list[Tensor]] = {}
+        """By identity, the tensors that are one: layers such as nn.Identity returned the first of them unchanged."""
         self._whole: list[tuple[int, int, Any, int, int, dict[int, tuple[int, Any]]]] = []
 
     def row(self, kind: str, target: Any, args: Any = (), kwargs: Any = None, value: Any = None) -> Ref:
@@ -60,6 +64,18 @@ class Writes(TorchFunctionMode):
         if function is None:
             self._refs[id(tensor)] = Lost(f"a tensor that {name} has freed")
             return tensor
+        one = list(self._same(tensor))
+        former = [self._former(member) for member in one]
+        self._passed |= {id(member): former for member in former}
+        row = self.row("call", function, refs[0], refs[1], tensor)
+        for member in one:
+            with torch.no_grad():
+                getattr(member, name)(*args[1:], **kwargs)
+            self._keep(member, row)
+        return tensor
+
+    def _former(self, tensor: Tensor) -> Tensor:
+        """Return what stands for a tensor as it was, in rows and for its views, before its shape changes in place."""
         former = tensor.view_as(tensor)
         for row in self.rows:
             if any(one is tensor for one in leaves((row.value, row.args))):
@@ -71,11 +87,8 @@ class Writes(TorchFunctionMode):
         self._owner = {ref: former if one is tensor else one for ref, one in self._owner.items()}
         if (made_by := self._made_by.pop(id(tensor), None)) is not None:
             self._made_by[id(former)] = made_by
-        self._keep(former, refs[0][0])
-        with torch.no_grad():
-            getattr(tensor, name)(*args[1:], **kwargs)
-        self._keep(tensor, self.row("call", function, refs[0], refs[1], tensor))
-        return tensor
+        self._keep(former, self.ref(tensor))
+        return former
 
     def _write(self, target: Tensor, func: Any, name: str, args: Any, refs: Any, value: Any) -> None:
         """Record a write into `target`, and so into all tensors that share its memory."""
@@ -92,29 +105,48 @@ class Writes(TorchFunctionMode):
                 )
         for tensor in casts:
             self._refs[id(tensor)] = Lost(f"a tensor that {name} wrote into in the same dtype; clone it first")
-        if len(aliases) == 1 and name not in WRITES:
+        if len(aliases) == len(self._same(target)) and name not in WRITES:
             row = self.row("call", func, refs[0], refs[1], value)
             self._keep(target, row)
             self._keep(value, row)
+            self._changed(target, row)
             return
         if not args or args[0] is not target:
             raise LiftError(f"{self.place()}: {name} writes into a tensor that shares its memory with others")
         parents = {id(tensor): self._parent(tensor, aliases) for tensor in aliases}
-        if sum(parent is None for parent in parents.values()) != 1:
+        if len({id(self._same(tensor)) for tensor in aliases if parents[id(tensor)] is None}) != 1:
             raise LiftError(f"{self.place()}: {name} writes into a view that a layer returned; clone it first")
         base, steps = self._lineage(target)
         (_, *rest), kwargs = refs
         row = self.row("call", written, (self.ref(base), steps, name_of(func), tuple(rest), kwargs), value=base)
         for tensor in aliases:
             if (parent := parents[id(tensor)]) is not None:
-                self._refs[id(tensor)] = Again(parent, self._made_by[id(tensor)])
+                self._refs[id(tensor)] = Again(parent, self._made_by[id(self._same(tensor)[0])])
         self._write_through(row)
 
     def _write_through(self, row: Ref) -> None:
         """Take a row as the new value of the tensor that was written into through a view."""
         base = self.rows[row.row].value
         self._through_views.append(row.row)
-        self._refs[id(base)], self._owner[row] = row, base
+        self._owner[row] = base
+        self._changed(base, row)
+
+    def _changed(self, tensor: Tensor, row: Ref) -> None:
+        """Take a row as the new value of a tensor and of all that are one with it."""
+        for one in self._same(tensor):
+            self._refs[id(one)] = row
+            self._order.append(id(one))
+
+    def _same(self, tensor: Tensor) -> list[Tensor]:
+        """Return the tensors that are one with `tensor`; the others are what layers returned for the first."""
+        return self._passed.setdefault(id(tensor), [tensor])
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of its own for what a layer returned unchanged: code may use the layer's input beside it."""
+        own = tensor.view_as(tensor)
+        self._passed[id(own)] = self._same(tensor)
+        self._passed[id(own)].append(own)
+        return own
 
     def _aliases(self, tensor: Tensor) -> list[Tensor]:
         """Return all known tensors that share a tensor's memory."""
@@ -130,6 +162,7 @@ class Writes(TorchFunctionMode):
 
     def _parent(self, tensor: Tensor, aliases: list[Tensor]) -> Tensor | None:
         """Return the tensor that `tensor` is a view of, by the step that made it; None for the base of all."""
+        tensor = self._same(tensor)[0]
         step = self.rows[self._made_by[id(tensor)].row]
         first = step.args[0] if step.kind == "call" and step.args else None
         owner = self._owner.get(first) if isinstance(first, Ref) else None
@@ -137,7 +170,7 @@ class Writes(TorchFunctionMode):
 
     def _step(self, view: Tensor) -> tuple[str, tuple[Any, ...], dict[str, Any], tuple[Any, ...]]:
         """Return how a view was made from its base: the function, its other arguments, the path in its result."""
-        made = self._made_by[id(view)]
+        made = self._made_by[id(self._same(view)[0])]
         step = self.rows[made.row]
         return name_of(step.target), step.args[1:], step.kwargs, made.path
 

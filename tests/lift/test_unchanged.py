@@ -1,0 +1,148 @@
+"""Layers that may return their input itself, such as nn.Identity: the input is one tensor, what they return another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from i3dconvert import inflate
+
+
+def clip_of(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def framewise(model: nn.Module, clip: Tensor) -> Tensor:
+    return torch.stack([model(frame.clone()) for frame in clip.unbind(2)], 2)
+
+
+class Branch(nn.Module):
+    """Its first layer returns its input, which others use, too."""
+
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__()
+        self.first, self.conv = first, nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.first(x))
+
+
+class Around(nn.Module):
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.main, self.last = nn.Conv2d(3, 4, 3), Branch(first), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.last(x + self.main(x))
+
+
+@pytest.mark.parametrize("first", [nn.Identity(), nn.Dropout(0.0), nn.Dropout(0.5)])
+def test_a_layer_that_returns_its_input_is_used_only_in_its_own_block(first: nn.Module) -> None:
+    network = inflate(Around(first).eval(), "uniform", "mean", size=16)
+    clip = clip_of(2, 3, 4, 16, 16)
+    seen: list[Tensor] = []
+    network.main.register_forward_hook(lambda module, args, output: seen.extend((args[0], output)))
+    before = network(clip)
+    torch.testing.assert_close(network.main(seen[0]), seen[1])
+    assert "self.first" in network.main.code
+    network.main.first = nn.Dropout(1.0).train()
+    torch.testing.assert_close(network(clip), seen[0] + network.main.conv(torch.zeros_like(seen[0])))
+    assert not torch.equal(network(clip), before)
+
+
+class Beside(nn.Module):
+    """Uses what a layer that may return its input gave, and its input, in the same code."""
+
+    def __init__(self, same: nn.Module, code: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.same, self.conv, self.code = nn.Conv2d(3, 4, 3), same, nn.Conv2d(4, 4, 3, padding=1), code
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.code(self, self.stem(x))
+
+
+def _shortcut(net: Any, x: Tensor) -> Tensor:
+    short = x
+    x = net.same(x)
+    return short + net.conv(x)
+
+
+def _kept(net: Any, x: Tensor) -> Tensor:
+    levels = [x]
+    levels.append(net.same(x))
+    return levels[0] - 2 * levels[1].tanh()
+
+
+def _by_keyword(net: Any, x: Tensor) -> Tensor:
+    return x * 3 + net.same(input=x).sigmoid()
+
+
+def _through_a_view(net: Any, x: Tensor) -> Tensor:
+    view = x[:, :2]
+    y = net.same(view)
+    y.mul_(2)
+    return torch.cat([x, view, y], 1)
+
+
+def _in_place(net: Any, x: Tensor) -> Tensor:
+    y = net.same(x)
+    y.relu_()
+    return x + net.conv(y)
+
+
+def _in_place_before(net: Any, x: Tensor) -> Tensor:
+    y = net.same(x)
+    x.relu_()
+    return x + net.conv(y)
+
+
+def _in_place_by_index(net: Any, x: Tensor) -> Tensor:
+    y = net.same(x)
+    y[:, :2] = 0
+    return x * 3 + net.conv(y)
+
+
+def _in_place_in_a_view(net: Any, x: Tensor) -> Tensor:
+    y = net.same(x)
+    y.flatten(2)[:, 1:].relu_()
+    return x * 3 + net.conv(y)
+
+
+def _turned(net: Any, x: Tensor) -> Tensor:
+    y = net.same(x)
+    y.transpose_(2, 3)
+    y.relu_()
+    return x * 3 + net.conv(y).transpose(2, 3)
+
+
+def _by_a_layer_in_place(net: Any, x: Tensor) -> Tensor:
+    y = net.same(x)
+    nn.functional.relu(net.same(y), inplace=True)
+    return x * 3 + net.conv(y)
+
+
+_CODES = [_shortcut, _kept, _by_keyword, _through_a_view, _in_place, _in_place_before, _in_place_by_index]
+_CODES += [_in_place_in_a_view, _turned, _by_a_layer_in_place]
+
+
+@pytest.mark.parametrize("same", [nn.Identity(), nn.Dropout(0.5)], ids=["identity", "dropout"])
+@pytest.mark.parametrize("code", _CODES, ids=lambda code: code.__name__[1:])
+def test_a_layer_that_returns_its_input_and_that_input_are_one_tensor(same: nn.Module, code: Any) -> None:
+    model = Beside(same, code).double().eval()
+    clip = clip_of(2, 3, 4, 12, 12).double()
+    torch.testing.assert_close(inflate(model, "c2d", size=16)(clip), framewise(model, clip))
+
+
+@pytest.mark.parametrize("code", [_shortcut, _kept, _by_keyword], ids=lambda code: code.__name__[1:])
+def test_what_replaces_a_layer_that_returned_its_input_leaves_the_input_alone(code: Any) -> None:
+    model = Beside(nn.Identity(), code).double().eval()
+    network = inflate(model, "c2d", size=16)
+    network.same = nn.Hardswish()
+    model.same = nn.Hardswish()
+    clip = clip_of(2, 3, 4, 12, 12).double()
+    torch.testing.assert_close(network(clip), framewise(model, clip))
