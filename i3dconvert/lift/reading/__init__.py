@@ -1,4 +1,6 @@
-"""Read a network by running it three times on the meta device, with other batches and sizes and in both modes.
+"""Read a network by running it on the meta device, with other batches and sizes and in both modes.
+
+Two runs are enough if they differ in all of that and take the same steps; else the modes have runs of their own.
 
 `recording.py` records a run, `numbers.py` defines its sizes, `views.py` handles writes through views, `merging.py`
 finds what the runs have in common, and `graph.py` builds a graph from that. `reader.py` runs the network as often as
@@ -81,6 +83,9 @@ def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], tria
     channels, *size = shape
     reader = Reader(model, is_layer, channels)
     first = reader.run(0, size)
+    if not trial:
+        with suppress(Differ, LiftError):
+            return reader.alike_in_both_modes(first, others(*size)[0])
     fixed = "the 2D network accepts no other size"
     for other in others(*size):
         try:
@@ -93,7 +98,7 @@ def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], tria
             fixed = first_line(reason)
             break
         try:
-            return replace(reader.reading([first, second, reader.run(2, size, training=True)]), tried=tried)
+            return replace(reader.reading([first, second], reader.run(2, size, training=True)), tried=tried)
         except (Differ, LiftError) as reason:
             fixed = first_line(reason)
         if alike(first, second):  # only the training mode differs
@@ -105,9 +110,9 @@ def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], tria
         if trial:
             reader.tried(first, second)
         try:
-            return reader.reading([first, second, reader.run(2, size, training=True)], fixed)
+            return reader.reading([first, second], reader.run(2, size, training=True), fixed)
         except (Differ, LiftError) as reason:
-            return reader.reading([first, second, reader.run(2, size)], fixed, eval_only=first_line(reason))
+            return reader.reading([first, second, reader.run(2, size)], fixed=fixed, eval_only=first_line(reason))
     except Differ as reason:
         if reader.follows_dtype(first, size):
             raise LiftError(f"the network's code depends on the dtype of the image: {first_line(reason)}") from None

@@ -68,11 +68,13 @@ def without_hooks(model: nn.Module) -> nn.Module:
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, Tensor) and not value.is_leaf:
-        return memo.setdefault(id(value), _meta(value))  # a kernel of weight_norm or pruning, computed in the last call
     if type(value) in (dict, OrderedDict) and all(isinstance(key, str) for key in value):
         memo[id(value)] = type(value)((key, _copied(item, memo)) for key, item in value.items())
         return memo[id(value)]
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, Tensor) and not value.is_leaf:
+        return memo.setdefault(id(value), _meta(value))  # a kernel of weight_norm or pruning, computed in the last call
     return copy.deepcopy(value, memo)
 
 
@@ -118,6 +120,13 @@ def _copies_itself(cls: type[nn.Module]) -> bool:
 _COPYING = ("__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__", "__slots__", "__new__")
 
 
+def empty_like(tensor: Tensor) -> Tensor:
+    """Return a tensor of another's kind on the meta device, where `torch.empty_like` is slow Python code."""
+    if tensor.is_contiguous() and type(tensor) in (Tensor, nn.Parameter):
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return torch.empty_like(tensor, device="meta", requires_grad=False)
+
+
 def _meta(tensor: Tensor) -> Tensor:
-    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+    empty = empty_like(tensor)
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty

@@ -68,6 +68,8 @@ class MaskRecorder(Recorder):
         self._in_reach = False
 
     def ref(self, value: Any) -> Any:
+        if not (self._picked or self._places):
+            return super().ref(value)
         if isinstance(value, Tensor) and id(value) in self._picked and not self._in_reach:
             raise self._beyond(value, "a use")
         if isinstance(value, Tensor) and id(value) in self._places:

@@ -22,7 +22,7 @@ from i3dconvert.lift.reading.surroundings import OTHERS, Enter, Held, other_devi
 from i3dconvert.lift.reading.trials import trials
 from i3dconvert.lift.reading.views import OVERLOAD
 
-BATCHES = (2, 5, 3)
+BATCHES = (2, 3, 5)
 """Images in each run; the values at the nodes are those of the first."""
 BATCH = BATCHES[0]
 
@@ -136,7 +136,6 @@ class Reader:
                     raise _Cached
         self.roots = self.roots or [network]
         self.kernels = self.kernels or kernels.kernels()
-        recorder.training = training
         return recorder
 
     def follows_dtype(self, first: Recorder, size: Sequence[int]) -> bool:
@@ -224,8 +223,18 @@ class Reader:
             self.device = own
         return next((line for at, line in reversed(self.latest.asked) if at <= row), place)
 
-    def reading(self, recorders: list[Recorder], fixed: str = "", eval_only: str = "") -> Reading:
-        modes = frozenset(i for i, recorder in enumerate(recorders) if recorder.training)
+    def alike_in_both_modes(self, first: Recorder, other: Sequence[int]) -> Reading:
+        """Return the reading if training takes the same steps, at another size; raises `Differ` and `LiftError`."""
+        second = self.run(1, other, training=True)
+        common(Runs([first, second]))
+        return self.reading([first, second])
+
+    def reading(
+        self, recorders: list[Recorder], trained: Recorder | None = None, fixed: str = "", eval_only: str = ""
+    ) -> Reading:
+        """Return what runs have in common; what differs in `trained`, a run in training mode, follows the mode."""
+        modes = frozenset() if trained is None else frozenset((len(recorders),))
+        recorders = recorders if trained is None else [*recorders, trained]
         rows, decisions, output = common(Runs([*recorders, *self.trials], modes))
         root = without_hooks(self.roots[0])
         graph = GraphOf(rows, [recorder.rows for recorder in recorders], root, recorders[0].calls)

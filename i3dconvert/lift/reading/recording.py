@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from i3dconvert.errors import LiftError
 from i3dconvert.lift.reading import known
+from i3dconvert.lift.reading.copying import empty_like
 from i3dconvert.lift.reading.records import Ref, dtype_named, leaves, line_of_the_network, mapped, positional, to_meta
 from i3dconvert.lift.reading.tensors import Tensors
 from i3dconvert.lift.reading.values import is_assumed, value_of
@@ -129,7 +130,7 @@ class Recorder(Tensors):
     @staticmethod
     def _computed(func: Any, args: Any, kwargs: Any) -> Any:
         if func in known.NORMS and args:
-            return torch.empty_like(args[0])
+            return empty_like(args[0])
         return to_meta(func(*to_meta(args), **to_meta(kwargs)))
 
     def _of_constants(self, func: Any, args: Any, kwargs: Any) -> Any:

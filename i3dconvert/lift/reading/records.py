@@ -85,8 +85,13 @@ class Decision:
     call: int = 0
 
 
+_NESTED = (tuple, list, dict, slice)
+
+
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     """Apply `function` to each leaf of nested tuples, lists, dicts and slices."""
+    if not isinstance(value, _NESTED):
+        return function(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(mapped(item, function) for item in value))
     if isinstance(value, list):
@@ -95,9 +100,7 @@ def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
         return tuple(mapped(item, function) for item in value)
     if isinstance(value, dict):
         return {key: mapped(item, function) for key, item in value.items()}
-    if isinstance(value, slice):
-        return slice(*(mapped(part, function) for part in (value.start, value.stop, value.step)))
-    return function(value)
+    return slice(*(mapped(part, function) for part in (value.start, value.stop, value.step)))
 
 
 def as_plain(value: Any) -> Any:
@@ -131,16 +134,13 @@ def dtype_named(kind: Any = None, *_: Any) -> torch.dtype | None:
 
 def leaves(value: Any) -> Iterator[Any]:
     """Yield the contents of nested tuples, lists, dicts and slices."""
-    if isinstance(value, dict):
-        for item in value.values():
-            yield from leaves(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from leaves(item)
+    if not isinstance(value, _NESTED):
+        yield value
     elif isinstance(value, slice):
         yield from leaves((value.start, value.stop, value.step))
     else:
-        yield value
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from leaves(item)
 
 
 def to_meta(value: Any) -> Any:

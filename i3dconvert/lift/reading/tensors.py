@@ -31,7 +31,6 @@ class Tensors(Writes):
         super().__init__()
         self.decisions: list[Decision] = []
         self.output: Any = None
-        self.training = False
         self.left_keys = False
         self.device = torch.device("cpu")
         """The device that the network sees: its own, because its code may decide on it."""
