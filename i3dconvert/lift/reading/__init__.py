@@ -1,6 +1,4 @@
-"""Read a network by running it on the meta device, with other batches and sizes and in both modes.
-
-Two runs are enough if they differ in all of that and take the same steps; else the modes have runs of their own.
+"""Read a network by running it three times on the meta device, with other batches and sizes and in both modes.
 
 `recording.py` records a run, `numbers.py` defines its sizes, `views.py` handles writes through views, `merging.py`
 finds what the runs have in common, and `graph.py` builds a graph from that. `reader.py` runs the network as often as
@@ -83,9 +81,6 @@ def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], tria
     channels, *size = shape
     reader = Reader(model, is_layer, channels)
     first = reader.run(0, size)
-    if not trial:
-        with suppress(Differ, LiftError):
-            return reader.alike_in_both_modes(first, others(*size)[0])
     fixed = "the 2D network accepts no other size"
     for other in others(*size):
         try:

@@ -22,7 +22,7 @@ from i3dconvert.lift.reading.surroundings import OTHERS, Enter, Held, other_devi
 from i3dconvert.lift.reading.trials import trials
 from i3dconvert.lift.reading.views import OVERLOAD
 
-BATCHES = (2, 3, 5)
+BATCHES = (2, 5, 3)
 """Images in each run; the values at the nodes are those of the first."""
 BATCH = BATCHES[0]
 
@@ -222,12 +222,6 @@ class Reader:
         finally:
             self.device = own
         return next((line for at, line in reversed(self.latest.asked) if at <= row), place)
-
-    def alike_in_both_modes(self, first: Recorder, other: Sequence[int]) -> Reading:
-        """Return the reading if training takes the same steps, at another size; raises `Differ` and `LiftError`."""
-        second = self.run(1, other, training=True)
-        common(Runs([first, second]))
-        return self.reading([first, second])
 
     def reading(
         self, recorders: list[Recorder], trained: Recorder | None = None, fixed: str = "", eval_only: str = ""
