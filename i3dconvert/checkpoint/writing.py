@@ -22,7 +22,7 @@ from i3dconvert.frameworks import framework_of
 from i3dconvert.frameworks.framework import Place
 from i3dconvert.progress import Progress, silent
 from i3dconvert.video.labels import Given
-from i3dconvert.weights import Digest, State, Stream, raw
+from i3dconvert.weights import Digest, State, Stream, one_thread, raw
 
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -72,6 +72,7 @@ def write(
     return write(path, document, places, pieces, force, check)
 
 
+@one_thread()
 def write_inflated(
     path: Path,
     document: Document,

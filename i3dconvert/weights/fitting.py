@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from i3dconvert.errors import WeightsError
-from i3dconvert.weights.hashing import Digest, Stream
+from i3dconvert.weights.hashing import Digest, Stream, one_thread
 
 
 class NoInit(TorchFunctionMode):
@@ -55,6 +55,7 @@ def _is_odd(tensor: Tensor, expected: Tensor) -> bool:
     return expected.is_floating_point() and (not tensor.is_floating_point() or tensor.element_size() < 2)
 
 
+@one_thread()
 def inspect(state: Mapping[str, Tensor], where: str, allow_nonfinite: bool = False, mapped: bool = False) -> str:
     """Return the SHA-256 of tensors just read; raises `WeightsError` for the first that holds a NaN or an infinity."""
     total, stream = Digest(), Stream(mapped)

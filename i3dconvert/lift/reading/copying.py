@@ -69,6 +69,8 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if type(value) in (dict, OrderedDict) and all(isinstance(key, str) for key in value):
+        if not value:  # as most of a module's hooks are
+            return memo.setdefault(id(value), type(value)())
         memo[id(value)] = type(value)((key, _copied(item, memo)) for key, item in value.items())
         return memo[id(value)]
     if id(value) in memo:
@@ -83,7 +85,7 @@ def _rebind(held: dict[Any, Any], memo: dict[int, Any]) -> None:
     for key, value in held.items():
         if isinstance(value, FunctionType):
             held[key] = _rebound(value, memo)
-        elif type(value) in (dict, OrderedDict):
+        elif type(value) in (dict, OrderedDict) and value:
             _rebind(value, memo)
 
 
