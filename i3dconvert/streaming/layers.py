@@ -36,6 +36,11 @@ def _like(mask: Tensor, frames: Tensor) -> Tensor:
     return mask.reshape(*mask.shape, *[1] * (frames.dim() - 2))
 
 
+def _own(kept: Tensor) -> Tensor:
+    """Copy the frames to keep, since a view would keep those of the whole step in memory."""
+    return kept.clone()
+
+
 class Outside(nn.Module):
     """Which frames of a step, or of those kept before it, lie outside the video and its padding."""
 
@@ -89,7 +94,7 @@ class Seen(nn.Module):
             if self.fill and self.window.looks_before:
                 kept = kept.masked_fill(_like(clock[:, STEPS:ENDED] < 1, kept), self.fill)
             seen = torch.cat([kept, new], 1)
-        return seen, seen[:, self.window.pace.frames :]
+        return seen, _own(seen[:, self.window.pace.frames :])
 
     def replicated(self, kept: Tensor, new: Tensor, clock: Tensor) -> Tensor:
         """Replace frames before the first by it, once it has arrived, and frames after the last by that."""
@@ -241,7 +246,7 @@ class Delay(nn.Module):
             kept = new.new_zeros(new.shape[0], self.by * rows, *new.shape[2:])
         seen = torch.cat([kept, new], 1)
         count = self.pace.frames * rows
-        return seen[:, :count].flatten(0, 1), seen[:, count:]
+        return seen[:, :count].flatten(0, 1), _own(seen[:, count:])
 
 
 class Given(nn.Module):

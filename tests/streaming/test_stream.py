@@ -351,3 +351,10 @@ def test_networks(name: str, recipe: str, init: str, size: int | None) -> None:
 def test_larger_networks(name: str, recipe: str) -> None:
     network = with_all_taps(inflate(name, recipe, weights="random", size=None if "224" in name else 64))
     assert difference(network, 1, 2) < 1e-12
+
+
+def test_a_state_keeps_no_more_memory_than_its_tensors() -> None:
+    flow = stream(small(Branches(), TEMPORAL))
+    _, state = flow.step(torch.randn(2, 3, flow.frames, 16, 16).double(), flow.start(2, 16, 16))
+    held = {id(tensor.untyped_storage()): tensor.untyped_storage().nbytes() for tensor in state}
+    assert sum(held.values()) == sum(tensor.nbytes for tensor in state)
