@@ -100,7 +100,7 @@ class _Flat:
         """Inline or add a call of a child, like `calling.call`."""
         takes, gives = node.facts["takes"], node.facts["gives"]
         if node.facts.get("given") == type(module).__qualname__:
-            return self.layer(node, module, name, args, kwargs, gives)
+            return self.layer(node, node.facts, name, args, kwargs, gives)
         wanted, given = forms(module, takes, gives)
         args = [self.as_form(*each) for each in zip(args, takes, wanted, strict=True)]
         if kind(module) == "tree":
@@ -113,7 +113,7 @@ class _Flat:
                 assert isinstance(tree, Block)
                 result = self.inline(tree, f"{name}.", args, dict(kwargs))
         else:
-            result = self.layer(node, module, name, args, kwargs, given)
+            result = self.layer(node, _facts_now(module, node.facts), name, args, kwargs, given)
         return self.as_form(result, given, gives)
 
     def chain(self, chain: Chain, name: str, value: Any, form: Form) -> tuple[Any, Form]:
@@ -124,10 +124,9 @@ class _Flat:
         wanted = form if chain._i3d_gives is None else chain._i3d_gives
         return self.as_form(value, form, wanted), wanted
 
-    def layer(self, node: Site, module: nn.Module, name: str, args: Any, kwargs: Any, gives: Form) -> fx.Node:
+    def layer(self, node: Site, facts: Facts, name: str, args: Any, kwargs: Any, gives: Form) -> fx.Node:
         new = self.graph.create_node("call_module", name, tuple(args), kwargs, node.name)
-        as_in_2d = node.facts.get("given") == type(module).__qualname__
-        facts_of(new).update({**(node.facts if as_in_2d else _facts_now(module, node.facts)), "form": gives})
+        facts_of(new).update({**facts, "form": gives})
         return new
 
     def as_form(self, value: Any, is_in: Form, wanted: Form) -> Any:
