@@ -12,7 +12,7 @@ from i3dconvert import inflate, optimize, verify
 from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import LiftError
 from i3dconvert.verification import Settings
-from tests.lift.test_anybodys_code import Net, clip_of, framewise
+from tests.lift.anybody import Net, clip_of, framewise
 
 
 @pytest.mark.parametrize("by", ["inflate", "verify"])

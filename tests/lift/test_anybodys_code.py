@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
-from i3dconvert import inflate, optimize, save
-from i3dconvert.checkpoint import read
+from i3dconvert import inflate, optimize
 from i3dconvert.comparison.forward import relative_error
-from i3dconvert.errors import FramesError, I3DWarning, LiftError
+from i3dconvert.errors import I3DWarning, LiftError
 from i3dconvert.lift.describe import describe
-
-Forward = Callable[[Any, Tensor], Any]
-
-
-class Net(nn.Module):
-    """Whatever a test gives it, in float64."""
-
-    def __init__(self, forward: Forward, **parts: Any) -> None:
-        super().__init__()
-        for name, part in {"c": nn.Conv2d(3, 4, 3, padding=1), "d": nn.Conv2d(4, 2, 3, padding=1), **parts}.items():
-            setattr(self, name, part)
-        self.code = forward
-        generator = torch.Generator().manual_seed(0)
-        for parameter in self.double().parameters():
-            parameter.data.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.3)
-        self.eval()
-
-    def forward(self, x: Tensor) -> Any:
-        return self.code(self, x)
-
-
-def clip_of(clips: int, frames: int, size: int) -> Tensor:
-    return torch.randn(clips, 3, frames, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def framewise(model: nn.Module, clip: Tensor) -> Tensor:
-    """What the 2D network gives on each frame: scores averaged over time, maps stacked along it."""
-    frames = [model(frame.clone()) for frame in clip.unbind(2)]
-    return torch.stack(frames, 2) if frames[0].dim() == 4 else torch.stack(frames, 1).mean(1)
+from tests.lift.anybody import Forward, Net, clip_of, framewise
 
 
 def in_place_through_a_view(net: Any, x: Tensor) -> Tensor:
@@ -305,37 +271,6 @@ def test_a_layer_called_with_an_image_and_with_something_else_stays_2d() -> None
         assert relative_error(model(clip[:, :, 0]).unsqueeze(2).expand(-1, -1, 4, -1, -1), network(clip)) <= 1e-12
 
 
-def test_a_decision_on_a_size_is_checked_at_each_call() -> None:
-    def pools_until_small(net: Any, x: Tensor) -> Tensor:
-        y = net.c(x)
-        while y.shape[2] > 8:
-            y = F.max_pool2d(y, 2)
-        return net.d(y).mean((2, 3))
-
-    model = Net(pools_until_small)
-    network = inflate(model, "c2d", size=16)
-    assert not network.inflation.any_size
-    clip = clip_of(2, 2, 16)
-    with torch.no_grad():
-        assert relative_error(framewise(model, clip), network(clip)) <= 1e-12
-
-
-def test_dropout_follows_the_mode_of_its_own_block() -> None:
-    class Block(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return F.dropout(x, 0.5, self.training)
-
-    model = Net(lambda net, x: net.b(net.a(net.c(x))).mean((2, 3)), a=Block(), b=Block())
-    network = inflate(model, "c2d", size=16)
-    clip = clip_of(1, 2, 16)
-    assert torch.equal(network(clip), network(clip))
-    network.train()
-    assert not torch.equal(network(clip), network(clip))
-    for block in ("a", "b"):
-        network.get_submodule(block).eval()
-    assert torch.equal(network(clip), network(clip))
-
-
 @pytest.mark.parametrize(
     ("forward", "said"),
     [
@@ -354,95 +289,6 @@ def test_dropout_follows_the_mode_of_its_own_block() -> None:
 def test_what_no_graph_can_follow_is_refused_by_name(forward: Forward, said: str) -> None:
     with pytest.raises(LiftError, match=said):
         inflate(Net(forward, f=nn.Flatten()), size=16)
-
-
-def test_arithmetic_that_gives_the_same_at_small_sizes_is_computed_anew() -> None:
-    model = Net(lambda net, x: net.d(net.c(x)) * (1 + x.shape[2] // 100))
-    network = inflate(model, "c2d", size=16)
-    with torch.no_grad():
-        for size in (16, 120):
-            clip = clip_of(1, 2, size)
-            assert relative_error(framewise(model, clip), network(clip)) <= 1e-12
-
-
-def test_a_decision_that_falls_otherwise_is_refused_with_its_line() -> None:
-    def odd_ones_are_padded(net: Any, x: Tensor) -> Tensor:
-        return net.d(F.pad(net.c(x), (0, 1)) if x.shape[3] % 2 else net.c(x))
-
-    network = inflate(Net(odd_ones_are_padded), "c2d", size=16)
-    with torch.no_grad(), pytest.raises(LiftError, match=r"test_anybodys_code\.py:\d+: .* depends on 1 != 0 here"):
-        network(clip_of(1, 2, 17))
-
-
-class Dropping(nn.Module):
-    """Stochastic depth, as people copy it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        return x * x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(0.5) / 0.5
-
-
-@pytest.mark.parametrize(
-    "drop", [Dropping(), StochasticDepth(0.5, "row"), DropPath(0.5)], ids=lambda d: type(d).__name__
-)
-@pytest.mark.parametrize("part", ["images", "tokens"])
-def test_a_path_is_dropped_for_whole_clips(drop: nn.Module, part: str) -> None:
-    def forward(net: Any, x: Tensor) -> Tensor:
-        y = net.c(x)
-        return net.drop(y).mean((2, 3)) if part == "images" else net.drop(y.flatten(2).transpose(1, 2)).mean(1)
-
-    network = inflate(Net(forward, drop=drop), "c2d", size=8, temporal_pool="none").train()
-    torch.manual_seed(0)
-    dropped = network(clip_of(32, 3, 8)).abs().sum(-1) == 0
-    assert torch.equal(dropped.all(1), dropped.any(1))
-    assert 0 < dropped[:, 0].sum() < 32
-
-
-class Scaled(nn.BatchNorm2d):
-    """With a forward of its own."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) * 2
-
-
-def test_a_subclass_of_batch_norm_trains() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), Scaled(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).double()
-    network, clip = inflate(model, "c2d", size=8).train(), clip_of(2, 3, 8)
-    model.train()
-    for _ in range(2):
-        expected = model(clip.transpose(1, 2).flatten(0, 1)).unflatten(0, (2, 3)).mean(1)
-        assert relative_error(expected, network(clip)) <= 1e-12
-    assert relative_error(model[1].running_var, network[1].running_var) <= 1e-12
-
-
-def test_a_train_method_that_keeps_modules_in_eval_mode_is_named() -> None:
-    class Frozen(Net):
-        def train(self, mode: bool = True) -> Any:
-            super().train(mode)
-            self.norm.eval()
-            return self
-
-    model = Frozen(lambda net, x: net.d(net.norm(net.c(x))), norm=nn.BatchNorm2d(4))
-    with pytest.warns(I3DWarning, match=r"train\(\) of the 2D network leaves norm in eval mode"):
-        inflate(model, "c2d", size=16)
-
-
-def test_what_is_otherwise_in_training_is_said() -> None:
-    class TwoHeads(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.a, self.b = nn.Conv2d(3, 4, 3), nn.Linear(4, 2), nn.Linear(4, 2)
-
-        def forward(self, x: Tensor) -> Any:
-            y = self.conv(x).mean((2, 3))
-            return (self.a(y), self.b(y)) if self.training else self.a(y)
-
-    with pytest.warns(I3DWarning, match="the 2D network behaves differently in training"):
-        network = inflate(TwoHeads().eval(), "c2d", size=16)
-    assert network.inflation.eval_only
-    assert isinstance(network.train()(clip_of(1, 2, 16).float()), Tensor)
 
 
 def heads_in_front(net: Any, x: Tensor) -> Tensor:
@@ -553,22 +399,6 @@ def test_the_dispatcher_counts_kernels_that_the_graph_does_not_show_and_calls() 
     assert counted.kept == (("the network", "1 run inside unchanged steps"),)
 
 
-def rows_of_the_input_beside_a_pooled_map(net: Any, x: Tensor) -> Tensor:
-    rows, pooled = x.size(0), net.p(net.c(x))
-    ramp = torch.linspace(-1, 1, pooled.size(2)).view(1, 1, -1, 1).repeat(rows, 1, 1, pooled.size(3))
-    return net.d(pooled * ramp.to(pooled))
-
-
-@pytest.mark.parametrize("frames", [4, 5])
-def test_a_batch_size_read_before_a_stride_and_used_behind_it(frames: int) -> None:
-    model = Net(rows_of_the_input_beside_a_pooled_map, p=nn.MaxPool2d(2))
-    network = inflate(model, "volumetric", size=16)
-    image = torch.randn(2, 3, 16, 16, dtype=torch.float64)
-    with torch.no_grad():
-        still = network(image.unsqueeze(2).repeat(1, 1, frames, 1, 1))
-        assert relative_error(model(image).unsqueeze(2).expand_as(still), still) <= 1e-12
-
-
 def test_no_convolution_in_3d_is_a_warning() -> None:
     class Windows(nn.Module):
         def __init__(self) -> None:
@@ -583,50 +413,6 @@ def test_no_convolution_in_3d_is_a_warning() -> None:
         inflate(Windows().eval(), size=16)
 
 
-def windows_of_four(net: Any, x: Tensor) -> Tensor:
-    first, *_, last = net.c(x).split(4, 2)
-    return net.d(first + last)
-
-
-def a_threshold_that_forgets(net: Any, x: Tensor) -> Tensor:
-    return net.d(net.c(x) * (2 if int(x.shape[2]) > 20 else 1))
-
-
-def a_loop_that_grows_late(net: Any, x: Tensor) -> Tensor:
-    y = net.c(x)
-    for _ in range(x.shape[2] // 60):
-        y = y * 2
-    return net.d(y)
-
-
-@pytest.mark.parametrize("forward", [windows_of_four, a_threshold_that_forgets, a_loop_that_grows_late])
-def test_a_size_that_would_be_wrong_is_refused(forward: Forward) -> None:
-    model = Net(forward)
-    network = inflate(model, "c2d", size=16)
-    assert "only clips of 16×16" in network.inflation.sizes()
-    assert relative_error(framewise(model, clip_of(2, 3, 16)), network(clip_of(2, 3, 16))) <= 1e-12
-    with pytest.raises(FramesError, match="the clip is 64×64; the network was inflated only for 16×16"):
-        network(clip_of(1, 2, 64))
-    larger = inflate(model, "c2d", size=64)
-    assert relative_error(framewise(model, clip_of(1, 2, 64)), larger(clip_of(1, 2, 64))) <= 1e-12
-
-
-def test_sizes_beyond_those_that_were_tried_are_warned_of_once(
-    recwarn: pytest.WarningsRecorder, tmp_path: Path
-) -> None:
-    network = inflate(Net(layers_and_a_subclass, e=nn.Conv2d(4, 4, 1)), "c2d", size=16)
-    assert network.inflation.sizes() == "heights 8 to 64 and widths 4 to 64 were tried"
-    network(clip_of(1, 1, 64))
-    assert not recwarn.list
-    for _ in range(2):
-        network(clip_of(1, 1, 65))
-    assert [str(found.message) for found in recwarn.list] == [
-        "the clip is 65×65; heights 8 to 64 and widths 4 to 64 were tried: compare the networks at this size"
-    ]
-    save(network, tmp_path / "net.safetensors")
-    assert read(tmp_path / "net.safetensors")[0].inflation.tried == ((8, 64), (4, 64))
-
-
 def test_a_value_of_the_networks_own_tensors_is_not_baked_in() -> None:
     with pytest.raises(LiftError, match="depends on the value of k, which may change when weights are loaded"):
         inflate(Net(lambda net, x: net.c(x) * net.k.item(), k=nn.Parameter(torch.tensor(2.0))), size=16)
@@ -636,45 +422,6 @@ def test_optimized_a_kernel_that_is_read_elsewhere_is_kept() -> None:
     model = Net(lambda net, x: net.d(net.c(x)) * net.d.weight.norm() + net.c.bias[:2, None, None])
     clip = clip_of(1, 3, 16)
     assert relative_error(framewise(model, clip), optimize(inflate(model, "c2d", size=16))(clip)) <= 1e-12
-
-
-class Warped(nn.Module):
-    """A spatial transformer, whose grid is made of the whole shape: torch compares its sizes with one another."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.turn, self.conv = nn.Linear(3, 6), nn.Conv2d(3, 4, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        theta = self.turn(x.mean((2, 3))).view(-1, 2, 3)
-        return self.conv(F.grid_sample(x, F.affine_grid(theta, x.size(), align_corners=True), align_corners=True))
-
-
-def test_what_torch_decides_by_sizes_inside_a_function_fixes_nothing() -> None:
-    model = Warped().double()
-    network = inflate(model, "c2d", size=16)
-    clip = torch.randn(2, 3, 7, 24, 20, dtype=torch.float64)
-    with torch.no_grad():
-        expected = torch.stack([model(clip[:, :, t]) for t in range(7)], 2)
-        assert relative_error(expected, network(clip)) <= 1e-12
-
-
-class OddUnet(nn.Module):
-    def __init__(self, stride: int = 2) -> None:
-        super().__init__()
-        self.down, self.up = nn.Conv2d(3, 3, 3, stride, 1), nn.Upsample(scale_factor=stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.up(self.down(x))[:, :, : x.size(2), : x.size(3)]
-
-
-def test_a_length_at_which_branches_are_out_of_step_is_said_with_those_that_go_through() -> None:
-    network = inflate(OddUnet(), "volumetric", size=16)
-    assert network(torch.randn(1, 3, 6, 16, 16)).shape == (1, 3, 6, 16, 16)
-    with pytest.raises(FramesError, match="a clip of 5 frames does not fit, one of 4 or 6 does"):
-        network(torch.randn(1, 3, 5, 16, 16))
-    with pytest.raises(FramesError, match="a clip of 6 frames does not fit, one of 4 or 8 does"):
-        inflate(OddUnet(4), "volumetric", size=16)(torch.randn(1, 3, 6, 16, 16))
 
 
 @lru_cache
@@ -783,24 +530,3 @@ def test_modules_that_return_what_they_were_given(forward: Forward, part: nn.Mod
 def test_a_part_of_a_kernel_is_inspected() -> None:
     model = Net(lambda net, x: F.conv2d(x, net.c.weight[:2], padding=1))
     assert [row.kernel3d for row in describe(inflate(model, "uniform", size=12))] == [(3, 3, 3)]
-
-
-def beside_dropout(net: Any, x: Tensor) -> Tensor:
-    y = net.c(x)
-    return net.d(net.part(y)) + y[:, :2]
-
-
-def beside_functional_dropout(net: Any, x: Tensor) -> Tensor:
-    y = net.c(x)
-    z = net.part(F.dropout(y, 1.0, net.training))
-    return net.d(z) + y[:, :2] + z[:, :2]
-
-
-@pytest.mark.parametrize("forward", [beside_dropout, beside_functional_dropout])
-def test_what_is_beside_dropout_is_not_dropped_in_training(forward: Forward) -> None:
-    model, clip = Net(forward, part=nn.Dropout(1.0)), clip_of(2, 3, 12)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", I3DWarning)
-        network = inflate(model, "c2d", size=12)
-    for training in (False, True):
-        torch.testing.assert_close(network.train(training)(clip), framewise(model.train(training), clip))

@@ -17,6 +17,7 @@ from torchvision.ops import deform_conv2d
 from i3dconvert import inflate, optimize
 from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import LiftError
+from tests.lift.anybody import framewise
 
 Forward = Callable[[Any, Tensor], Any]
 
@@ -42,11 +43,6 @@ class Net(nn.Module):
 def clip_of(clips: int, frames: int, height: int, width: int) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(clips, 3, frames, height, width, generator=generator, dtype=torch.float64)
-
-
-def framewise(model: nn.Module, clip: Tensor) -> Tensor:
-    frames = [model(frame.clone()) for frame in clip.unbind(2)]
-    return torch.stack(frames, 2) if frames[0].dim() == 4 else torch.stack(frames, 1).mean(1)
 
 
 class Windows(nn.Module):

@@ -14,7 +14,8 @@ from torch.autograd import Function, Variable
 from i3dconvert import inflate, optimize
 from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import LiftError
-from tests.lift.test_code_at_home import Forward, Net, clip_of, framewise
+from tests.lift.anybody import framewise
+from tests.lift.test_code_at_home import Forward, Net, clip_of
 
 
 @torch.jit.script

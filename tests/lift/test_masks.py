@@ -12,7 +12,8 @@ from torch import Tensor
 from i3dconvert import inflate, optimize
 from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import LiftError
-from tests.lift.test_code_at_home import Net, clip_of, framewise
+from tests.lift.anybody import framewise
+from tests.lift.test_code_at_home import Net, clip_of
 
 
 def scaled(net: Any, x: Tensor) -> Tensor:

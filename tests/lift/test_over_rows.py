@@ -15,7 +15,7 @@ from i3dconvert import inflate, optimize, stream
 from i3dconvert.comparison.forward import relative_error
 from i3dconvert.lift.network import inflation_of
 from i3dconvert.recipes import Recipe, Rule
-from tests.lift.test_anybodys_code import Net, clip_of, framewise
+from tests.lift.anybody import Net, clip_of, framewise
 
 HEADS = 2
 

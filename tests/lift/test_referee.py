@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from i3dconvert import inflate
 from i3dconvert.comparison.forward import outputs, relative_error
-from tests.lift.test_anybodys_code import FORWARDS, Net, clip_of
+from tests.lift.anybody import Net, clip_of
+from tests.lift.test_anybodys_code import FORWARDS
 
 SIZE = 52
 TIMM = (

@@ -10,14 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from i3dconvert import inflate
-
-
-def clip_of(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def framewise(model: nn.Module, clip: Tensor) -> Tensor:
-    return torch.stack([model(frame.clone()) for frame in clip.unbind(2)], 2)
+from tests.lift.anybody import clip_of, framewise
 
 
 class Branch(nn.Module):
@@ -44,7 +37,7 @@ class Around(nn.Module):
 @pytest.mark.parametrize("first", [nn.Identity(), nn.Dropout(0.0), nn.Dropout(0.5)])
 def test_a_layer_that_returns_its_input_is_used_only_in_its_own_block(first: nn.Module) -> None:
     network = inflate(Around(first).eval(), "uniform", "mean", size=16)
-    clip = clip_of(2, 3, 4, 16, 16)
+    clip = clip_of(2, 4, 16).float()
     seen: list[Tensor] = []
     network.main.register_forward_hook(lambda module, args, output: seen.extend((args[0], output)))
     before = network(clip)
@@ -134,7 +127,7 @@ _CODES += [_in_place_in_a_view, _turned, _by_a_layer_in_place]
 @pytest.mark.parametrize("code", _CODES, ids=lambda code: code.__name__[1:])
 def test_a_layer_that_returns_its_input_and_that_input_are_one_tensor(same: nn.Module, code: Any) -> None:
     model = Beside(same, code).double().eval()
-    clip = clip_of(2, 3, 4, 12, 12).double()
+    clip = clip_of(2, 4, 12)
     torch.testing.assert_close(inflate(model, "c2d", size=16)(clip), framewise(model, clip))
 
 
@@ -144,5 +137,5 @@ def test_what_replaces_a_layer_that_returned_its_input_leaves_the_input_alone(co
     network = inflate(model, "c2d", size=16)
     network.same = nn.Hardswish()
     model.same = nn.Hardswish()
-    clip = clip_of(2, 3, 4, 12, 12).double()
+    clip = clip_of(2, 4, 12)
     torch.testing.assert_close(network(clip), framewise(model, clip))
