@@ -252,3 +252,22 @@ def test_pools_larger_than_the_image(pool: nn.Module, size: int, recipe: str) ->
     frames = max(network.inflation.minimum_frames, 3)
     report = verify(model, network, Settings(frames=frames, size=size, dtypes=(torch.float64,)))
     assert report.passed, report.reason
+
+
+class Noting(nn.Module):
+    """Notes a number in a dict that the layers of a network share, or uses it."""
+
+    def __init__(self, shared: dict[str, float], writes: bool) -> None:
+        super().__init__()
+        self.shared, self.writes, self.conv = shared, writes, nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.writes:
+            self.shared["times"] = 2.0
+        return self.conv(x) * self.shared["times"]
+
+
+def test_layers_share_a_dict() -> None:
+    shared = {"times": 1.0}
+    parts = {"first": Noting(shared, True), "second": Noting(shared, False)}
+    proved(Net(lambda net, x: net.second(net.first(net.conv(x))), **parts))

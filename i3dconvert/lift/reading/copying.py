@@ -68,13 +68,12 @@ def without_hooks(model: nn.Module) -> nn.Module:
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if type(value) in (dict, OrderedDict) and all(isinstance(key, str) for key in value):
-        if not value:  # as most of a module's hooks are
-            return memo.setdefault(id(value), type(value)())
-        memo[id(value)] = type(value)((key, _copied(item, memo)) for key, item in value.items())
-        return memo[id(value)]
     if id(value) in memo:
         return memo[id(value)]
+    if type(value) in (dict, OrderedDict) and all(isinstance(key, str) for key in value):
+        copied = memo[id(value)] = type(value)()  # modules may share a dict, and it may hold itself
+        copied.update((key, _copied(item, memo)) for key, item in value.items())
+        return copied
     if isinstance(value, Tensor) and not value.is_leaf:
         return memo.setdefault(id(value), _meta(value))  # a kernel of weight_norm or pruning, computed in the last call
     return copy.deepcopy(value, memo)
