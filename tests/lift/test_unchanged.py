@@ -139,3 +139,39 @@ def test_what_replaces_a_layer_that_returned_its_input_leaves_the_input_alone(co
     model.same = nn.Hardswish()
     clip = clip_of(2, 4, 12)
     torch.testing.assert_close(network(clip), framewise(model, clip))
+
+
+def _asked(net: Any, x: Tensor) -> Tensor:
+    y = net.same(x)
+    return x * 2 if y is x else x * 3
+
+
+def _asked_of_a_list(net: Any, x: Tensor) -> Tensor:
+    levels = [x, net.same(x), net.conv(x)]
+    return sum({id(level): level for level in levels}.values(), torch.zeros(()))
+
+
+def _noted_before(net: Any, x: Tensor) -> Tensor:
+    x.times = 2  # type: ignore[attr-defined]
+    y = net.same(x)
+    return y * getattr(y, "times", 3)
+
+
+def _noted_after(net: Any, x: Tensor) -> Tensor:
+    net.same(x).times = 2
+    return x * getattr(x, "times", 3)
+
+
+def _of_a_parameter(net: Any, x: Tensor) -> Tensor:
+    weight = net.same(net.conv.weight)
+    return nn.functional.conv2d(x, weight * (2 if isinstance(weight, nn.Parameter) and weight.is_leaf else 3))
+
+
+@pytest.mark.parametrize("same", [nn.Identity(), nn.Dropout(0.5)], ids=["identity", "dropout"])
+@pytest.mark.parametrize(
+    "code", [_asked, _asked_of_a_list, _noted_before, _noted_after, _of_a_parameter], ids=lambda code: code.__name__[1:]
+)
+def test_code_that_asks_whether_a_layer_returned_its_input_takes_the_same_steps(same: nn.Module, code: Any) -> None:
+    model = Beside(same, code).double().eval()
+    clip = clip_of(2, 3, 4, 12, 12).double()
+    torch.testing.assert_close(inflate(model, "c2d", size=16)(clip), framewise(model, clip))

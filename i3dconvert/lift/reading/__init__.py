@@ -80,7 +80,7 @@ def _readable_part(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, i
 def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], trial: bool) -> Reading:
     channels, *size = shape
     reader = Reader(model, is_layer, channels)
-    first = reader.run(0, size)
+    first = reader.first(size, trial)
     fixed = "the 2D network accepts no other size"
     for other in others(*size):
         try:

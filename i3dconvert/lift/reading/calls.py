@@ -91,7 +91,8 @@ class CallRecorder(MaskRecorder):
                         self._refs[identity] = Lost(f"a tensor that was created inside {name}, which is kept whole")
                 if made_by is not None and made_by.row >= start:
                     del self._made_by[identity]
-            if isinstance(unchanged.get(id(output)), Ref):
+            if isinstance(ref := unchanged.get(id(output)), Ref):
+                self.returned[Ref(len(self.rows))] = ref
                 with self.unrecorded():
                     output = self._own(output)
             new = self.row("module", name, refs[0], refs[1], output)

@@ -64,6 +64,8 @@ class Runs:
 
     recorders: Sequence[Recorder]
     training: frozenset[int] = frozenset()
+    passing: bool = False
+    """Whether what a step returned unchanged counts as its input."""
 
 
 def common(runs: Runs) -> tuple[list[Row], list[Decision], Any]:
@@ -151,6 +153,8 @@ class _Common:
         return self.sizes_differ and alike and (dims != 4 or axis == 1)
 
     def merge(self, values: list[Any], at: int, scope: str, where: str) -> Any:
+        if self.runs.passing and all(isinstance(value, Ref) for value in values):
+            values = [_origin(*pair) for pair in zip(values, self.runs.recorders, strict=True)]
         first = values[0]
         if isinstance(first, Ref) and all(value == first for value in values):
             return self.same[first][0] if first in self.same and self.is_constant(first) else first
@@ -284,3 +288,10 @@ def _spoken(row: Row) -> str:
     if row.kind in _SPOKEN:
         return _SPOKEN[row.kind]
     return str(getattr(row.target, "__name__", row.target))
+
+
+def _origin(ref: Ref, recorder: Recorder) -> Ref:
+    """Return the value that steps returned unchanged to give `ref`."""
+    while (before := recorder.returned.get(ref)) is not None:
+        ref = before
+    return ref

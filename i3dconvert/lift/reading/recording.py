@@ -105,6 +105,7 @@ class Recorder(Tensors):
                     value = self._as_its_own(value, name, args, kwargs)
                 elif not self._whole:
                     value = self._own(value)
+                    self.returned[Ref(len(self.rows))] = refs[0][0]
             self._keep(value, self.row("call", func, refs[0], refs[1], value))
         return value
 

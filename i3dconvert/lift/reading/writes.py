@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from i3dconvert.errors import LiftError
@@ -36,6 +36,10 @@ class Writes(TorchFunctionMode):
         """How often each tensor was written into, by its identity."""
         self._passed: dict[int, list[Tensor]] = {}
         """By identity, the tensors that are one: layers such as nn.Identity returned the first of them unchanged."""
+        self.apart = True
+        """Whether what a layer returned unchanged is a tensor of its own; else it is the layer's input, as in 2D."""
+        self.returned: dict[Ref, Ref] = {}
+        """The input of each step that returned its input unchanged in this run, such as dropout in eval mode."""
         self._whole: list[tuple[int, int, Any, int, int, dict[int, tuple[int, Any]]]] = []
 
     def row(self, kind: str, target: Any, args: Any = (), kwargs: Any = None, value: Any = None) -> Ref:
@@ -143,7 +147,13 @@ class Writes(TorchFunctionMode):
 
     def _own(self, tensor: Tensor) -> Tensor:
         """Return a tensor of its own for what a layer returned unchanged: code may use the layer's input beside it."""
-        own = tensor.view_as(tensor)
+        if not self.apart:
+            return tensor
+        if isinstance(tensor, nn.Parameter):
+            own: Tensor = nn.Parameter(tensor.detach(), tensor.requires_grad)
+        else:
+            own = tensor.view_as(tensor)
+        own.__dict__ = tensor.__dict__  # attributes that code sets on one are those of the other
         self._passed[id(own)] = self._same(tensor)
         self._passed[id(own)].append(own)
         return own
@@ -178,5 +188,6 @@ class Writes(TorchFunctionMode):
         step = self.rows[found.step.row]
         row = self.row("call", step.target, (self.ref(found.of), *step.args[1:]), step.kwargs, step.value)
         ref = Ref(row.row, found.step.path)
-        self._refs[id(view)], self._owner[ref] = ref, view
+        self._refs |= {id(one): ref for one in self._same(view)}
+        self._owner[ref] = view
         return ref
