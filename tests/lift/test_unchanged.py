@@ -173,5 +173,5 @@ def _of_a_parameter(net: Any, x: Tensor) -> Tensor:
 )
 def test_code_that_asks_whether_a_layer_returned_its_input_takes_the_same_steps(same: nn.Module, code: Any) -> None:
     model = Beside(same, code).double().eval()
-    clip = clip_of(2, 3, 4, 12, 12).double()
+    clip = clip_of(2, 4, 12)
     torch.testing.assert_close(inflate(model, "c2d", size=16)(clip), framewise(model, clip))
