@@ -208,7 +208,8 @@ class OverFrames:
         alike = same_on_frames(module)
         if alike is not None:
             self.modules[name] = alike
-            return self.graph.create_node("call_module", name, (frames,), {}, node.name)
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
+            return self.graph.create_node("call_module", name, args, kwargs, node.name)
         norm = self.network.get_submodule(str(self.norms[node].target)) if node in self.norms else None
         if isinstance(module, PaddedConv3d) and module.temporal is not None:
             frames = self.convolved(f"{name}.spatial", module, frames, node, Temporal(), None)

@@ -186,13 +186,15 @@ def argument(node: fx.Node, name: str, position: int, default: Any = None) -> An
 def keeps_clip(node: fx.Node) -> bool:
     """Return whether a function or method treats a clip like an image if all of its inputs are clips."""
     name = operation(node)
+    if any(one is torch.channels_last for one in (*node.args, *node.kwargs.values())):  # which only images have
+        return False
     if name in ELEMENTWISE or name in CHANNELS_FIRST:
         return True
     if name in CHANNELWISE:
         return bool(argument(node, "dim", CHANNELWISE[name], 0) == 1)
     if name == "getitem":
         container, index = node.args
-        if isinstance(container, fx.Node) and isinstance(facts_of(container)["value"], tuple | list):
+        if isinstance(container, fx.Node) and isinstance(facts_of(container)["value"], tuple | list | dict):
             return True
         return isinstance(index, tuple) and len(index) == 2 and index[0] == slice(None) and isinstance(index[1], slice)
     if name == "pad":

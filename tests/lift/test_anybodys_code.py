@@ -166,6 +166,13 @@ def norms_over_space(net: Any, x: Tensor) -> Tensor:
     return F.instance_norm(net.d(F.group_norm(net.c(x), 2)))
 
 
+def images_in_another_memory_order(net: Any, x: Tensor) -> Tensor:
+    y = F.group_norm(net.c(x.to(memory_format=torch.channels_last)).contiguous(memory_format=torch.channels_last), 2)
+    z = y.clone(memory_format=torch.channels_last)
+    z.flatten(2).mul_(2)
+    return net.d(y + z)
+
+
 FORWARDS = (
     norms_over_space,
     in_place_through_a_view,
@@ -184,6 +191,7 @@ FORWARDS = (
     a_named_argument,
     sizes_by_arithmetic,
     a_constant_of_the_images_dtype,
+    images_in_another_memory_order,
 )
 
 

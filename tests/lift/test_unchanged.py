@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from i3dconvert import inflate
+from i3dconvert import inflate, optimize, stream
 from tests.lift.anybody import clip_of, framewise
 
 
@@ -175,3 +175,24 @@ def test_code_that_asks_whether_a_layer_returned_its_input_takes_the_same_steps(
     model = Beside(same, code).double().eval()
     clip = clip_of(2, 4, 12)
     torch.testing.assert_close(inflate(model, "c2d", size=16)(clip), framewise(model, clip))
+
+
+def _in_a_dict(net: Any, x: Tensor) -> Tensor:
+    both = net.same({"a": x, "b": x * 2})
+    return net.conv(both["a"].tanh() + both["b"])
+
+
+def _in_a_tuple(net: Any, x: Tensor) -> Tensor:
+    first, second = net.same((x, x * 2))
+    return net.conv(first.tanh() + second)
+
+
+@pytest.mark.parametrize("code", [_in_a_dict, _in_a_tuple], ids=lambda code: code.__name__[1:])
+def test_a_layer_that_returns_several_tensors_unchanged(code: Any) -> None:
+    model = Beside(nn.Identity(), code).double().eval()
+    network, clip = inflate(model, "c2d", size=16), clip_of(2, 4, 12)
+    for form in (network, optimize(network)):
+        torch.testing.assert_close(form(clip), framewise(model, clip))
+    flow = stream(network)
+    step, _ = flow.step(clip[:, :, :1], flow.start(2, 12, 12))
+    torch.testing.assert_close(step, framewise(model, clip[:, :, :1]))

@@ -33,6 +33,8 @@ def is_image(node: Any) -> bool:
     value, multiples = facts_of(node)["value"], facts_of(node)["batch"]
     if isinstance(value, tuple | list):
         return bool(value) and all(_is_image(*pair) for pair in zip(value, multiples, strict=True))
+    if isinstance(value, dict):
+        return bool(value) and all(_is_image(item, multiples[key]) for key, item in value.items())
     return _is_image(value, multiples)
 
 
