@@ -205,8 +205,7 @@ class OverFrames:
                 self.modules[f"{name}.act"] = module.act
                 return self.graph.call_module(f"{name}.act", (frames,))
             return frames
-        alike = same_on_frames(module)
-        if alike is not None:
+        if (alike := same_on_frames(module)) is not None:
             self.modules[name] = alike
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
             return self.graph.create_node("call_module", name, args, kwargs, node.name)
