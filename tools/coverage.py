@@ -64,6 +64,12 @@ AGAIN = """## Each family again
 One small network or more of each family of torchvision and timm, verified by a later version than the tables above.
 *calls*: the calls of modules in the 2D network; *inlined*: those that are no modules of the 3D network's tree.
 """
+COUNTED = """## Every name counted
+
+Every name of torchvision and timm, inflated by a later version than the tables above, without verifying it
+(`python -m tools.sweep --counts '*'`). The table has the networks of which a convolution stays 2D or a call of a module
+is *inlined*, so that the module is none of the 3D network's tree.
+"""
 SOURCES = {
     OUTSIDE: ("transformers", "monai", "smp", "torchxrayvision"),
     MORE: ("pytorchcv", "vit-pytorch", "efficientnet_pytorch", "ultralytics", "encoders"),
@@ -74,16 +80,18 @@ SOURCES = {
 def write_table(rows: list[Row], counts: list[Row], joint: list[Row], path: Path) -> None:
     """Write the summary, the families, and a line for each network; sections without new results stay.
 
-    `counts` has the attentions of each network, `joint` the results with that recipe.
+    `counts` has what `--counts` found in each network, `joint` the results with that recipe.
     """
-    attentions = {row["name"]: row for row in counts}
+    attentions = {row["name"]: {key: row[key] for key in ("attentions", "can attend")} for row in counts}
     rows = [row | attentions.get(row["name"], {}) for row in rows if row["init"] == "center"]
     rows = sorted(rows, key=lambda row: ("/" in row["name"], row["name"]))
     libraries = {source for sources in SOURCES.values() for source in sources}
     inside = [row for row in rows if row["name"].partition("/")[0] not in libraries]
     path.parent.mkdir(exist_ok=True)
-    titles = [section.partition("\n")[0] for section in (AGAIN, JOINT, *SOURCES)]
-    first, again, with_joint, *sections = _split(path.read_text(), titles)
+    titles = [section.partition("\n")[0] for section in (AGAIN, COUNTED, JOINT, *SOURCES)]
+    first, again, counted, with_joint, *sections = _split(path.read_text(), titles)
+    if counts:
+        counted = "\n".join([COUNTED, *_counted(counts)])
     if joint:
         with_joint = "\n".join([JOINT, *_joint(joint)])
     summary = [_equal("torchvision", [row for row in inside if "/" not in row["name"]])]
@@ -100,7 +108,7 @@ def write_table(rows: list[Row], counts: list[Row], joint: list[Row], path: Path
         if found := [row for mine in groups.values() for row in mine]:
             summary = [*(_equal(source, mine) for source, mine in groups.items() if mine), ""]
             sections[index] = "\n".join([section, *summary, *_outside(found, with_volumes=section == OUTSIDE)])
-    path.write_text("\n\n".join(part.strip() for part in (first, again, with_joint, *sections) if part) + "\n")
+    path.write_text("\n\n".join(part.strip() for part in (first, again, counted, with_joint, *sections) if part) + "\n")
 
 
 def _split(text: str, titles: list[str]) -> list[str]:
@@ -156,6 +164,21 @@ def _networks(rows: list[Row]) -> Iterator[str]:
 def _attentions(*rows: Row) -> str:
     found, can = (sum(row.get(key, 0) for row in rows) for key in ("attentions", "can attend"))
     return f"{can} of {found}" if found else "–" if all("attentions" in row for row in rows) else ""
+
+
+def _counted(rows: list[Row]) -> Iterator[str]:
+    rows = sorted(rows, key=lambda row: ("/" in row["name"], row["name"]))
+    run, lifted = (sum(row[key] for row in rows) for key in ("run", "became 3D"))
+    whole = sum(not row["inlined"] for row in rows)
+    yield f"- **convolutions**: {lifted:,} of {run:,} became 3D, in {len(rows):,} networks."
+    yield f"- **tree**: {whole:,} of {len(rows):,} networks have no inlined call."
+    yield f"- **attentions**: {_attentions(*rows)} can see other frames."
+    yield ""
+    yield from _table(("name", "run", "became 3D", "calls", "inlined", "stay 2D"))
+    for row in rows:
+        if row["kept"] or row["inlined"]:
+            why = "; ".join(dict.fromkeys(reason for _, reason in row["kept"]))
+            yield _line(row["name"], *(_number(row, key) for key in ("run", "became 3D", "calls", "inlined")), why)
 
 
 def _joint(rows: list[Row]) -> Iterator[str]:
