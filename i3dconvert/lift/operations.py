@@ -28,6 +28,7 @@ class Operations(Rewriting):
             Layout.CLIP in layouts
             and all(is_image(n) for n in varying)
             and all(_broadcasts(facts_of(n)["value"]) for n in plain)
+            and (is_image(node) or not isinstance(facts_of(node)["value"], tuple | list | dict))
         )
         if not as_clip:
             return self.on_frames(node)

@@ -187,7 +187,25 @@ def _in_a_tuple(net: Any, x: Tensor) -> Tensor:
     return net.conv(first.tanh() + second)
 
 
-@pytest.mark.parametrize("code", [_in_a_dict, _in_a_tuple], ids=lambda code: code.__name__[1:])
+def _beside_a_number(net: Any, x: Tensor) -> Tensor:
+    both = net.same({"a": x, "b": 2})
+    return net.conv(both["a"].tanh() * both["b"])
+
+
+def _beside_nothing(net: Any, x: Tensor) -> Tensor:
+    first, _ = net.same((x, None))
+    return net.conv(first.tanh())
+
+
+def _nested(net: Any, x: Tensor) -> Tensor:
+    both = net.same({"a": {"c": x}, "b": [x * 2]})
+    return net.conv(both["a"]["c"].tanh() + both["b"][0])
+
+
+_SEVERAL = [_in_a_dict, _in_a_tuple, _beside_a_number, _beside_nothing, _nested]
+
+
+@pytest.mark.parametrize("code", _SEVERAL, ids=lambda code: code.__name__[1:])
 def test_a_layer_that_returns_several_tensors_unchanged(code: Any) -> None:
     model = Beside(nn.Identity(), code).double().eval()
     network, clip = inflate(model, "c2d", size=16), clip_of(2, 4, 12)
