@@ -257,7 +257,7 @@ def test_pools_larger_than_the_image(pool: nn.Module, size: int, recipe: str) ->
 class Noting(nn.Module):
     """Notes a number in a dict that the layers of a network share, or uses it."""
 
-    def __init__(self, shared: dict[str, float], writes: bool) -> None:
+    def __init__(self, shared: dict[str, Any], writes: bool) -> None:
         super().__init__()
         self.shared, self.writes, self.conv = shared, writes, nn.Conv2d(8, 8, 1)
 
@@ -268,6 +268,7 @@ class Noting(nn.Module):
 
 
 def test_layers_share_a_dict() -> None:
-    shared = {"times": 1.0}
+    shared: dict[str, Any] = {"times": 1.0}
+    shared["all"] = shared
     parts = {"first": Noting(shared, True), "second": Noting(shared, False)}
     proved(Net(lambda net, x: net.second(net.first(net.conv(x))), **parts))

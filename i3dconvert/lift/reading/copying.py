@@ -84,7 +84,8 @@ def _rebind(held: dict[Any, Any], memo: dict[int, Any]) -> None:
     for key, value in held.items():
         if isinstance(value, FunctionType):
             held[key] = _rebound(value, memo)
-        elif type(value) in (dict, OrderedDict) and value:
+        elif type(value) in (dict, OrderedDict) and value and id(value) not in memo:
+            memo[id(value)] = value  # it may hold itself
             _rebind(value, memo)
 
 
