@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,7 @@ from i3dconvert import backbones, inflate, verify
 from i3dconvert.backbones import Source
 from i3dconvert.errors import WeightsError
 from i3dconvert.verification import Settings
-from i3dconvert.weights import NoInit, digest
+from i3dconvert.weights import NoInit, digest, one_thread
 from tests.conftest import Run
 
 WEIGHTS = models.ResNet18_Weights.IMAGENET1K_V1
@@ -130,3 +131,17 @@ def test_building_without_initialisation_still_sets_the_buffers() -> None:
     expected = models.swin_t(weights=None)
     for name, buffer in expected.named_buffers():
         assert torch.equal(buffer, model.get_buffer(name))
+
+
+def test_passes_in_two_threads_leave_the_number_of_threads_of_torch() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    first, second = one_thread(), one_thread()
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        for thread, step in ((one, first.__enter__), (other, second.__enter__)):
+            thread.submit(step).result()
+        for thread, end in ((one, first.__exit__), (other, second.__exit__)):
+            thread.submit(end, None, None, None).result()
+    with ThreadPoolExecutor(1) as new:
+        assert new.submit(torch.get_num_threads).result() == 3
+    torch.set_num_threads(before)

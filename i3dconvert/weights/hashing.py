@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 from i3dconvert.files import release
+
+_changing = Lock()
+_before: list[int] = []
+"""For each pass that runs, in any Python thread, torch's number of threads before the first of them."""
 
 
 @contextmanager
@@ -18,12 +23,14 @@ def one_thread() -> Iterator[None]:
 
     More threads save no time there, and wait for each other if another process is busy.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with _changing:
+        _before.append(_before[-1] if _before else torch.get_num_threads())  # another pass may have set it to one
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        with _changing:
+            torch.set_num_threads(_before.pop())
 
 
 class Stream:
