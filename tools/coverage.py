@@ -64,9 +64,9 @@ AGAIN = """## Each family again
 One small network or more of each family of torchvision and timm, verified by a later version than the tables above.
 *calls*: the calls of modules in the 2D network; *inlined*: those that are no modules of the 3D network's tree.
 """
-COUNTED = """## Every name counted
+COUNTED = """## Names counted
 
-Every name of torchvision and timm, inflated by a later version than the tables above, without verifying it
+Names of torchvision and timm, inflated by a later version than the tables above, without verifying them
 (`python -m tools.sweep --counts '*'`). The table has the networks of which a convolution stays 2D or a call of a module
 is *inlined*, so that the module is none of the 3D network's tree.
 """
