@@ -82,6 +82,7 @@ def write_table(rows: list[Row], counts: list[Row], joint: list[Row], path: Path
 
     `counts` has what `--counts` found in each network, `joint` the results with that recipe.
     """
+    counts = [row for row in counts if "attentions" in row]
     attentions = {row["name"]: {key: row[key] for key in ("attentions", "can attend")} for row in counts}
     rows = [row | attentions.get(row["name"], {}) for row in rows if row["init"] == "center"]
     rows = sorted(rows, key=lambda row: ("/" in row["name"], row["name"]))
