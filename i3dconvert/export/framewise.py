@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from i3dconvert.export.steps import Steps
 from i3dconvert.lift.modules import SpatialPad
 from i3dconvert.recipes import Temporal
 
@@ -29,37 +30,35 @@ class Mixing(nn.Module):
         self, temporal: Temporal, taps: tuple[int, ...], replicate: bool, rows: bool = False, fill: float = 0.0
     ) -> None:
         super().__init__()
-        self.stride, self.rows = temporal.stride, len(taps) if rows else 1
+        self.steps = Steps()
+        self.stride, self.each = temporal.stride, len(taps) if rows else 1
+        self.rows = tuple(range(len(taps))) if rows else (0,) * len(taps)
         self.first = tuple(tap * temporal.dilation - temporal.before for tap in taps)
         keeps_length = temporal.stride == 1 and temporal.before + temporal.after == temporal.span - 1
         self.trivial = self.first == (0,) and keeps_length
         beyond = max(self.first) + temporal.before + temporal.after - temporal.span + 1 > 0
-        self.pads, self.fill = not replicate and (min(self.first) < 0 or beyond), fill
+        self.fill = fill if not replicate and (min(self.first) < 0 or beyond) else None
 
     def forward(self, frames: Tensor, clips: int, length: int, after: int) -> Tensor:
         """Gather `(N·T·rows, C, H, W)` to `(N·T', taps, C, H, W)`, where T is `length` and T' is `after`."""
-        clip, index = self.seen(frames, clips, length, after)
-        return clip.index_select(1, index.flatten()).reshape(clips * after, len(self.first), *frames.shape[1:])
+        return self.windows(self.clip(frames, clips, length), length, 0, after)
 
     def reduced(self, frames: Tensor, clips: int, length: int, after: int, operation: Combine) -> Tensor:
         """Reduce `(N·T·rows, C, H, W)` to `(N·T', C, H, W)` one tap at a time, to hold two in memory instead of all."""
-        clip, index = self.seen(frames, clips, length, after)
-        out, *others = (clip.index_select(1, taps) for taps in index.unbind(1))
+        clip = self.clip(frames, clips, length)
+        out, *others = (self.windows(clip, length, 0, after, slice(tap, tap + 1)) for tap in range(len(self.first)))
         for other in others:
             out = operation(out, other)
-        return out.reshape(clips * after, *frames.shape[1:])
+        return out.flatten(0, 1)
 
-    def seen(self, frames: Tensor, clips: int, length: int, after: int) -> tuple[Tensor, Tensor]:
-        """Return the clip with everything that taps may read, and the indices `(T', taps)` that they read."""
-        clip = frames.reshape(clips, length * self.rows, *frames.shape[1:])
-        taps = torch.arange(len(self.first), device=frames.device)
-        starts = torch.arange(after, device=frames.device) * self.stride
-        seen = starts.unsqueeze(1) + torch.tensor(self.first, device=frames.device)
-        index = seen.clamp(0, length - 1) * self.rows + (taps if self.rows > 1 else 0)
-        if self.pads:
-            clip = torch.cat([clip, torch.full_like(clip[:, :1], self.fill)], dim=1)
-            index = torch.where((seen < 0) | (seen >= length), length * self.rows, index)
-        return clip, index
+    def clip(self, frames: Tensor, clips: int, length: int) -> Tensor:
+        """Map `(N·T·rows, C, H, W)` to `(N, T·rows, C, H, W)`, with the frame that taps outside the clip see."""
+        return self.steps.clip(frames, clips, length * self.each, self.fill)
+
+    def windows(self, clip: Tensor, length: int, begin: int, count: int, taps: slice = slice(None)) -> Tensor:
+        """Return `(N·count, taps, C, H, W)` for `count` windows from `begin` on."""
+        pace, pads = (self.stride, self.each), self.fill is not None
+        return self.steps.windows(clip, length, (begin, count), self.first[taps], self.rows[taps], pace, pads)
 
 
 class ConvGeometry(NamedTuple):
@@ -132,25 +131,23 @@ class StackedConv(nn.Module):
             return self.convolved(frames)
         if self.halved:
             return self.in_halves(frames, clips, length, after, nn.Identity())
-        stacked = self.mixing(frames, clips, length, after)
-        return self.convolved((stacked.transpose(1, 2) if self.groups > 1 else stacked).flatten(1, 2))
+        return self.convolved(self.stacked(self.mixing(frames, clips, length, after)))
 
     def in_halves(self, frames: Tensor, clips: int, length: int, after: int, behind: nn.Module) -> Tensor:
         """Map `(N·T, C, H, W)` to `(N·T', C'', H'', W'')`, including `behind`, which follows frame by frame."""
-        clip, index = self.mixing.seen(frames, clips, length, after)
-        first = after // 2
-        parts = ((index[:first], first), (index[first:], after - first))
-        whole = torch.cat([self.part(clip, clips, *part, behind) for part in parts], 1)
+        clip, first = self.mixing.clip(frames, clips, length), after // 2
+        parts = ((0, first), (first, after - first))
+        whole = torch.cat([self.part(clip, clips, length, *part, behind) for part in parts], 1)
         return whole.reshape(clips * after, *whole.shape[2:])
 
-    def part(self, clip: Tensor, clips: int, index: Tensor, count: int, behind: nn.Module) -> Tensor:
-        """Return `(N, count, C'', H'', W'')` for the windows that see the frames at `index`, `(count, taps)`."""
-        taps, channels = index.shape[1], clip.shape[2]
-        stacked = clip.index_select(1, index.flatten())
-        if self.groups > 1:
-            stacked = stacked.reshape(clips * count, taps, channels, *clip.shape[3:]).transpose(1, 2)
-        out: Tensor = behind(self.convolved(stacked.reshape(clips * count, taps * channels, *clip.shape[3:])))
+    def part(self, clip: Tensor, clips: int, length: int, begin: int, count: int, behind: nn.Module) -> Tensor:
+        """Return `(N, count, C'', H'', W'')` for `count` windows from `begin` on."""
+        out: Tensor = behind(self.convolved(self.stacked(self.mixing.windows(clip, length, begin, count))))
         return out.reshape(clips, count, *out.shape[1:])
+
+    def stacked(self, windows: Tensor) -> Tensor:
+        """Map `(N·T', taps, C, H, W)` to the channels that the convolution takes, `(N·T', taps·C, H, W)`."""
+        return (windows.transpose(1, 2) if self.groups > 1 else windows).flatten(1, 2)
 
     def convolved(self, frames: Tensor) -> Tensor:
         """Convolve in space."""
@@ -237,7 +234,7 @@ _OUTPUT = {
 def minimal_transforms(like: Tensor, length: int, m: int, replicate: bool) -> tuple[Tensor, Tensor]:
     """Return the matrices along time of `MinimalConv`, in the dtype of `like`, for tiles of `m` frames.
 
-    They map the frames of a clip to the transformed frames of each tile, temporal padding included, `(tiles, m + 2,
+    They map the frames of a clip to the transformed frames of each tile, temporal padding included, `(tiles·(m + 2),
     T)`, and the products of the tiles to output frames, `(T, tiles·(m + 2))`.
     """
     into, out = (torch.tensor(matrix, dtype=like.dtype, device=like.device) for matrix in (_INPUT[m], _OUTPUT[m]))
@@ -247,7 +244,7 @@ def minimal_transforms(like: Tensor, length: int, m: int, replicate: bool) -> tu
     frames = torch.arange(length, device=like.device)
     if replicate:
         seen = seen.clamp(0, length - 1)
-    from_frames = torch.matmul(into, (seen.unsqueeze(2) == frames).to(like.dtype))
+    from_frames = torch.matmul(into, (seen.unsqueeze(2) == frames).to(like.dtype)).flatten(0, 1)
     to_frames = torch.matmul((frames.reshape(-1, 1, 1) == outputs).to(like.dtype), out).flatten(1, 2)
     return from_frames, to_frames
 
@@ -262,6 +259,8 @@ class MinimalConv(nn.Module):
     def __init__(self, kernel: Tensor, bias: Tensor | None, replicate: bool, geometry: ConvGeometry, m: int) -> None:
         super().__init__()
         self.m, self.replicate, self.space = m, replicate, geometry.space
+        self.geometry = (*geometry.stride, *geometry.padding, *geometry.dilation)
+        self.steps = Steps()
         transform = torch.tensor(_KERNEL[m], dtype=torch.float64)
         weight = torch.einsum("nt,oithw->noihw", transform, kernel.double()).to(kernel.dtype)
         if bias is not None:  # the second product occurs once in every frame
@@ -270,15 +269,8 @@ class MinimalConv(nn.Module):
 
     def forward(self, frames: Tensor, clips: int, length: int, transforms: tuple[Tensor, Tensor]) -> Tensor:
         """Map `(N·T, C, H, W)` to `(N·T, C', H', W')`, with the `minimal_transforms` of T."""
-        # Every size is written out, as the exporter takes minutes to divide symbolic ones.
-        (from_frames, to_frames), (_, channels, height, width) = transforms, frames.shape
-        tiles, rows = from_frames.shape[:2]
-        moved = torch.matmul(from_frames.flatten(0, 1), frames.reshape(clips, length, channels * height * width))
-        stacked = moved.reshape(clips * tiles, rows * channels, height, width)
-        products = self.conv(self.space(stacked) if self.space else stacked)
-        channels, (height, width) = products.shape[1] // rows, products.shape[2:]
-        out = torch.matmul(to_frames, products.reshape(clips, tiles * rows, channels * height * width))
-        return out.reshape(clips * length, channels, height, width)
+        conv, padded = self.conv, self.space(frames) if self.space else frames
+        return self.steps.filtering(padded, transforms, conv.weight, conv.bias, clips, self.m + 2, self.geometry)
 
 
 class FramesPool(nn.Module):

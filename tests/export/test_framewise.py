@@ -24,7 +24,10 @@ from i3dconvert.export.framewise import (
     used_taps,
 )
 from i3dconvert.export.images import framewise_pool
+from i3dconvert.export.operators import OPERATORS
+from i3dconvert.export.steps import clip_of_frames, minimal_filtering, windows_of_clip
 from i3dconvert.lift.layout import fold, unfold
+from i3dconvert.lift.reading.records import mapped
 from i3dconvert.recipes import Temporal
 
 PLAIN = ConvGeometry((1, 2), (1, 0), (1, 1), 1, None)
@@ -86,7 +89,7 @@ def test_minimal_filtering(m: int, frames: int, replicate: bool) -> None:
     temporal, kernel, bias = Temporal(3, 1, 1, 1), drawn(5, 4, 3, 3, 2), drawn(5)
     clip = drawn(CLIPS, 4, frames, 6, 7, seed=1)
     transforms = minimal_transforms(clip, frames, m, replicate)
-    assert transforms[0].shape == (-(-frames // m), m + 2, frames)
+    assert transforms[0].shape == (-(-frames // m) * (m + 2), frames)
     for given in (bias, None):
         layer = MinimalConv(kernel, given, replicate, PLAIN, m)
         with torch.no_grad():
@@ -165,11 +168,11 @@ def test_mixing_is_trivial_only_where_each_frame_sees_itself() -> None:
     assert not Mixing(Temporal(3, 2, 1, 1), (1,), False).trivial
     assert not Mixing(Temporal(3, 1, 1, 0), (1,), False).trivial
     assert not Mixing(Temporal(3, 1, 0, 0), (0,), False).trivial
-    assert Mixing(Temporal(3, 1, 1, 1), (0, 1), False).pads
-    assert Mixing(Temporal(3, 1, 1, 1), (1, 2), False).pads
-    assert not Mixing(Temporal(3, 1, 1, 1), (1,), False).pads
-    assert not Mixing(Temporal(3, 1, 1, 1), (0, 1, 2), True).pads
-    assert not Mixing(Temporal(3, 1, 0, 0), (0, 1, 2), False).pads
+    assert Mixing(Temporal(3, 1, 1, 1), (0, 1), False).fill is not None
+    assert Mixing(Temporal(3, 1, 1, 1), (1, 2), False).fill is not None
+    assert Mixing(Temporal(3, 1, 1, 1), (1,), False).fill is None
+    assert Mixing(Temporal(3, 1, 1, 1), (0, 1, 2), True).fill is None
+    assert Mixing(Temporal(3, 1, 0, 0), (0, 1, 2), False).fill is None
 
 
 def test_a_kernel_of_zeros_has_one_tap() -> None:
@@ -195,3 +198,26 @@ def test_a_pool_whose_last_window_may_miss_the_clip_runs_on_it(stride: int, has_
     temporal = Temporal(3, stride, 1, 1, ceil=True)
     pool = nn.MaxPool3d((3, 2, 2), (stride, 2, 2), (1, 0, 0), ceil_mode=True)
     assert (framewise_pool(pool, temporal) is not None) == has_form
+
+
+@pytest.mark.parametrize("geometry", [(1, 1, 1, 1, 1, 1), (2, 1, 0, 1, 1, 2)])
+def test_operators_give_the_shapes_and_values_of_the_steps(geometry: tuple[int, ...]) -> None:
+    """The exporter knows only the shapes that the operators announce."""
+    layer = MinimalConv(drawn(5, 4, 3, 3, 2), drawn(5), False, PLAIN, 2)
+    frames, matrices = drawn(CLIPS * 3, 4, 9, 8), minimal_transforms(drawn(1), 3, 2, False)
+    clip = clip_of_frames(frames, CLIPS, 3, 0.0)
+    for step, operator, given in (
+        (clip_of_frames, OPERATORS.clip, (frames, CLIPS, 3, None)),
+        (clip_of_frames, OPERATORS.clip, (frames, CLIPS, 3, 0.0)),
+        (windows_of_clip, OPERATORS.windows, (clip, 3, (1, 2), (-1, 0, 1), (0, 0, 0), (2, 1), True)),
+        (
+            minimal_filtering, OPERATORS.filtering,
+            (frames, matrices, layer.conv.weight, layer.conv.bias, CLIPS, 4, geometry),
+        ),
+    ):  # fmt: skip
+        found = step(*given)
+        assert torch.equal(operator(*given), found)
+        assert (
+            operator(*mapped(given, lambda one: one.to("meta") if isinstance(one, Tensor) else one)).shape
+            == found.shape
+        )

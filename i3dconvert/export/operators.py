@@ -1,0 +1,132 @@
+"""The steps of layers on frames as single operators, inside which torch's exporter does not follow the sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from onnxscript import opset18 as op
+from torch import Tensor, nn
+
+from i3dconvert.export.framewise import MinimalConv, Mixing
+from i3dconvert.export.steps import Steps, clip_of_frames, minimal_filtering, windows_of_clip
+
+_CLIP = torch.library.custom_op(
+    "i3dconvert::clip_of_frames",
+    lambda *given: clip_of_frames(*given).clone(),  # an operator returns no view
+    mutates_args=(),
+    schema="(Tensor frames, SymInt clips, SymInt length, float? fill) -> Tensor",
+)
+_WINDOWS = torch.library.custom_op(
+    "i3dconvert::windows_of_clip",
+    windows_of_clip,
+    mutates_args=(),
+    schema="(Tensor clip, SymInt length, SymInt[] span, int[] first, int[] rows, int[] pace, bool pads) -> Tensor",
+)
+_FILTERING = torch.library.custom_op(
+    "i3dconvert::minimal_filtering",
+    minimal_filtering,
+    mutates_args=(),
+    schema=(
+        "(Tensor frames, Tensor[] matrices, Tensor weight, Tensor? bias, SymInt clips, int groups, int[] geometry) "
+        "-> Tensor"
+    ),
+)
+
+# The shapes of the results.
+
+
+@_CLIP.register_fake
+def _(frames: Tensor, clips: int, length: int, fill: float | None) -> Tensor:
+    return frames.new_empty(clips, length + (fill is not None), *frames.shape[1:])
+
+
+@_WINDOWS.register_fake
+def _(clip: Tensor, length: int, span: Sequence[int], first: Sequence[int], *_: Any) -> Tensor:
+    return clip.new_empty(clip.shape[0] * span[1], len(first), *clip.shape[2:])
+
+
+@_FILTERING.register_fake
+def _(
+    frames: Tensor, matrices: Sequence[Tensor], weight: Tensor, bias: Tensor | None, clips: int, groups: int,
+    geometry: Sequence[int],
+) -> Tensor:  # fmt: skip
+    steps, pads, dilations = geometry[:2], geometry[2:4], geometry[4:]
+    sizes = zip(frames.shape[2:], weight.shape[2:], steps, pads, dilations, strict=True)
+    space = [(size + 2 * pad - dilation * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, dilation in sizes]
+    return frames.new_empty(frames.shape[0], weight.shape[0] // groups, *space)
+
+
+# Their graphs in ONNX, for the exporter; sizes are tensors of one number.
+
+_REST = [-1]
+
+
+def _sizes(*parts: Any) -> Any:
+    """Join sizes, given as numbers or tensors."""
+    parts = tuple(op.Constant(value_ints=part) if isinstance(part, list) else part for part in parts)
+    return op.Concat(*parts, axis=0)
+
+
+def _size(number: Any) -> Any:
+    """Convert a size, a number or a tensor, to a tensor of one number."""
+    return op.Constant(value_ints=[number]) if isinstance(number, int) else op.Reshape(number, _constant(_REST))
+
+
+def _constant(numbers: Sequence[int]) -> Any:
+    return op.Constant(value_ints=[*numbers])
+
+
+def _clip_of_frames(frames: Any, clips: Any, length: Any, fill: float | None) -> Any:
+    clip = op.Reshape(frames, _sizes(_size(clips), _size(length), op.Shape(frames, start=1)))
+    if fill is None:
+        return clip
+    frame = op.Slice(clip, _constant([0]), _constant([1]), _constant([1]))
+    outside = op.Expand(op.CastLike(op.Constant(value_float=fill), frames), op.Shape(frame))
+    return op.Concat(clip, outside, axis=1)
+
+
+def _windows_of_clip(clip: Any, length: Any, span: Any, first: Any, rows: Any, pace: Any, pads: bool) -> Any:
+    length, (begin, count), (stride, each) = _size(length), span, pace
+    zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
+    numbers = op.Range(zero, op.Squeeze(_size(count)), one)
+    starts = op.Mul(op.Add(numbers, _size(begin)), _constant([stride]))
+    seen = op.Add(op.Unsqueeze(starts, _constant([1])), _constant(first))
+    inside = op.Min(op.Max(seen, _constant([0])), op.Sub(length, _constant([1])))
+    index = op.Add(op.Mul(inside, _constant([each])), _constant(rows))
+    if pads:
+        beyond = op.Or(op.Less(seen, _constant([0])), op.GreaterOrEqual(seen, length))
+        index = op.Where(beyond, op.Mul(length, _constant([each])), index)
+    taken = op.Gather(clip, op.Reshape(index, _constant(_REST)), axis=1)
+    return op.Reshape(taken, _sizes(_REST, [len(first)], op.Shape(clip, start=2)))
+
+
+def _minimal_filtering(
+    frames: Any, matrices: Any, weight: Any, bias: Any, clips: Any, groups: int, geometry: Any
+) -> Any:
+    (into, out), clips = matrices, _size(clips)
+    rows, length = op.Shape(into, start=0, end=1), op.Shape(into, start=1, end=2)
+    moved = op.MatMul(into, op.Reshape(frames, _sizes(clips, length, _REST)))
+    stacked = op.Reshape(moved, _sizes(_REST, [weight.shape[1] * groups], op.Shape(frames, start=2)))
+    kernel = [weight] if bias is None else [weight, bias]
+    strides, pads, dilations = geometry[:2], [*geometry[2:4], *geometry[2:4]], geometry[4:]
+    products = op.Conv(stacked, *kernel, group=groups, strides=strides, pads=pads, dilations=dilations)
+    found = op.MatMul(out, op.Reshape(products, _sizes(clips, rows, _REST)))
+    return op.Reshape(found, _sizes(_REST, [weight.shape[0] // groups], op.Shape(products, start=2)))
+
+
+IN_ONNX: Mapping[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.i3dconvert.clip_of_frames.default: _clip_of_frames,
+    torch.ops.i3dconvert.windows_of_clip.default: _windows_of_clip,
+    torch.ops.i3dconvert.minimal_filtering.default: _minimal_filtering,
+}
+
+OPERATORS = Steps(_CLIP, _WINDOWS, _FILTERING)
+
+
+def as_operators(form: nn.Module) -> None:
+    """Let the layers of a form on frames call operators, for tracing."""
+    for module in form.modules():
+        if isinstance(module, Mixing | MinimalConv):
+            module.steps = OPERATORS
