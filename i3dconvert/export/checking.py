@@ -15,7 +15,7 @@ from i3dconvert.comparison.forward import OwnRounding, check_outputs, evaluating
 from i3dconvert.comparison.report import Check
 from i3dconvert.errors import CheckpointError, ExportError, first_line
 from i3dconvert.export.deployed import best_beside
-from i3dconvert.export.runtime import Runtime, as_input
+from i3dconvert.export.runtime import Runtime, as_input, give_back
 from i3dconvert.lift.network import Network3d
 from i3dconvert.video.preprocessing import Preprocessing
 
@@ -38,7 +38,7 @@ class Compared:
         The smallest shape also runs in a session with default options. Shapes after the first at which the network
         itself fails are skipped. Raises `ExportError` if the file does not load.
         """
-        runtime = _loaded(path)
+        runtime = _loaded(path, sparing=True)
         found: list[tuple[Check, Shape]] = []
         for shape in dict.fromkeys(shapes):
             compared = self._at(runtime, shape)
@@ -47,7 +47,8 @@ class Compared:
             if compared is not None and not compared.passed:
                 return found[-1]
         smallest = min((shape for _, shape in found), key=math.prod)
-        del runtime  # before reading the weights again
+        del runtime
+        give_back()  # before reading the weights again
         usual = self._at(_loaded(path, sparing=False), smallest)
         if usual is not None and not usual.passed:
             return replace(usual, detail=f"in a session with default options, {usual.detail}"), smallest
@@ -78,9 +79,11 @@ class Compared:
             return outputs(self.network(clip))
 
 
-def _loaded(path: Path, sparing: bool = True) -> Runtime:
+def _loaded(path: Path, sparing: bool) -> Runtime:
     try:
-        onnx.checker.check_model(str(path), full_check=False)
+        if sparing:  # once is enough
+            onnx.checker.check_model(str(path), full_check=False)
+            give_back()
         return Runtime(path, sparing=sparing)
     except (onnx.checker.ValidationError, CheckpointError) as error:
         raise ExportError(f"the exported file is invalid: {first_line(error)}") from None

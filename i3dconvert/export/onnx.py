@@ -24,6 +24,7 @@ from i3dconvert.export.frames import frames_form
 from i3dconvert.export.placing import (
     Nowhere,
     describe,
+    drop_weights,
     name_axes,
     output_names,
     put_in_place,
@@ -133,18 +134,11 @@ def export_onnx(
     preprocessing = preprocessing_of(network, uint8_input or calibrate is not None)
     clips = _calibration(network, calibrate, preprocessing) if int8 else None
     name, inflation = FRAMES if uint8_input else CLIP, inflation_of(network)
-    progress("rewriting over frames" if optimize else "preparing")
-    with quietly():
-        form: nn.Module = frames_form(network, minimal=not int8) if optimize else network
-    shapes_of = partial(example_shapes, network, form)
     names = output_names(network)
     left_out = others_than_tensors(network)
-    if left_out or any(hasattr(_TRACED, part) for part, _ in form.named_children()):
-        form = OnlyTensors(form)  # its part's names can't hide attributes of the exporter's own, such as `meta`
-    if uint8_input:
-        form = FromDecoder(form, preprocessing)
-    if top_k is not None:
-        form, names = BestClasses(form, check_best(network, top_k)), [SCORES, BEST]
+    best = check_best(network, top_k) if top_k is not None else 0
+    if best:
+        names = [SCORES, BEST]
     sha256 = digest({key: tensor.cpu() for key, tensor in network.state_dict().items()})
     allowed = TOLERANCES["float32" if int8 else precision] if tolerance is None else tolerance
     compared = Compared(network, preprocessing, allowed, strict=tolerance is not None)
@@ -152,9 +146,21 @@ def export_onnx(
 
     begin = stages(progress, STAGES if int8 else STAGES[:-1])
 
+    def formed() -> nn.Module:
+        """Return what is traced."""
+        progress("rewriting over frames" if optimize else "preparing")
+        with quietly():
+            form: nn.Module = frames_form(network, minimal=not int8) if optimize else network
+        if left_out or any(hasattr(_TRACED, part) for part, _ in form.named_children()):
+            form = OnlyTensors(form)  # its part's names can't hide attributes of the exporter's own, such as `meta`
+        if uint8_input:
+            form = FromDecoder(form, preprocessing)
+        return BestClasses(form, best) if best else form
+
     def attempt(folder: Path, free: frozenset[str]) -> tuple[Any, Check, Shape]:
         """Write the graph with these axes free to the folder, and check it; raises `ExportError`."""
-        traced_on, shapes = shapes_of(free)
+        form = formed()
+        traced_on, shapes = example_shapes(network, form, free)
         begin(TRACING)
         example = torch.zeros(traced_on, dtype=written_dtype)
         given = preprocessing.decode(example) if uint8_input else example
@@ -167,6 +173,8 @@ def export_onnx(
         describe(model, network, sha256, precision, finetuned, path.parent)
         begin(WRITING)
         save_in(folder, path.name, model, sha256, external_data)
+        del form
+        drop_weights(model)  # before onnxruntime reads them
         begin(CHECKING)
         check, at = compared.check(folder / path.name, [fixed_as_in(model, shape, traced_on) for shape in shapes])
         if not check.passed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import glob
 import json
 import shutil
@@ -15,8 +16,9 @@ import torch
 from i3dconvert.checkpoint import KEY, Document, document_of
 from i3dconvert.errors import CheckpointError, ExportError
 from i3dconvert.export.attention import ATTENTION, form_of
-from i3dconvert.export.runtime import AXES, CLASSES, PRECISION
+from i3dconvert.export.runtime import AXES, CLASSES, PRECISION, give_back
 from i3dconvert.export.seal import seal
+from i3dconvert.export.wire import write
 from i3dconvert.files import replacing
 from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.lift.tree.flat import graph_of
@@ -37,8 +39,19 @@ def save_in(folder: Path, name: str, model: Any, sha256: str, external_data: boo
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
     # The name depends on the weights, so that a graph always finds the tensors that it was written with.
     data = f"{name}.{sha256[:12]}.data" if external_data or size > _EXTERNAL_BYTES else None
-    onnx_ir.save(model, folder / name, external_data=data)
+    if data is None:
+        write(model, folder / name)
+    else:
+        onnx_ir.save(model, folder / name, external_data=data)
     return folder / name
+
+
+def drop_weights(model: Any) -> None:
+    """Drop the weights of a graph that is in its file, and the graphs from which the exporter made it."""
+    for value in model.graph.initializers.values():
+        value.const_value = None
+    gc.collect()  # the exporter's graphs refer to themselves
+    give_back()
 
 
 def put_in_place(folder: Path, path: Path, force: bool) -> tuple[Path, ...]:

@@ -148,8 +148,8 @@ def _said(error: BaseException) -> str:
     return f"{running[1]}: {said}" if running else said
 
 
-def _give_back() -> None:
-    """Return memory to the system that onnxruntime freed while it converted the weights to its own layout.
+def give_back() -> None:
+    """Return freed memory to the system, such as the weights that onnxruntime converted to its own layout.
 
     glibc keeps it otherwise: 700 MiB for a dense ResNet-152.
     """
@@ -177,7 +177,7 @@ class Runtime:
                 self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
             except _RUNTIME_ERRORS as error:
                 raise CheckpointError(f"onnxruntime can't load {path}: {_said(error)}") from None
-        _give_back()
+        give_back()
         given = self.session.get_inputs()[0]
         self.input: str = given.name
         self.dtype = _ELEMENTS.get(given.type, torch.float32)

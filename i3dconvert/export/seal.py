@@ -11,6 +11,7 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from i3dconvert.errors import CheckpointError
+from i3dconvert.export.wire import add_metadata, read
 
 SEAL = "seal"
 """The metadata key of a JSON object: the SHA-256 of each initialiser, and of the rest of the file."""
@@ -20,9 +21,7 @@ _REST = ""
 
 def seal(path: Path) -> None:
     """Add the seal to a finished file."""
-    model = onnx.load(path, load_external_data=False)
-    model.metadata_props.add(key=SEAL, value=json.dumps(_hashes(model, path.parent), sort_keys=True))
-    onnx.save(model, path)
+    add_metadata(path, SEAL, json.dumps(_hashes(path)[0], sort_keys=True))
 
 
 def broken(path: Path) -> list[str]:
@@ -30,27 +29,28 @@ def broken(path: Path) -> list[str]:
 
     Raises `CheckpointError` for a file without a seal, or one that can't be read.
     """
-    model = onnx.load(path, load_external_data=False)
-    sealed = next((entry.value for entry in model.metadata_props if entry.key == SEAL), "")
+    try:
+        found, sealed = _hashes(path)
+    except (OSError, ValueError, OverflowError, MemoryError) as error:
+        raise CheckpointError(f"{path} or a tensor file that it refers to can't be read: {error}") from None
     try:
         expected = dict(json.loads(sealed))
     except (ValueError, TypeError):
         raise CheckpointError(
             f"{path} has no seal: it was written by an older i3dconvert or rewritten by another tool; export it again"
         ) from None
-    try:
-        found = _hashes(model, path.parent)
-    except (OSError, ValueError, OverflowError, MemoryError) as error:
-        raise CheckpointError(f"{path} refers to a tensor file that can't be read: {error}") from None
     names = sorted(name for name in expected | found if expected.get(name) != found.get(name))
     return [name or "the graph or its metadata" for name in names]
 
 
-def _hashes(model: onnx.ModelProto, folder: Path) -> dict[str, str]:
+def _hashes(path: Path) -> tuple[dict[str, str], str]:
+    """Return the hashes of a file's parts, and its seal."""
+    model, tensors = read(path)
     rest = hashlib.sha256()
     for part in _all_but_initialisers(model):
         rest.update(len(part).to_bytes(8, "little") + part)
-    return {_REST: rest.hexdigest()} | {tensor.name: _hash(tensor, folder) for tensor in model.graph.initializer}
+    sealed = next((entry.value for entry in model.metadata_props if entry.key == SEAL), "")
+    return {_REST: rest.hexdigest()} | {name: _hash(one, path.parent) for name, one in tensors.items()}, sealed
 
 
 def _all_but_initialisers(model: onnx.ModelProto) -> Iterator[bytes]:
@@ -65,11 +65,16 @@ def _all_but_initialisers(model: onnx.ModelProto) -> Iterator[bytes]:
             yield entry.SerializeToString(deterministic=True)
 
 
-def _hash(tensor: onnx.TensorProto, folder: Path) -> str:
-    total = hashlib.sha256(tensor.SerializeToString(deterministic=True))
-    if uses_external_data(tensor):
-        place = ExternalDataInfo(tensor)
+def _hash(tensor: memoryview, folder: Path) -> str:
+    total = hashlib.sha256(tensor)
+    reference = onnx.TensorProto.FromString(bytes(tensor)) if len(tensor) <= _LONGEST_REFERENCE else None
+    if reference is not None and uses_external_data(reference):
+        place = ExternalDataInfo(reference)
         with (folder / place.location).open("rb") as file:
             file.seek(place.offset or 0)
             total.update(file.read(place.length or -1))
     return total.hexdigest()
+
+
+_LONGEST_REFERENCE = 2**16
+"""The most bytes of a tensor whose data is in another file: its name, its shape and its place."""

@@ -17,6 +17,7 @@ from i3dconvert.export import onnx as exporter
 from i3dconvert.export.attention import ATTENTION, EXPLICIT, OPERATOR
 from i3dconvert.export.runtime import CLASSES, Runtime, read_document
 from i3dconvert.export.seal import SEAL, seal
+from i3dconvert.export.wire import add_metadata, read, write
 from i3dconvert.inflation import Options, inflate_loaded
 from i3dconvert.verification import Settings, verify_file
 from tests.lift.test_attention import STILL, Windows
@@ -207,3 +208,29 @@ def test_a_file_says_how_it_computes_attention_which_follows_from_its_opset(
         clip = torch.randn(2, 3, frames, 16, 16)
         with torch.no_grad():
             assert relative_error(network(clip), Runtime(done.path)(clip)[0]) <= 1e-5
+
+
+def test_a_file_is_written_and_read_tensor_by_tensor(tmp_path: Path) -> None:
+    """onnx reads what we write, we read what onnx writes, and a file that ends early is an error, not a hang."""
+    kinds = [torch.float32, torch.float16, torch.int64, torch.bool]
+    values = {f"tensor{i}": torch.arange(300 * i).reshape(i, 300).to(kind) for i, kind in enumerate(kinds)}
+    graph = onnx_ir.Graph([], [], nodes=[], name="graph", opset_imports={"": 20})
+    for name, value in values.items():
+        graph.register_initializer(onnx_ir.Value(name=name, const_value=onnx_ir.tensor(value)))
+    write(onnx_ir.Model(graph, ir_version=10), tmp_path / "ours.onnx")
+    add_metadata(tmp_path / "ours.onnx", "key", "x" * 300)
+    model = onnx.load(tmp_path / "ours.onnx")
+    assert [(entry.key, entry.value) for entry in model.metadata_props] == [("key", "x" * 300)]
+    for tensor in model.graph.initializer:
+        assert (onnx.numpy_helper.to_array(tensor) == values[tensor.name].numpy()).all()
+    onnx.save(model, tmp_path / "theirs.onnx")
+    rest, tensors = read(tmp_path / "theirs.onnx")
+    assert not rest.graph.initializer
+    assert {name: bytes(one) for name, one in tensors.items()} == {
+        tensor.name: tensor.SerializeToString() for tensor in model.graph.initializer
+    }
+    whole = (tmp_path / "ours.onnx").read_bytes()
+    for length in (1, 40, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut.onnx").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"."):
+            read(tmp_path / "cut.onnx")
