@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -40,10 +41,13 @@ def evaluating(
 ) -> Iterator[nn.Module]:
     """Run `module` in eval mode on `device` with floating-point tensors in `dtype`; afterwards restore it bit for bit.
 
-    Caches that it keeps between evaluations (LeViT's biases) are cleared at both ends. With `stored_as`, a state dict,
-    each tensor is first rounded to its dtype there.
+    Caches that it keeps between evaluations (LeViT's biases) are cleared at both ends, and what its code writes into
+    attributes and buffers is undone. With `stored_as`, a state dict, each tensor is first rounded to its dtype there.
     """
-    modes = {m: m.training for m in module.modules()}
+    held: Held = {}
+    for one in module.modules():
+        _hold(vars(one), held)
+    buffers = {id(buffer) for buffer in module.buffers()}
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     originals = {name: tensor.data for name, tensor in tensors.items()}
     try:
@@ -55,14 +59,37 @@ def evaluating(
                 tensor.data = tensor.data.to(stored).to(device, dtype)
             else:
                 tensor.data = tensor.data.to(device)
+            if id(tensor) in buffers:  # code may write into it
+                tensor.data = tensor.data.clone()
         with torch.no_grad(), TapByTap(), _full_float32():
             yield module
     finally:
         module.train()
         for name, tensor in tensors.items():
             tensor.data = originals[name]
-        for m, mode in modes.items():
-            m.training = mode
+        for container, content in held.values():
+            _refill(container, content)
+
+
+Held = dict[int, tuple[Any, list[Any]]]
+"""Containers by identity, with what they contain."""
+
+
+def _hold(value: Any, held: Held) -> None:
+    """Add each dict, list and set in `value` to `held`."""
+    if type(value) in _CONTAINERS and id(value) not in held:
+        is_dict = isinstance(value, dict)
+        held[id(value)] = value, list(value.items() if is_dict else value)
+        for item in value.values() if is_dict else value:
+            _hold(item, held)
+
+
+def _refill(container: Any, content: list[Any]) -> None:
+    container.clear()
+    (container.extend if isinstance(container, list | deque) else container.update)(content)
+
+
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, deque, set)
 
 
 @contextmanager

@@ -182,6 +182,7 @@ class Growing:
         self.cut, self.lifted, self.root, self.model = plan.cut, plan.lifted, plan.reading.root, model
         self.kept = set(model.state_dict())
         self.names = {name for name, _ in model.named_modules(remove_duplicate=False)}
+        self.buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
         self.fused = (called_in(plan.reading.graph) & self.names) - called_in(plan.lifted.graph)
         self.made: dict[int, nn.Module] = {}
 
@@ -263,8 +264,8 @@ class Growing:
         for key in constants:
             new.register_buffer(key, getattr(self.root, key).detach().clone(), persistent=False)
         for key, buffer in old._buffers.items():
-            if buffer is not None and not (key in self.root._buffers and key.startswith("_tensor_constant")):
-                new.register_buffer(key, buffer, persistent=f"{name}.{key}".lstrip(".") in self.kept)
+            if buffer is not None and (path := f"{name}.{key}".lstrip(".")) in self.buffers:
+                new.register_buffer(key, buffer, persistent=path in self.kept)
         for key, child in old._modules.items():
             if child is not None and (path := f"{name}.{key}".lstrip(".")) in self.names:
                 new.add_module(key, self.module(child, path))

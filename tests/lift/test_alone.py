@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from i3dconvert import inflate, optimize, verify
-from i3dconvert.comparison.forward import relative_error
+from i3dconvert.comparison.forward import evaluating, relative_error
 from i3dconvert.errors import LiftError
 from i3dconvert.verification import Settings
 from tests.lift.anybody import Net, clip_of, framewise
@@ -207,3 +207,41 @@ def asked_of_a_table(net: Any, x: Tensor) -> Tensor:
 def test_questions_for_infinities_of_the_networks_own_are_refused(forward: Any) -> None:
     with pytest.raises(LiftError, match="reads a tensor's value"):
         inflate(Net(forward, table=torch.nn.Parameter(torch.zeros(4))), "c2d", size=16)
+
+
+class Remembering(nn.Module):
+    """Keeps what it computed in attributes, containers and a buffer that is filled in the first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.calls, self.known, self.log = nn.Conv2d(3, 4, 3), 0, {"widths": dict[int, Tensor]()}, [0]
+        self.register_buffer("mask", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        self.calls += 1
+        self.log.append(width)
+        if width not in self.known["widths"]:
+            self.known["widths"][width] = torch.linspace(0, 1, width, dtype=x.dtype)
+        if self.mask is None or self.mask.shape[0] != height:
+            self.mask = torch.linspace(1, 2, height, dtype=x.dtype)
+        self.latest = self.conv(x * self.known["widths"][width] * self.mask.unsqueeze(1))
+        return self.latest
+
+
+def test_what_a_network_keeps_of_its_runs_is_not_there_after_inflation() -> None:
+    model, clip = Remembering(), clip_of(2, 3, 20)
+    network = inflate(model, "c2d", size=16).double()
+    assert (model.calls, model.known, model.log, model.mask) == (0, {"widths": {}}, [0], None)
+    assert not hasattr(model, "latest")
+    assert model.training
+    assert relative_error(framewise(model.double(), clip), network(clip)) <= 1e-12
+
+
+def test_a_buffer_that_an_evaluation_writes_into_is_restored() -> None:
+    model: Any = Net(lambda net, x: net.count.add_(1) * net.c(x))
+    model.register_buffer("count", torch.zeros(1))
+    with evaluating(model, torch.float64):
+        model(torch.zeros(1, 3, 8, 8, dtype=torch.float64))
+        assert model.count.item() == 1
+    assert model.count.item() == 0
