@@ -348,3 +348,27 @@ def test_a_shape_that_depends_on_constants_is_read() -> None:
     model, clip = Net(upper_triangle), torch.randn(2, 3, 4, 12, 20, dtype=torch.float64)
     expected = torch.stack([model(frame) for frame in clip.unbind(2)], 1).mean(1)
     assert relative_error(expected, inflate(model, "c2d", size=16)(clip)) <= 1e-12
+
+
+class Doubling(nn.Module):
+    """A module that is kept whole, since only its code asks for the mode."""
+
+    def forward(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {"y": F.dropout(given["y"], 0.5, self.training), "height": given["height"] * 2}
+
+
+def sizes_through_identity(net: Any, x: Tensor) -> Tensor:
+    given = net.part({"y": net.c(x), "size": x.shape[2:], "clips": x.shape[0]})
+    return net.d(F.interpolate(given["y"], given["size"]).view(given["clips"], 8, *given["size"]))
+
+
+def sizes_of_a_part(net: Any, x: Tensor) -> Tensor:
+    given = net.part({"y": net.c(x), "height": x.shape[2]})
+    return net.d(F.interpolate(given["y"], (given["height"], x.shape[3])))
+
+
+@pytest.mark.parametrize(("forward", "part"), [(sizes_through_identity, nn.Identity()), (sizes_of_a_part, Doubling())])
+def test_a_layer_may_take_and_give_sizes(forward: Forward, part: nn.Module) -> None:
+    model, clip = Net(forward, part=part), clip_of(2, 3, 12, 20)
+    with torch.no_grad():
+        assert relative_error(framewise(model, clip), inflate(model, "c2d", size=16)(clip)) <= 1e-12

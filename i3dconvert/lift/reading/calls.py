@@ -71,8 +71,8 @@ class CallRecorder(MaskRecorder):
 
         def end(module: nn.Module, args: Any, output: Any) -> Tensor | None:
             start, decided, refs, calls, known, before = self._whole.pop()
-            if self._whole:
-                return None
+            if self._whole or any(isinstance(one, Remembered) for one in leaves(output)):
+                return None  # sizes that it returns may be computed in it
             through = self._through_view(start, args, output)
             if not self._closed(start, (refs, through and through[:2]), own, through is not None):
                 return None
