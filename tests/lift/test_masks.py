@@ -57,8 +57,16 @@ def by_masks_of_constants(net: Any, x: Tensor) -> Tensor:
     return net.d(y[:, :, torch.arange(y.shape[2]) % 2 == 0])
 
 
+def by_tensors_without_axes(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    y[:, torch.tensor(3)] += 1
+    row = y[:, :, torch.tensor(x.shape[2] // 2)].unsqueeze(2)
+    return net.d(y[:, torch.tensor(True)].squeeze(1) * row + y[:, torch.tensor(False)].sum(1))
+
+
 @pytest.mark.parametrize(
-    "forward", [scaled, of_another_tensor, of_pixels, through_a_view, at_places, by_masks_of_constants]
+    "forward",
+    [scaled, of_another_tensor, of_pixels, through_a_view, at_places, by_masks_of_constants, by_tensors_without_axes],
 )
 def test_elements_that_a_mask_picks_are_written_back(forward: Any) -> None:
     model, clip = Net(forward, scale=torch.linspace(-1, 1, 8)), clip_of(2, 3, 12, 20)
@@ -160,3 +168,15 @@ def selected(net: Any, x: Tensor) -> Tensor:
 def test_other_uses_of_them_are_refused(forward: Any) -> None:
     with pytest.raises(LiftError, match=r"the elements that a mask picks \(.*test_masks.py:\d+\)"):
         inflate(Net(forward), size=16)
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (lambda net, x: net.d(net.c(x)[:, net.flag].squeeze(1)), "depends on the value of flag"),
+        (lambda net, x: net.d(net.c(x)[:, (x > 0).any()].squeeze(1)), "depends on the data"),
+    ],
+)
+def test_an_index_that_is_not_a_constant_is_refused(forward: Any, said: str) -> None:
+    with pytest.raises(LiftError, match=rf"reads a tensor's value \(an index\), which {said}"):
+        inflate(Net(forward, flag=torch.tensor(True)), size=16)

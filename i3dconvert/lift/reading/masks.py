@@ -123,9 +123,12 @@ class MaskRecorder(Recorder):
         return places
 
     def _index(self, index: Any) -> Any:
-        """Return an index with a mask instead of the places where it is true, and places for a mask of constants."""
+        """Return an index with a mask instead of the places where it is true, and places for a mask of constants.
+
+        A tensor without axes becomes a number.
+        """
         if not isinstance(index, tuple):
-            return index
+            return self._number(index)
         known = [self._places[id(one)] for one in index if id(one) in self._places]
         if known:
             _, _, mask = known[0]
@@ -133,11 +136,17 @@ class MaskRecorder(Recorder):
             return mask if len(index) == len(known) and [one[:2] for one in known] == axes else index
         whole: list[Any] = []
         for one in index:
-            masks = isinstance(one, Tensor) and one.dtype is torch.bool and one.dim() > 0
+            masks = isinstance(one := self._number(one), Tensor) and one.dtype is torch.bool and one.dim() > 0
             constant = masks and not self._depends_on_data(one)
             places = self._recorded(Tensor.unbind, self._recorded(Tensor.nonzero, one), 1) if constant else (one,)
             whole += places
         return tuple(whole)
+
+    def _number(self, index: Any) -> Any:
+        """Return an index without axes as a number or a bool, which torch makes of it, too."""
+        if not isinstance(index, Tensor) or index.dim() or index.dtype not in (torch.bool, torch.int32, torch.int64):
+            return index
+        return self._value(Tensor.item, "an index", (index,), {})
 
     def _picks(self, tensor: Any, index: Any) -> bool:
         """Return whether an index is a mask that depends on the data."""
