@@ -329,16 +329,49 @@ def test_attention_that_can_not_see_other_frames_says_so(forward: Forward) -> No
         assert relative_error(network(clip[:1]), network(clip)[:1]) <= 1e-12
 
 
+def beside(table: Tensor) -> nn.Module:
+    """Return a network with a buffer that it does not use."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    model.register_buffer("table", table)
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [
         (nn.Sequential(nn.LazyConv2d(4, 3)), "lazy layers without weights"),
         (torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))), "contains a script module"),
+        (beside(torch.eye(4).to_sparse()), r"tensor table that is not dense .*table\.to_dense\(\)"),
+        (beside(torch.eye(4).to_sparse_csr()), r"tensor table that is not dense .*table\.to_dense\(\)"),
+        (beside(torch.quantize_per_tensor(torch.eye(4), 0.1, 0, torch.quint8)), r"table\.dequantize\(\)"),
     ],
 )
 def test_what_can_not_be_read_at_all(model: nn.Module, said: str) -> None:
     with pytest.raises(LiftError, match=said):
         inflate(model, size=16)
+
+
+def with_other_memory(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    y.set_(torch.zeros_like(y))
+    return net.d(y)
+
+
+def of_a_sparse_table(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    return net.d(torch.sparse.mm(net.table[0], y.transpose(0, 1).flatten(1)).view_as(y))
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (with_other_memory, "d uses a tensor that set_ freed or gave other memory; assign a new tensor instead"),
+        (of_a_sparse_table, r"a tensor that is not dense \(torch.sparse_coo\): use to_dense\(\) of it"),
+    ],
+)
+def test_tensors_whose_memory_is_not_known(forward: Any, said: str) -> None:
+    with pytest.raises(LiftError, match=said):
+        inflate(Net(forward, table=[torch.eye(8).to_sparse()]), size=16)
 
 
 def test_places_and_flags_keep_their_time() -> None:

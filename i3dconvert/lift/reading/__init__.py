@@ -57,12 +57,16 @@ def can_run(model: nn.Module, shape: tuple[int, int, int]) -> bool:
 
 
 def check_is_python(model: nn.Module) -> None:
-    """Raise `LiftError` for script modules and for lazy layers without weights."""
+    """Raise `LiftError` for script modules, lazy layers without weights, and tensors that are not dense."""
     name = type(model).__name__
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise LiftError(f"{name} contains a script module, which can't be read; inflate the network before scripting")
     if any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         raise LiftError(f"{name} has lazy layers without weights; run it once on an image, then inflate it")
+    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            kind, dense = (tensor.dtype, "dequantize") if tensor.is_quantized else (tensor.layout, "to_dense")
+            raise LiftError(f"{name} has a tensor {key} that is not dense ({kind}); replace it with {key}.{dense}()")
 
 
 def _readable_part(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int]) -> str | None:

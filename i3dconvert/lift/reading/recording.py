@@ -47,6 +47,8 @@ class Recorder(Tensors):
             return self.device if attribute == "device" else attribute == f"is_{self.device.type}"
         if func in known.PLAIN or func in known.UNSEEN or attribute in known.PLAIN_ATTRIBUTES:
             return func(*args, **kwargs)
+        if name == "__set__" and attribute == "_backward_hooks":
+            return func(*args, **kwargs)  # by set_, before it is recorded
         if name == "__set__":
             raise LiftError(f"{self.place()}: the network assigns to {attribute} of a tensor")
         if func in known.VALUES:

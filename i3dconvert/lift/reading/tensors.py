@@ -122,6 +122,10 @@ class Tensors(Writes):
     def _keep(self, value: Any, ref: Ref) -> None:
         """Recognise tensors by identity. An in-place operation returns its input tensor."""
         if isinstance(value, Tensor):
+            if value.layout is not torch.strided:
+                raise LiftError(
+                    f"{self.place()} uses a tensor that is not dense ({value.layout}): use to_dense() of it"
+                )
             self._alive[id(value)] = value
             self._order.append(id(value))
             memory = value.untyped_storage()

@@ -66,7 +66,9 @@ class Writes(TorchFunctionMode):
             raise LiftError(f"{self.place()}: {name} changes {self._names[id(tensor)]}, a tensor of the network")
         function = TURNS[name]
         if function is None:
-            self._refs[id(tensor)] = Lost(f"a tensor that {name} has freed")
+            self._refs[id(tensor)] = Lost(
+                f"a tensor that {name} freed or gave other memory; assign a new tensor instead"
+            )
             return tensor
         one = list(self._same(tensor))
         former = [self._former(member) for member in one]
