@@ -29,7 +29,7 @@ from i3dconvert.errors import BackboneError, LiftError
 from i3dconvert.frameworks import framework_of, split
 from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.network import Network3d, set_origin
-from i3dconvert.lift.planning import cloned, fill, plan, warn_of, warn_of_modes
+from i3dconvert.lift.planning import cloned, fill, plan, warn_of, warn_of_gradients, warn_of_modes
 from i3dconvert.lift.reading import check_is_python
 from i3dconvert.lift.record import Inflation
 from i3dconvert.progress import Progress, silent
@@ -175,6 +175,8 @@ def _inflated(
         check_by_itself(model, origin, shape)
     warn_of(planned.inflation, options.strict)
     warn_of_modes(model)
+    if of_a_user(origin):
+        warn_of_gradients(planned.reading.functions)
     network = planned.network(model)
     set_origin(network, origin)
     note(network, changes=changes)

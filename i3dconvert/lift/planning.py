@@ -123,6 +123,18 @@ def warn_of_modes(model: nn.Module) -> None:
         )
 
 
+def warn_of_gradients(functions: tuple[str, ...]) -> None:
+    """Warn of the 2D network's own autograd functions, whose backward the 3D network does not have."""
+    if functions:
+        warnings.warn(
+            f"{', '.join(functions)} (torch.autograd.Function): the 3D network does not call their backward; its "
+            "gradients are those of the operations in their forward (for a straight-through estimator, write "
+            "x + (f(x) - x).detach() instead)",
+            I3DWarning,
+            stacklevel=4,
+        )
+
+
 def fill(network: Network3d, state: Iterable[tuple[str, Tensor]]) -> Network3d:
     """Give `network` its tensors (not copied). All keys are needed, in the right shapes.
 

@@ -124,3 +124,35 @@ def test_what_is_beside_dropout_is_not_dropped_in_training(forward: Forward) -> 
         network = inflate(model, "c2d", size=12)
     for training in (False, True):
         torch.testing.assert_close(network.train(training)(clip), framewise(model.train(training), clip))
+
+
+class Rounded(torch.autograd.Function):
+    """A straight-through estimator."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def test_a_backward_of_ones_own_is_named_because_it_is_not_called() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.d(Rounded.apply(net.norm(net.c(x))))
+
+    def detached(net: Any, x: Tensor) -> Tensor:
+        y = net.norm(net.c(x))
+        return net.d(y + (torch.round(y) - y).detach())
+
+    with pytest.warns(I3DWarning, match=r"Rounded \(torch.autograd.Function\): the 3D network does not call their"):
+        network = inflate(Net(forward, norm=nn.BatchNorm2d(4)), "c2d", size=16)
+    assert (
+        relative_error(framewise(Net(detached, norm=nn.BatchNorm2d(4)), clip := clip_of(2, 3, 16)), network(clip)) == 0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", I3DWarning)
+        network = inflate(Net(detached, norm=nn.BatchNorm2d(4)), "c2d", size=16)
+    network(clip_of(2, 3, 16)).sum().backward()
+    assert network.c.weight.grad.abs().sum() > 0

@@ -46,6 +46,8 @@ class Reading:
     """The least and the greatest height and width at which network and graph agree; None if not tried."""
     kernels: Kernels = field(default_factory=Kernels)
     """The 2D kernels that the network runs."""
+    functions: tuple[str, ...] = ()
+    """The network's own autograd functions; the graph has the steps of their forward."""
 
 
 def alike(*recorders: Recorder, passing: bool = False) -> bool:
@@ -249,9 +251,8 @@ class Reader:
         rows, decisions, output = common(Runs([*recorders, *self.trials], modes))
         root = without_hooks(self.roots[0])
         graph = GraphOf(rows, [recorder.rows for recorder in recorders], root, recorders[0].calls)
-        return Reading(
-            graph.build(decisions, output, self.held), root, graph.calls(), fixed, eval_only, kernels=self.kernels
-        )
+        built, functions = graph.build(decisions, output, self.held), tuple(sorted(recorders[-1].functions))
+        return Reading(built, root, graph.calls(), fixed, eval_only, kernels=self.kernels, functions=functions)
 
     def is_whole(self, module: nn.Module, name: str) -> bool:
         if is_parametrized(module) or type(module).__module__.startswith("torch.nn.utils."):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import CodeType
 from typing import Any
 
 import torch
@@ -176,6 +178,27 @@ def line_of_the_network() -> str:
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+
+def autograd_functions() -> dict[CodeType, str]:
+    """Return the names of all autograd functions that are not torch's, by the code of their forward."""
+    found, todo = dict[CodeType, str](), list(torch.autograd.Function.__subclasses__())
+    while todo:
+        cls = todo.pop()
+        todo += cls.__subclasses__()
+        code = getattr(inspect.unwrap(cls.forward), "__code__", None)
+        if code is not None and not cls.__module__.startswith("torch."):
+            found[code] = cls.__name__
+    return found
+
+
+def running(codes: Mapping[CodeType, str]) -> Iterator[str]:
+    """Yield the names of those `codes` that are running."""
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code in codes:
+            yield codes[frame.f_code]
+        frame = frame.f_back
 
 
 def forward_of(module: nn.Module) -> Callable[..., Any]:

@@ -19,7 +19,9 @@ from i3dconvert.lift.reading.records import (
     Lost,
     Ref,
     Row,
+    autograd_functions,
     line_of_the_network,
+    running,
 )
 from i3dconvert.lift.reading.writes import Writes
 
@@ -36,6 +38,8 @@ class Tensors(Writes):
         """The device that the network sees: its own, because its code may decide on it."""
         self.asked: list[tuple[int, str]] = []
         """The rows before which the code asked for the device or its surroundings, and the lines."""
+        self._codes, self.functions = autograd_functions(), set[str]()
+        """The names of the network's own autograd functions, whose backward is not recorded."""
         self.failed_at = ""
         self._names, self._is_whole = names, is_whole
         self._alive: dict[int, Tensor] = {}  # an identity is unique only while its object lives
@@ -49,6 +53,7 @@ class Tensors(Writes):
     def row(self, kind: str, target: Any, args: Any = (), kwargs: Any = None, value: Any = None) -> Ref:
         """Add a row and return its place."""
         call = self._open[-1] if self._open else 0
+        self.functions.update(running(self._codes))
         self.rows.append(Row(kind, target, args, kwargs or {}, self._scope, value, self._graded, call))
         return Ref(len(self.rows) - 1)
 
