@@ -78,15 +78,26 @@ Held = dict[int, tuple[Any, list[Any]]]
 def _hold(value: Any, held: Held) -> None:
     """Add each dict, list and set in `value` to `held`."""
     if type(value) in _CONTAINERS and id(value) not in held:
-        is_dict = isinstance(value, dict)
-        held[id(value)] = value, list(value.items() if is_dict else value)
-        for item in value.values() if is_dict else value:
+        held[id(value)] = value, _content(value)
+        for item in value.values() if isinstance(value, dict) else value:
             _hold(item, held)
 
 
+def _content(container: Any) -> list[Any]:
+    """Return the items of a container, the keys and values of a dict in turns."""
+    return [one for item in container.items() for one in item] if isinstance(container, dict) else list(container)
+
+
 def _refill(container: Any, content: list[Any]) -> None:
+    """Give a container its content again, if that has changed."""
+    now = _content(container)
+    if len(now) == len(content) and all(one is other for one, other in zip(now, content, strict=True)):
+        return
     container.clear()
-    (container.extend if isinstance(container, list | deque) else container.update)(content)
+    if isinstance(container, dict):
+        container.update(zip(content[::2], content[1::2], strict=True))
+    else:
+        (container.update if isinstance(container, set) else container.extend)(content)
 
 
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, deque, set)

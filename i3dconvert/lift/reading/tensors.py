@@ -53,7 +53,8 @@ class Tensors(Writes):
     def row(self, kind: str, target: Any, args: Any = (), kwargs: Any = None, value: Any = None) -> Ref:
         """Add a row and return its place."""
         call = self._open[-1] if self._open else 0
-        self.functions.update(running(self._codes))
+        if self._codes:
+            self.functions.update(running(self._codes))
         self.rows.append(Row(kind, target, args, kwargs or {}, self._scope, value, self._graded, call))
         return Ref(len(self.rows) - 1)
 
