@@ -159,18 +159,25 @@ def main() -> None:
         copying = cost([*PYTHON, COPY, str(weights), f"{result}.copy", str(result.stat().st_size)])
         inflating = cost(inflate)
         verifying = cost([*TOOL, "verify", str(result), "--quiet"], 1)
-        exporting = cost([*TOOL, "export", str(result), "--onnx", "--force", "--quiet"], 1)
+        export = [*TOOL, "export", str(result), "--onnx", "--force", "--quiet"]
+        exporting = cost(export, 1)
+        cost([*inflate, "--init", "mean"], 1)
+        exporting_all = cost(export, 1)
+        written = result.with_suffix(".onnx").stat().st_size / 2**20
     rows = {
         "imports": imports,
         "imports, reading, writing": copying,
         "inflate": inflating,
         "verify": verifying,
-        "export": exporting,
+        "export, center": exporting,
+        "export, all taps": exporting_all,
     }
     for what, (seconds, peak) in rows.items():
         print(f"{what:26} {seconds:6.1f} s {peak:7.0f} MiB")
     print(f"inflate takes {inflating[0] / copying[0]:.2f} times what imports, reading and writing do")
     print(f"inflate takes {inflating[1] - imports[1]:.0f} MiB more than the imports")
+    more = exporting_all[1] - imports[1]
+    print(f"the file with all taps has {written:.0f} MiB; its export takes {more / written:.1f} times that")
 
 
 if __name__ == "__main__":
