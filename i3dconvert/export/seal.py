@@ -11,7 +11,7 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from i3dconvert.errors import CheckpointError
-from i3dconvert.export.wire import add_metadata, read
+from i3dconvert.export.wire import add_metadata, parsed, read
 
 SEAL = "seal"
 """The metadata key of a JSON object: the SHA-256 of each initialiser, and of the rest of the file."""
@@ -31,7 +31,7 @@ def broken(path: Path) -> list[str]:
     """
     try:
         found, sealed = _hashes(path)
-    except (OSError, ValueError, OverflowError, MemoryError) as error:
+    except (OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
         raise CheckpointError(f"{path} or a tensor file that it refers to can't be read: {error}") from None
     try:
         expected = dict(json.loads(sealed))
@@ -67,7 +67,7 @@ def _all_but_initialisers(model: onnx.ModelProto) -> Iterator[bytes]:
 
 def _hash(tensor: memoryview, folder: Path) -> str:
     total = hashlib.sha256(tensor)
-    reference = onnx.TensorProto.FromString(bytes(tensor)) if len(tensor) <= _LONGEST_REFERENCE else None
+    reference = parsed(onnx.TensorProto, tensor) if len(tensor) <= _LONGEST_REFERENCE else None
     if reference is not None and uses_external_data(reference):
         place = ExternalDataInfo(reference)
         with (folder / place.location).open("rb") as file:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx
 import onnx_ir
@@ -68,20 +68,34 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[str, memoryview]]:
             else:
                 graph += whole
         rest += _tag(GRAPH, len(graph)) + graph
+    return parsed(onnx.ModelProto, rest), tensors
+
+
+Message = TypeVar("Message", onnx.ModelProto, onnx.TensorProto)
+
+
+def parsed(kind: type[Message], content: bytes | bytearray | memoryview) -> Message:
+    """Return the message of this kind with `content`; raises `ValueError` if it is none."""
     try:
-        return onnx.ModelProto.FromString(bytes(rest)), tensors
+        return kind.FromString(bytes(content))
     except Exception as error:  # noqa: BLE001 - protobuf's error type differs between its implementations
         raise ValueError(first_line(error)) from None
 
 
 def _without_initializers(model: Any) -> onnx.ModelProto:
+    """Return the model with the initialisers' types alone, in the order in which onnx_ir writes it."""
     held = dict(model.graph.initializers)
     model.graph.initializers.clear()
     try:
         proto: onnx.ModelProto = onnx_ir.to_proto(model)
-        return proto
     finally:
         model.graph.initializers.update(held)
+    given = {value.name for value in model.graph.inputs}
+    typed = [value for name, value in held.items() if name not in given and value.type is not None]
+    infos = [*map(onnx_ir.to_proto, typed), *proto.graph.value_info]
+    proto.graph.ClearField("value_info")
+    proto.graph.value_info.extend(infos)
+    return proto
 
 
 def _start_of(name: str, tensor: Any) -> bytes:

@@ -16,7 +16,7 @@ from i3dconvert.errors import CheckpointError, ExportError
 from i3dconvert.export import onnx as exporter
 from i3dconvert.export.attention import ATTENTION, EXPLICIT, OPERATOR
 from i3dconvert.export.runtime import CLASSES, Runtime, read_document
-from i3dconvert.export.seal import SEAL, seal
+from i3dconvert.export.seal import SEAL, broken, seal
 from i3dconvert.export.wire import add_metadata, read, write
 from i3dconvert.inflation import Options, inflate_loaded
 from i3dconvert.verification import Settings, verify_file
@@ -234,3 +234,34 @@ def test_a_file_is_written_and_read_tensor_by_tensor(tmp_path: Path) -> None:
         (tmp_path / "cut.onnx").write_bytes(whole[:length])
         with pytest.raises(ValueError, match=r"."):
             read(tmp_path / "cut.onnx")
+
+
+def stored_in_one_tensor(folder: Path, tensor: onnx.TensorProto) -> Path:
+    graph = onnx.GraphProto(name="graph", initializer=[tensor])
+    onnx.save(onnx.ModelProto(ir_version=10, graph=graph), folder / "net.onnx")
+    seal(folder / "net.onnx")
+    return folder / "net.onnx"
+
+
+@pytest.mark.parametrize("before", [1, 0], ids=["the length of a name", "a name"])
+def test_garbage_in_a_tensor_is_an_error_of_ours(before: int, tmp_path: Path) -> None:
+    place = onnx.StringStringEntryProto(key="location", value="net.data")
+    tensor = onnx.TensorProto(name="tensor", data_location=onnx.TensorProto.EXTERNAL, external_data=[place])
+    (tmp_path / "net.data").write_bytes(b"values")
+    path = stored_in_one_tensor(tmp_path, tensor)
+    assert broken(path) == []
+    inside = path.read_bytes()
+    at = inside.index(b"net.data") - before
+    path.write_bytes(inside[:at] + b"\xff" + inside[at + 1 :])
+    with pytest.raises(CheckpointError, match="can't be read"):
+        broken(path)
+
+
+def test_a_sealed_file_can_be_written_again(tmp_path: Path) -> None:
+    """By onnx and by onnx_ir, which sort what they write in their own ways."""
+    network = inflate(nn.Sequential(nn.Conv2d(3, 4, 3)), size=16)
+    path, again = export_onnx(network, tmp_path / "net.onnx", static=True).path, tmp_path / "again.onnx"
+    onnx.save(onnx.load(path), again)
+    assert broken(again) == []
+    onnx_ir.save(onnx_ir.load(path), again)
+    assert broken(again) == []
