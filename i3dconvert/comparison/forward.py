@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -76,11 +76,13 @@ Held = dict[int, tuple[Any, list[Any]]]
 
 
 def _hold(value: Any, held: Held) -> None:
-    """Add each dict, list and set in `value` to `held`."""
-    if type(value) in _CONTAINERS and id(value) not in held:
-        held[id(value)] = value, _content(value)
-        for item in value.values() if isinstance(value, dict) else value:
-            _hold(item, held)
+    """Add each dict, list and set in `value` to `held`, however deep, also in tuples."""
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        if type(one) in _CONTAINERS and id(one) not in held:
+            held[id(one)] = one, _content(one)
+            todo += one.values() if isinstance(one, dict) else one
 
 
 def _content(container: Any) -> list[Any]:
@@ -95,12 +97,13 @@ def _refill(container: Any, content: list[Any]) -> None:
         return
     container.clear()
     if isinstance(container, dict):
-        container.update(zip(content[::2], content[1::2], strict=True))
+        for key, value in zip(content[::2], content[1::2], strict=True):
+            container[key] = value
     else:
         (container.update if isinstance(container, set) else container.extend)(content)
 
 
-_CONTAINERS = (dict, OrderedDict, defaultdict, list, deque, set)
+_CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, deque, set, tuple)
 
 
 @contextmanager

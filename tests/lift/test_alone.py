@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -245,3 +247,14 @@ def test_a_buffer_that_an_evaluation_writes_into_is_restored() -> None:
         model(torch.zeros(1, 3, 8, 8, dtype=torch.float64))
         assert model.count.item() == 1
     assert model.count.item() == 0
+
+
+def test_containers_of_any_kind_and_depth_are_restored() -> None:
+    model: Any = Net(lambda net, x: net.parts[0].append(net.seen.update("b")) or net.c(x))
+    model.parts, model.seen, model.nested = ([],), Counter("aa"), []
+    for _ in range(2 * sys.getrecursionlimit()):
+        model.nested = [model.nested]
+    with evaluating(model, torch.float32):
+        model(torch.zeros(1, 3, 8, 8))
+        assert model.seen["b"] == 1
+    assert (model.parts, model.seen) == (([],), Counter("aa"))
