@@ -104,10 +104,10 @@ def load(path: str | Path, model: nn.Module | str | None = None) -> Network3d:
 
 def _aligned(tensor: Tensor) -> Tensor:
     """Return a tensor at torch's alignment: otherwise matrix products can differ in the last bit."""
-    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
+    return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
 
 
-ALIGNMENT = 64
+_ALIGNMENT = 64
 """Alignment in bytes of memory that torch allocates on a CPU."""
 
 

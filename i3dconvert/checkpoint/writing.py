@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from i3dconvert.checkpoint.document import KEY, Document
 from i3dconvert.checkpoint.present import document_of, network_in, note
-from i3dconvert.checkpoint.reading import ALIGNMENT, PICKLED, read, rebuild
+from i3dconvert.checkpoint.reading import PICKLED, read, rebuild
 from i3dconvert.errors import CheckpointError, OutputError
 from i3dconvert.files import WEIGHTS, replacing, replacing_in
 from i3dconvert.frameworks import framework_of
@@ -175,7 +175,7 @@ def _write_safetensors(
     path: Path, document: Document, places: list[tuple[Place, Entry]], pieces: Pieces, force: bool, check: ReadBack
 ) -> str:
     """Write one piece at a time."""
-    places = sorted(places, key=lambda placed: _order(*placed))
+    places = sorted(places, key=lambda placed: (-placed[1].dtype.itemsize, placed[0].name))
     header: dict[str, Any] = {
         "__metadata__": {"format": "pt", KEY: replace(document, sha256=_UNKNOWN).dumps(path.parent)}
     }
@@ -185,7 +185,7 @@ def _write_safetensors(
         header[place.name] = {"dtype": _DTYPES[entry.dtype], "shape": list(place.shape), "data_offsets": span}
         offset = span[1]
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    text += b" " * (-len(text) % 8)
     total = Digest()
     with replacing(path, force) as partial:
         with partial.open("wb") as file:
@@ -197,11 +197,6 @@ def _write_safetensors(
             file.write(total.hexdigest().encode())
         check(partial, False)
     return total.hexdigest()
-
-
-def _order(place: Place, entry: Entry) -> tuple[Any, ...]:
-    """Put tensors that keep the alignment of the next one first: aligned ones are used as they are mapped."""
-    return math.prod(place.shape) * entry.dtype.itemsize % ALIGNMENT > 0, -entry.dtype.itemsize, place.name
 
 
 def _write_pickle(

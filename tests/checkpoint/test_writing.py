@@ -25,23 +25,15 @@ def test_the_dtype_is_for_what_only_copies_numbers(tmp_path: Path) -> None:
         assert file.get_tensor("bn1.num_batches_tracked").dtype == torch.int64
     content = ours.path.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
+    assert end % 8 == 0
     header = json.loads(content[8:end])
-    spans = sorted((one["data_offsets"], one["dtype"]) for name, one in header.items() if name != "__metadata__")
-    assert end % 64 == 0
-    assert all((end + start) % (8 if kind == "I64" else 2) == 0 for (start, _), kind in spans)
-    aligned = [(stop - start) % 64 == 0 for (start, stop), _ in spans]
-    assert aligned == sorted(aligned, reverse=True), "those behind a tensor of another size would not be aligned"
+    names = sorted((name for name in header if name != "__metadata__"), key=lambda name: header[name]["data_offsets"])
+    assert names == sorted(names, key=lambda name: (header[name]["dtype"] != "I64", name))
     with pytest.raises(OutputError, match="exists"):
         inflate_to_file(source, ours.path)
     document, state = read(ours.path)
     with pytest.raises(OutputError, match="exists"):
         write_inflated(ours.path, document, state)
-
-
-def test_a_loaded_network_uses_the_file_as_it_is_mapped(tmp_path: Path) -> None:
-    inflate_to_file(Source("resnet18", weights="random", size=32), tmp_path / "net.safetensors")
-    _, state = read(tmp_path / "net.safetensors")
-    assert all(_aligned(tensor) is tensor for tensor in state.values() if tensor.nbytes % 64 == 0)
 
 
 def test_tensors_are_copied_only_to_align_them() -> None:
