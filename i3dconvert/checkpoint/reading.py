@@ -23,7 +23,17 @@ from i3dconvert.lift.exchange import put
 from i3dconvert.lift.network import Network3d, inflation_of, origin_of
 from i3dconvert.lift.planning import fill, plan
 from i3dconvert.lift.seals import sealed
-from i3dconvert.weights import State, classes_in, fit, nested, read_pickle, read_safetensors, read_state, tensors_in
+from i3dconvert.weights import (
+    State,
+    Stream,
+    classes_in,
+    fit,
+    nested,
+    read_pickle,
+    read_safetensors,
+    read_state,
+    tensors_in,
+)
 
 PICKLED = (".pth", ".pt", ".pyth")
 """Suffixes of files for `torch.load`."""
@@ -95,20 +105,22 @@ def load(path: str | Path, model: nn.Module | str | None = None) -> Network3d:
     if model is not None:
         changes = document.origin.changes if document.origin is not None else document.changes
         model = as_recorded(model, changes, state)
-    aligned = {key: _aligned(tensor) for key, tensor in state.items()}
-    network = filled(rebuild(document, model, path), aligned, path).eval()
+    network = filled(rebuild(document, model, path), _copied(state), path).eval()
     if is_name:
         settle(network, document, state)
     return network
 
 
-def _aligned(tensor: Tensor) -> Tensor:
-    """Return a tensor at torch's alignment: otherwise matrix products can differ in the last bit."""
-    return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
+def _copied(state: State) -> State:
+    """Copy tensors that are mapped from a file, which others may overwrite while the network is used.
 
-
-_ALIGNMENT = 64
-"""Alignment in bytes of memory that torch allocates on a CPU."""
+    The copies are at torch's alignment; otherwise, matrix products can differ in the last bit.
+    """
+    stream, copied = Stream(mapped=True), {}
+    for key, tensor in state.items():
+        copied[key] = tensor.clone()
+        stream.passed(tensor)
+    return copied
 
 
 def filled(network: Network3d, state: Mapping[str, Tensor], path: Path) -> Network3d:

@@ -38,9 +38,10 @@ def _difference_alone(model: nn.Module, images: Tensor, dtype: torch.dtype) -> s
 
     devices = [images.device] if images.is_cuda else []
     with evaluating(model, dtype, device=str(images.device)), torch.random.fork_rng(devices):
-        together = run(images)
-        error = max(_difference(together, run(images[i : i + 1]), i) for i in range(2))
-        if error <= TOLERANCE:
+        together, alone = run(images), [run(images[i : i + 1]) for i in range(2)]
+        error = max(_difference(together, one, i) for i, one in enumerate(alone))
+        joined = bool(together) and all(map(_joined, together, *alone))
+        if error <= TOLERANCE and not joined:
             return ""
         if _differ(run(images), together):
             return (
@@ -49,6 +50,11 @@ def _difference_alone(model: nn.Module, images: Tensor, dtype: torch.dtype) -> s
             )
         if _differ(run(images, seed=1), together):
             return ""  # it draws random numbers
+    if joined:
+        return (
+            "the 2D network returns the same number of values for one image and for a batch, and they depend on the "
+            "images of the batch, so a frame has no defined value"
+        )
     return (
         f"the 2D network mixes the images of a batch: an image's output depends on the other images "
         f"(relative error {error:.1g}), so a frame has no defined value"
@@ -57,6 +63,12 @@ def _difference_alone(model: nn.Module, images: Tensor, dtype: torch.dtype) -> s
 
 def _differ(ours: list[Tensor], theirs: list[Tensor]) -> bool:
     return any(not torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(ours, theirs, strict=True))
+
+
+def _joined(together: Tensor, first: Tensor, second: Tensor) -> bool:
+    """Return whether an output has one shape for a batch and for each image, and other values for one of them."""
+    same = together.shape == first.shape == second.shape and together.numel() > 0
+    return same and not (torch.equal(together, first) and torch.equal(together, second))
 
 
 def _difference(together: list[Tensor], alone: list[Tensor], index: int) -> float:

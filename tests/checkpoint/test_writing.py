@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from i3dconvert.backbones import Source
-from i3dconvert.checkpoint.reading import _aligned, finetuned, load, read
+from i3dconvert.checkpoint.reading import finetuned, load, read
 from i3dconvert.checkpoint.writing import write_inflated
 from i3dconvert.errors import CheckpointError, OutputError, WeightsError
 from i3dconvert.inflation import Options, inflate_to_file
@@ -36,13 +36,18 @@ def test_the_dtype_is_for_what_only_copies_numbers(tmp_path: Path) -> None:
         write_inflated(ours.path, document, state)
 
 
-def test_tensors_are_copied_only_to_align_them() -> None:
-    tensor = torch.zeros(64)
-    for start in (0, 16, 32, 48):
-        view = tensor[start:]
-        assert _aligned(view) is view
-    odd = _aligned(tensor[1:])
-    assert (odd.data_ptr() % 64, odd.shape) == (0, (63,))
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_loaded_network_does_not_depend_on_its_file(suffix: str, tmp_path: Path) -> None:
+    """Another program may overwrite or truncate the file, as `torch.save` to the same path does."""
+    path = tmp_path / f"net{suffix}"
+    inflate_to_file(Source("resnet18", weights="random", size=32), path)
+    network = load(path)
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.write(b"\xff" * size)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in network.state_dict().values())
 
 
 def test_transformers_folder(tmp_path: Path) -> None:

@@ -58,6 +58,21 @@ def test_values_of_the_whole_batch_mix_its_images(forward: Any) -> None:
         inflate(Net(forward), size=16)
 
 
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda net, x: net.d(net.c(x)[0][None]).mean((2, 3)),
+        lambda net, x: net.d(net.c(x)[:1]),
+        lambda net, x: net.d(net.c(x)).mean((0, 2, 3)),
+        lambda net, x: net.d(net.c(x)).square().mean(),
+    ],
+    ids=["first, as a batch", "slice", "mean", "number"],
+)
+def test_a_result_without_a_row_for_each_image_is_refused(forward: Any) -> None:
+    with pytest.raises(LiftError, match="the same number of values for one image and for a batch"):
+        inflate(Net(forward), size=16)
+
+
 def test_a_network_that_counts_its_calls_is_refused() -> None:
     def counted(net: Any, x: Tensor) -> Tensor:
         net.calls += 1
