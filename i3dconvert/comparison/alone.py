@@ -66,8 +66,11 @@ def _differ(ours: list[Tensor], theirs: list[Tensor]) -> bool:
 
 
 def _joined(together: Tensor, first: Tensor, second: Tensor) -> bool:
-    """Return whether an output has one shape for a batch and for each image, and other values for one of them."""
-    same = together.shape == first.shape == second.shape and together.numel() > 0
+    """Return whether an output has one shape for a batch and for each image, and other values for one of them.
+
+    Single numbers, such as a loss, are left out.
+    """
+    same = together.shape == first.shape == second.shape and together.dim() > 0
     return same and not (torch.equal(together, first) and torch.equal(together, second))
 
 
