@@ -38,7 +38,8 @@ class Compared:
         The smallest shape also runs in a session with default options. Shapes after the first at which the network
         itself fails are skipped. Raises `ExportError` if the file does not load.
         """
-        runtime = _loaded(path, sparing=True)
+        _check_graph(path)
+        runtime = _loaded(path)
         found: list[tuple[Check, Shape]] = []
         for shape in dict.fromkeys(shapes):
             compared = self._at(runtime, shape)
@@ -79,13 +80,18 @@ class Compared:
             return outputs(self.network(clip))
 
 
-def _loaded(path: Path, sparing: bool) -> Runtime:
+def _check_graph(path: Path) -> None:
     try:
-        if sparing:  # once is enough
-            onnx.checker.check_model(str(path), full_check=False)
-            give_back()
+        onnx.checker.check_model(str(path), full_check=False)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"the exported file is invalid: {first_line(error)}") from None
+    give_back()
+
+
+def _loaded(path: Path, sparing: bool = True) -> Runtime:
+    try:
         return Runtime(path, sparing=sparing)
-    except (onnx.checker.ValidationError, CheckpointError) as error:
+    except CheckpointError as error:
         raise ExportError(f"the exported file is invalid: {first_line(error)}") from None
 
 

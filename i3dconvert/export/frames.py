@@ -266,7 +266,7 @@ class OverFrames:
         form = (before, module.m, module.replicate)
         if form not in self.transforms:
             self.transforms[form] = self.graph.call_function(minimal_transforms, (frames, *form))
-        return self.graph.call_module(name, (frames, self.clips_at(node), before, self.transforms[form]))
+        return self.graph.call_module(name, (frames, self.clips_at(node), self.transforms[form]))
 
 
 def _computed(network: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:

@@ -267,7 +267,7 @@ class MinimalConv(nn.Module):
             bias = F.pad(bias, (len(bias), m * len(bias)))
         self.conv = conv_of_images(weight.flatten(0, 1), bias, geometry, m + 2)
 
-    def forward(self, frames: Tensor, clips: int, length: int, transforms: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, frames: Tensor, clips: int, transforms: tuple[Tensor, Tensor]) -> Tensor:
         """Map `(N·T, C, H, W)` to `(N·T, C', H', W')`, with the `minimal_transforms` of T."""
         conv, padded = self.conv, self.space(frames) if self.space else frames
         return self.steps.filtering(padded, transforms, conv.weight, conv.bias, clips, self.m + 2, self.geometry)

@@ -64,14 +64,13 @@ _REST = [-1]
 
 
 def _sizes(*parts: Any) -> Any:
-    """Join sizes, given as numbers or tensors."""
-    parts = tuple(op.Constant(value_ints=part) if isinstance(part, list) else part for part in parts)
-    return op.Concat(*parts, axis=0)
+    """Join sizes, given as lists of numbers or as tensors."""
+    return op.Concat(*(_constant(part) if isinstance(part, list) else part for part in parts), axis=0)
 
 
 def _size(number: Any) -> Any:
     """Convert a size, a number or a tensor, to a tensor of one number."""
-    return op.Constant(value_ints=[number]) if isinstance(number, int) else op.Reshape(number, _constant(_REST))
+    return _constant([number]) if isinstance(number, int) else op.Reshape(number, _constant(_REST))
 
 
 def _constant(numbers: Sequence[int]) -> Any:

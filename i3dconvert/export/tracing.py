@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from i3dconvert.errors import ExportError
-from i3dconvert.export.operators import IN_ONNX, as_operators
 from i3dconvert.export.runtime import quietly
 from i3dconvert.export.spectra import RealInverses
 
@@ -27,6 +26,8 @@ def trace(
 
     Raises `ExportError`.
     """
+    from i3dconvert.export.operators import IN_ONNX, as_operators  # onnxscript, which only an export needs
+
     options: dict[str, Any] = {"input_names": inputs, "output_names": names, "dynamic_shapes": free}
     options |= {"opset_version": opset, "dynamo": True, "verbose": False, "custom_translation_table": dict(IN_ONNX)}
     as_operators(network)

@@ -93,7 +93,7 @@ def test_minimal_filtering(m: int, frames: int, replicate: bool) -> None:
     for given in (bias, None):
         layer = MinimalConv(kernel, given, replicate, PLAIN, m)
         with torch.no_grad():
-            found = unfold(layer(fold(clip), CLIPS, frames, transforms), CLIPS)
+            found = unfold(layer(fold(clip), CLIPS, transforms), CLIPS)
         expected = convolved(clip, kernel, given, temporal, replicate, PLAIN)
         assert torch.allclose(found, expected, rtol=0, atol=1e-12)
 
