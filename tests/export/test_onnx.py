@@ -20,7 +20,8 @@ from i3dconvert.export.seal import SEAL, broken, seal
 from i3dconvert.export.wire import add_metadata, read, write
 from i3dconvert.inflation import Options, inflate_loaded
 from i3dconvert.verification import Settings, verify_file
-from tests.lift.test_attention import STILL, Windows
+from tests.lift.test_attention import STILL
+from tests.lift.test_fused_attention import Windows
 
 SWEPT = (
     "googlenet resnet101 resnet152 densenet121 densenet161 densenet169 densenet201 convnext_tiny swin_t vit_b_32 "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,13 @@ import torch.nn.functional as F
 import torchvision
 from safetensors import safe_open
 from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from i3dconvert import export_onnx, inflate, load, save
-from i3dconvert.errors import FramesError, RecipeError
+from i3dconvert.errors import FramesError
 from i3dconvert.export.runtime import Runtime
 from i3dconvert.lift import layout
 from i3dconvert.lift.attention import groups as attention
-from i3dconvert.lift.attention import joint
-from i3dconvert.lift.describe import describe, order_seen
-from i3dconvert.lift.memory import COPIES, check_room
+from i3dconvert.lift.describe import describe
 from i3dconvert.lift.network import Network3d
 from i3dconvert.lift.tree.blocks import Block
 from i3dconvert.recipes import Recipe, Rule, parse_rule, preset, toml
@@ -176,140 +172,6 @@ def test_why_an_attention_stays_within_a_frame_is_said() -> None:
     assert operations.count("Attention (all frames)") == 2
 
 
-class Windows(nn.Module):
-    """Attention in windows, as Swin spells it out, with what `how` names between the products."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.how, self.stem, self.qkv, self.head = how, nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 24), nn.Linear(8, 3)
-        self.bias, self.heat = nn.Parameter(torch.randn(2, 5, 5)), nn.Parameter(torch.rand(2, 1, 1))
-        self.token, self.drop = nn.Parameter(torch.randn(1, 1, 8)), nn.Dropout(0.5)
-        self.register_buffer("mask", torch.randn(4, 5, 5) - 100.0 * (torch.rand(4, 5, 5) > 0.6))
-
-    def forward(self, x: Tensor) -> Tensor:
-        image = self.stem(x)
-        batch, channels, height, width = image.shape
-        windows = image.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 3, 5, 1)
-        windows = windows.reshape(-1, 4, channels)
-        windows = torch.cat((self.token.expand(windows.shape[0], -1, -1), windows), 1)
-        query, key, value = self.qkv(windows).reshape(-1, 5, 3, 2, 4).permute(2, 0, 3, 1, 4)
-        if self.how == "rotary":
-            angle = torch.arange(5.0, dtype=query.dtype, device=query.device)[:, None] * 0.3
-            query, key = (
-                torch.cat((p[..., :2] * angle.cos() - p[..., 2:] * angle.sin(), p[..., 2:] * angle.cos()), -1)
-                for p in (query, key)
-            )
-        kept = 3 if self.how == "fewer keys" else 5
-        scores = query @ key[:, :, :kept].transpose(-2, -1) * 0.5
-        if self.how in ("head scales", "all"):
-            scores = scores * self.heat.clamp(max=0.9).exp()
-        if self.how in ("bias", "all"):
-            scores = scores + self.bias
-        if self.how in ("window masks", "all"):
-            scores = scores.view(batch, 4, 2, 5, 5) + self.mask.unsqueeze(1).unsqueeze(0)
-            scores = scores.view(-1, 2, 5, 5)
-        if self.how == "filled":
-            scores = scores.masked_fill(self.mask[0] < -50, float("-inf"))
-        if self.how == "filled with a number":
-            scores = scores.masked_fill(self.mask[0] < -50, -2.0)
-        if self.how == "capped":
-            scores = torch.tanh(scores)
-        if self.how == "divided by":
-            scores = 2.0 / (scores + 50)
-        weights = scores.softmax(-1)
-        if self.how == "dropout":
-            weights = self.drop(weights)
-        attended = (weights @ value[:, :, :kept]).transpose(1, 2).reshape(batch, -1, 8)
-        result: Tensor = self.head(attended.mean(1))
-        return result
-
-
-@pytest.mark.parametrize(
-    "how", ["plain", "bias", "head scales", "window masks", "filled", "all", "fewer keys", "rotary", "dropout"]
-)
-@pytest.mark.parametrize("span", ["all", 2])
-def test_fused_is_the_explicit_form_on_moving_clips(how: str, span: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    model = Windows(how).double().eval()
-    recipe = Recipe("still", (Rule(kind="attention", span=span),))
-    network = inflate(model, recipe, size=16).eval()
-    (layer,) = (layer for layer in network.inflation.layers if layer.geometry.kind == "attention")
-    assert not layer.apart
-    with monkeypatch.context() as patch:
-        patch.setattr(joint, "steps_of", lambda *_: (_ for _ in ()).throw(joint.NotFusedError("told so")))
-        explicit = inflate(model, recipe, size=16).eval()
-    assert [row.operation for row in describe(explicit) if "not fused: told so" in row.operation]
-    clip = drawn(2, 3, 4, 16, 16)
-    with torch.no_grad():
-        assert torch.allclose(network(clip), explicit(clip), rtol=0, atol=1e-12)
-    still = drawn(1, 3, 1, 16, 16)
-    with torch.no_grad():
-        assert torch.allclose(network(still.expand(1, 3, 4, 16, 16)), model(still[:, :, 0]), rtol=0, atol=1e-12)
-    for one in (network, explicit):
-        one.zero_grad()
-        one(clip).square().sum().backward()
-    for name, parameter in explicit.named_parameters():
-        found = network.get_parameter(name).grad
-        if parameter.grad is not None and found is not None:
-            assert torch.allclose(found, parameter.grad, rtol=0, atol=1e-11 * float(parameter.grad.abs().max() + 1))
-        else:
-            assert found is None or not found.any()
-            assert parameter.grad is None or not parameter.grad.any()
-    copied = pickle.loads(pickle.dumps(network))
-    assert torch.equal(copied(clip), network(clip))
-
-
-def test_fused_attention_drops_in_training_as_its_module_says() -> None:
-    network = inflate(Windows("dropout").eval(), STILL, size=16)
-    clip = torch.randn(1, 3, 2, 16, 16)
-    assert torch.equal(network.eval()(clip), network(clip))
-    network.train()
-    assert not torch.equal(network(clip), network(clip))
-    network.drop.p = 0.0
-    assert torch.equal(network(clip), network(clip))
-    network.drop = nn.Identity()
-    assert torch.equal(network(clip), network.eval()(clip))
-
-
-@pytest.mark.parametrize(
-    ("how", "reason"),
-    [
-        ("capped", "tanh of its scores"),
-        ("filled with a number", "its scores are filled with a value that is not negligible"),
-        ("divided by", "truediv of its scores"),
-    ],
-)
-def test_what_is_not_fused_says_so_and_is_exact(how: str, reason: str) -> None:
-    model = Windows(how).double().eval()
-    network = inflate(model, STILL, size=16)
-    (row,) = (row for row in describe(network) if "Attention" in row.operation)
-    assert row.operation == f"Attention (all frames, not fused: {reason})"
-    still = drawn(1, 3, 1, 16, 16)
-    with torch.no_grad():
-        assert torch.allclose(network(still.expand(1, 3, 4, 16, 16)), model(still[:, :, 0]), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("how", ["plain", "all"])
-def test_a_fused_attention_holds_no_scores_of_all_pairs_of_frames(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Largest(TorchDispatchMode):
-        seen = 0
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            found = func(*args, **kwargs or {})
-            for one in found if isinstance(found, tuple | list) else (found,):
-                if isinstance(one, Tensor):
-                    self.seen = max(self.seen, one.untyped_storage().nbytes() // one.element_size())
-            return found
-
-    frames, windows, heads, tokens = 32, 4, 2, 5
-    scores = windows * heads * (frames * tokens) ** 2
-    monkeypatch.setattr(attention, "_MASKED_AT_ONCE", scores // frames)
-    network = inflate(Windows(how).eval(), STILL, size=16).eval()
-    with torch.inference_mode(), Largest() as largest:
-        network(torch.randn(1, 3, frames, 16, 16))
-    assert largest.seen < scores // 8
-
-
 def test_groups_see_their_own_frames_alone() -> None:
     model, size = build("vit_tiny_patch16_224")
     network = inflate(model, preset("c2d").with_rules((parse_rule("blocks.*.attn=span:2"),)), size=size)
@@ -372,76 +234,6 @@ def test_what_is_no_softmax_over_tokens_stays_within_a_frame(how: str, lifted: i
     assert found == ([] if lifted is None else [bool(lifted)])
     report = verify(model, network, Settings(frames=3, size=16, dtypes=(torch.float64,)))
     assert report.passed, report.reason
-
-
-def shuffled(network: Network3d, size: int) -> float:
-    """How far the scores of a moving clip are from those of its frames in another order."""
-    clip = torch.randn(1, 3, 4, size, size, generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        return float((network(clip) - network(clip[:, :, [2, 0, 3, 1]])).abs().max())
-
-
-@pytest.mark.parametrize("kind", ["zeros", "sinusoidal-learned"])
-def test_order_is_told_by_a_time_embedding_once_it_is_trained(kind: str) -> None:
-    model, size = build("vit_tiny_patch16_224")
-    told = preset("c2d").with_rules(STILL.rules)
-    blind = inflate(model, told, size=size)
-    assert shuffled(blind, size) < 1e-4
-    assert "can't tell their order" in order_seen(describe(blind), "none")
-    network = inflate(model, told, size=size, time_embedding=kind)
-    report = verify(model, network, PROOF)
-    assert report.passed, report.reason
-    assert network.state_dict().keys() - blind.state_dict().keys() == {"patch_embed.proj_time.table"}
-    assert "a time embedding" in order_seen(describe(network), kind)
-    network(torch.randn(1, 3, 4, size, size)).sum().backward()
-    table = network.get_parameter("patch_embed.proj_time.table")
-    assert table.shape == (192, 16)
-    assert table.grad is not None
-    assert table.grad.abs().sum() > 0
-    with torch.no_grad():
-        table.copy_(torch.randn(table.shape))
-    assert shuffled(network, size) > 1e-2
-    assert not verify(model, network, PROOF).passed
-
-
-def test_sinusoids_are_those_of_the_frames_number() -> None:
-    from i3dconvert.lift.modules import SinusoidalTime
-
-    embedding = SinusoidalTime(2, 16).double()
-    with torch.no_grad():
-        embedding.table[0, 3] = 1.0  # the fourth sine
-        embedding.table[1, 8] = 1.0  # the first cosine
-        row = embedding(torch.zeros(1, 2, 40, 1, 1, dtype=torch.float64))[0, :, :, 0, 0]
-    place = torch.arange(40.0, dtype=torch.float64)
-    assert torch.allclose(row, torch.stack((torch.sin(place * 10000 ** (-3 / 8)), torch.cos(place))), atol=1e-12)
-
-
-def test_a_clip_too_long_for_memory_is_refused_before_it_is_tried() -> None:
-    model = timm.create_model("cait_xxs24_224", depth=1, img_size=64)
-    randomise(model.eval(), 0, (3, size := 64, size))
-    network = inflate(model, STILL, size=size)
-    (node,) = (node for node in network.graph.nodes if node.meta.get("scores"))
-    assert node.meta["scores"] == 4 * 16 * 16  # heads, queries, keys
-    wanted = COPIES * 2 * 64 * 64 * node.meta["scores"] * 8
-    check_room(network, 64, 2, None, torch.float64, room=wanted)
-    with pytest.raises(FramesError, match=r"blocks\.0\.attn over clips of 64 frames needs about .* GiB.*span:8"):
-        check_room(network, 64, 2, None, torch.float64, room=wanted - 1)
-    with pytest.raises(FramesError, match="GiB are free; reduce --frames"):
-        verify(model, network, Settings(frames=20_000, dtypes=(torch.float64,)))
-    grouped = inflate(model, Recipe("groups", (Rule(kind="attention", span=8),)), size=size)
-    check_room(grouped, 64, 2, None, torch.float64, room=wanted // 8)
-
-
-@pytest.mark.parametrize("frames", [1, 2, 16, 31, 40])
-def test_a_time_embedding_is_stretched_over_the_clip(frames: int) -> None:
-    from i3dconvert.lift.modules import TimeEmbedding
-
-    embedding = TimeEmbedding(2, 16)
-    with torch.no_grad():
-        embedding.table.copy_(torch.arange(16.0).expand(2, 16))
-        row = embedding(torch.zeros(1, 2, frames, 1, 1))[0, 0, :, 0, 0]
-    expected = torch.linspace(0, 15, frames) if frames > 1 else torch.zeros(1)
-    assert torch.allclose(row, expected, atol=1e-5)
 
 
 def test_a_network_whose_attention_lost_the_other_frames_fails() -> None:
@@ -530,32 +322,6 @@ def test_bad_input_is_one_line(run: Run, words: tuple[str, ...], message: str) -
     assert done.code == 1
     assert message in done.err
     assert done.err.count("\n") == 1
-
-
-def test_a_time_embedding_needs_a_layer_over_images() -> None:
-    class Pixels(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attend = nn.MultiheadAttention(12, 2, batch_first=True)
-
-        def forward(self, x: Tensor) -> Tensor:
-            tokens = F.unfold(x, 2, stride=2).transpose(1, 2)
-            attended: Tensor = self.attend(tokens, tokens, tokens, need_weights=False)[0].mean(1)
-            return attended
-
-    model = Pixels().eval()
-    assert verify(model, inflate(model, STILL, size=8), Settings(frames=3, size=8)).passed
-    with pytest.raises(RecipeError, match="no layer over images before the attention"):
-        inflate(model, STILL, size=8, time_embedding="zeros")
-
-
-def test_a_time_embedding_goes_behind_a_layer_with_weights() -> None:
-    model = Own("plain").eval()
-    model.stem = nn.Sequential(nn.Conv2d(3, 8, 2, 2), nn.MaxPool2d(2))  # type: ignore[assignment]
-    network = inflate(model, STILL, size=16, time_embedding="zeros")
-    assert "stem.0_time.table" in network.state_dict()
-    report = verify(model, network, Settings(frames=3, size=16, dtypes=(torch.float64,)))
-    assert report.passed, report.reason
 
 
 @pytest.mark.slow
