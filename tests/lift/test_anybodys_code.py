@@ -291,6 +291,10 @@ def test_a_layer_called_with_an_image_and_with_something_else_stays_2d() -> None
         (lambda net, x: net.c(x["image"]), "looks up 'image' in its input: wrap it so that it takes an image"),
         (lambda net, x: torch.vmap(lambda one: one * 2)(net.c(x)), r"torch\.func and torch\.vmap hide theirs"),
         (lambda net, x: net.c(x) + net.d.weight.mul_(2).sum(), r"writes into d\.weight|leaf"),
+        (
+            lambda net, x: (setattr(net.d.weight, "data", net.d.weight.data * 2), net.d(net.c(x)))[1],
+            r"assigns to data of d\.weight, which a graph can't do; compute a new tensor instead",
+        ),
         (lambda net, x: (y := net.c(x), nn.Flatten()(y).relu_(), net.f(y).relu_(), net.d(y))[-1], "clone it first"),
     ],
 )

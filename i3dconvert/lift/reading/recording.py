@@ -50,7 +50,9 @@ class Recorder(Tensors):
         if name == "__set__" and attribute == "_backward_hooks":
             return func(*args, **kwargs)  # by set_, before it is recorded
         if name == "__set__":
-            raise LiftError(f"{self.place()}: the network assigns to {attribute} of a tensor")
+            tensor = self._names.get(id(args[0]), "a tensor")
+            advice = "; compute a new tensor instead (weight * mask)" if attribute == "data" else ""
+            raise LiftError(f"{self.place()} assigns to {attribute} of {tensor}, which a graph can't do{advice}")
         if func in known.VALUES:
             if self._whole and self._names.get(id(args[0]), "").endswith("num_batches_tracked"):
                 return type(func(torch.zeros(())))(1)  # BatchNorm's count, used to average its statistics
