@@ -21,6 +21,7 @@ from i3dconvert.errors import ExportError, OutputError
 from i3dconvert.export.checking import Compared, Shape
 from i3dconvert.export.deployed import BEST, SCORES, BestClasses, FromDecoder, OnlyTensors, others_than_tensors
 from i3dconvert.export.frames import frames_form
+from i3dconvert.export.parts import stacks_in_parts
 from i3dconvert.export.placing import (
     Nowhere,
     describe,
@@ -151,6 +152,8 @@ def export_onnx(
         progress("rewriting over frames" if optimize else "preparing")
         with quietly():
             form: nn.Module = frames_form(network, minimal=not int8) if optimize else network
+        if optimize and not int8:
+            stacks_in_parts(form)
         if left_out or any(hasattr(_TRACED, part) for part, _ in form.named_children()):
             form = OnlyTensors(form)  # its part's names can't hide attributes of the exporter's own, such as `meta`
         if uint8_input:

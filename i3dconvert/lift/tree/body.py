@@ -54,7 +54,6 @@ class Body:
         self.inputs: list[tuple[str, Any]] = []
         self.beside: dict[str, fx.Node] = {}
         self.constants: list[str] = []
-        self.marker: fx.Node | None = None
         self.start = self.graph.call_function(clips_of)  # inputs precede it; it is removed if unused
         self.gives: Form = None
         if number:
