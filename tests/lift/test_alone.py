@@ -88,6 +88,30 @@ def test_a_network_that_counts_its_calls_is_refused() -> None:
             inflate(model, size=16)
 
 
+def kept_from_a_run(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    if net.size != tuple(x.shape):
+        net.size, net.ones = tuple(x.shape), torch.ones_like(y)
+    return net.d(y * net.ones)
+
+
+def normalised_in_place(net: Any, x: Tensor) -> Tensor:
+    net.c.weight.data = net.c.weight.data / net.c.weight.data.norm()
+    return net.d(net.c(x))
+
+
+@pytest.mark.parametrize(
+    ("forward", "remedy"),
+    [(kept_from_a_run, "inflate a new network before it runs"), (normalised_in_place, "compute a new tensor instead")],
+)
+def test_a_network_that_has_kept_something_is_refused_with_a_remedy(forward: Any, remedy: str) -> None:
+    model = Net(forward)
+    model.__dict__["size"] = ()
+    model(torch.zeros(2, 3, 16, 16, dtype=torch.float64))
+    with pytest.raises(LiftError, match=remedy):
+        inflate(model, size=16)
+
+
 def test_questions_for_finite_values_are_answered_for_finite_images() -> None:
     def checked(net: Any, x: Tensor) -> Tensor:
         y = net.c(x)

@@ -151,7 +151,7 @@ def test_a_decision_on_the_device_is_that_of_the_2d_network() -> None:
 
 
 def test_a_decision_on_the_dtype_is_refused() -> None:
-    with pytest.raises(LiftError, match="depends on the dtype of the image"):
+    with pytest.raises(LiftError, match=r"depends on the dtype of the image.*the same steps for each dtype"):
         inflate(Net(lambda net, x: net.d(net.c(x) * (2 if x.dtype == torch.float64 else 1))), "c2d", size=16)
 
 

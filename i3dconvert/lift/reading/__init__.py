@@ -114,10 +114,14 @@ def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], tria
             return reader.reading([first, second, reader.run(2, size)], fixed=fixed, eval_only=first_line(reason))
     except Differ as reason:
         if reader.follows_dtype(first, size):
-            raise LiftError(f"the network's code depends on the dtype of the image: {first_line(reason)}") from None
+            raise LiftError(
+                f"the network's code depends on the dtype of the image: {first_line(reason)}; let it take the same "
+                "steps for each dtype (y = y.to(x.dtype) without a condition)"
+            ) from None
         raise LiftError(
             f"the network's code depends on the number of images: {first_line(reason)}; code that loops over the "
-            "images of a batch can't be read, let it process them at once"
+            "images of a batch can't be read, let it process them at once; if it keeps what an earlier run computed, "
+            "inflate a new network before it runs"
         ) from None
 
 
