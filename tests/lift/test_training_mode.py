@@ -105,6 +105,55 @@ def test_what_is_otherwise_in_training_is_said() -> None:
     assert isinstance(network.train()(clip_of(1, 2, 16).float()), Tensor)
 
 
+class Decoded(nn.Module):
+    """A detector's layer without weights, which returns maps in training, and in eval mode all predictions at once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training else x.flatten(2).transpose(1, 2).sigmoid()
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training else x * 2
+
+
+class Twice(nn.Module):
+    def forward(self, x: Tensor) -> Any:
+        return (x, x) if self.training else x
+
+
+def all_at_once(net: Any, x: Tensor) -> Any:
+    y = net.c(x)
+    found = [net.part(net.drop(y)), net.part(F.avg_pool2d(y, 2))]
+    return found if net.training else torch.cat(found, 1)
+
+
+def one_map(net: Any, x: Tensor) -> Tensor:
+    return net.part(net.c(x))
+
+
+def normalised_in_evaluation(net: Any, x: Tensor) -> Tensor:
+    y = net.part(net.drop(net.c(x)))
+    return y if net.training else y.softmax(1)
+
+
+@pytest.mark.parametrize(
+    ("forward", "part"),
+    [(all_at_once, Decoded()), (one_map, Decoded()), (normalised_in_evaluation, Doubled()), (one_map, Twice())],
+)
+def test_a_network_that_does_not_follow_the_mode_has_no_parts_that_do(forward: Forward, part: nn.Module) -> None:
+    model, clip = Net(forward, part=part, drop=Dropping()), clip_of(2, 3, 8)
+    with pytest.warns(I3DWarning, match="always behaves as it does in eval mode"):
+        network = inflate(model, "c2d", size=8, temporal_pool="none")
+    expected = torch.stack([model(frame) for frame in clip.unbind(2)], 2 if part(clip[:, :, 0]).dim() == 4 else 1)
+    assert relative_error(expected, network(clip)) <= 1e-12
+    network.train().get_submodule("drop").eval()
+    assert relative_error(expected, network(clip)) <= 1e-12
+    if forward is not one_map:
+        torch.manual_seed(0)
+        assert relative_error(expected, network.train()(clip)) > 1e-3
+
+
 def beside_dropout(net: Any, x: Tensor) -> Tensor:
     y = net.c(x)
     return net.d(net.part(y)) + y[:, :2]

@@ -32,8 +32,10 @@ def read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], trial
     odd size, a smaller one, and four times the size.
 
     Modules of `torch.nn`, those for which `is_layer` holds, and those without weights that behave differently in
-    training are not entered. Raises `LiftError`, which names the operation, the module, and the part of the network
-    that can be read if the whole can't (the backbone of a detector).
+    training are not entered; if the network around them can't follow the mode, only those like dropout.
+
+    Raises `LiftError`, which names the operation, the module, and the part of the network that can be read if the
+    whole can't (the backbone of a detector).
     """
     check_is_python(model)
     try:
@@ -81,9 +83,15 @@ def _readable_part(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, i
     return None
 
 
-def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], trial: bool) -> Reading:
+def _read(
+    model: nn.Module,
+    is_layer: IsLayer,
+    shape: tuple[int, int, int],
+    trial: bool,
+    entered: frozenset[str] = frozenset(),
+) -> Reading:
     channels, *size = shape
-    reader = Reader(model, is_layer, channels)
+    reader = Reader(model, is_layer, channels, entered)
     first = reader.first(size, trial)
     fixed = "the 2D network accepts no other size"
     for other in others(*size):
@@ -101,6 +109,8 @@ def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], tria
         except (Differ, LiftError) as reason:
             fixed = first_line(reason)
         if alike(first, second):  # only the training mode differs
+            if not entered and (entered := reader.only_evaluated(first, size)):
+                return _read(model, is_layer, shape, trial, entered)
             with suppress(Differ):
                 return replace(reader.reading([first, second, reader.run(2, size)], eval_only=fixed), tried=tried)
         break
@@ -111,6 +121,8 @@ def _read(model: nn.Module, is_layer: IsLayer, shape: tuple[int, int, int], tria
         try:
             return reader.reading([first, second], reader.run(2, size, training=True), fixed)
         except (Differ, LiftError) as reason:
+            if not entered and (entered := reader.only_evaluated(first, size)):
+                return _read(model, is_layer, shape, trial, entered)
             return reader.reading([first, second, reader.run(2, size)], fixed=fixed, eval_only=first_line(reason))
     except Differ as reason:
         if reader.follows_dtype(first, size):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from i3dconvert.lift.reading.recording import Recorder
-from i3dconvert.lift.reading.records import Decision, Ref, Row
+from i3dconvert.lift.reading.records import Decision, Ref, Row, leaves, value_at
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,10 @@ class _Common:
             raise Differ(f"the steps differ, first at {where}")
         if first.kind in ("get", "input"):
             return first
+        for other in self.runs.training if first.kind == "module" else ():
+            images = Fraction(*(self.columns[run][0].value.shape[0] for run in (other, 0)))
+            if not _same_shapes(first.value, rows[other].value, images):
+                raise Differ(f"{where} returns other shapes")
         args = self.merge([row.args for row in rows], index, first.scope, where)
         kwargs = self.merge([row.kwargs for row in rows], index, first.scope, where)
         return replace(first, args=args, kwargs=kwargs)
@@ -252,12 +256,21 @@ def _numbers(rows: list[Row]) -> Iterator[tuple[Ref, Any]]:
 def _axis(rows: list[Row], ref: Ref) -> tuple[int, int | None]:
     """Return the number of axes of the tensor whose size a number is, and which axis it is (None: all together)."""
     row = rows[ref.row]
-    source: Any = rows[row.args[0].row].value
-    for part in row.args[0].path:
-        source = source[part]
     axis = ref.path[0] if ref.path else row.args[1] if len(row.args) > 1 else row.kwargs.get("dim")
-    dims = source.dim()
+    dims = value_at(rows, row.args[0]).dim()
     return dims, axis % dims if isinstance(axis, int) else None
+
+
+def _same_shapes(ours: Any, theirs: Any, images: Fraction) -> bool:
+    """Return whether two results have the same shapes; an axis may follow the number of images, of which the second
+    has `images` times as many."""
+    pairs = list(zip(leaves(ours), leaves(theirs), strict=False))
+    alike = type(ours) is type(theirs) and len(pairs) == len(list(leaves(ours))) == len(list(leaves(theirs)))
+    return alike and all(
+        one.dim() == other.dim() and all(a == b or a * images == b for a, b in zip(one.shape, other.shape, strict=True))
+        for one, other in pairs
+        if isinstance(one, Tensor) and isinstance(other, Tensor)
+    )
 
 
 def _alike(a: Any, b: Any) -> bool:

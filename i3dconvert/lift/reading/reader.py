@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from i3dconvert.errors import LiftError, first_line
@@ -17,7 +17,7 @@ from i3dconvert.lift.reading.graph import CallOf, GraphOf
 from i3dconvert.lift.reading.kernels import Kernels, KernelsSeen
 from i3dconvert.lift.reading.merging import Differ, Runs, common
 from i3dconvert.lift.reading.recording import CONTAINERS, Recorder
-from i3dconvert.lift.reading.records import as_plain, forward_of, mapped
+from i3dconvert.lift.reading.records import Ref, Row, as_plain, forward_of, mapped, value_at
 from i3dconvert.lift.reading.surroundings import OTHERS, Enter, Held, other_device, questions
 from i3dconvert.lift.reading.trials import trials
 from i3dconvert.lift.reading.views import OVERLOAD
@@ -75,8 +75,12 @@ class _Cached(Exception):
 
 
 class Reader:
-    def __init__(self, model: nn.Module, is_layer: IsLayer, channels: int) -> None:
+    def __init__(
+        self, model: nn.Module, is_layer: IsLayer, channels: int, entered: frozenset[str] = frozenset()
+    ) -> None:
         self.model, self.is_layer, self.channels = model, is_layer, channels
+        self.entered = entered
+        """Modules that follow the mode, but are part of the graph, as they are in eval mode."""
         self.originals = _names(model)
         dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
         self.dtype = next(iter(dtypes)) if dtypes else torch.get_default_dtype()
@@ -257,14 +261,42 @@ class Reader:
     def is_whole(self, module: nn.Module, name: str) -> bool:
         if is_parametrized(module) or type(module).__module__.startswith("torch.nn.utils."):
             return False  # what it computes of its parameters is part of the graph
-        if self.is_layer(module):
-            return True
-        forward = forward_of(module)
-        if str(forward.__module__).startswith("torch.nn") and not isinstance(module, CONTAINERS):
-            return True
+        return self.is_known(module) or (self.follows_mode(module) and name not in self.entered)
+
+    def is_known(self, module: nn.Module) -> bool:
+        of_torch = str(forward_of(module).__module__).startswith("torch.nn") and not isinstance(module, CONTAINERS)
+        return of_torch or self.is_layer(module)
+
+    def follows_mode(self, module: nn.Module) -> bool:
+        """Return whether the network's own code asks for the mode in a module without weights."""
         holds_layers = any(self.is_layer(child) for child in module.modules())
-        names = getattr(getattr(forward, "__code__", None), "co_names", ())
-        return not any(True for _ in module.parameters()) and not holds_layers and "training" in names
+        names = getattr(getattr(forward_of(module), "__code__", None), "co_names", ())
+        own = not self.is_known(module) and not holds_layers
+        return own and not any(True for _ in module.parameters()) and "training" in names
+
+    def only_evaluated(self, first: Recorder, size: Sequence[int]) -> frozenset[str]:
+        """Return the modules that must not follow the mode if the network around them can't.
+
+        The others are like dropout: they return their input in eval mode, and a tensor of its shape in training.
+        """
+        found = set(self.changing(first, lambda row, at: Ref(at) in first.returned))
+        with suppress(LiftError):
+            trained = self.run(2, size, training=True)
+            found.update(self.changing(trained, lambda row, at: _keeps_shape(row, trained.rows)))
+        return frozenset(found)
+
+    def changing(self, run: Recorder, keeps: Callable[[Row, int], bool]) -> Iterator[str]:
+        """Yield the modules that follow the mode and are kept whole, if they do not keep their input in `run`."""
+        for at, row in enumerate(run.rows):
+            if row.kind == "module" and self.follows_mode(self.model.get_submodule(row.target)) and not keeps(row, at):
+                yield row.target
+
+
+def _keeps_shape(row: Row, rows: Sequence[Row]) -> bool:
+    given = row.args[0] if row.args else None
+    if not isinstance(given, Ref) or not isinstance(row.value, Tensor):
+        return False
+    return bool(row.value.shape == value_at(rows, given).shape)
 
 
 def _names(model: nn.Module) -> dict[int, str]:

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import CodeType
 from typing import Any
 
@@ -55,6 +55,14 @@ class Row:
     """Whether it is outside the network's own `no_grad` regions."""
     call: int = 0
     """The index of the module's call that contains it."""
+
+
+def value_at(rows: Sequence[Row], ref: Ref) -> Any:
+    """Return the value that `ref` stands for."""
+    value = rows[ref.row].value
+    for part in ref.path:
+        value = value[part]
+    return value
 
 
 @dataclasses.dataclass
