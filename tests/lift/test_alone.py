@@ -112,6 +112,16 @@ def test_a_network_that_has_kept_something_is_refused_with_a_remedy(forward: Any
         inflate(model, size=16)
 
 
+def shifted_by_segments(net: Any, x: Tensor) -> Tensor:
+    y = net.c(x)
+    return net.d(y.view(-1, 4, *y.shape[1:]).roll(1, 1).view(y.shape))
+
+
+def test_a_network_that_does_not_run_says_what_it_was_given() -> None:
+    with pytest.raises(LiftError, match=r"view in .*; it was given 2 images of 3×16×16, which input= \(--input\) sets"):
+        inflate(Net(shifted_by_segments), size=16)
+
+
 def test_questions_for_finite_values_are_answered_for_finite_images() -> None:
     def checked(net: Any, x: Tensor) -> Tensor:
         y = net.c(x)

@@ -132,7 +132,11 @@ class Reader:
         except LiftError:
             raise
         except Exception as error:
-            raise LiftError(f"{recorder.failed_at or recorder.place()}: {reason(error)}") from error
+            given = (
+                f"; it was given {images} images of {self.channels}×{size[0]}×{size[1]}, which input= (--input) sets"
+            )
+            refused = given if reason(error) == first_line(error) else ""
+            raise LiftError(f"{recorder.failed_at or recorder.place()}: {reason(error)}{refused}") from error
         finally:
             for handle in handles:
                 handle.remove()
