@@ -117,6 +117,16 @@ class Doubled(nn.Module):
         return x if self.training else x * 2
 
 
+class Outer(Decoded):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Doubled()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        return y if self.training else super().forward(y)
+
+
 class Twice(nn.Module):
     def forward(self, x: Tensor) -> Any:
         return (x, x) if self.training else x
@@ -139,7 +149,13 @@ def normalised_in_evaluation(net: Any, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("forward", "part"),
-    [(all_at_once, Decoded()), (one_map, Decoded()), (normalised_in_evaluation, Doubled()), (one_map, Twice())],
+    [
+        (all_at_once, Decoded()),
+        (one_map, Decoded()),
+        (one_map, Outer()),
+        (normalised_in_evaluation, Doubled()),
+        (one_map, Twice()),
+    ],
 )
 def test_a_network_that_does_not_follow_the_mode_has_no_parts_that_do(forward: Forward, part: nn.Module) -> None:
     model, clip = Net(forward, part=part, drop=Dropping()), clip_of(2, 3, 8)

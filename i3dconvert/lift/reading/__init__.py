@@ -109,8 +109,8 @@ def _read(
         except (Differ, LiftError) as reason:
             fixed = first_line(reason)
         if alike(first, second):  # only the training mode differs
-            if not entered and (entered := reader.only_evaluated(first, size)):
-                return _read(model, is_layer, shape, trial, entered)
+            if parts := reader.only_evaluated(first, size):
+                return _read(model, is_layer, shape, trial, entered | parts)
             with suppress(Differ):
                 return replace(reader.reading([first, second, reader.run(2, size)], eval_only=fixed), tried=tried)
         break
@@ -121,8 +121,8 @@ def _read(
         try:
             return reader.reading([first, second], reader.run(2, size, training=True), fixed)
         except (Differ, LiftError) as reason:
-            if not entered and (entered := reader.only_evaluated(first, size)):
-                return _read(model, is_layer, shape, trial, entered)
+            if parts := reader.only_evaluated(first, size):
+                return _read(model, is_layer, shape, trial, entered | parts)
             return reader.reading([first, second, reader.run(2, size)], fixed=fixed, eval_only=first_line(reason))
     except Differ as reason:
         if reader.follows_dtype(first, size):
