@@ -1,5 +1,8 @@
 """The table of counterparts, where it takes a thought: what is inflated how, and what is refused."""
 
+import copy
+import time
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -106,6 +109,21 @@ def test_depth_is_interpolated_between_slices() -> None:
     ours = inflate(net, "volumetric", size=16)(volume)
     theirs = F.interpolate(F.conv3d(volume, net[0].weight.unsqueeze(2), net[0].bias), scale_factor=2, mode="trilinear")
     assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_smooth_interpolations_do_not_run_for_each_reading(mode: str) -> None:
+    layers = (nn.Upsample(size=16, mode=mode) for _ in range(8 if mode == "bilinear" else 2))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), *layers).double()
+    abstract = copy.deepcopy(net).to("meta")
+    times = [time.process_time()]
+    abstract(torch.empty(2, 3, 16, 16, dtype=torch.float64, device="meta"))
+    times.append(time.process_time())
+    network = inflate(net, "c2d", size=16)
+    times.append(time.process_time())
+    assert times[2] - times[1] <= 3 * (times[1] - times[0])
+    clip = torch.randn(1, 3, 2, 14, 20, dtype=torch.float64)
+    assert relative_error(torch.stack([net(frame) for frame in clip.unbind(2)], 2), network(clip)) <= 1e-12
 
 
 def test_blur_pools_blur_depth_too() -> None:

@@ -36,6 +36,10 @@ FIRST: dict[Any, tuple[str, ...]] = {
 ACCESS = ("__get__", "__set__")
 NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm}
 """Functions whose output has the shape of their input; they are not run, since that takes longest."""
+INTERPOLATE = ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
+"""The parameters of `F.interpolate`."""
+SLOW_MODES = frozenset(("bilinear", "bicubic"))
+"""Modes that are Python code on the meta device; the nearest pixels have the same shape."""
 MAY_GIVE_BACK = frozenset("contiguous to type type_as float double half bfloat16 cpu reshape flatten".split())
 """Functions that may return their input itself."""
 CASTS = frozenset("type type_as float double half bfloat16".split())

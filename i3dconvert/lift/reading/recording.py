@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i3dconvert.errors import LiftError
@@ -136,6 +137,10 @@ class Recorder(Tensors):
     def _computed(func: Any, args: Any, kwargs: Any) -> Any:
         if func in known.NORMS and args:
             return empty_like(args[0])
+        if func is F.interpolate:
+            kwargs, args = {**dict(zip(known.INTERPOLATE, args, strict=False)), **kwargs}, ()
+            if kwargs.get("mode") in known.SLOW_MODES and kwargs["input"].dim() == 4:
+                kwargs |= {"mode": "nearest", "align_corners": None, "antialias": False}
         return to_meta(func(*to_meta(args), **to_meta(kwargs)))
 
     def _of_constants(self, func: Any, args: Any, kwargs: Any) -> Any:
