@@ -340,11 +340,18 @@ def beside(table: Tensor) -> nn.Module:
     return model
 
 
+class Scripted(torch.jit.ScriptModule):
+    @torch.jit.script_method
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [
         (nn.Sequential(nn.LazyConv2d(4, 3)), "lazy layers without weights"),
-        (torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))), "contains a script module"),
+        (torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))), "inflate the network before scripting"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), Scripted()), "make its class Scripted an nn.Module"),
         (beside(torch.eye(4).to_sparse()), r"tensor table that is not dense .*table\.to_dense\(\)"),
         (beside(torch.eye(4).to_sparse_csr()), r"tensor table that is not dense .*table\.to_dense\(\)"),
         (beside(torch.quantize_per_tensor(torch.eye(4), 0.1, 0, torch.quint8)), r"table\.dequantize\(\)"),

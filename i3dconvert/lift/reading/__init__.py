@@ -61,8 +61,11 @@ def can_run(model: nn.Module, shape: tuple[int, int, int]) -> bool:
 def check_is_python(model: nn.Module) -> None:
     """Raise `LiftError` for script modules, lazy layers without weights, and tensors that are not dense."""
     name = type(model).__name__
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise LiftError(f"{name} contains a script module, which can't be read; inflate the network before scripting")
+    for module in (one for one in model.modules() if isinstance(one, torch.jit.ScriptModule)):
+        of_class = f"make its class {type(module).__name__} an nn.Module, without torch.jit.script_method"
+        scripted = type(module).__module__.startswith("torch.jit")
+        remedy = "inflate the network before scripting" if scripted else of_class
+        raise LiftError(f"{name} contains a script module, which can't be read; {remedy}")
     if any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         raise LiftError(f"{name} has lazy layers without weights; run it once on an image, then inflate it")
     for key, tensor in (*model.named_parameters(), *model.named_buffers()):
