@@ -6,7 +6,7 @@ All take frames `(N·T, C, H, W)` and the numbers of clips N and frames T, and r
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,8 @@ class ConvGeometry(NamedTuple):
     dilation: tuple[int, int]
     groups: int
     space: SpatialPad | None
+    beyond: tuple[int, int] | None = None
+    """The output padding of a transposed convolution; None for others."""
 
 
 def frames_conv(
@@ -97,9 +99,14 @@ def used_taps(kernel: Tensor) -> tuple[int, ...]:
 
 def conv_of_images(weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, groups: int) -> nn.Module:
     """Return a constant 2D convolution, which follows its own padding."""
-    spatial = (geometry.stride, geometry.padding, geometry.dilation)
-    sizes = (weight.shape[1] * groups, weight.shape[0], (weight.shape[2], weight.shape[3]))
-    conv = nn.Conv2d(*sizes, *spatial, groups, bias=bias is not None, device="meta")
+    first, second, kernel = weight.shape[0], weight.shape[1], (weight.shape[2], weight.shape[3])
+    options: dict[str, Any] = {"stride": geometry.stride, "padding": geometry.padding, "dilation": geometry.dilation}
+    options |= {"groups": groups, "bias": bias is not None, "device": "meta"}
+    conv: nn.Conv2d | nn.ConvTranspose2d
+    if geometry.beyond is None:
+        conv = nn.Conv2d(second * groups, first, kernel, **options)
+    else:
+        conv = nn.ConvTranspose2d(first, second * groups, kernel, output_padding=geometry.beyond, **options)
     conv.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
     if bias is not None:
         conv.bias = nn.Parameter(bias, requires_grad=False)

@@ -64,7 +64,7 @@ class Folded(NamedTuple):
     """A convolution over clips as one in space with its taps along time."""
 
     kernel: Tensor
-    """`(O, I/groups, T, kH, kW)`."""
+    """`(O, I/groups, T, kH, kW)`; `(I, O/groups, T, kH, kW)` if transposed."""
     bias: Tensor | None
     replicate: bool
     """Whether border frames are replicated; otherwise the clip is padded with zeros."""
@@ -72,13 +72,14 @@ class Folded(NamedTuple):
 
 
 def folded(module: Any, norm: Any) -> Folded:
-    """Return a `Conv3d`, and the BatchNorm after it if there is one, as one convolution."""
+    """Return a convolution, transposed or not, and the BatchNorm after it if there is one, as one convolution."""
     kernel: Tensor = module.kernel() if isinstance(module, PaddedConv3d) else module.weight
     bias: Tensor | None = module.bias
     if norm is not None:
         statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         kernel, bias = fuse_conv_bn_weights(kernel, bias, *statistics)
     spatial = (in_space(module.stride), in_space(module.padding), in_space(module.dilation))
-    geometry = ConvGeometry(*spatial, module.groups, getattr(module, "space", None))
+    beyond = in_space(module.output_padding) if isinstance(module, nn.ConvTranspose3d) else None
+    geometry = ConvGeometry(*spatial, module.groups, getattr(module, "space", None), beyond)
     replicate = isinstance(module, PaddedConv3d) and module.time[2] == "replicate"
     return Folded(kernel.detach(), None if bias is None else bias.detach(), replicate, geometry)

@@ -37,7 +37,7 @@ from i3dconvert.streaming.layers import (
     tick,
 )
 from i3dconvert.streaming.pace import Leaf, Pace, Window, delayed, window
-from i3dconvert.streaming.refusals import check, refuse, refuse_module
+from i3dconvert.streaming.refusals import MORE, check, refuse, refuse_module
 
 CLOCK = "clock"
 
@@ -232,8 +232,23 @@ class Streaming(OverFrames):
         layer = ConvOverTime(kernel[:, :, list(taps)], bias, seen, replicate, geometry)
         return self.over(name, layer, layer.alone(), frames, node)
 
+    def transposed(
+        self, name: str, module: nn.ConvTranspose3d, frames: fx.Node, node: fx.Node, temporal: Temporal
+    ) -> fx.Node:
+        """Return a transposed convolution that keeps the number of frames: one over time with its taps reversed."""
+        if temporal.stride > 1:
+            refuse(node, MORE)
+        kernel, bias, _, geometry = folded(module, None)
+        kernel, padding = kernel.flip(2), temporal.span - 1 - temporal.before
+        taps = used_taps(kernel)
+        seen = window(self.paces[node], Temporal(temporal.kernel, before=padding, after=padding), taps, False)
+        layer = ConvOverTime(kernel[:, :, list(taps)], bias, seen, False, geometry)
+        return self.over(name, layer, layer.alone(), frames, node)
+
     def pooled(self, name: str, module: nn.Module, frames: fx.Node, node: fx.Node, temporal: Temporal) -> fx.Node:
-        """Return a pooling, with the padding before it."""
+        """Return a pooling, with the padding before it, or a transposed convolution."""
+        if isinstance(module, nn.ConvTranspose3d):
+            return self.transposed(name, module, frames, node, temporal)
         pool, space = (module.pool, module.space) if isinstance(module, PaddedPool3d) else (module, None)
         if not isinstance(pool, BlurPool3d | nn.MaxPool3d | nn.AvgPool3d):
             return self.unpadded(name, module, frames, node)

@@ -123,13 +123,14 @@ class ConvOverTime(nn.Module):
     def __init__(
         self, kernel: Tensor, bias: Tensor | None, window: Window, replicate: bool, geometry: ConvGeometry
     ) -> None:
-        """`kernel` `(O, I/groups, taps, kH, kW)` has the window's taps."""
+        """`kernel` `(O, I/groups, taps, kH, kW)`, `(I, O/groups, …)` if transposed, has the window's taps."""
         super().__init__()
         self.window, self.space, self.taps = window, geometry.space, kernel.shape[2]
         self.summed = geometry.groups > 1 and self.taps > 1
         self.seen = Seen(window, None if replicate else 0.0)
         groups = geometry.groups * (self.taps if self.summed else 1)
-        weight = kernel.movedim(2, 0).flatten(0, 1) if self.summed else kernel.transpose(1, 2).flatten(1, 2)
+        in_rows = self.summed or geometry.beyond is not None
+        weight = kernel.movedim(2, 0).flatten(0, 1) if in_rows else kernel.transpose(1, 2).flatten(1, 2)
         if bias is not None and self.summed:
             bias = F.pad(bias, (0, len(bias) * (self.taps - 1)))
         self.conv = conv_of_images(weight, bias, geometry, groups)

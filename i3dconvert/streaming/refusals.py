@@ -20,13 +20,13 @@ _EMBEDDING = "depends on the frame's place in the whole clip; inflate without --
 _ATTENTION = "attends to all frames; inflate with --temporal '{}=span:8', so that groups of 8 frames are steps"
 _DIVIDED = "attends to all frames at its place; inflate with --recipe factorised, which attends within each frame"
 _SHIFTED = "attends to groups that shift around the clip's ends; inflate with --temporal '{}=span:8/0'"
-_MORE = "increases the number of frames; inflate with --temporal '{}=1', which keeps it"
+MORE = "increases the number of frames; inflate with --temporal '{}=1', which keeps it"
 _OTHER = "is a {} over clips with an unknown reach along time; replace it by a layer of torch"
 
 _FUNCTIONS: dict[str, str] = {
     "whole_clip": _POOL,
     "whole_clip_of_frames": _POOL,
-    "resize_time": _MORE,
+    "resize_time": MORE,
     "leading_alike": _DIVIDED,
     "shifted": _SHIFTED,
 }
@@ -37,7 +37,6 @@ _MODULES: dict[type[nn.Module], str] = {
     TimeEmbedding: _EMBEDDING,
     SinusoidalTime: _EMBEDDING,
     TimeAttention: _DIVIDED,
-    nn.ConvTranspose3d: _MORE,
 }
 
 

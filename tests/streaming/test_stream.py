@@ -104,6 +104,10 @@ CONVOLUTIONS: dict[str, Callable[[str], Network3d]] = {
     "dilated": lambda init: small(Branches(), TEMPORAL, Rule("b", kernel=3, dilation=2), init=init),
     "in groups": lambda init: small(Branches(4), TEMPORAL, init=init),
     "2plus1d": lambda init: small(Branches(), TEMPORAL, init=init, conv="2plus1d"),
+    "transposed": lambda init: small(behind(nn.ConvTranspose2d(4, 4, 2, 2)), TEMPORAL, init=init),
+    "transposed over time": lambda init: small(
+        behind(nn.ConvTranspose2d(4, 4, 3, 2, 1, 1, groups=2)), TEMPORAL, Rule("1", kernel=3), init=init
+    ),
     "two outputs": lambda init: small(Outputs(), TEMPORAL, Rule("b", kernel=3, stride=2), init=init),
     "no padding": lambda init: small(behind(nn.ReLU()), Rule(kind="spatial", kernel=3, padding=0), init=init),
     "strides": lambda init: small(
