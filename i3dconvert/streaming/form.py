@@ -19,6 +19,7 @@ from i3dconvert.export.frames import OverFrames
 from i3dconvert.export.framewise import used_taps
 from i3dconvert.export.images import folded, pool_of_images
 from i3dconvert.lift import layout
+from i3dconvert.lift.attention.groups import Groups
 from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.modules import BlurPool3d, PaddedPool3d
 from i3dconvert.lift.network import Network3d
@@ -37,7 +38,7 @@ from i3dconvert.streaming.layers import (
     tick,
 )
 from i3dconvert.streaming.pace import Leaf, Pace, Window, delayed, window
-from i3dconvert.streaming.refusals import MORE, check, refuse, refuse_module
+from i3dconvert.streaming.refusals import MORE, ODD, check, refuse, refuse_module
 
 CLOCK = "clock"
 
@@ -112,10 +113,10 @@ class Streaming(OverFrames):
             self.numbers.add(node)
         values = [n for n in varying if n not in self.numbers] or varying
         pace, late = self.paces[values[0]], max(self.paces[n].late for n in values)
-        temporal = facts_of(node).get("temporal")
-        if isinstance(temporal, Attending):
-            late = -(-late // temporal.group) * temporal.group
-        self.paces[node] = delayed(pace, late)
+        temporal, group = facts_of(node).get("temporal"), group_of(node)
+        if isinstance(temporal, Attending) and pace.beyond % temporal.group:
+            refuse(node, ODD.format(group=temporal.group, beyond=pace.beyond))
+        self.paces[node] = delayed(pace, -(-late // group) * group)
         return super().visit(node)
 
     def start(self, node: fx.Node) -> fx.Node:
@@ -290,6 +291,11 @@ def frames_of_a_step(graph: fx.Graph) -> int:
         apart[node] = (given[0] if given else 1) * stride
         sizes.append(apart[node] * (getattr(temporal, "group", 1) or 1))
     return lcm(*sizes)
+
+
+def group_of(node: fx.Node) -> int:
+    """Return how many frames a node takes together, those of a group of an attention; 1 for other nodes."""
+    return max((value.span for value in node.args if isinstance(value, Groups)), default=1) or 1
 
 
 def _unused(name: str, names: Mapping[str, Any]) -> str:

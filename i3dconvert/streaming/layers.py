@@ -240,14 +240,13 @@ class Delay(nn.Module):
         self.pace, self.by = pace, by
 
     def forward(self, frames: Tensor, clips: int, kept: Kept, clock: Tensor) -> tuple[Tensor, Tensor]:
-        """Delay `(N·P·rows, …)`; the rows of a frame stay together."""
+        """Delay `(N·R, …)`; a step has R rows, several for each frame, or one for the frames of a group."""
         new = torch.unflatten(frames, 0, (clips, -1))
-        rows = new.shape[1] // self.pace.frames
+        rows = new.shape[1]
         if kept is None:
-            kept = new.new_zeros(new.shape[0], self.by * rows, *new.shape[2:])
+            kept = new.new_zeros(new.shape[0], self.by * rows // self.pace.frames, *new.shape[2:])
         seen = torch.cat([kept, new], 1)
-        count = self.pace.frames * rows
-        return seen[:, :count].flatten(0, 1), _own(seen[:, count:])
+        return seen[:, :rows].flatten(0, 1), _own(seen[:, rows:])
 
 
 class Given(nn.Module):

@@ -21,6 +21,10 @@ _ATTENTION = "attends to all frames; inflate with --temporal '{}=span:8', so tha
 _DIVIDED = "attends to all frames at its place; inflate with --recipe factorised, which attends within each frame"
 _SHIFTED = "attends to groups that shift around the clip's ends; inflate with --temporal '{}=span:8/0'"
 MORE = "increases the number of frames; inflate with --temporal '{}=1', which keeps it"
+ODD = (
+    "attends to groups of {group} frames, but gets {beyond:+} of them for a whole video; leave `padding` out of the "
+    "rules of the layers before it"
+)
 _OTHER = "is a {} over clips with an unknown reach along time; replace it by a layer of torch"
 
 _FUNCTIONS: dict[str, str] = {

@@ -161,19 +161,26 @@ def test_pools(name: str) -> None:
         assert difference(network, clips, steps) < 1e-12
 
 
-def test_attention_in_groups_makes_its_group_a_step() -> None:
-    class Tokens(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.qkv = nn.Conv2d(3, 8, 3, 4), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 24)
+class Tokens(nn.Module):
+    """Attention of each frame's tokens, by torch's function or its module, behind convolutions."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.a(x)
-            y = (y + self.b(y)).flatten(2).transpose(1, 2)
-            q, k, v = self.qkv(y).reshape(len(y), -1, 3, 2, 4).permute(2, 0, 3, 1, 4)
-            return (y + nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).mean(1)
+    def __init__(self, module: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.qkv = nn.Conv2d(3, 8, 3, 4), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 24)
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True) if module else None
 
-    network = small(Tokens(), TEMPORAL, Rule("*", kind="attention", span=4))
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        y = (y + self.b(y)).flatten(2).transpose(1, 2)
+        if self.attn is not None:
+            return (y + self.attn(y, y, y, need_weights=False)[0]).mean(1)
+        q, k, v = self.qkv(y).reshape(len(y), -1, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        return (y + nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).mean(1)
+
+
+@pytest.mark.parametrize("module", [False, True])
+def test_attention_in_groups_makes_its_group_a_step(module: bool) -> None:
+    network = small(Tokens(module), TEMPORAL, Rule("*", kind="attention", span=4))
     assert stream(network).frames == 4
     assert max(difference(network, clips, 3) for clips in (1, 3)) < 1e-12
 
@@ -292,6 +299,11 @@ def test_bad_input() -> None:
             behind(nn.ConvTranspose2d(4, 4, 2, 2)),
             (Rule("1", kernel=2, stride=2),),
             "1 increases the number of frames; inflate with --temporal '1=1'",
+        ),
+        (
+            Tokens(module=True),
+            (Rule("a", kernel=3, padding=0), Rule("*", kind="attention", span=4)),
+            "attn attends to groups of 4 frames, but gets -2 of them for a whole video; leave `padding` out",
         ),
     ],
 )
