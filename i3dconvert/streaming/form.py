@@ -190,7 +190,7 @@ class Streaming(OverFrames):
             return tuple(self.given(one, ends) for one in node.all_input_nodes)
         value, form = ends[node]
         if value not in self.paces:
-            self.leaves.append(None)
+            self.leaves += [None] * (not _is_number(value))
             return self.env[value]
         pace = delayed(self.paces[value], self.delay * self.paces[value].frames)
         frames = self.at(value, pace.late)
@@ -301,6 +301,12 @@ def group_of(node: fx.Node) -> int:
 def _unused(name: str, names: Mapping[str, Any]) -> str:
     """Return the name, or another one for a layer that is called twice."""
     return next(one for one in (name, *(f"{name}_{i}" for i in range(2, len(names) + 3))) if one not in names)
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Return whether a value is a size, or computed from sizes."""
+    computed = getattr(node.target, "__module__", None) in ("_operator", "math") and bool(node.all_input_nodes)
+    return layout.is_size(node) or (computed and all(map(_is_number, node.all_input_nodes)))
 
 
 def _weights(pool: nn.Module, kernel: int) -> tuple[float, ...] | None:

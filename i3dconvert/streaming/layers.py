@@ -240,13 +240,17 @@ class Delay(nn.Module):
         self.pace, self.by = pace, by
 
     def forward(self, frames: Tensor, clips: int, kept: Kept, clock: Tensor) -> tuple[Tensor, Tensor]:
-        """Delay `(N·R, …)`; a step has R rows, several for each frame, or one for the frames of a group."""
+        """Delay `(N·R, …)`; a step has R rows, several for each frame, or one for the frames of a group.
+
+        Flags and indices are kept as numbers of the clock's type.
+        """
         new = torch.unflatten(frames, 0, (clips, -1))
         rows = new.shape[1]
         if kept is None:
-            kept = new.new_zeros(new.shape[0], self.by * rows // self.pace.frames, *new.shape[2:])
-        seen = torch.cat([kept, new], 1)
-        return seen[:, :rows].flatten(0, 1), _own(seen[:, rows:])
+            dtype = new.dtype if new.is_floating_point() or new.is_complex() else clock.dtype
+            kept = new.new_zeros(new.shape[0], self.by * rows // self.pace.frames, *new.shape[2:], dtype=dtype)
+        seen = torch.cat([kept, new.to(kept.dtype)], 1)
+        return seen[:, :rows].flatten(0, 1).to(frames.dtype), _own(seen[:, rows:])
 
 
 class Given(nn.Module):

@@ -37,8 +37,8 @@ class Stream(nn.Module):
     """A network on a live video, after Continual 3D CNNs (arXiv:2106.00050), derived from a network on clips.
 
     It has no state of its own: `start` creates a state and `step` returns the next, so one stream serves any number of
-    videos. A state is a tuple of tensors `(N, …)`, whose shapes stay the same from step to step, in the network's
-    dtype; the clock (the first) and running means are in float32 at least.
+    videos. A state is a tuple of tensors `(N, …)`, whose shapes stay the same from step to step, each of the type that
+    the network has there; the clock (the first), running means, flags and indices are in float32 at least.
     """
 
     frames: int
@@ -54,7 +54,7 @@ class Stream(nn.Module):
         self.frames, self.delay, self.names = flowing.frames, flowing.delay, flowing.names
         self.leaves: tuple[Leaf | None, ...] = flowing.leaves
         self.channels, self.default_size, self.size = channels, size, size if fixed else None
-        self._shapes: dict[tuple[int, int], list[tuple[int, ...]]] = {}
+        self._kept: dict[tuple[int, int, torch.dtype], list[tuple[tuple[int, ...], torch.dtype]]] = {}
         self.eval()
 
     def start(self, batch: int, height: int, width: int) -> State:
@@ -65,12 +65,8 @@ class Stream(nn.Module):
         if min(batch, height, width) < 1:
             raise StreamError(f"can't start {batch} videos of {height}×{width}; all three must be at least 1")
         weight = next(self.flow.parameters())
-        shapes = self._shapes_at(height, width)
-        dtypes = [_wide(weight.dtype) if name in _WIDE else weight.dtype for name in self.names]
-        state = tuple(
-            torch.zeros((batch, *shape), dtype=dtype, device=weight.device)
-            for shape, dtype in zip(shapes, dtypes, strict=True)
-        )
+        kept = self._kept_at(height, width)
+        state = tuple(torch.zeros((batch, *shape), dtype=dtype, device=weight.device) for shape, dtype in kept)
         state[0][:, SIZE] = torch.tensor([height, width], dtype=state[0].dtype, device=weight.device)
         return state
 
@@ -107,19 +103,23 @@ class Stream(nn.Module):
         """Run `step` without its checks, with the state's tensors as arguments."""
         return self.flow(frames, *state)
 
-    def _shapes_at(self, height: int, width: int) -> list[tuple[int, ...]]:
-        """Return the shapes of the state's tensors after the batch axis, from a step without a state; cached."""
-        if (height, width) not in self._shapes:
-            weight = next(self.flow.parameters())
-            frames = weight.new_zeros((1, self.channels, self.frames, height, width))
-            self._check_frames(frames)
-            clock = torch.zeros((1, COLUMNS), dtype=_wide(weight.dtype), device=weight.device)
+    def _kept_at(self, height: int, width: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Return the shapes of the state's tensors after the batch axis, and their types, from a step without a state.
+
+        They are cached.
+        """
+        weight = next(self.flow.parameters())
+        key = height, width, weight.dtype
+        if key not in self._kept:
+            clock = weight.new_zeros((1, COLUMNS), dtype=torch.promote_types(weight.dtype, torch.float32))
             try:
+                frames = weight.new_zeros((1, self.channels, self.frames, height, width))
+                self._check_frames(frames)
                 _, state = self(frames, clock, *[None] * (len(self.names) - 1))
             except RuntimeError as error:
                 raise StreamError(f"the network can't take frames of {height}×{width}: {error}") from None
-            self._shapes[height, width] = [tuple(tensor.shape[1:]) for tensor in state]
-        return self._shapes[height, width]
+            self._kept[key] = [(tuple(tensor.shape[1:]), tensor.dtype) for tensor in state]
+        return self._kept[key]
 
     def _check_frames(self, frames: Tensor) -> None:
         wanted = f"(N, {self.channels}, {self.frames}, {', '.join(map(str, self.size or ('H', 'W')))})"
@@ -130,7 +130,7 @@ class Stream(nn.Module):
     def _check(self, frames: Tensor, state: State) -> None:
         self._check_frames(frames)
         batch, _, _, height, width = frames.shape
-        shapes = [(batch, *shape) for shape in self._shapes_at(height, width)]
+        shapes = [(batch, *shape) for shape, _ in self._kept_at(height, width)]
         given = [tuple(tensor.shape) for tensor in state]
         if len(given) != len(shapes):
             raise StreamError(
@@ -152,14 +152,6 @@ class Stream(nn.Module):
             raise StreamError("the state was flushed, so its video is over; call start(…) for another")
 
 
-_WIDE = ("clock", "mean")
-"""State that counts and sums over a whole video."""
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
 def _cut(output: Any, cuts: Iterator[tuple[Leaf | None, slice | None]]) -> Any:
     """Return only those frames of the output."""
 
@@ -171,6 +163,9 @@ def _cut(output: Any, cuts: Iterator[tuple[Leaf | None, slice | None]]) -> Any:
             return value.narrow(leaf.axis, cut.start, max(cut.stop - cut.start, 0))
         if isinstance(value, dict):
             return {key: part(item) for key, item in value.items()}
-        return type(value)(map(part, value)) if isinstance(value, tuple | list) else value
+        if not isinstance(value, tuple | list):
+            return value
+        parts = map(part, value)
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
 
     return part(output)

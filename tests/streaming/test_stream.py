@@ -6,7 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -185,6 +185,46 @@ def test_attention_in_groups_makes_its_group_a_step(module: bool) -> None:
     assert max(difference(network, clips, 3) for clips in (1, 3)) < 1e-12
 
 
+class Pair(NamedTuple):
+    size: int
+    score: Tensor
+    maps: Tensor
+
+
+class Typed(nn.Module):
+    """Flags, indices and float32 values that wait for a branch that looks ahead further."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.a(x)
+        y = self.b(x)
+        picked = y.masked_fill(x > 0, 1).gather(1, x.argmax(1, keepdim=True))
+        return picked, y.float() + x.float(), x > 0
+
+
+def test_the_output_is_the_networks_own() -> None:
+    class Named(Typed):
+        def forward(self, x: Tensor) -> Pair:  # type: ignore[override]
+            x = self.a(x)
+            return Pair(x.shape[3], x.mean((2, 3)), self.b(x))
+
+    network = small(Named(), TEMPORAL)
+    assert difference(network, 2, 3) < 1e-12
+    found, state = stepped(flow := stream(network), torch.randn(1, 3, 3, 16, 16, dtype=torch.float64))
+    assert all(isinstance(one, Pair) and one.size == 16 for one in [*found, *flow.flush(state)])
+
+
+def test_values_keep_their_types() -> None:
+    network = small(Typed(), TEMPORAL)
+    clip = torch.randn(1, 3, 6, 16, 16, dtype=torch.float64)
+    found, _ = stepped(stream(network), clip)
+    assert [one.dtype for one in found[-1]] == [one.dtype for one in network(clip)]
+    assert difference(network, 2, 6) < 1e-6
+
+
 def test_zero_taps_ask_for_nothing() -> None:
     flow = stream(inflate(Branches(), Recipe("r", (TEMPORAL,)), size=16))
     assert (flow.frames, flow.delay, flow.names) == (1, 0, ("clock",))
@@ -247,7 +287,7 @@ def test_a_wrong_delay_is_seen() -> None:
     assert difference(network, 1, 8, flow) < 1e-12
     delay = next(module for module in flow.modules() if isinstance(module, Delay) and module.by > 1)
     delay.by -= 1
-    flow._shapes.clear()
+    flow._kept.clear()
     assert difference(network, 1, 8, flow) > 1e-3
 
 
