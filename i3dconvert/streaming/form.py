@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from i3dconvert.errors import StreamError
 from i3dconvert.export.frames import OverFrames
 from i3dconvert.export.framewise import used_taps
 from i3dconvert.export.images import folded, pool_of_images
@@ -167,6 +168,8 @@ class Streaming(OverFrames):
         ends: dict[fx.Node, tuple[fx.Node, Any]] = {}
         fx.node.map_arg(node.args[0], lambda one: self.find_ends(one, ends))
         self.delay = max((self.paces[value].steps for value, _ in ends.values() if value in self.paces), default=0)
+        if self.size is not None and all(form is not layout.mean_over_time for _, form in ends.values()):
+            raise StreamError("the network doesn't average its outputs over time, so they have no window; leave it out")
         output = fx.node.map_arg(node.args[0], lambda one: self.given(one, ends))
         clock = self.graph.call_function(tick, (self.clock,))
         result: fx.Node = self.graph.output((output, (clock, *self.kept.values())))

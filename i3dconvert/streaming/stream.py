@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,8 +28,8 @@ def stream(network: Network3d, window: int | None = None) -> Stream:
 
     Raises `StreamError` for a layer that looks along all of time, with an alternative.
     """
-    if window is not None and window < 1:
-        raise StreamError(f"window is {window}; it must be at least 1, or None for a mean over all outputs")
+    if window is not None and (_whole(window) or 0) < 1:
+        raise StreamError(f"window is {window!r}; it must be a number from 1 on, or None for a mean over all outputs")
     channels, *size = inflation_of(network).input
     return Stream(flowing(network, window), channels, (size[0], size[1]), bool(inflation_of(network).fixed))
 
@@ -62,8 +63,8 @@ class Stream(nn.Module):
 
         Raises `StreamError`.
         """
-        if min(batch, height, width) < 1:
-            raise StreamError(f"can't start {batch} videos of {height}×{width}; all three must be at least 1")
+        if any((_whole(number) or 0) < 1 for number in (batch, height, width)):
+            raise StreamError(f"can't start {batch!r} videos of {height!r}×{width!r}; all three must be at least 1")
         weight = next(self.flow.parameters())
         kept = self._kept_at(height, width)
         state = tuple(torch.zeros((batch, *shape), dtype=dtype, device=weight.device) for shape, dtype in kept)
@@ -76,7 +77,8 @@ class Stream(nn.Module):
         The output has the network's own axes, including time: the step's output frames, `delay` steps late. Mean scores
         are `(N, K)`, the mean so far. Raises `FramesError` for other frames, `StreamError` for another state.
         """
-        self._check(frames, state)
+        self._check_frames(frames)
+        self._check(state, frames.shape[0], *frames.shape[3:])
         return self(frames, *state)  # type: ignore[no-any-return]
 
     def flush(self, state: State) -> list[Any]:
@@ -84,8 +86,15 @@ class Stream(nn.Module):
 
         All videos of the batch must have started together. The state can't be used afterwards. Raises `StreamError`.
         """
-        self._check_open(state)
-        steps, (height, width) = int(state[0][0, STEPS]), (int(size) for size in state[0][0, SIZE])
+        clock = next(iter(state or ()), None)
+        if not isinstance(clock, Tensor) or clock.shape[1:] != (COLUMNS,) or not len(clock):
+            raise StreamError("the state belongs to another network: its first tensor is no clock")
+        steps, (height, width) = int(clock[0, STEPS]), (int(size) for size in clock[0, SIZE])
+        self._check(state, len(clock), height, width)
+        if bool((clock != clock[:1]).any()):
+            raise StreamError(
+                "the videos of the state started at different times; flush the rows of each by themselves"
+            )
         with torch.inference_mode():
             state[0][:, ENDED] = 1
         frames = state[0].new_zeros((len(state[0]), self.channels, self.frames, height, width))
@@ -123,33 +132,45 @@ class Stream(nn.Module):
 
     def _check_frames(self, frames: Tensor) -> None:
         wanted = f"(N, {self.channels}, {self.frames}, {', '.join(map(str, self.size or ('H', 'W')))})"
-        fits = frames.dim() == 5 and tuple(frames.shape[1:3]) == (self.channels, self.frames)
+        if not isinstance(frames, Tensor):
+            raise FramesError(f"a step takes a tensor of frames {wanted}, got {type(frames).__name__}")
+        fits = frames.dim() == 5 and len(frames) and tuple(frames.shape[1:3]) == (self.channels, self.frames)
         if not fits or (self.size is not None and tuple(frames.shape[3:]) != tuple(self.size)):
             raise FramesError(f"a step takes frames {wanted}, got {tuple(frames.shape)}")
+        weight = next(self.flow.parameters())
+        if (frames.dtype, frames.device) != (weight.dtype, weight.device):
+            wanted, found = (f"{tensor.dtype} on {tensor.device}" for tensor in (weight, frames))
+            raise FramesError(f"a step takes frames in {wanted}, as the network's weights are, got {found}")
 
-    def _check(self, frames: Tensor, state: State) -> None:
-        self._check_frames(frames)
-        batch, _, _, height, width = frames.shape
-        shapes = [(batch, *shape) for shape, _ in self._kept_at(height, width)]
-        given = [tuple(tensor.shape) for tensor in state]
-        if len(given) != len(shapes):
+    def _check(self, state: State, batch: int, height: int, width: int) -> None:
+        """Check that a state is one of this network, for these videos, and not at its end."""
+        if not isinstance(state, tuple | list) or not all(isinstance(tensor, Tensor) for tensor in state):
+            raise StreamError(f"a state is a tuple of tensors; start({batch}, {height}, {width}) returns one")
+        if len(state) != len(self.names):
             raise StreamError(
-                f"the state belongs to another network: it has {len(given)} tensors, this one's has {len(shapes)}"
+                f"the state belongs to another network: it has {len(state)} tensors, this one's has {len(self.names)}"
             )
-        for name, found, wanted in zip(self.names, given, shapes, strict=True):
+        here = f"these videos need {{}}; start({batch}, {height}, {width}) returns one"
+        for name, tensor, (shape, dtype) in zip(self.names, state, self._kept_at(height, width), strict=True):
+            found, wanted = tuple(tensor.shape), (batch, *shape)
             if found != wanted:
                 what = "batch" if found[1:] == wanted[1:] else "size or network"
-                raise StreamError(
-                    f"the state is for another {what}: {name} is {found}, and these frames need {wanted}; "
-                    f"start({batch}, {height}, {width}) returns one"
-                )
-        self._check_open(state)
-
-    def _check_open(self, state: State) -> None:
-        if state[0].shape[1:] != (COLUMNS,):
-            raise StreamError(f"the state belongs to another network: its clock is {tuple(state[0].shape)}")
+                raise StreamError(f"the state is for another {what}: {name} is {found}, and {here.format(wanted)}")
+            if tensor.dtype != dtype:
+                raise StreamError(f"the state is of another type: {name} is {tensor.dtype}, and {here.format(dtype)}")
+            device = next(self.flow.parameters()).device
+            if tensor.device != device:
+                raise StreamError(f"the state is elsewhere: {name} is on {tensor.device}, and {here.format(device)}")
         if bool(state[0][:, ENDED].any()):
             raise StreamError("the state was flushed, so its video is over; call start(…) for another")
+
+
+def _whole(number: Any) -> int | None:
+    """Return a whole number, of any library's type; None for other values."""
+    try:
+        return operator.index(number)
+    except TypeError:
+        return None
 
 
 def _cut(output: Any, cuts: Iterator[tuple[Leaf | None, slice | None]]) -> Any:

@@ -319,6 +319,27 @@ def test_bad_input() -> None:
         flow.start(0, 16, 16)
     with pytest.raises(StreamError, match="window is 0"):
         stream(small(Branches(), TEMPORAL), 0)
+    for beside, says in (
+        (tuple(t.float() for t in state), r"of another type: clock is torch.float32, .* need torch.float64"),
+        (tuple(t.to("meta") for t in state), "elsewhere: clock is on meta, .* need cpu"),
+        ((None, *state[1:]), "a state is a tuple of tensors"),
+    ):
+        with pytest.raises(StreamError, match=says):
+            flow.step(frames, beside)  # type: ignore[arg-type]
+    for other_frames, says in (
+        (frames.float(), "in torch.float64 on cpu, as the network's weights are, got torch.float32 on cpu"),
+        (frames.numpy(), "a tensor of frames .*, got ndarray"),
+        (frames[:0], r"got \(0, 3, 1, 16, 16\)"),
+    ):
+        with pytest.raises(FramesError, match=says):
+            flow.step(other_frames, state)  # type: ignore[arg-type]
+    with pytest.raises(StreamError, match=r"can't start 1\.5 videos"):
+        flow.start(1.5, 16, 16)  # type: ignore[arg-type]
+    with pytest.raises(StreamError, match="they have no window"):
+        stream(small(Branches(), TEMPORAL), 3)
+    _, later = flow.step(frames, state)
+    with pytest.raises(StreamError, match="started at different times"):
+        flow.flush(tuple(map(torch.cat, zip(state, later, strict=True))))  # type: ignore[arg-type]
     flow.flush(state)
     for over in (lambda: flow.step(frames, state), lambda: flow.flush(state)):
         with pytest.raises(StreamError, match="the state was flushed, so its video is over"):
