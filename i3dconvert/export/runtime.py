@@ -51,7 +51,12 @@ BatchNorms are folded in; Astra's ResNet-152 reaches 4e-3.
 _MOST_NUMBERS = 2**27
 """The most numbers in a clip of a fixed shape: half a gigabyte in float32."""
 
-_ELEMENTS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(uint8)": torch.uint8}
+_ELEMENTS = {
+    "tensor(float)": torch.float32,
+    "tensor(float16)": torch.float16,
+    "tensor(double)": torch.float64,
+    "tensor(uint8)": torch.uint8,
+}
 _NO_MEMORY = re.compile("bad_alloc|[Ff]ailed to allocate|bad allocation|out of memory")
 _RUNTIME_ERRORS = (
     UnicodeDecodeError,  # for a message that quotes the file
@@ -108,6 +113,11 @@ def read_document(path: Path) -> Document:
     if KEY not in metadata:
         raise CheckpointError(f"{path} was not exported by i3dconvert: its metadata has no {KEY!r}")
     return Document.loads(metadata[KEY], path)
+
+
+def element(kind: str) -> torch.dtype:
+    """Return the torch type of an input, by onnxruntime's name for it; float32 for types that we don't write."""
+    return _ELEMENTS.get(kind, torch.float32)
 
 
 def as_input(clip: Tensor, dtype: torch.dtype, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
@@ -180,7 +190,7 @@ class Runtime:
         give_back()
         given = self.session.get_inputs()[0]
         self.input: str = given.name
-        self.dtype = _ELEMENTS.get(given.type, torch.float32)
+        self.dtype = element(given.type)
         self.shape: Sequence[int | str] = given.shape
         self.precision: str = self.session.get_modelmeta().custom_metadata_map.get(PRECISION, "float32")
         if math.prod(size for size in self.shape if isinstance(size, int)) > _MOST_NUMBERS:

@@ -265,7 +265,9 @@ class Given(nn.Module):
         """Map `(N·P, …)` to `(N, P, …)`, or `(N, C, P, …)`."""
         given = torch.unflatten(frames, 0, (clips, -1))
         if self.outside is not None:
-            given = given.masked_fill(_like(self.outside.before(clock), given), 0)
+            early = _like(self.outside.before(clock), given)
+            # onnxruntime can't fill flags
+            given = given & ~early if given.dtype == torch.bool else given.masked_fill(early, 0)
         return given.transpose(1, 2) if self.swap else given
 
 

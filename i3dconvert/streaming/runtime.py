@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from i3dconvert.errors import CheckpointError, FramesError, StreamError, first_line
-from i3dconvert.export.runtime import FRAMES, Runtime, read_metadata
+from i3dconvert.export.runtime import FRAMES, Runtime, element, read_metadata
 from i3dconvert.streaming.layers import ENDED, STEPS
 from i3dconvert.streaming.pace import Leaf, Pace
 
@@ -115,7 +115,10 @@ class StreamRuntime:
 
     def start(self, batch: int) -> Feed:
         """Return the state of `batch` videos before their first step."""
-        return {kept.input: torch.zeros(batch, *kept.shape).numpy() for kept in self.spec.state}
+        types = {given.name: element(given.type) for given in self.runtime.session.get_inputs()}
+        return {
+            kept.input: torch.zeros(batch, *kept.shape, dtype=types[kept.input]).numpy() for kept in self.spec.state
+        }
 
     def step(self, frames: Tensor, state: Mapping[str, Any]) -> tuple[list[Tensor], Feed]:
         """Return the outputs for the next frames, in the form of the file's input, and the next state.

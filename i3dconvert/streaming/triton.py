@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ IDLE = 60_000_000
 _TYPES = {
     onnx.TensorProto.FLOAT: "TYPE_FP32",
     onnx.TensorProto.FLOAT16: "TYPE_FP16",
+    onnx.TensorProto.DOUBLE: "TYPE_FP64",
+    onnx.TensorProto.BOOL: "TYPE_BOOL",
     onnx.TensorProto.UINT8: "TYPE_UINT8",
     onnx.TensorProto.INT64: "TYPE_INT64",
 }
@@ -69,7 +71,8 @@ def config(name: str, graph: Any, spec: Spec | None, labels: bool) -> str:
         of_classes = [f'label_filename: "{LABELS}"'] if labels and value.name in _LABELLED else []
         lines.append(_block("output", [*_tensor(value, batched), *of_classes]))
     if spec is not None:
-        lines.append(_block("sequence_batching", _sequence(spec)))
+        types = {value.name: _TYPES[value.type.tensor_type.elem_type] for value in graph.input}
+        lines.append(_block("sequence_batching", _sequence(spec, types)))
     elif batched:
         lines.append("dynamic_batching { }")
     return "\n".join(lines) + "\n"
@@ -81,11 +84,11 @@ def _tensor(value: Any, batched: bool) -> list[str]:
     return [f'name: "{value.name}"', f"data_type: {_TYPES[of.elem_type]}", _dims(sizes)]
 
 
-def _sequence(spec: Spec) -> list[str]:
+def _sequence(spec: Spec, types: Mapping[str, str]) -> list[str]:
     """Return the lines for the state, which each camera has separately and which starts as zeros."""
     lines = [f"max_sequence_idle_microseconds: {IDLE}", f"oldest {{ max_candidate_sequences: {MOST} }}"]
     for state in spec.state:
-        tensor = ["data_type: TYPE_FP32", _dims(state.shape)]
+        tensor = [f"data_type: {types[state.input]}", _dims(state.shape)]
         initial = _block("initial_state", [*tensor, "zero_data: true", 'name: "zeros"'])
         names = [f'input_name: "{state.input}"', f'output_name: "{state.output}"']
         lines.append(_block("state", [*names, *tensor, initial]))

@@ -116,6 +116,31 @@ def test_dense_outputs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_file_keeps_types(tmp_path: Path) -> None:
+    class Typed(nn.Module):
+        """Flags and float64 values, which wait for a branch that looks ahead further."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            x = self.a(x)
+            return self.b(x).double() + x.double(), x > 0
+
+    network = small(Typed(), TEMPORAL).float()
+    export_stream(network, tmp_path / "net.onnx")
+    runtime, clip = StreamRuntime(tmp_path / "net.onnx"), torch.randn(2, 3, 5, 16, 16)
+    with torch.no_grad():
+        whole = outputs(network(clip))
+    found = together(list(of_file(runtime, clip)), runtime.spec.leaves)
+    assert [value.dtype for value in found] == [torch.float64, torch.bool]
+    assert relative_error(whole[0], found[0]) < 1e-5
+    assert torch.equal(whole[1], found[1])
+    assert "TYPE_FP64" in config("typed", onnx.load(tmp_path / "net.onnx").graph, runtime.spec, False)
+
+
+@pytest.mark.slow
 def test_the_command_line(run: Run, tmp_path: Path) -> None:
     words = "inflate timm/test_resnet -r uniform --init mean -w random --size 32 -q -o net.safetensors"
     assert run(*words.split()).code == 0
