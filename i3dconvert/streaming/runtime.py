@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,15 +78,14 @@ class Spec:
             state = tuple(Kept(k["input"], k["output"], tuple(map(int, k["shape"]))) for k in fields.pop("state"))
             given = tuple(Given(**one) for one in fields.pop("outputs"))
             spec = cls(**fields, state=state, outputs=given)
-            if not state or min(spec.frames, *(o.frames for o in given)) < 1 or spec.delay < 0:
-                raise ValueError("a step has no frames")
-            counts = (
-                spec.frames,
-                spec.delay,
-                spec.window or 1,
-                *(size for one in given for size in (one.frames, one.beyond)),
-            )
-            if max(counts) > _MOST_FRAMES or sum(math.prod(map(abs, kept.shape)) for kept in state) > _MOST_NUMBERS:
+            counts = spec.frames, spec.delay, spec.window or 1, *(n for one in given for n in (one.frames, one.beyond))
+            sizes = [size for kept in state for size in kept.shape]
+            axes = (one.axis for one in given if one.axis is not None)
+            if not all(isinstance(number, int) for number in (*counts, *axes)):
+                raise ValueError("a number is not whole")
+            if not state or min(spec.frames, *(o.frames for o in given)) < 1 or min(spec.delay, *sizes) < 0:
+                raise ValueError("a step or a state has no numbers")
+            if max(counts) > _MOST_FRAMES or sum(math.prod(kept.shape) for kept in state) > _MOST_NUMBERS:
                 raise ValueError("its steps or its state are larger than any network's")
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise CheckpointError(f"{path} has a damaged description of its stream: {first_line(error)}") from None
@@ -109,9 +109,16 @@ class StreamRuntime:
         self.runtime = Runtime(path, sparing=sparing, trusted=trusted)
         self.frames, self.delay = self.spec.frames, self.spec.delay
         session = self.runtime.session
-        names = {one.name for one in (*session.get_inputs(), *session.get_outputs())}
-        if missing := {name for kept in self.spec.state for name in (kept.input, kept.output)} - names:
-            raise CheckpointError(f"{path} has no {min(missing)}, which its description names as state")
+        names = [one.name for one in (*session.get_inputs(), *session.get_outputs())]
+        described = [self.runtime.input, *self.names]
+        described += [kept.input for kept in self.spec.state]
+        if others := Counter(names) - Counter(described) or Counter(described) - Counter(names):
+            raise CheckpointError(f"{path} and its description of a stream differ in {min(others)}; export it again")
+
+    @property
+    def names(self) -> list[str]:
+        """The names of its outputs: a step's, and the next state."""
+        return [*(one.name for one in self.spec.outputs), *(kept.output for kept in self.spec.state)]
 
     def start(self, batch: int) -> Feed:
         """Return the state of `batch` videos before their first step."""
@@ -130,9 +137,8 @@ class StreamRuntime:
             raise FramesError(
                 f"a step takes {self.frames} frames {tuple(self.runtime.shape)}, got {tuple(frames.shape)}"
             )
-        names = [*(one.name for one in self.spec.outputs), *(kept.output for kept in self.spec.state)]
         feed = {self.runtime.input: frames.to(self.runtime.dtype).numpy(), **state}
-        found = self.runtime.run(names, feed)
+        found = self.runtime.run(self.names, feed)
         count = len(self.spec.outputs)
         following = {kept.input: value for kept, value in zip(self.spec.state, found[count:], strict=True)}
         return [torch.from_numpy(output) for output in found[:count]], following

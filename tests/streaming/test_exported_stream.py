@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from i3dconvert.errors import CheckpointError, ExportError, FramesError, StreamE
 from i3dconvert.recipes import Rule
 from i3dconvert.streaming import onnx as exporter
 from i3dconvert.streaming.onnx import ExportOptions, export_stream
-from i3dconvert.streaming.runtime import StreamRuntime, of_file, together
+from i3dconvert.streaming.runtime import Given, Kept, Spec, StreamRuntime, of_file, together
 from i3dconvert.streaming.triton import config, write_repository
 from tests.conftest import Made, Run
 from tests.examples.test_examples import CLIP
@@ -76,6 +77,31 @@ def test_bad_steps(exported: Path, tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "broken.onnx")
     with pytest.raises(CheckpointError, match="a damaged description of its stream"):
         StreamRuntime(tmp_path / "broken.onnx")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda said: said.update(delay=2.5), "a number is not whole"),
+        (lambda said: said["outputs"][0].update(axis="1"), "a number is not whole"),
+        (lambda said: said["state"][0].update(shape=[-4]), "a step or a state has no numbers"),
+    ],
+)
+def test_damaged_descriptions(damage: Callable[[dict[str, Any]], None], says: str) -> None:
+    spec = Spec(1, 2, None, (Kept("state_clock", "next_clock", (4,)),), (Given("logits", 1, 0, None),))
+    assert Spec.loads(spec.dumps(), Path("net.onnx")) == spec
+    damage(said := json.loads(spec.dumps()))
+    with pytest.raises(CheckpointError, match=says):
+        Spec.loads(json.dumps(said), Path("net.onnx"))
+
+
+@pytest.mark.slow
+def test_a_description_of_other_inputs(exported: Path, tmp_path: Path) -> None:
+    model = onnx.load(exported)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("state_more", 1, ["batch", 3]))
+    onnx.save(model, tmp_path / "more.onnx")
+    with pytest.raises(CheckpointError, match="and its description of a stream differ in state_more"):
+        StreamRuntime(tmp_path / "more.onnx")
 
 
 @pytest.mark.slow
