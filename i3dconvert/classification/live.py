@@ -15,7 +15,7 @@ from i3dconvert import checkpoint
 from i3dconvert.checkpoint import PICKLED
 from i3dconvert.classification.clips import FRAMES, Moment, class_names_in
 from i3dconvert.comparison.forward import outputs
-from i3dconvert.errors import CheckpointError, MediaError
+from i3dconvert.errors import CheckpointError, MediaError, StreamError
 from i3dconvert.export.runtime import as_input, read_document
 from i3dconvert.inflation import inflate
 from i3dconvert.lift.network import gives_scores
@@ -64,6 +64,8 @@ def load_live(
         document, flow = read_document(path), StreamRuntime(path, trusted=False)
         if document.origin is None or [one.axis for one in flow.spec.outputs] not in ([None], [None, None]):
             raise CheckpointError(f"{path} returns no class scores for a video")
+        if window not in (None, flow.spec.window):
+            raise StreamError(f"{path} averages {flow.spec.window or 'all'} outputs; export it with --window {window}")
         preprocessing = document.preprocessing.at(min(document.inflation.input[1:]))  # a stream has one size
 
         def run(clip: Tensor, state: Any) -> tuple[list[Tensor], Any]:

@@ -27,6 +27,7 @@ from i3dconvert.lift.arithmetic import flops
 from i3dconvert.lift.memory import check_room, told_by_linux
 from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.progress import Progress, silent
+from i3dconvert.streaming.runtime import is_stream
 from i3dconvert.video.preprocessing import Preprocessing
 
 WARM_UP, RUNS = 2, 7
@@ -138,6 +139,8 @@ def _prepare(case: Case, folder: Path) -> _Prepared:
     path = Path(case.network) if case.network.endswith(".onnx") else None
     if path is not None and case.runtime not in _FORMS:
         raise BenchmarkError(f"an ONNX file runs in {', '.join(_FORMS)}")
+    if path is not None and is_stream(path):
+        raise BenchmarkError("it is a stream, and bench measures clips; examples/stream.py shows a stream's speed")
     network = _network(case)
     channels, *size = inflation_of(network).input
     shape = (case.batch, channels, case.frames, *((case.size, case.size) if case.size else size))
