@@ -39,7 +39,7 @@ from i3dconvert.streaming.layers import (
     tick,
 )
 from i3dconvert.streaming.pace import Leaf, Pace, Window, delayed, window
-from i3dconvert.streaming.refusals import MORE, ODD, check, refuse, refuse_module
+from i3dconvert.streaming.refusals import MORE, ODD, UNEQUAL, check, refuse, refuse_module
 
 CLOCK = "clock"
 
@@ -114,6 +114,8 @@ class Streaming(OverFrames):
             self.numbers.add(node)
         values = [n for n in varying if n not in self.numbers] or varying
         pace, late = self.paces[values[0]], max(self.paces[n].late for n in values)
+        if len({(self.paces[n].frames, self.paces[n].beyond) for n in values}) > 1:
+            refuse(node, UNEQUAL)
         temporal, group = facts_of(node).get("temporal"), group_of(node)
         if isinstance(temporal, Attending) and pace.beyond % temporal.group:
             refuse(node, ODD.format(group=temporal.group, beyond=pace.beyond))

@@ -25,6 +25,7 @@ ODD = (
     "attends to groups of {group} frames, but gets {beyond:+} of them for a whole video; leave `padding` out of the "
     "rules of the layers before it"
 )
+UNEQUAL = "joins branches with different numbers of frames for a video of whole steps; give them the same paddings"
 _OTHER = "is a {} over clips with an unknown reach along time; replace it by a layer of torch"
 
 _FUNCTIONS: dict[str, str] = {

@@ -77,6 +77,17 @@ class Branches(nn.Module):
         return torch.cat([self.d(x), y + x, x], 1)
 
 
+class Unequal(nn.Module):
+    """Branches of which one has a frame more, which a clip of one step hides, as its frame is broadcast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.MaxPool2d(3, 1, 1, ceil_mode=True), nn.MaxPool2d(3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.b(x)
+
+
 class Outputs(nn.Module):
     """Maps at two paces, and scores."""
 
@@ -361,6 +372,7 @@ def test_bad_input() -> None:
             (Rule("1", kernel=2, stride=2),),
             "1 increases the number of frames; inflate with --temporal '1=1'",
         ),
+        (Unequal(), (Rule("a", kernel=3, stride=3), Rule("b", stride=3)), "add joins branches with different numbers"),
         (
             Tokens(module=True),
             (Rule("a", kernel=3, padding=0), Rule("*", kind="attention", span=4)),
