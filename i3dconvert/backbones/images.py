@@ -53,7 +53,7 @@ def channels_of(model: nn.Module, height: int, width: int, constants: Mapping[st
     is read. If none works, the first convolution's is returned.
     """
     first = first_channels(model)
-    others = [int(m.in_channels) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    others = [int(m.in_channels) for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
     for runs in (_runs, can_run):
         for channels in dict.fromkeys([first, RGB, 1, *others]):
             with suppress(Exception), given(model, constants):  # a user's network may raise anything

@@ -18,8 +18,8 @@ _MOST = 2**15
 
 
 def first_channels(model: nn.Module) -> int:
-    """Return the input channels of the first convolution; 3 if there is none."""
-    return next((int(m.in_channels) for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    """Return the input channels of the first convolution, transposed ones included; 3 if there is none."""
+    return next((int(m.in_channels) for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)), 3)
 
 
 class Library(ABC):

@@ -37,10 +37,10 @@ class ConvInParts(nn.Module):
         return out
 
 
-def stacks_in_parts(form: nn.Module) -> None:
-    """Replace convolutions of stacked frames in a form on frames by parts, where onnxruntime computes those faster."""
+def stacks_in_parts(form: nn.Module, kind: type[Any] = StackedConv) -> None:
+    """Replace the convolution, `conv`, of the layers of a kind by parts, where onnxruntime computes those faster."""
     for module in form.modules():
-        if isinstance(module, StackedConv):
+        if isinstance(module, kind):
             module.conv = in_parts(module.conv)
 
 

@@ -34,7 +34,7 @@ from i3dconvert.lift.functions import Functions, padded_before
 from i3dconvert.lift.interpolation import Interpolations
 from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.layout import Layout
-from i3dconvert.lift.lengths import minimum_frames
+from i3dconvert.lift.lengths import minimum_frames, uneven
 from i3dconvert.lift.modules import OVER_VOLUMES, SpatialPad
 from i3dconvert.lift.outputs import Outputs
 from i3dconvert.lift.reading import CallOf, Reading, is_image, one_each, place, reason, rows
@@ -103,7 +103,8 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
         _, *shape = facts_of(next(node for node in self.old.nodes if node.op == "placeholder"))["value"].shape
         for node in self.graph.nodes:
             if node.target is layout.check_clip:
-                node.args = (*node.args[:2], least, *([tuple(shape[1:])] if self.fixed else []))
+                size, odd = tuple(shape[1:]) if self.fixed else None, uneven(self.graph, least)
+                node.args = (*node.args[:2], least, *((size, odd) if odd else (size,) if size else ()))
         inflation = Inflation(
             recipe=self.recipe,
             style=self.style,

@@ -25,10 +25,12 @@ class Layout(enum.Enum):
     PLAIN = "plain"
 
 
-def check_clip(clip: Any, channels: int, frames: int, size: tuple[int, int] | None = None) -> Any:
-    """Return `clip` if it is `(N, channels, T, H, W)` with T ≥ `frames`, else raise `FramesError`.
+def check_clip(
+    clip: Any, channels: int, frames: int, size: tuple[int, int] | None = None, uneven: tuple[int, ...] = ()
+) -> Any:
+    """Return `clip` if it is `(N, channels, T, H, W)` with T ≥ `frames` and not in `uneven`, else raise `FramesError`.
 
-    `size` is the height and width if they are fixed.
+    `size` is the height and width if they are fixed. At a T in `uneven`, a branch has one frame and another has more.
     """
     if isinstance(clip, fx.Proxy):
         return clip  # while torch.fx traces, nothing has a size
@@ -36,6 +38,10 @@ def check_clip(clip: Any, channels: int, frames: int, size: tuple[int, int] | No
         raise FramesError(f"expected a clip (N, {channels}, T, H, W), got {tuple(clip.shape)}")
     if clip.shape[2] < frames:
         raise FramesError(f"the clip has {clip.shape[2]} frames; the recipe's strides need at least {frames}")
+    if uneven and clip.shape[2] in uneven:
+        raise FramesError(
+            f"a clip of {clip.shape[2]} frames does not fit: branches that meet have different numbers of frames there"
+        )
     if size is not None and tuple(clip.shape[3:]) != size:
         (height, width), (h, w) = clip.shape[3:], size
         raise FramesError(

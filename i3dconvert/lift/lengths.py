@@ -17,11 +17,14 @@ HORIZON = range(64, 257)
 
 
 class JoinError(FramesError):
-    """The inputs of an operation have different numbers of frames; `layer` changes the number in one branch only."""
+    """The inputs of an operation have different numbers of frames, `least` or more.
 
-    def __init__(self, message: str, layer: fx.Node | None) -> None:
+    `layer` changes the number in one branch only.
+    """
+
+    def __init__(self, message: str, layer: fx.Node | None, least: int) -> None:
         super().__init__(message)
-        self.layer = layer
+        self.layer, self.least = layer, least
 
 
 def lengths(graph: fx.Graph, frames: int, kept: Collection[fx.Node] = ()) -> dict[fx.Node, int]:
@@ -42,7 +45,7 @@ def lengths(graph: fx.Graph, frames: int, kept: Collection[fx.Node] = ()) -> dic
             sizes = ", ".join(f"{size} after {_branch(n)}" for size, n in inputs.items())
             one, other, *_ = inputs.values()
             message = f"the inputs of {_shown(node)} have different numbers of frames: {sizes}"
-            raise JoinError(message, _changing(one, other, count))
+            raise JoinError(message, _changing(one, other, count), min(inputs))
         (size,) = inputs
         temporal: Temporal | None = facts_of(node).get("temporal")
         if isinstance(temporal, Attending) and not temporal.fits(size):
@@ -175,3 +178,20 @@ def minimum_frames(graph: fx.Graph, recipe: Recipe) -> int:
             remedy = _in_step(graph, HORIZON.stop - 1)
             raise RecipeError(f"recipe {recipe.name!r} does not fit: {error}{remedy}") from None
     return next(frames for frames in range(1, HORIZON.stop) if left(graph, frames))
+
+
+def uneven(graph: fx.Graph, least: int) -> tuple[int, ...]:
+    """Return the lengths of clips, from `least` on, at which a branch of one frame meets one of several.
+
+    Torch would broadcast the frame. At other lengths at which branches differ, torch refuses to join them.
+    """
+    found = []
+    for frames in range(least, HORIZON.start):
+        try:
+            if min(lengths(graph, frames).values()) > 1:
+                break
+        except JoinError as error:
+            found += [frames] if error.least == 1 else []
+        except FramesError:
+            continue
+    return tuple(found)

@@ -27,6 +27,7 @@ from i3dconvert.export.onnx import (
     in_dtype,
     preprocessing_of,
 )
+from i3dconvert.export.parts import stacks_in_parts
 from i3dconvert.export.placing import describe, put_in_place, save_in
 from i3dconvert.export.quantised import quantise
 from i3dconvert.export.runtime import CLIP, FRAMES, TOLERANCES, as_input, quietly
@@ -34,6 +35,7 @@ from i3dconvert.export.tracing import trace
 from i3dconvert.files import check_output, workshop
 from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.progress import Progress, silent, stages
+from i3dconvert.streaming.layers import ConvOverTime
 from i3dconvert.streaming.runtime import STREAM, Feed, Given, Kept, Spec, StreamRuntime, of_file, together
 from i3dconvert.streaming.stream import Stream, stream
 from i3dconvert.video.media import read_clips
@@ -85,6 +87,8 @@ def export_stream(
     best = None if options.top_k is None else check_best(network, options.top_k)
     with quietly():
         flow = stream(network, window)
+    if not options.int8:
+        stacks_in_parts(flow, ConvOverTime)
     step = _Step(flow, preprocessing if options.uint8_input else None, best)
     sha256 = digest({key: tensor.cpu() for key, tensor in network.state_dict().items()})
     tolerance = TOLERANCES["float32"] if options.tolerance is None else options.tolerance

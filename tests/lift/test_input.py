@@ -57,6 +57,7 @@ class Grey(nn.Module):
         (Grey(), {"size": 16}, (1, 16, 16)),
         (Grey(), {"input": (3, 16, 24)}, (3, 16, 24)),
         (nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 2, 3)), {"size": 16}, (3, 16, 16)),
+        (nn.Sequential(nn.ConvTranspose2d(3, 4, 3, 1, 1), nn.Conv2d(4, 2, 3)), {"size": 16}, (3, 16, 16)),
     ],
 )
 def test_the_image_is_one_that_the_network_takes(model: nn.Module, options: Any, shape: tuple[int, int, int]) -> None:

@@ -1,6 +1,7 @@
 """The result is an ordinary module: genuine 3D, trainable, copyable, compilable, under the 2D network's key names."""
 
 import copy
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from torchvision import models
 
 from i3dconvert import inflate
 from i3dconvert.backbones import Source
+from i3dconvert.errors import FramesError
 from i3dconvert.lift.layout import fold
+from i3dconvert.recipes import Recipe, Rule
 
 
 def build(name: str) -> nn.Module:
@@ -141,3 +144,52 @@ def test_convolutions_with_dense_taps_see_other_frames_and_their_order(name: str
             with torch.no_grad():
                 apart = network(clip) - network(clip.flip(2)).flip(1)
             assert apart.abs().max() > 1e-6 * scores.abs().max()
+
+
+class Pair(NamedTuple):
+    """Two maps."""
+
+    one: Tensor
+    other: Tensor
+
+
+class Nested(nn.Module):
+    """Returns a named tuple inside a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        one, other = self.one(x), self.other(x)
+        return {"maps": [one, (other, Pair(one, other))]}
+
+
+def test_a_named_tuple_inside_a_dict_keeps_its_class() -> None:
+    model = Nested().eval()
+    clip = torch.randn(1, 3, 2, 8, 8)
+    (found, (_, pair)), frame = inflate(model, "c2d", size=8)(clip)["maps"], model(clip[:, :, 1])
+    assert isinstance(pair, Pair)
+    assert torch.allclose(pair.one, found)
+    assert torch.allclose(pair.other[:, :, 1], frame["maps"][1][1].other, atol=1e-6)
+
+
+class Joined(nn.Module):
+    """Adds two poolings of the same size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.MaxPool2d(3, 1, 1, ceil_mode=True), nn.MaxPool2d(3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.a(x) + self.b(x)
+        return y
+
+
+def test_one_frame_is_not_added_to_each_of_several() -> None:
+    recipe = Recipe("thirds", (Rule("a", kernel=3, stride=3), Rule("b", stride=3)))
+    network = inflate(Joined(), recipe, input=(3, 8, 8))
+    assert [network(torch.zeros(1, 3, frames, 8, 8)).shape[2] for frames in (1, 2, 4, 5)] == [1, 1, 2, 2]
+    for frames in (3, 6):  # two frames and one, three and two
+        with pytest.raises(FramesError, match="different numbers of frames"):
+            network(torch.zeros(1, 3, frames, 8, 8))
