@@ -22,7 +22,7 @@ from i3dconvert.lift.record import Inflation
 from i3dconvert.lift.seals import Seal
 from i3dconvert.lift.tree.blocks import Block, Chain
 from i3dconvert.lift.tree.code import Code
-from i3dconvert.lift.tree.flat import graph_of
+from i3dconvert.lift.tree.flat import graph_of, not_inflated
 from i3dconvert.lift.tree.straight import Straight, straightened
 from i3dconvert.video.labels import Given
 from i3dconvert.video.preprocessing import Preprocessing
@@ -247,8 +247,10 @@ class Sequential3d(Network3d, nn.Sequential):
 
 
 def inflation_of(network: nn.Module) -> Inflation:
-    """Return the record of a network's inflation."""
-    inflation: Inflation = network.__dict__["_i3d_inflation"]
+    """Return the record of a network's inflation; raises `LiftError` for a network that was not inflated."""
+    inflation: Inflation | None = getattr(network, "__dict__", {}).get("_i3d_inflation")
+    if inflation is None:
+        raise LiftError(not_inflated(network))
     return inflation
 
 

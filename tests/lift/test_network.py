@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from i3dconvert import inflate
+from i3dconvert import inflate, inflation_of, optimize, stream
 from i3dconvert.backbones import Source
-from i3dconvert.errors import FramesError
+from i3dconvert.errors import FramesError, LiftError
 from i3dconvert.lift.layout import fold
 from i3dconvert.recipes import Recipe, Rule
 
@@ -193,3 +193,9 @@ def test_one_frame_is_not_added_to_each_of_several() -> None:
     for frames in (3, 6):  # two frames and one, three and two
         with pytest.raises(FramesError, match="different numbers of frames"):
             network(torch.zeros(1, 3, frames, 8, 8))
+
+
+@pytest.mark.parametrize("function", [stream, optimize, inflation_of])
+def test_a_network_that_was_not_inflated_is_named(function: Any) -> None:
+    with pytest.raises(LiftError, match="Conv2d is not an inflated network: pass the network that inflate or load"):
+        function(nn.Conv2d(3, 4, 3))

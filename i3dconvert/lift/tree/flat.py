@@ -21,13 +21,23 @@ from i3dconvert.recipes import Temporal
 
 
 def graph_of(network: Block) -> fx.Graph:
-    """Return the graph of a network over its layers and parameters by their full names. Do not modify it."""
+    """Return the graph of a network over its layers and parameters by their full names. Do not modify it.
+
+    Raises `LiftError` for a network that was not inflated.
+    """
+    if not isinstance(network, Block):
+        raise LiftError(not_inflated(network))
     modules = list(network.modules())[1:]  # without the network itself, which would be kept alive
     known, graph = _KNOWN.get(network, ((), None))
     if graph is None or len(known) != len(modules) or any(a is not b for a, b in zip(known, modules, strict=True)):
         graph = _Flat(network).run()
         _KNOWN[network] = (modules, graph)
     return graph
+
+
+def not_inflated(network: object) -> str:
+    """Return the message about what is given in the place of an inflated network."""
+    return f"{type(network).__name__} is not an inflated network: pass the network that inflate or load returned"
 
 
 _KNOWN: WeakKeyDictionary[Block, tuple[Sequence[nn.Module], fx.Graph]] = WeakKeyDictionary()
