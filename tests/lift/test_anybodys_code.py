@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from i3dconvert import inflate, optimize
 from i3dconvert.comparison.forward import relative_error
-from i3dconvert.errors import I3DWarning, LiftError
-from i3dconvert.lift.describe import describe
+from i3dconvert.errors import LiftError
 from tests.lift.anybody import Forward, Net, clip_of, framewise
 
 
@@ -208,16 +207,6 @@ def test_each_frame_is_the_2d_networks(forward: Forward, size: int) -> None:
             assert torch.equal(clip, before)
 
 
-@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True)])
-def test_a_frame_is_normalised_by_itself_in_c2d_alone(norm: nn.Module) -> None:
-    model = Net(lambda net, x: net.d(net.norm(net.c(x))), norm=norm)
-    clip = clip_of(2, 3, 16)
-    with torch.no_grad():
-        expected = framewise(model, clip)
-        assert relative_error(expected, inflate(model, "c2d", size=16)(clip)) <= 1e-12
-        assert relative_error(expected, inflate(model, "uniform", size=16)(clip)) > 1e-3
-
-
 def test_hooks_of_the_users_run() -> None:
     model = Net(lambda net, x: net.d(net.c(x)))
     model.c.register_forward_hook(lambda module, args, output: output * 2)
@@ -225,164 +214,6 @@ def test_hooks_of_the_users_run() -> None:
     clip = clip_of(2, 3, 16)
     with torch.no_grad():
         assert relative_error(framewise(model, clip), inflate(model, "c2d", size=16)(clip)) <= 1e-12
-
-
-class Subclass(nn.Conv2d):
-    """Which changes nothing."""
-
-
-class Padded(nn.Conv2d):
-    """Which calls the function."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.conv2d(F.pad(input, (1, 1, 1, 1)), self.weight, self.bias, self.stride)
-
-
-class WithAPad(nn.Conv2d):
-    """Which pads by a layer of its own."""
-
-    def __init__(self) -> None:
-        super().__init__(4, 4, 3)
-        self.pad = nn.ZeroPad2d(1)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.conv2d(self.pad(input), self.weight, self.bias)
-
-
-class Norm(nn.BatchNorm2d):
-    """Which changes nothing."""
-
-
-@pytest.mark.parametrize(
-    "layer", [Subclass(4, 4, 3, padding=1), Padded(4, 4, 3), Padded(4, 4, 3, 2, bias=False), WithAPad()]
-)
-def test_convolutions_are_lifted_however_they_are_called(layer: nn.Module) -> None:
-    parts = {"e": layer, "n": Norm(4), "unreached": Padded(4, 4, 3)}
-    model = Net(lambda net, x: F.conv2d(net.n(net.e(net.c(x))), net.d.weight, net.d.bias, 2), **parts)
-    network = inflate(model, "uniform", size=16)
-    assert [found.name for found in network.inflation.layers if found.lifted] == ["c", "e", "d"]
-    assert {key: tensor.dim() for key, tensor in network.state_dict().items() if tensor.dim() > 3} == dict.fromkeys(
-        ("c.weight", "e.weight", "d.weight", "unreached.weight"), 5
-    )
-    assert isinstance(network.get_submodule("n"), nn.BatchNorm3d)
-    clip = clip_of(2, 1, 16).expand(-1, -1, 4, -1, -1)
-    with torch.no_grad():
-        assert relative_error(model(clip[:, :, 0]).unsqueeze(2).expand(-1, -1, 4, -1, -1), network(clip)) <= 1e-12
-
-
-def test_a_layer_called_with_an_image_and_with_something_else_stays_2d() -> None:
-    model = Net(lambda net, x: net.d(net.c(x) + net.c(net.p)), p=nn.Parameter(torch.zeros(1, 3, 16, 16)))
-    network = inflate(model, "uniform", size=16)
-    assert [found.name for found in network.inflation.layers if found.lifted] == ["d"]
-    clip = clip_of(2, 1, 16).expand(-1, -1, 4, -1, -1)
-    with torch.no_grad():
-        assert relative_error(model(clip[:, :, 0]).unsqueeze(2).expand(-1, -1, 4, -1, -1), network(clip)) <= 1e-12
-
-
-@pytest.mark.parametrize(
-    ("forward", "said"),
-    [
-        (lambda net, x: net.c(x) * net.c(x).sum().item(), "item"),
-        (lambda net, x: net.c(x) if x.mean() > 0 else -net.c(x), "depends on the data"),
-        (
-            lambda net, x: torch.stack([net.d(net.c(x))[i] for i in range(len(x))]),
-            "loops over the images of a batch",
-        ),
-        (lambda net, x: net.c(x["image"]), "looks up 'image' in its input: wrap it so that it takes an image"),
-        (lambda net, x: torch.vmap(lambda one: one * 2)(net.c(x)), r"torch\.func and torch\.vmap hide theirs"),
-        (lambda net, x: net.c(x) + net.d.weight.mul_(2).sum(), r"writes into d\.weight|leaf"),
-        (
-            lambda net, x: (setattr(net.d.weight, "data", net.d.weight.data * 2), net.d(net.c(x)))[1],
-            r"assigns to data of d\.weight, which a graph can't do; compute a new tensor instead",
-        ),
-        (lambda net, x: (y := net.c(x), nn.Flatten()(y).relu_(), net.f(y).relu_(), net.d(y))[-1], "clone it first"),
-    ],
-)
-def test_what_no_graph_can_follow_is_refused_by_name(forward: Forward, said: str) -> None:
-    with pytest.raises(LiftError, match=said):
-        inflate(Net(forward, f=nn.Flatten()), size=16)
-
-
-def heads_in_front(net: Any, x: Tensor) -> Tensor:
-    tokens = net.c(x).flatten(2).transpose(1, 2)
-    heads = torch.cat(tokens.split(2, dim=-1), dim=0)
-    attended = F.scaled_dot_product_attention(heads, heads, heads)
-    return net.f(torch.cat(attended.split(len(x), dim=0), dim=-1)).mean(1)
-
-
-def of_keys_of_its_own(net: Any, x: Tensor) -> Tensor:
-    tokens = net.c(x).flatten(2).transpose(1, 2)
-    return net.f(net.own(tokens, tokens, tokens)[0]).mean(1)
-
-
-def of_padded_keys(net: Any, x: Tensor) -> Tensor:
-    tokens = net.c(x).flatten(2).transpose(1, 2)
-    return net.f(net.plain(tokens, tokens, tokens, key_padding_mask=tokens.mean(2) > 0.5)[0]).mean(1)
-
-
-@pytest.mark.parametrize("forward", [heads_in_front, of_keys_of_its_own, of_padded_keys])
-def test_attention_that_can_not_see_other_frames_says_so(forward: Forward) -> None:
-    own = nn.MultiheadAttention(4, 2, batch_first=True, add_bias_kv=True)
-    plain = nn.MultiheadAttention(4, 2, batch_first=True)
-    model = Net(forward, f=nn.Linear(4, 3), own=own, plain=plain)
-    network, clip = inflate(model, "joint", size=8), clip_of(2, 3, 8)[:, :, :1].expand(-1, -1, 3, -1, -1)
-    (attention,) = (layer for layer in network.inflation.layers if layer.geometry.kind == "attention")
-    assert attention.refusal
-    with torch.no_grad():
-        assert relative_error(model(clip[:, :, 0]), network(clip)) <= 1e-12
-        assert relative_error(network(clip[:1]), network(clip)[:1]) <= 1e-12
-
-
-def beside(table: Tensor) -> nn.Module:
-    """Return a network with a buffer that it does not use."""
-    model = nn.Sequential(nn.Conv2d(3, 4, 3))
-    model.register_buffer("table", table)
-    return model
-
-
-class Scripted(torch.jit.ScriptModule):
-    @torch.jit.script_method
-    def forward(self, x: Tensor) -> Tensor:
-        return x * 2
-
-
-@pytest.mark.parametrize(
-    ("model", "said"),
-    [
-        (nn.Sequential(nn.LazyConv2d(4, 3)), "lazy layers without weights"),
-        (torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))), "inflate the network before scripting"),
-        (nn.Sequential(nn.Conv2d(3, 4, 3), Scripted()), "make its class Scripted an nn.Module"),
-        (beside(torch.eye(4).to_sparse()), r"tensor table that is not dense .*table\.to_dense\(\)"),
-        (beside(torch.eye(4).to_sparse_csr()), r"tensor table that is not dense .*table\.to_dense\(\)"),
-        (beside(torch.quantize_per_tensor(torch.eye(4), 0.1, 0, torch.quint8)), r"table\.dequantize\(\)"),
-    ],
-)
-def test_what_can_not_be_read_at_all(model: nn.Module, said: str) -> None:
-    with pytest.raises(LiftError, match=said):
-        inflate(model, size=16)
-
-
-def with_other_memory(net: Any, x: Tensor) -> Tensor:
-    y = net.c(x)
-    y.set_(torch.zeros_like(y))
-    return net.d(y)
-
-
-def of_a_sparse_table(net: Any, x: Tensor) -> Tensor:
-    y = net.c(x)
-    return net.d(torch.sparse.mm(net.table[0], y.transpose(0, 1).flatten(1)).view_as(y))
-
-
-@pytest.mark.parametrize(
-    ("forward", "said"),
-    [
-        (with_other_memory, "d uses a tensor that set_ freed or gave other memory; assign a new tensor instead"),
-        (of_a_sparse_table, r"a tensor that is not dense \(torch.sparse_coo\): use to_dense\(\) of it"),
-    ],
-)
-def test_tensors_whose_memory_is_not_known(forward: Any, said: str) -> None:
-    with pytest.raises(LiftError, match=said):
-        inflate(Net(forward, table=[torch.eye(8).to_sparse()]), size=16)
 
 
 def test_places_and_flags_keep_their_time() -> None:
@@ -400,69 +231,6 @@ def test_places_and_flags_keep_their_time() -> None:
             assert found[name].dtype == expected.dtype
             assert torch.allclose(found[name].double(), expected.double(), rtol=0, atol=1e-12), name
         assert found["scores"].shape == (2, 4)
-
-
-def a_kernel_without_a_tensor(net: Any, x: Tensor) -> Tensor:
-    return net.d(F.conv2d(net.c(x), net.e.bias.outer(net.e.bias)[:, :, None, None]))
-
-
-def layers_and_a_subclass(net: Any, x: Tensor) -> Tensor:
-    return net.d(net.e(net.c(x)))
-
-
-@pytest.mark.parametrize(
-    ("forward", "lifted", "kept"),
-    [
-        (layers_and_a_subclass, 3, ""),
-        (a_function_that_frees_its_values, 3, ""),
-        (a_kernel_without_a_tensor, 2, "no tensor of the network has the shape of its kernel"),
-    ],
-)
-def test_convolutions_are_counted_and_those_that_stay_2d_named(forward: Forward, lifted: int, kept: str) -> None:
-    class OfAFunction(nn.Conv2d):
-        def forward(self, input: Tensor) -> Tensor:
-            return F.conv2d(input, self.weight, self.bias)
-
-    model = Net(forward, e=OfAFunction(4, 4, 1), inner=nn.Conv2d(2, 2, 3, padding=1))
-    network = inflate(model, "uniform", size=16)
-    counted, clip = network.inflation.convolutions, clip_of(2, 3, 16)
-    assert relative_error(framewise(model, clip), network(clip)) <= 1e-12
-    assert (counted.run, counted.lifted) == (3, lifted)
-    assert [reason[: len(kept)] for _, reason in counted.kept] == [kept] * bool(kept)
-    if kept:
-        with pytest.raises(LiftError, match=f"2 of 3 convolutions became 3D.*stays 2D: {kept}"):
-            inflate(model, "uniform", size=16, strict=True)
-    assert inflate(Net(layers_and_a_subclass, e=nn.Conv2d(4, 4, 1)), size=16, strict=True)
-
-
-class Smoothed(nn.Module):
-    """Has no weights and asks for the mode, so that it is kept as it is; its kernel is made in its forward."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        kernel = torch.full((x.shape[1], 1, 3, 3), 1 / 9, dtype=x.dtype)
-        return x if self.training else F.conv2d(x, kernel, padding=1, groups=x.shape[1])
-
-
-def test_the_dispatcher_counts_kernels_that_the_graph_does_not_show_and_calls() -> None:
-    model = Net(lambda net, x: net.d(net.e(net.e(net.s(net.c(x))))), e=nn.Conv2d(4, 4, 1), s=Smoothed())
-    counted = inflate(model, "uniform", size=16).inflation.convolutions
-    assert (counted.run, counted.lifted, counted.calls) == (4, 3, 5)
-    assert str(counted) == "3 of 4 convolutions (5 calls) became 3D"
-    assert counted.kept == (("the network", "1 run inside unchanged steps"),)
-
-
-def test_no_convolution_in_3d_is_a_warning() -> None:
-    class Windows(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            windows = x.unflatten(2, (2, -1)).movedim(2, 0).flatten(0, 1)  # a window of all images, then the next
-            return self.head(self.conv(windows).mean((2, 3)).unflatten(0, (2, -1)).mean(0))
-
-    with pytest.warns(I3DWarning, match="0 of 1 convolution became 3D; NONE"):
-        inflate(Windows().eval(), size=16)
 
 
 def test_a_value_of_the_networks_own_tensors_is_not_baked_in() -> None:
@@ -577,8 +345,3 @@ def test_modules_that_return_what_they_were_given(forward: Forward, part: nn.Mod
     for clips in (1, 3):
         clip = clip_of(clips, 2, 12)
         torch.testing.assert_close(network(clip), framewise(model, clip))
-
-
-def test_a_part_of_a_kernel_is_inspected() -> None:
-    model = Net(lambda net, x: F.conv2d(x, net.c.weight[:2], padding=1))
-    assert [row.kernel3d for row in describe(inflate(model, "uniform", size=12))] == [(3, 3, 3)]
