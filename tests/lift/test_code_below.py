@@ -167,13 +167,3 @@ def test_why_a_convolution_stays_2d() -> None:
         "halves": "its input has several rows for each frame (windows, heads), which are not images grouped by frame",
         "places": "its input does not vary with the clip",
     }
-
-
-@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True)])
-def test_a_frame_is_normalised_by_itself_in_c2d_alone(norm: nn.Module) -> None:
-    model = Net(lambda net, x: net.d(net.norm(net.c(x))), norm=norm)
-    clip = clip_of(2, 3, 16)
-    with torch.no_grad():
-        expected = framewise(model, clip)
-        assert relative_error(expected, inflate(model, "c2d", size=16)(clip)) <= 1e-12
-        assert relative_error(expected, inflate(model, "uniform", size=16)(clip)) > 1e-3

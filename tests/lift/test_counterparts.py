@@ -14,6 +14,7 @@ from i3dconvert.comparison.forward import relative_error
 from i3dconvert.errors import RecipeError
 from i3dconvert.recipes import Recipe, Rule
 from i3dconvert.verification import Settings, verify
+from tests.lift.anybody import Net, clip_of, framewise
 
 PROOF = Settings(frames=6, size=16, dtypes=(torch.float64,))
 
@@ -239,3 +240,13 @@ def test_padding_modes_hold_for_a_single_frame(mode: str, init: str) -> None:
         with torch.no_grad():
             found = inflate(model, recipe, init, size=16)(image.unsqueeze(2))
             assert relative_error(model(image).unsqueeze(2), found) <= 1e-12
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True)])
+def test_a_frame_is_normalised_by_itself_in_c2d_alone(norm: nn.Module) -> None:
+    model = Net(lambda net, x: net.d(net.norm(net.c(x))), norm=norm)
+    clip = clip_of(2, 3, 16)
+    with torch.no_grad():
+        expected = framewise(model, clip)
+        assert relative_error(expected, inflate(model, "c2d", size=16)(clip)) <= 1e-12
+        assert relative_error(expected, inflate(model, "uniform", size=16)(clip)) > 1e-3
