@@ -42,15 +42,18 @@ class Stream:
         """Release memory only if the tensors are `mapped`: others may have been changed."""
         self._mapped = mapped
         self._tensors: list[Tensor] = []
+        self._bytes = 0
 
     def passed(self, tensor: Tensor) -> None:
         """Note that `tensor` was used. It must be unchanged, and may be used again."""
         if not self._mapped:
             return
         self._tensors.append(tensor)
-        if sum(passed.nbytes for passed in self._tensors) > self._PILE:
+        self._bytes += tensor.nbytes
+        if self._bytes > self._PILE:
             release([passed.data_ptr() for passed in self._tensors])
             self._tensors.clear()
+            self._bytes = 0
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
