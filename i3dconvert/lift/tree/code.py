@@ -139,7 +139,7 @@ class Code:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
             if node.op == "output":
                 crosses = any(map(is_frames, parts(self.gives)))
-                value = _without_dicts_of_named_tuples(graph, args[0])
+                value = _with_named_tuples_as_steps(graph, args[0])
                 graph.output(graph.call_function(leave, (value, self.gives, clips)) if crosses else value)
             elif node.op == "call_module":
                 env[node] = self._call(graph, node, clips, args, kwargs)
@@ -224,21 +224,14 @@ def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
     return step
 
 
-def _without_dicts_of_named_tuples(graph: fx.Graph, value: Any) -> Any:
-    """Let steps build the dicts that contain named tuples, whose classes torch.fx's code of a dict does not import."""
-    if isinstance(value, dict) and any(map(_has_named_tuple, value.values())):
-        return graph.call_function(
-            dict, ([(key, _without_dicts_of_named_tuples(graph, one)) for key, one in value.items()],)
-        )
-    if isinstance(value, tuple | list) and _has_named_tuple(value):
-        items = (_without_dicts_of_named_tuples(graph, one) for one in value)
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
-
-
-def _has_named_tuple(value: Any) -> bool:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
-    return hasattr(value, "_fields") or any(map(_has_named_tuple, items))
+def _with_named_tuples_as_steps(graph: fx.Graph, value: Any) -> Any:
+    """Let steps build named tuples, whose classes torch.fx's code of nested values does not import."""
+    if isinstance(value, dict):
+        return {key: _with_named_tuples_as_steps(graph, one) for key, one in value.items()}
+    if not isinstance(value, tuple | list):
+        return value
+    items = [_with_named_tuples_as_steps(graph, one) for one in value]
+    return graph.call_function(type(value), tuple(items)) if hasattr(value, "_fields") else type(value)(items)
 
 
 def variable(name: str) -> str:
