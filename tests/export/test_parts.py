@@ -15,7 +15,7 @@ from i3dconvert.export.parts import MOST, ConvInParts, in_parts
 
 
 @pytest.mark.parametrize(
-    ("channels", "bias", "spatial"), [(9, True, (1, 1, 1)), (21, False, (2, 3, 1)), (8 + 1, True, (1, "same", 2))]
+    ("channels", "bias", "spatial"), [(9, True, (1, 1, 1)), (21, False, (2, 3, 1)), (10, True, (1, "same", 2))]
 )
 def test_the_sum_of_the_parts_is_the_convolution(
     channels: int, bias: bool, spatial: tuple[int, int | str, int]
