@@ -26,13 +26,14 @@ class ConvInParts(nn.Module):
         self.spatial: Any = (conv.stride, conv.padding, conv.dilation)
         self.bias = conv.bias
         parts = conv.weight.detach().tensor_split(-(-conv.in_channels // MOST), dim=1)
+        self.channels = [part.shape[1] for part in parts]
         self.weights = nn.ParameterList(nn.Parameter(part.contiguous(), requires_grad=False) for part in parts)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map `(B, C, H, W)` to `(B, C', H', W')`."""
-        parts = torch.split(frames, [weight.shape[1] for weight in self.weights], 1)
-        out = F.conv2d(parts[0], self.weights[0], self.bias, *self.spatial)
-        for part, weight in zip(parts[1:], self.weights[1:], strict=True):
+        first, *others = zip(torch.split(frames, self.channels, 1), self.weights, strict=True)
+        out = F.conv2d(*first, self.bias, *self.spatial)
+        for part, weight in others:
             out = out + F.conv2d(part, weight, None, *self.spatial)
         return out
 
