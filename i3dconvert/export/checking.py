@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx
 import torch
@@ -20,6 +21,16 @@ from i3dconvert.lift.network import Network3d
 from i3dconvert.video.preprocessing import Preprocessing
 
 Shape = tuple[int, ...]
+
+
+class Run(NamedTuple):
+    """A run of the network in torch."""
+
+    given: Tensor
+    """The input of the file."""
+    meant: Tensor
+    """The clip that it represents."""
+    outputs: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,29 +52,35 @@ class Compared:
         _check_graph(path)
         runtime = _loaded(path)
         found: list[tuple[Check, Shape]] = []
+        runs: dict[Shape, Run] = {}
         for shape in dict.fromkeys(shapes):
-            compared = self._at(runtime, shape)
-            if compared is not None or shape == shapes[0]:
-                found.append((compared or Check(_NAME, False, "the network itself fails there"), shape))
-            if compared is not None and not compared.passed:
-                return found[-1]
-        smallest = min((shape for _, shape in found), key=math.prod)
+            if run := self._run(runtime.dtype, shape):
+                runs[shape] = run
+                found.append((self._compare(runtime, run), shape))
+                if not found[-1][0].passed:
+                    return found[-1]
+            elif shape == shapes[0]:
+                found.append((Check(_NAME, False, "the network itself fails there"), shape))
+        smallest = min(runs, key=math.prod, default=None)
         del runtime
         give_back()  # before reading the weights again
-        usual = self._at(_loaded(path, sparing=False), smallest)
-        if usual is not None and not usual.passed:
-            return replace(usual, detail=f"in a session with default options, {usual.detail}"), smallest
+        usual = _loaded(path, sparing=False)
+        if smallest is not None and not (compared := self._compare(usual, runs[smallest])).passed:
+            return replace(compared, detail=f"in a session with default options, {compared.detail}"), smallest
         return max(found, key=lambda one: (not one[0].passed, one[0].error or 0.0))
 
-    def _at(self, runtime: Runtime, shape: Shape) -> Check | None:
-        """Compare at one shape of a clip; None if the network itself fails there."""
+    def _run(self, dtype: torch.dtype, shape: Shape) -> Run | None:
+        """Run the network at one shape of a clip; None if it fails there."""
         clip = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        dtype = next(self.network.parameters()).dtype
-        given, meant = as_input(clip.to(dtype).float(), runtime.dtype, self.preprocessing)
+        own = next(self.network.parameters()).dtype
+        given, meant = as_input(clip.to(own).float(), dtype, self.preprocessing)
         try:
-            reference = self._torch(meant)
+            return Run(given, meant, self._torch(meant))
         except Exception:  # noqa: BLE001 - a network may raise anything at an unsupported size
             return None
+
+    def _compare(self, runtime: Runtime, run: Run) -> Check:
+        given, meant, reference = run
         try:
             value = runtime(given)
         except CheckpointError as error:
