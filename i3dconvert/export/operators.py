@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +41,7 @@ _FILTERING = torch.library.custom_op(
 
 @_CLIP.register_fake
 def _(frames: Tensor, clips: int, length: int, fill: float | None) -> Tensor:
-    return frames.new_empty(clips, length + (fill is not None), *frames.shape[1:])
+    return frames.new_empty(clips, length + int(fill is not None), *frames.shape[1:])
 
 
 @_WINDOWS.register_fake
@@ -115,7 +117,68 @@ def _minimal_filtering(
     return op.Reshape(found, _sizes(_REST, [weight.shape[0] // groups], op.Shape(products, start=2)))
 
 
+# Operators of torch that the exporter would decompose first, or for which it may not expect clips of no frames.
+
+
+def _batch_norm(
+    given: Any, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, momentum: float, eps: float, _: bool
+) -> Any:
+    given_or = partial(_or_each_channel, mean)
+    return op.BatchNormalization(given, given_or(weight, 1), given_or(bias, 0), mean, variance, epsilon=eps)
+
+
+def _or_each_channel(like: Any, value: Any, otherwise: float) -> Any:
+    return op.Expand(op.CastLike(op.Constant(value_float=otherwise), like), op.Shape(like)) if value is None else value
+
+
+def _flatten(given: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
+    """Join axes, also of no frames at all, where `Reshape` can't find out a size."""
+    rank = max(len(given.shape), 1)
+    start, behind = start_dim % rank, end_dim % rank + 1
+    return op.Reshape(given, _sizes([0] * start, _joined(given, start, behind), _each(given, behind)))
+
+
+def _joined(given: Any, start: int, behind: int) -> Any:
+    if start == 0:
+        return _REST
+    sizes = given.shape[start:behind]
+    if all(isinstance(size, int) for size in sizes):
+        return [math.prod(sizes)]
+    return op.ReduceProd(op.Shape(given, start=start, end=behind), keepdims=1)
+
+
+def _each(given: Any, start: int) -> Any:
+    sizes = given.shape[start:]
+    return [*sizes] if all(isinstance(size, int) for size in sizes) else op.Shape(given, start=start)
+
+
+def _reshape(given: Any, shape: Sequence[Any]) -> Any:
+    return op.Reshape(given, _sizes(*map(_size, shape)), allowzero=1)
+
+
+def _to_dtype(given: Any, dtype: int, non_blocking: bool = False, copy: bool = False, memory: Any = None) -> Any:
+    return op.Cast(given, to=dtype)
+
+
+def _movedim(given: Any, source: int, destination: int) -> Any:
+    order = [*range(len(given.shape))]
+    order.insert(destination % len(given.shape), order.pop(source))
+    return op.Transpose(given, perm=order)
+
+
+def _swapaxes(given: Any, first: int, second: int) -> Any:
+    order = [*range(len(given.shape))]
+    order[first], order[second] = order[second], order[first]
+    return op.Transpose(given, perm=order)
+
+
 IN_ONNX: Mapping[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.batch_norm.default: _batch_norm,
+    torch.ops.aten.flatten.using_ints: _flatten,
+    torch.ops.aten.movedim.int: _movedim,
+    torch.ops.aten.reshape.default: _reshape,
+    torch.ops.aten.swapaxes.default: _swapaxes,
+    torch.ops.aten.to.dtype: _to_dtype,
     torch.ops.i3dconvert.clip_of_frames.default: _clip_of_frames,
     torch.ops.i3dconvert.windows_of_clip.default: _windows_of_clip,
     torch.ops.i3dconvert.minimal_filtering.default: _minimal_filtering,

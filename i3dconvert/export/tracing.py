@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from i3dconvert.errors import ExportError
+from i3dconvert.export.captured import capture
 from i3dconvert.export.runtime import quietly
 from i3dconvert.export.spectra import RealInverses
 
@@ -26,15 +28,21 @@ def trace(
 
     Raises `ExportError`.
     """
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
     from i3dconvert.export.operators import IN_ONNX, as_operators  # onnxscript, which only an export needs
 
     options: dict[str, Any] = {"input_names": inputs, "output_names": names, "dynamic_shapes": free}
-    options |= {"opset_version": opset, "dynamo": True, "verbose": False, "custom_translation_table": dict(IN_ONNX)}
+    options |= {"opset_version": opset, "dynamo": True, "verbose": False, "optimize": False}
+    options |= {"custom_translation_table": dict(IN_ONNX)}
     as_operators(network)
     try:
         # Fused attention returns a memory order that the exporter loses when it decomposes it (BEiT, Swin).
         with quietly(), sdpa_kernel(SDPBackend.MATH), RealInverses():
-            program = torch.onnx.export(network, given, **options)
+            program = _export(network, given, options)
+            # The optimiser compares nodes with one another, and most of them are constants.
+            LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(program.model)
+            program.optimize()
     except Exception as error:  # each stage of the exporter raises its own types
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -47,6 +55,14 @@ def trace(
     if opset is not None and model.opset_imports[""] != opset:
         raise ExportError(f"torch wrote opset {model.opset_imports['']} instead of {opset}")
     return model
+
+
+def _export(network: nn.Module, given: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Return the exporter's program, by the shorter way where that exists; raises the exporter's errors."""
+    with suppress(Exception):  # whatever fails, the exporter has other ways to capture and to decompose
+        captured = capture(network, given, options["dynamic_shapes"])
+        return torch.onnx.export(captured, given, **options | {"dynamic_shapes": None})
+    return torch.onnx.export(network, given, **options)
 
 
 _INSTEAD = "use another operation in the 2D network, or stay in torch with --safetensors"
