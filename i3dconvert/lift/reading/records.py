@@ -91,7 +91,6 @@ class Decision:
     row: int
     scope: str
     line: str
-    values: tuple[Any, ...]
     call: int = 0
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from i3dconvert.errors import LiftError
-from i3dconvert.lift.reading.numbers import Remembered, plain, remember
+from i3dconvert.lift.reading.numbers import Remembered, remember
 from i3dconvert.lift.reading.records import (
     Again,
     Call,
@@ -52,11 +52,15 @@ class Tensors(Writes):
 
     def row(self, kind: str, target: Any, args: Any = (), kwargs: Any = None, value: Any = None) -> Ref:
         """Add a row and return its place."""
-        call = self._open[-1] if self._open else 0
         if self._codes:
             self.functions.update(running(self._codes))
-        self.rows.append(Row(kind, target, args, kwargs or {}, self._scope, value, self._graded, call))
+        self.rows.append(Row(kind, target, args, kwargs or {}, self._scope, value, self._graded, self._call))
         return Ref(len(self.rows) - 1)
+
+    @property
+    def _call(self) -> int:
+        """The index of the innermost call of a module that is running."""
+        return self._open[-1] if self._open else 0
 
     @property
     def _scope(self) -> str:
@@ -82,17 +86,17 @@ class Tensors(Writes):
 
     def decision(self, result: bool, operation: str, operands: tuple[Any, ...]) -> None:
         """Record a decision on sizes."""
-        refs, values = tuple(map(self.ref, operands)), tuple(map(plain, operands))
-        call, line = self._open[-1] if self._open else 0, line_of_the_network()
-        self.decisions.append(Decision(operation, refs, result, len(self.rows), self._scope, line, values, call))
+        self._decided(operation, tuple(map(self.ref, operands)), result)
 
     def answer(self, ref: Ref, value: Any) -> None:
         """Record the answer to whether values of the image are finite, which is asked again at each call."""
-        if isinstance(value, bool | int | float):
-            call, line = self._open[-1] if self._open else 0, line_of_the_network()
-            self.decisions.append(Decision("item", (ref,), value, len(self.rows), self._scope, line, (value,), call))
-        else:
+        if not isinstance(value, bool | int | float):
             raise LiftError("depends on the data")
+        self._decided("item", (ref,), value)
+
+    def _decided(self, operation: str, refs: tuple[Any, ...], result: Any) -> None:
+        line = line_of_the_network()
+        self.decisions.append(Decision(operation, refs, result, len(self.rows), self._scope, line, self._call))
 
     def ref(self, value: Any) -> Any:
         """Return a value as it appears in a row: its place, or itself if it is constant."""
