@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from i3dconvert.lift.facts import facts_of
-from i3dconvert.lift.forms import form_of
+from i3dconvert.lift.forms import form_of, like
 from i3dconvert.lift.reading import CallOf
 from i3dconvert.lift.rewriting import Rewriting
 
@@ -67,9 +67,7 @@ class Calls:
         if isinstance(value, fx.Node):
             return self._to.env[value][0] if value in self._to.env else None
         if isinstance(value, tuple | list):
-            return (
-                type(value)(*map(self._now, value)) if hasattr(value, "_fields") else type(value)(map(self._now, value))
-            )
+            return like(value, list(map(self._now, value)))
         if isinstance(value, dict):
             return {key: self._now(item) for key, item in value.items()}
         return None
