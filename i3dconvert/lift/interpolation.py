@@ -9,11 +9,11 @@ from torch import Tensor, fx
 
 from i3dconvert.errors import RecipeError
 from i3dconvert.lift import layout
-from i3dconvert.lift.canonical import leaves
 from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.operations import Operations
 from i3dconvert.lift.reading import is_image
+from i3dconvert.lift.reading.records import leaves
 from i3dconvert.lift.rewriting import Layer, New
 from i3dconvert.recipes import Geometry
 

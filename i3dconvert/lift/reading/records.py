@@ -165,7 +165,7 @@ def to_meta(value: Any) -> Any:
         return torch.Size(map(plain, value))
     if type(value).__module__ == "torch.return_types":
         return value
-    if isinstance(value, tuple | list | dict | slice):
+    if isinstance(value, _NESTED):
         return mapped(value, to_meta)
     return value
 

@@ -52,7 +52,7 @@ def is_assumed(rows: Sequence[Row], ref: Any) -> bool:
 
 
 def _computed(rows: Sequence[Row], row: Row, known: dict[int, Any]) -> Any:
-    if row.kind == "number" or (row.kind == "call" and not _holds_tensors(row.value)):
+    if row.kind == "number" or (row.kind == "call" and not any(isinstance(one, Tensor) for one in leaves(row.value))):
         return row.value
     if row.kind == "constant":
         return row.args[0]
@@ -97,9 +97,3 @@ def _is_finite(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.is_meta or not value.is_floating_point() or bool(value.isfinite().all())
     return not isinstance(value, float) or math.isfinite(value)
-
-
-def _holds_tensors(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return any(map(_holds_tensors, value))
-    return isinstance(value, Tensor)
