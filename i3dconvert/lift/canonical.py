@@ -42,7 +42,7 @@ def canonical(traced: Reading) -> Reading:
             _use_convolution(traced, node)
         if layout.operation(node) in layout.REDUCTIONS:
             _count_axes_as_of_clips(node)
-        if node.op == "call_module" and isinstance(pad := traced.root.get_submodule(str(node.target)), _PADS):
+        if isinstance(pad := traced.module(node), _PADS):
             facts_of(node)["pads"] = pad.padding
     return traced
 
@@ -159,7 +159,7 @@ def _is_turned(node: fx.Node) -> bool:
 def _is_softmax(traced: Reading, node: fx.Node) -> bool:
     """Return whether a node is a softmax, or what dropout or a cast leaves of it."""
     while True:
-        module = traced.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        module = traced.module(node)
         if isinstance(module, nn.Softmax) or layout.operation(node) == "softmax":
             return True
         if not isinstance(module, nn.Dropout) and layout.operation(node) not in ("dropout", "to", "type_as"):

@@ -65,7 +65,7 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
         self.ties, self.fixed, self.eval_only = ties, traced.fixed, traced.eval_only
         calls = [node for node in traced.graph.nodes if node.op == "call_module"]
         self.flat = {str(node.target) for node in calls if not self.takes_images_alone(node)}
-        self.attention, self.traced = AttentionOverTime(self, traced, self.orders), traced
+        self.attention = AttentionOverTime(self, traced, self.orders)
         self.calls = Calls(self, traced.calls)
         self.functions = {}
         self.pools = {_last_node(traced.graph, pool.after): pool for pool in recipe.pools}
@@ -154,25 +154,24 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
         return self.attention.table(node, self.graph.get_attr(str(node.target))), Layout.PLAIN
 
     def call_module(self, node: fx.Node) -> New:
-        module: Any = self.root.get_submodule(str(node.target))
-        entry = counterpart(module)
-        image = _image(node)
-        liftable = node.target not in self.flat and self.layout_of(image) is not Layout.PLAIN
-        if entry is not None and liftable and not self.normalises_frames(node, str(node.target)):
+        name, image = str(node.target), _image(node)
+        module: Any = self.root.get_submodule(name)
+        entry, on_frames = counterpart(module), self.normalises_frames(node, name)
+        liftable = name not in self.flat and self.layout_of(image) is not Layout.PLAIN
+        if entry is not None and liftable and not on_frames:
             assert isinstance(image, fx.Node)
             return self.lift_module(node, module, entry, image)
         if entry is not None and entry.geometry is not None:
-            name = str(node.target)
             self.layers[name] = Layer(name, node.name, entry.geometry(module), Temporal(), lifted=False)
-        self.modules.setdefault(str(node.target), module)
-        if self.normalises_frames(node, str(node.target)):
+        self.modules.setdefault(name, module)
+        if on_frames:
             return self.on_frames(node)
         if isinstance(image, fx.Node) and rows(node) == 1 and draws_rows(module):
             return self.dropped(node, module, image)
         if full_name(module) in ANY_RANK:
             return self.in_either_layout(node)
         if full_name(module) in UPSAMPLES and liftable:
-            return self.interpolation(node, str(node.target), module.mode, module.align_corners)
+            return self.interpolation(node, name, module.mode, module.align_corners)
         new, is_in = self.on_frames(node)
         if isinstance(module, OVER_VOLUMES):
             facts_of(new)["given"] = type(module).__qualname__
@@ -304,8 +303,7 @@ def _any_size(node: fx.Node) -> bool:
 
 def _layers(traced: Reading) -> Iterator[tuple[str, str]]:
     for node in traced.graph.nodes:
-        if node.op == "call_module":
-            module = traced.root.get_submodule(str(node.target))
+        if (module := traced.module(node)) is not None:
             entry = counterpart(module)
             if entry is not None and entry.geometry is not None:
                 yield str(node.target), entry.geometry(module).kind

@@ -43,7 +43,8 @@ class Rewriting:
     """`env` maps each 2D node to what it became."""
 
     def __init__(self, traced: Reading, recipe: Recipe, style: Style) -> None:
-        self.old, self.root, self.recipe, self.style = traced.graph, traced.root, recipe, style
+        self.traced, self.recipe, self.style = traced, recipe, style
+        self.old, self.root = traced.graph, traced.root
         self.graph = fx.Graph()
         self.sizes = BatchSizes(self.graph, self.frames, self.rows_each)
         self.env: dict[fx.Node, New] = {}

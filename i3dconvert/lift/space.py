@@ -39,12 +39,11 @@ class OverSpace(Operations):
 
     def global_pool(self, node: fx.Node) -> str:
         """Return how a node pools all of space, `mean` or `amax`; empty if it does not."""
-        if node.op == "call_module":
-            module = self.root.get_submodule(str(node.target))
-            for cls, how in _GLOBAL_POOLS.items():
-                one = isinstance(module, cls) and module.output_size in (1, (1, 1))
-                if one and not getattr(module, "return_indices", False):
-                    return how
+        module = self.traced.module(node)
+        for cls, how in _GLOBAL_POOLS.items():
+            one = isinstance(module, cls) and module.output_size in (1, (1, 1))
+            if one and not getattr(module, "return_indices", False):
+                return how
         operation = layout.operation(node)
         if operation in _GLOBAL_POOLS.values() and node.args and is_image(node.args[0]):
             dim = layout.argument(node, "dim", 1)
@@ -57,6 +56,4 @@ class OverSpace(Operations):
 
     def is_norm(self, node: fx.Node) -> bool:
         """Return whether a node is a norm with statistics over space: GroupNorm, InstanceNorm."""
-        if node.op == "call_module":
-            return isinstance(self.root.get_submodule(str(node.target)), nn.GroupNorm | nn.InstanceNorm2d)
-        return layout.operation(node) in NORMS
+        return isinstance(self.traced.module(node), nn.GroupNorm | nn.InstanceNorm2d) or layout.operation(node) in NORMS

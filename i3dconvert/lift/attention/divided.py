@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from i3dconvert.errors import RecipeError
 from i3dconvert.lift import layout
-from i3dconvert.lift.attention.found import Attention, channels_carried, module_of, operands
+from i3dconvert.lift.attention.found import Attention, channels_carried, operands
 from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.fillings import Copy, Filling, Zeros
 from i3dconvert.lift.lengths import above_of
@@ -126,7 +126,7 @@ def block_of(traced: Reading, attention: Attention) -> Block:
 
 def _norm(traced: Reading, node: fx.Node) -> tuple[str, str, float] | None:
     """Return the weight, the bias and the epsilon of a LayerNorm over the channels, a module or a function."""
-    module = module_of(traced, node)
+    module = traced.module(node)
     if isinstance(module, nn.LayerNorm) and module.weight is not None and module.bias is not None:
         return f"{node.target}.weight", f"{node.target}.bias", module.eps
     if layout.operation(node) == "layer_norm":
@@ -159,7 +159,7 @@ def _is_sequence(node: fx.Node) -> bool:
 
 def _with_weights(traced: Reading, nodes: set[fx.Node]) -> list[str]:
     """Return the names of the layers among the nodes whose weights have several dimensions."""
-    modules = {str(node.target): module_of(traced, node) for node in nodes if node.op == "call_module"}
+    modules = {str(node.target): traced.module(node) for node in nodes if node.op == "call_module"}
     return [n for n, module in modules.items() if module and any(p.dim() > 1 for p in module.parameters())]
 
 
@@ -213,7 +213,7 @@ def _heads(traced: Reading, part: fx.Node, channels: int, first: int, swapped: b
 def _leading(traced: Reading, tokens: fx.Node) -> int:
     """Return how many more tokens there are than places in their image."""
     above = above_of(tokens)
-    images = [n for n in tokens.graph.nodes if n in above and isinstance(module_of(traced, n), nn.Conv2d)]
+    images = [n for n in tokens.graph.nodes if n in above and isinstance(traced.module(n), nn.Conv2d)]
     if not images:
         raise NoBlockError("its tokens do not come from an image")
     leading = facts_of(tokens)["value"].shape[1] - facts_of(images[-1])["value"].shape[2:].numel()

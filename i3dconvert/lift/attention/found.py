@@ -48,7 +48,7 @@ def attentions(traced: Reading) -> list[Attention]:
         if layout.operation(node) == "scaled_dot_product_attention":
             causal = layout.argument(node, "is_causal", 5, False) or not rows(node)
             found.append(Attention(_name(node), "fused", node, refusal="it is causal" if causal else ""))
-        elif isinstance(module := module_of(traced, node), nn.MultiheadAttention):
+        elif isinstance(module := traced.module(node), nn.MultiheadAttention):
             found.append(Attention(str(node.target), "module", node, refusal=_of_module(module, node)))
         elif _is_softmax(traced, node):
             found += _around(traced, node)
@@ -81,11 +81,6 @@ def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:
     return first, second
 
 
-def module_of(traced: Reading, node: fx.Node) -> nn.Module | None:
-    """Return the module that a node calls, if it calls one."""
-    return traced.root.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
 def _name(node: fx.Node) -> str:
     """Return the module with the code; the softmax is often a module with a name of its own."""
     scope = str(facts_of(node)["scope"] or node.name)
@@ -94,7 +89,7 @@ def _name(node: fx.Node) -> str:
 
 def _is_softmax(traced: Reading, node: fx.Node) -> bool:
     """Return whether a node is a softmax over the last axis of a value with rows for images, and queries and keys."""
-    module = module_of(traced, node)
+    module = traced.module(node)
     if isinstance(module, nn.Softmax):
         dim = module.dim
     elif layout.operation(node) == "softmax":
@@ -132,7 +127,7 @@ def _around(traced: Reading, softmax: fx.Node) -> Iterator[Attention]:
         user not in between and user is not last for node in between for user in node.users if _is_tensor(user)
     ):
         refusal = "its weights are used elsewhere"
-    elif any(isinstance(module_of(traced, node), nn.Conv2d) for node in between):
+    elif any(isinstance(traced.module(node), nn.Conv2d) for node in between):
         refusal = "a convolution mixes its weights"
     elif _channels_axis(traced, last.args[1]) == -2:
         refusal = "it is over channels"
@@ -176,7 +171,7 @@ def channels_carried(traced: Reading, node: Any) -> Tensor | None:
     """
     chain: list[fx.Node] = []
     while isinstance(node, fx.Node):
-        module = module_of(traced, node)
+        module = traced.module(node)
         if isinstance(module, nn.Linear | nn.Conv2d) or layout.operation(node) in ("linear", "conv2d"):
             break
         chain.append(node)
@@ -197,7 +192,7 @@ def channels_carried(traced: Reading, node: Any) -> Tensor | None:
 
 
 def _is_over_images(traced: Reading, node: fx.Node) -> bool:
-    return isinstance(module_of(traced, node), nn.Conv2d) or layout.operation(node) == "conv2d"
+    return isinstance(traced.module(node), nn.Conv2d) or layout.operation(node) == "conv2d"
 
 
 def _moved(step: fx.Node, carried: Any) -> Any:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from i3dconvert.lift import layout
-from i3dconvert.lift.attention.found import Attention, module_of, operands
+from i3dconvert.lift.attention.found import Attention, operands
 from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.reading import Reading, rows
 
@@ -82,7 +82,7 @@ _PRODUCTS = ("matmul", "bmm", "__matmul__", torch.matmul, torch.bmm, operator.ma
 
 def _after(traced: Reading, node: fx.Node, before: fx.Node) -> Step:
     """Return the effect of a node after the softmax; raises `NotFusedError` if it is not dropout."""
-    module = module_of(traced, node)
+    module = traced.module(node)
     if isinstance(module, nn.Identity) or layout.operation(node) in _NOTHING:
         return Step("same")
     if isinstance(module, nn.Dropout):

@@ -49,6 +49,10 @@ class Reading:
     functions: tuple[str, ...] = ()
     """The network's own autograd functions; the graph has the steps of their forward."""
 
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """Return the module that a node of the graph calls, if it calls one."""
+        return self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
 
 def alike(*recorders: Recorder, passing: bool = False) -> bool:
     with suppress(Differ):
