@@ -136,11 +136,16 @@ def _kernel(temporal: Temporal) -> int:
 
 def above_of(node: fx.Node) -> set[fx.Node]:
     """Return the node and everything that it depends on."""
-    found, waiting = {node}, [node]
-    while waiting:
-        new = set(waiting.pop().all_input_nodes) - found
-        found |= new
-        waiting += new
+    return set(nearest_above(node))
+
+
+def nearest_above(node: fx.Node) -> list[fx.Node]:
+    """Return the node and everything that it depends on, the nearest first."""
+    found, known = [node], {node}
+    for one in found:
+        new = [n for n in one.all_input_nodes if n not in known]
+        found += new
+        known.update(new)
     return found
 
 

@@ -15,6 +15,7 @@ from i3dconvert.lift.attention.fusing import Step, chance, chance_of, merge, not
 from i3dconvert.lift.attention.groups import Groups, another, attend_jointly, for_each_key, frames_of, shifted, tokens
 from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.layout import Layout
+from i3dconvert.lift.lengths import nearest_above
 from i3dconvert.lift.reading import PerSize, is_image, one_each, place, rows
 from i3dconvert.lift.rewriting import New, Rewriting
 from i3dconvert.recipes import Attending
@@ -37,7 +38,7 @@ class Nodes:
         """Return the rows that a value has for each frame; computed at each call if they depend on the size."""
         if not isinstance(facts_of(node)["batch"][0], PerSize):
             return rows(node)
-        known = [n for n in _above(node) if n in self.to.env and self.to.layout_of(n) is not Layout.PLAIN]
+        known = [n for n in nearest_above(node) if n in self.to.env and self.to.layout_of(n) is not Layout.PLAIN]
         likes = [n for n in known if is_image(n) or one_each(facts_of(n)["value"], facts_of(n)["batch"])]
         windows = [n for n in known if n not in self.parts and rows(n) and isinstance(facts_of(n)["batch"][0], PerSize)]
         stage = {n: self.to.sizes.stage(self.to.env[n][0]) for n in (*likes, *windows)}
@@ -193,13 +194,3 @@ class Nodes:
 def rows_each(frames: Tensor, like: Tensor, times: int, of: int) -> Any:
     """How many rows there are for each frame where `frames` has `of` and another value `times`; `like` has one."""
     return frames.shape[0] // like.shape[0] * times // of
-
-
-def _above(node: fx.Node) -> list[fx.Node]:
-    """A node and all that it follows from, the nearest first."""
-    found = {node: None}
-    for one in (waiting := [node]):
-        new = [n for n in one.all_input_nodes if n not in found]
-        found |= dict.fromkeys(new)
-        waiting += new
-    return list(found)
