@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import torch
@@ -38,10 +40,7 @@ def value_of(rows: Sequence[Row], ref: Any, known: dict[int, Any]) -> Any:
         return _CPU if isinstance(ref, torch.device) else ref
     if ref.row not in known:
         known[ref.row] = _computed(rows, rows[ref.row], known)
-    value = known[ref.row]
-    for part in ref.path:
-        value = value[part]
-    return value
+    return reduce(getitem, ref.path, known[ref.row])
 
 
 def is_assumed(rows: Sequence[Row], ref: Any) -> bool:
