@@ -16,7 +16,6 @@ from i3dconvert.files import in_folder
 from i3dconvert.frameworks import Framework, Target, framework_of, split
 from i3dconvert.lift.attention.divided import TIME
 from i3dconvert.lift.attention.joint import RELATIVE
-from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.planning import plan
 from i3dconvert.weights import State, digest, read_state
 
@@ -36,7 +35,9 @@ def adopt(path: Path, layout: str) -> tuple[Document, State]:
             "inflate(model2d, 'volumetric').load_state_dict(torch.load(path))"
         )
     for target in (target for target in framework.targets if not target.package):
-        if not name and not all(any(fnmatchcase(key, glob) for key in tensors) for glob in target.needs):
+        if not name and not all(
+            any(fnmatchcase(key, glob) for key in tensors) for glob in framework.format_of(target).needs
+        ):
             continue
         if framework.named_by_backbone or name in ("", target.name):
             try:
@@ -67,14 +68,12 @@ def _adopted(framework: Framework, target: Target, tensors: State, name: str, pa
     if target.headless and changes.head != "none":
         raise LayoutError(f"{path} has a head, but {framework.name}'s {target.name} has none")
     channels = changes.channels or RGB
-    preprocessing = target.preprocessing or framework.preprocessing
+    preprocessing = framework.format_of(target).preprocessing
     preprocessing = preprocessing if channels == RGB else preprocessing.with_channels(channels)
     shape = (channels, preprocessing.size, preprocessing.size)
     origin = Origin(backbone, Weights("file", path=str(path)), preprocessing, shape, classes, target.changed(changes))
     model = origin.build()
-    inflation = plan(
-        model, target.recipe, Style(padding=target.padding, time_embedding=target.time_embedding), shape
-    ).inflation
+    inflation = plan(model, target.recipe, target.style, shape).inflation
     for key, tensor in model.state_dict().items():
         found, wanted = tuple(state[key].shape), inflation.shape(key, tensor)
         if found != wanted:

@@ -192,7 +192,7 @@ def _write_safetensors(
             file.write(len(text).to_bytes(8, "little") + text)
             for place, entry in places:
                 for piece in _hashed(total, entry, pieces):
-                    file.write(raw(place.form.theirs(piece) if place.form else piece))
+                    file.write(raw(place.conversion.theirs(piece) if place.conversion else piece))
             file.seek(8 + text.index(_UNKNOWN.encode()))
             file.write(total.hexdigest().encode())
         check(partial, False)
@@ -207,7 +207,7 @@ def _write_pickle(
     state: Any = OrderedDict()
     for place, entry in places:
         ours = torch.cat([piece.reshape(-1) for piece in _hashed(total, entry, pieces)]).view(entry.shape)
-        state[place.name] = place.form.theirs(ours).contiguous() if place.form else ours
+        state[place.name] = place.conversion.theirs(ours).contiguous() if place.conversion else ours
     state._metadata = {KEY: replace(document, sha256=total.hexdigest()).dumps(path.parent)}
     nest = framework_of(document.layout).nest if document.layout else None
     with replacing(path, force) as partial:

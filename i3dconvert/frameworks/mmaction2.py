@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from i3dconvert.backbones import Origin
-from i3dconvert.frameworks.framework import Framework, Target, called
+from i3dconvert.frameworks.framework import Format, Framework, Target, called
 from i3dconvert.frameworks.resnets import BOTTLENECKS, I3D
 from i3dconvert.recipes import Recipe, Rule, preset
 
@@ -64,14 +64,16 @@ FRAMEWORK = Framework(
         ),
         Target("i3d", BOTTLENECKS, _I3D, _inflated, "configs/_base_/models/i3d_r50.py"),
     ),
-    keys=(
-        ("conv1", "backbone.conv1.conv"),
-        ("bn1", "backbone.conv1.bn"),
-        ("layer{}.{}.conv{}", "backbone.layer{}.{}.conv{}.conv"),
-        ("layer{}.{}.bn{}", "backbone.layer{}.{}.conv{}.bn"),
-        ("layer{}.{}.downsample.0", "backbone.layer{}.{}.downsample.conv"),
-        ("layer{}.{}.downsample.1", "backbone.layer{}.{}.downsample.bn"),
-        ("fc", "cls_head.fc_cls"),
+    format=Format(
+        keys=(
+            ("conv1", "backbone.conv1.conv"),
+            ("bn1", "backbone.conv1.bn"),
+            ("layer{}.{}.conv{}", "backbone.layer{}.{}.conv{}.conv"),
+            ("layer{}.{}.bn{}", "backbone.layer{}.{}.conv{}.bn"),
+            ("layer{}.{}.downsample.0", "backbone.layer{}.{}.downsample.conv"),
+            ("layer{}.{}.downsample.1", "backbone.layer{}.{}.downsample.bn"),
+            ("fc", "cls_head.fc_cls"),
+        )
     ),
     suffix=".pth",
     nest="state_dict",
