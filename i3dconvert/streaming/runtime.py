@@ -157,12 +157,8 @@ class StreamRuntime:
             outputs, state = self.step(nothing, state)
             cuts = [leaf.inside(steps, number) for leaf in leaves]
             if any(cut.stop > cut.start for cut in cuts):
-                found.append([_part(*each) for each in zip(outputs, leaves, cuts, strict=True)])
+                found.append([leaf.part(one, cut) for leaf, one, cut in zip(leaves, outputs, cuts, strict=True)])
         return found
-
-
-def _part(output: Tensor, leaf: Leaf, cut: slice) -> Tensor:
-    return output if leaf.axis is None else output.narrow(leaf.axis, cut.start, max(cut.stop - cut.start, 0))
 
 
 def of_file(runtime: StreamRuntime, given: Tensor) -> Iterator[list[Tensor]]:
