@@ -7,7 +7,6 @@ from typing import Any
 from torch import fx, nn
 
 from i3dconvert.lift import layout
-from i3dconvert.lift.attention.joint import AttentionOverTime
 from i3dconvert.lift.canonical import function_name
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.operations import Operations
@@ -20,8 +19,6 @@ NORMS = ("group_norm", "instance_norm")
 
 class OverSpace(Operations):
     """Global pools and norms over space, which also span time if the recipe requires it."""
-
-    attention: AttentionOverTime
 
     def pooled(self, node: fx.Node, result: New | None) -> New | None:
         """Extend a global pool over time if the recipe requires it; return other results unchanged."""
