@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from i3dconvert.backbones import Changes, Origin
 from i3dconvert.backbones.changes import STRUCTURE, UNCHANGED
-from i3dconvert.errors import LayoutError
+from i3dconvert.errors import LayoutError, listed
 from i3dconvert.frameworks.keys import SAME, Rows, translated
 from i3dconvert.lift.counterparts import full_name
 from i3dconvert.lift.kernels import Style
@@ -217,10 +217,7 @@ class Framework:
                 state[mean] = state[mean] - bias if bool(bias.any()) else state[mean]
         named = {name: translated(form.keys, name, back=True) for name in state}
         if strange := [name for name, key in named.items() if key is None]:
-            raise LayoutError(
-                f"{where} is not a checkpoint of {self.name}'s {target.name}: it has {', '.join(strange[:3])}"
-                f"{f' and {len(strange) - 3} more' if len(strange) > 3 else ''}"
-            )
+            raise LayoutError(f"{where} is not a checkpoint of {self.name}'s {target.name}: it has {listed(strange)}")
         restored = {str(key): state[name] for name, key in named.items()}
         for key, tensor in restored.items():
             if (conversion := form.conversion(key)) is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from i3dconvert.comparison.forward import given
-from i3dconvert.errors import I3DWarning, LiftError
+from i3dconvert.errors import I3DWarning, LiftError, listed
 from i3dconvert.lift import trainers
 from i3dconvert.lift.counterparts import is_layer
 from i3dconvert.lift.exchange import marks
@@ -126,10 +126,9 @@ def warn_of_modes(model: nn.Module) -> None:
         return
     kept = [name for name, module in on_meta(model).train().named_modules() if not module.training]
     if kept:
-        some = ", ".join(kept[:3]) + f" and {len(kept) - 3} more" * (len(kept) > 3)
         warnings.warn(
-            f"train() of the 2D network leaves {some} in eval mode, train() of the 3D one does not: call eval() of "
-            "these modules after it",
+            f"train() of the 2D network leaves {listed(kept)} in eval mode, train() of the 3D one does not: call "
+            "eval() of these modules after it",
             I3DWarning,
             stacklevel=4,
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 from i3dconvert.checkpoint import named
 from i3dconvert.comparison.forward import check_outputs, evaluating, outputs, replicated
 from i3dconvert.comparison.report import Check, Report
-from i3dconvert.errors import CheckpointError, FramesError, VerificationError
+from i3dconvert.errors import CheckpointError, FramesError, VerificationError, listed
 from i3dconvert.export.deployed import best_beside
 from i3dconvert.export.runtime import TOLERANCES, Runtime, as_input, read_document
 from i3dconvert.export.seal import broken
@@ -101,8 +101,8 @@ def check_fixed(path: Path, runtime: Runtime, settings: Settings) -> None:
 def _check_integrity(path: Path) -> Check:
     """Check the file's contents against its hashes."""
     changed = broken(path)
-    first = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-    detail = f"changed after the file was written: {first}" if changed else "tensors and graph match their SHA-256"
+    said = f"changed after the file was written: {listed(changed)}"
+    detail = said if changed else "tensors and graph match their SHA-256"
     return Check("integrity", not changed, detail)
 
 
