@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from i3dconvert import trust
+from i3dconvert.backbones.changes import classes_of
 from i3dconvert.backbones.images import Shape
 from i3dconvert.backbones.origin import MEMORY, Backbone, Origin, Weights, build, library
-from i3dconvert.backbones.source import IMAGENET_CLASSES, classes_of
+from i3dconvert.backbones.source import IMAGENET_CLASSES
 from i3dconvert.backbones.user import AS_BUILT
 from i3dconvert.comparison.forward import evaluating, outputs
 from i3dconvert.errors import I3DError

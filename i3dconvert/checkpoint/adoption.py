@@ -9,6 +9,7 @@ from typing import Any
 
 from i3dconvert.backbones import Backbone, Changes, Origin, Weights, build, parse, qualified_names
 from i3dconvert.backbones.changes import RGB, default_in_init, head_of
+from i3dconvert.backbones.in_memory import shape_over_images
 from i3dconvert.backbones.wrappers import bare
 from i3dconvert.checkpoint.document import Document
 from i3dconvert.errors import LayoutError
@@ -85,11 +86,7 @@ def _backbone(
     state: State, framework: Framework, target: Target, name: str, path: Path
 ) -> tuple[Backbone, Changes, int]:
     """Return the 2D network whose inflated kernels the checkpoint has, its changes, and its number of classes."""
-    flat = {
-        key: tuple(tensor.shape[:2] + tensor.shape[3:] if tensor.dim() == 5 else tensor.shape)
-        for key, tensor in state.items()
-        if not fnmatchcase(key, f"*{TIME}.*")
-    }
+    flat = {key: shape_over_images(tensor) for key, tensor in state.items() if not fnmatchcase(key, f"*{TIME}.*")}
     if framework.named_by_backbone and not name:
         raise LayoutError(
             f"{framework.name} has many networks; name that of {path} with --from-layout {framework.name}:NAME"
