@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from i3dconvert.errors import RecipeError
 from i3dconvert.lift import layout
-from i3dconvert.lift.attention.found import Attention, channels_carried, operands
+from i3dconvert.lift.attention.found import Attention, channels_carried
 from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.fillings import Copy, Filling, Zeros
 from i3dconvert.lift.lengths import above_of
@@ -178,17 +178,13 @@ def _of_module(traced: Reading, attention: Attention) -> tuple[int, Names, dict[
 
 def _projections(traced: Reading, attention: Attention, inside: set[fx.Node], channels: int) -> tuple[int, Names]:
     """Return the heads and the parameters of the linear layers to queries, keys and values: one, or one for each."""
-    if attention.first is None:
-        parts = [layout.argument(attention.last, part, i) for i, part in enumerate(("query", "key", "value"))]
-    else:
-        parts = [*operands(attention.first), operands(attention.last)[1]]
-    names = [_with_weights(traced, above_of(part) & inside) for part in parts]
+    names = [_with_weights(traced, above_of(part) & inside) for part in attention.inputs]
     if any(len(found) != 1 for found in names):
         raise NoBlockError("queries, keys and values do not come from one linear layer, or one for each")
     layers = list(dict.fromkeys(found[0] for found in names))
     linears = [traced.root.get_submodule(name) for name in layers]
     heads = 0
-    for index, part in enumerate(parts):
+    for index, part in enumerate(attention.inputs):
         first = channels * index if len(layers) == 1 else 0
         heads = _heads(traced, part, channels, first, swapped=index == 1 and attention.first is not None)
         if not heads or not all(isinstance(linear, nn.Linear) for linear in linears) or len(layers) == 2:

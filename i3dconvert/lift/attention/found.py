@@ -31,13 +31,21 @@ class Attention:
     """The reason if it stays within a frame; else empty."""
 
     @property
+    def inputs(self) -> tuple[Any, Any, Any]:
+        """Its queries, keys and values; between two products, the keys are transposed."""
+        if self.first is not None:
+            return (*operands(self.first), operands(self.last)[1])
+        query, key, value = (layout.argument(self.last, name, i) for i, name in enumerate(("query", "key", "value")))
+        return query, key, value
+
+    @property
     def scores(self) -> int:
         """The number of scores for a pair of frames; 0 if they are never in memory at once."""
         if self.first is not None:
             return int(facts_of(self.first)["value"].numel()) // BATCH
         if self.kind == "module" or layout.argument(self.last, "attn_mask", 3) is None:
             return 0
-        query, key = (layout.argument(self.last, name, i) for i, name in enumerate(("query", "key")))
+        query, key, _ = self.inputs
         return int(facts_of(query)["value"][..., 0].numel()) // BATCH * int(facts_of(key)["value"].shape[-2])
 
 
@@ -66,11 +74,8 @@ def _of_module(module: nn.MultiheadAttention, node: fx.Node) -> str:
         return "its tokens come before the images (batch_first=False)"
     if layout.argument(node, "attn_mask", 5) or layout.argument(node, "key_padding_mask", 3) is not None:
         return "it has a mask"
-    return (
-        "it has additional keys (add_bias_kv, add_zero_attn)"
-        if module.bias_k is not None or module.add_zero_attn
-        else ""
-    )
+    more_keys = module.bias_k is not None or module.add_zero_attn
+    return "it has additional keys (add_bias_kv, add_zero_attn)" if more_keys else ""
 
 
 def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:

@@ -47,10 +47,13 @@ class AttentionOverTime:
         self.to = to
         self.found = {attention.last: attention for attention in attentions(traced)}
         for last, attention in self.found.items():
-            attends = not attention.refusal and self.to.recipe.attending(attention.name) is not None
-            if attends:
+            if self._wanted(attention) is not None:
                 self.found[last] = in_order(attention, orders)
         self.wanted = {last: self._wanted(attention) for last, attention in self.found.items()}
+        self.joint = [
+            (self.found[n], along) for n, along in self.wanted.items() if along is not None and not along.divided
+        ]
+        """The attentions that the recipe extends to other frames."""
         self.parts = self._parts()
         self.steps, self.apart = self._steps(traced)
         self.blocks = {n: block for block in self._blocks(traced) for n in (block.norm, block.branch, block.sum)}
@@ -88,17 +91,16 @@ class AttentionOverTime:
         if attention.last in self.steps:
             new = self.nodes.as_fused(attention, temporal, self._bias_in_time(attention, temporal))
         elif attention.kind == "fused":
-            new = self.nodes.fused(node, temporal, self._bias_in_time(attention, temporal))
+            new = self.nodes.fused(attention, temporal, self._bias_in_time(attention, temporal))
         elif attention.kind == "module" and temporal.shift:
             raise self._misfit(attention, "it does not support shifted groups")
         elif attention.kind == "module":
-            new = self.nodes.module(node, temporal)
+            new = self.nodes.module(attention, temporal)
         elif node is attention.first:
             new = self.nodes.over_frames(score_pairs, node, operands(node), temporal)
             temporal = replace(temporal, pairs=True)
         elif node is attention.softmax:
-            assert attention.first is not None
-            query, bias = operands(attention.first)[0], self._bias_in_time(attention, temporal)
+            query, bias = attention.inputs[0], self._bias_in_time(attention, temporal)
             values = (node.all_input_nodes[0], query)
             new = self.nodes.over_frames(softmax_of_pairs, node, values, temporal, self.nodes.rows(query), bias)
             facts_of(new)["like"] = 0
@@ -128,17 +130,9 @@ class AttentionOverTime:
             to.env[node] = self._embed_time(node)
         if node in self.found:
             attention, temporal = self.found[node], self.wanted[node]
-            to.layers[attention.name] = Layer(
-                *(
-                    attention.name,
-                    node.name,
-                    ATTENTION,
-                    temporal or Temporal(),
-                    temporal is not None,
-                    attention.refusal,
-                ),
-                apart=self.apart.get(node, ""),
-            )
+            along, attends = temporal or Temporal(), temporal is not None
+            layer = Layer(attention.name, node.name, ATTENTION, along, attends, attention.refusal)
+            to.layers[attention.name] = replace(layer, apart=self.apart.get(node, ""))
 
     def table(self, node: fx.Node, new: fx.Node) -> fx.Node:
         """Return a parameter; for a table repeated in time, the part within a frame, which the 2D code reads."""
@@ -163,11 +157,9 @@ class AttentionOverTime:
     def _parts(self) -> Parts:
         """Map the nodes of the 2D graph to their attention, if the recipe extends it to other frames."""
         nodes: Parts = {}
-        for attention in self.found.values():
-            temporal = self.wanted[attention.last]
-            if temporal is not None and not temporal.divided:
-                parts = (attention.first, attention.last, *attention.between)
-                nodes |= {node: (attention, temporal) for node in parts if node is not None}
+        for attention, temporal in self.joint:
+            parts = (attention.first, attention.last, *attention.between)
+            nodes |= {node: (attention, temporal) for node in parts if node is not None}
         return nodes
 
     def _blocks(self, traced: Reading) -> list[Block]:
@@ -194,7 +186,7 @@ class AttentionOverTime:
     def _tables(self) -> Parts:
         """Return the tables of relative positions that are repeated in time, with their attentions."""
         tables = {}
-        for attention, temporal in {id(of): of for of in self.parts.values()}.values():
+        for attention, temporal in self.joint:
             if not temporal.relative:
                 continue
             names = {n: str(n.target) for n in self.to.old.nodes if n.op == "get_attr"}
@@ -254,7 +246,7 @@ class AttentionOverTime:
         """Return, for each attention between two products, the steps on its scores, or why it stays two products."""
         steps: dict[fx.Node, dict[fx.Node, Step]] = {}
         apart: dict[fx.Node, str] = {}
-        for attention in {id(of): of for of, _ in self.parts.values()}.values():
+        for attention, _ in self.joint:
             if attention.first is not None:
                 try:
                     steps[attention.last] = steps_of(traced, attention)

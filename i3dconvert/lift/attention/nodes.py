@@ -87,7 +87,7 @@ class Nodes:
 
     def masks(self, node: fx.Node, attention: Attention, temporal: Attending) -> New:
         """Replace scores by what the 2D network's code computes from scores of zero: their mask."""
-        to, query = self.to, operands(attention.first)[0]  # type: ignore[arg-type]
+        to, (query, *_) = self.to, attention.inputs
         step = self.steps[attention.last].get(node)
         if step is None:
             return self._plain(to.call(nothing, to.frames(query), name=node.name)), Layout.PLAIN
@@ -117,8 +117,7 @@ class Nodes:
     def as_fused(self, attention: Attention, temporal: Attending, bias: fx.Node | None) -> fx.Node:
         """Compute product, softmax, product as one operation: scale the query, and put the rest into one mask."""
         to, last, steps = self.to, attention.last, self.steps[attention.last]
-        assert attention.first is not None
-        (query, keys), (weights, value) = operands(attention.first), operands(last)
+        (query, keys, value), weights = attention.inputs, operands(last)[0]
         asking, scale, drops = self.moved(query, temporal), 1.0, None
         for step in steps.values():
             if step.kind == "scale" and not isinstance(step.of, fx.Node):
@@ -142,24 +141,18 @@ class Nodes:
     @staticmethod
     def is_held_in_parts(attention: Attention) -> bool:
         """Return whether torch's fused forms, which hold no scores, apply: queries and values have the same size."""
-        query = (
-            operands(attention.first)[0] if attention.first is not None else layout.argument(attention.last, "query", 0)
-        )
-        value = (
-            operands(attention.last)[1] if attention.first is not None else layout.argument(attention.last, "value", 2)
-        )
+        query, _, value = attention.inputs
         return bool(facts_of(query)["value"].shape[-1] == facts_of(value)["value"].shape[-1])
 
-    def fused(self, node: fx.Node, temporal: Attending, bias: fx.Node | None) -> fx.Node:
-        to = self.to
-        query, key, value = (layout.argument(node, name, i) for i, name in enumerate(("query", "key", "value")))
+    def fused(self, attention: Attention, temporal: Attending, bias: fx.Node | None) -> fx.Node:
+        to, node = self.to, attention.last
         mask = layout.argument(node, "attn_mask", 3)
         options = {name: node.kwargs[name] for name in ("scale", "enable_gqa") if node.kwargs.get(name) is not None}
         options["dropout_p"] = layout.argument(node, "dropout_p", 4, 0.0)
-        given = [self.moved(n, temporal) for n in (query, key, value)]
+        given = [self.moved(n, temporal) for n in attention.inputs]
         if isinstance(mask, fx.Node):
             mask = self._repeating(mask) if to.layout_of(mask) is Layout.PLAIN else self.moved(mask, temporal)
-        groups = self.groups(query, temporal)
+        groups = self.groups(attention.inputs[0], temporal)
         return to.call(attend_jointly, *given, mask, groups, bias, fx.node.map_arg(options, to.frames), name=node.name)
 
     def _repeating(self, mask: fx.Node) -> fx.Node:
@@ -178,10 +171,10 @@ class Nodes:
                 made[node] = first
         return made.get(mask) or to.frames(mask)
 
-    def module(self, node: fx.Node, temporal: Attending) -> fx.Node:
-        to, name = self.to, str(node.target)
+    def module(self, attention: Attention, temporal: Attending) -> fx.Node:
+        to, node, name = self.to, attention.last, str(attention.last.target)
         to.modules.setdefault(name, to.root.get_submodule(name))
-        query, key, value = (layout.argument(node, name, i) for i, name in enumerate(("query", "key", "value")))
+        query, key, value = attention.inputs
         groups = self.groups(query, temporal)
         given = {n: to.call(tokens, to.frames(n), groups) for n in (query, key, value)}
         args = (to.call(another, given[query]), given[key], given[value], *fx.node.map_arg(node.args[3:], to.frames))
