@@ -50,9 +50,8 @@ class AttentionOverTime:
             if self._wanted(attention) is not None:
                 self.found[last] = in_order(attention, orders)
         self.wanted = {last: self._wanted(attention) for last, attention in self.found.items()}
-        self.joint = [
-            (self.found[n], along) for n, along in self.wanted.items() if along is not None and not along.divided
-        ]
+        wanted = {last: temporal for last, temporal in self.wanted.items() if temporal is not None}
+        self.joint = [(self.found[last], temporal) for last, temporal in wanted.items() if not temporal.divided]
         """The attentions that the recipe extends to other frames."""
         self.parts = self._parts()
         self.steps, self.apart = self._steps(traced)
