@@ -49,8 +49,6 @@ def _build(backbone: Mapping[str, Any], origin: Origin) -> nn.Module:
     return called(network, given=lambda clip: clip[:, None], gives=network.cls_head)
 
 
-_slow_only, _inflated = partial(_build, _SLOW_ONLY), partial(_build, _INFLATED)
-
 FRAMEWORK = Framework(
     "mmaction2",
     source="github.com/open-mmlab/mmaction2, models/backbones/resnet3d.py, configs/_base_/models",
@@ -62,7 +60,7 @@ FRAMEWORK = Framework(
             partial(_build, _SLOW_ONLY),
             "configs/_base_/models/slowonly_r50.py",
         ),
-        Target("i3d", BOTTLENECKS, _I3D, _inflated, "configs/_base_/models/i3d_r50.py"),
+        Target("i3d", BOTTLENECKS, _I3D, partial(_build, _INFLATED), "configs/_base_/models/i3d_r50.py"),
     ),
     format=Format(
         keys=(

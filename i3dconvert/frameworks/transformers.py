@@ -54,10 +54,6 @@ def _build(origin: Origin) -> nn.Module:
     return called(network, lambda clip: (clip.transpose(1, 2),), lambda output: output.logits)
 
 
-def _from_table(table: Tensor) -> Tensor:
-    return table.T.unsqueeze(0)
-
-
 def _to_table(embeddings: Tensor) -> Tensor:
     """Convert time embeddings to a table; those for fewer frames are repeated to fill it."""
     frames = embeddings.shape[1]
@@ -107,7 +103,7 @@ FRAMEWORK = Framework(
             ("head", "classifier"),
         ),
         conversions={
-            "patch_embed.proj_time.table": Conversion(_from_table, _to_table),
+            "patch_embed.proj_time.table": Conversion(lambda table: table.T.unsqueeze(0), _to_table),
             "patch_embed.proj.weight": Conversion(lambda kernel: kernel.squeeze(2), lambda kernel: kernel.unsqueeze(2)),
         },
     ),
