@@ -109,12 +109,10 @@ def stages(subject: Subject) -> list[Stage]:
     found = []
     for name, group in groupby(subject.layers, lambda layer: stage_of(layer.name)):
         layers = list(group)
-        strides = 1
         frames = [subject.left[layer.name] for layer in layers if layer.name in subject.left]
-        for layer in layers:
-            strides = max(strides, *layer.stride3d[:1], 1)
+        stride = max((one for layer in layers for one in layer.stride3d[:1]), default=1)
         kernels = tuple(sorted({layer.kernel3d[0] for layer in layers if layer.kernel3d}))
         fields = [layer.receptive_field for layer in layers]
         field = None if None in fields else max(field for field in fields if field is not None)
-        found.append(Stage(name, len(layers), kernels, strides, frames[-1] if frames else None, field))
+        found.append(Stage(name, len(layers), kernels, stride, frames[-1] if frames else None, field))
     return found
