@@ -37,8 +37,12 @@ class Calls:
             if self._calls[number].last is node:
                 self._lifted[number] = replace(self._lifted[number], output=self._now(self._calls[number].output))
 
+    def mark(self) -> fx.Node | None:
+        """Return the last lifted node so far."""
+        return next(iter(reversed(self._to.graph.nodes)), None)
+
     def own(self, mark: fx.Node | None, number: int) -> None:
-        """Mark the lifted nodes after `mark` as part of the call with this number."""
+        """Make the lifted nodes after `mark`, as far as they belong to no call yet, part of that with this number."""
         for node in reversed(self._to.graph.nodes):
             if node is mark:
                 break

@@ -62,7 +62,7 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
 
     def __init__(self, traced: Reading, recipe: Recipe, style: Style, ties: Ties) -> None:
         super().__init__(traced, recipe, style)
-        self.ties, self.fixed, self.eval_only = ties, traced.fixed, traced.eval_only
+        self.ties, self.fixed = ties, traced.fixed
         calls = [node for node in traced.graph.nodes if node.op == "call_module"]
         self.flat = {str(node.target) for node in calls if not self.takes_images_alone(node)}
         self.attention = AttentionOverTime(self, traced, self.orders)
@@ -72,7 +72,7 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
 
     def run(self) -> Lifted:
         for node in self.old.nodes:
-            mark = next(iter(reversed(self.graph.nodes)), None)
+            mark = self.calls.mark()
             self.calls.enter(node)
             self.attention.before(node)
             try:
@@ -80,32 +80,31 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
                 result = self.pooled(node, result)
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise LiftError(f"{place(node)} can't be lifted: {reason(error)}") from error
-            if result is None:
-                self.calls.own(mark, facts_of(node)["call"])
-                continue
-            self.env[node] = result
-            self.attention.behind(node)
-            self.calls.own(mark, facts_of(node)["call"])
-            self.calls.leave(node)
-            if node in self.pools:
-                mark = next(iter(reversed(self.graph.nodes)), None)
-                self.env[node] = self.insert_pool(node, self.pools[node])
-                self.calls.own(mark, self.calls.around(self.pools[node].after, node))
-            if node.op in ("call_module", "call_function", "call_method") and layout.mutates(node, self.root):
-                self.alias(node)
+            if result is not None:
+                self.env[node] = result
+                self.attention.behind(node)
+                self.calls.leave(node)
+                if node in self.pools:
+                    self.insert_pool(node, self.pools[node])
+                if node.op in ("call_module", "call_function", "call_method") and layout.mutates(node, self.root):
+                    self.alias(node)
             self.calls.own(mark, facts_of(node)["call"])
         self.tie()
         self.inflate_unreached()
         self.read_in_2d()
         _drop_unused_sizes(self.graph)
         self.graph.lint()
+        return Lifted(self.graph, self.modules, self.inflation(), self.calls.all())
+
+    def inflation(self) -> Inflation:
+        """Return the record, and let the graph check clips by it."""
         least = minimum_frames(self.graph, self.recipe)
         _, *shape = facts_of(next(node for node in self.old.nodes if node.op == "placeholder"))["value"].shape
         for node in self.graph.nodes:
             if node.target is layout.check_clip:
                 size, odd = tuple(shape[1:]) if self.fixed else None, uneven(self.graph, least)
                 node.args = (*node.args[:2], least, *((size, odd) if odd else (size,) if size else ()))
-        inflation = Inflation(
+        return Inflation(
             recipe=self.recipe,
             style=self.style,
             layers=tuple(self.layers.values()),
@@ -115,12 +114,11 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
             any_size=self.any_size() and not self.fixed,
             folds=sum(node.target is layout.fold for node in self.graph.nodes),
             convolutions=convolutions(self.traced, self.modules, self.flat, self.functions),
-            eval_only=self.eval_only,
+            eval_only=self.traced.eval_only,
             fixed=self.fixed,
             tried=self.traced.tried,
             ties=self.ties,
         )
-        return Lifted(self.graph, self.modules, inflation, self.calls.all())
 
     def any_size(self) -> bool:
         """Return whether all values are images or vectors, all functions torch's, and no padding depends on size."""
@@ -218,14 +216,16 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
 
         return self.on_clips(image, layer)
 
-    def insert_pool(self, node: fx.Node, pool: InsertedPool) -> New:
-        name = f"{pool.after}_temporal_pool"
+    def insert_pool(self, node: fx.Node, pool: InsertedPool) -> None:
+        """Pool a node's value along time, in the call around the module that is pooled after."""
+        name, mark = f"{pool.after}_temporal_pool", self.calls.mark()
         temporal = Temporal(pool.kernel, pool.stride, pool.padding, pool.padding)
         self.modules[name] = _POOLS[pool.kind]((pool.kernel, 1, 1), (pool.stride, 1, 1), (pool.padding, 0, 0))
         self.layers[name] = Layer(name, name.replace(".", "_"), Geometry(pool.kind, 1, 1, 0), temporal)
         new = self.graph.create_node("call_module", name, (self.clip(node),), {}, name.replace(".", "_"))
         facts_of(new).update({"temporal": temporal, "layer": name})
-        return new, Layout.CLIP
+        self.env[node] = new, Layout.CLIP
+        self.calls.own(mark, self.calls.around(pool.after, node))
 
     def call_function(self, node: fx.Node) -> New:
         if layout.operation(node) in CLASSES:
