@@ -12,7 +12,7 @@ from typing import Any
 from i3dconvert import checkpoint
 from i3dconvert.checkpoint import Document
 from i3dconvert.export.runtime import read_document
-from i3dconvert.lift.describe import LayerRow, describe, energy_by_tap, frames_left, from_inflated, with_training
+from i3dconvert.lift.describe import LayerRow, describe, energy_by_tap, frames_by_layer, from_inflated, with_training
 from i3dconvert.lift.network import inflation_of
 from i3dconvert.verification import FRAMES, Report
 from i3dconvert.weights import State
@@ -95,7 +95,7 @@ def subject_of(
         layers = with_training(layers, from_inflated(inflation_of(network), state))
         taps = energy_by_tap(inflation_of(network), state)
     frames = max(frames or FRAMES, inflation_of(network).minimum_frames)
-    return Subject(path, document, report, unproved, layers, frames, frames_left(network, frames), taps)
+    return Subject(path, document, report, unproved, layers, frames, frames_by_layer(network, frames), taps)
 
 
 def stage_of(layer: str) -> str:

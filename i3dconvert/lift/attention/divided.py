@@ -60,7 +60,7 @@ def leading_alike(frames: Tensor, clips: int, leading: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Block:
+class AttentionBlock:
     """`tokens + branch(norm(tokens))`, with the attention in the branch."""
 
     attention: Attention
@@ -92,7 +92,7 @@ class NoBlockError(RecipeError):
     """An attention that is not in a block like TimeSformer's."""
 
 
-def block_of(traced: Reading, attention: Attention) -> Block:
+def block_of(traced: Reading, attention: Attention) -> AttentionBlock:
     """Return the block of an attention; raises `NoBlockError` if it is not like TimeSformer's."""
     above = above_of(attention.last)
     branch, tokens, total = _sum_behind(attention, above)
@@ -121,7 +121,7 @@ def block_of(traced: Reading, attention: Attention) -> Block:
         "dense.bias": Zeros((channels,), like=like),
     }
     leading = _leading(traced, tokens)
-    return Block(attention, tokens, norms[0], branch, total, heads, leading, eps, fillings)
+    return AttentionBlock(attention, tokens, norms[0], branch, total, heads, leading, eps, fillings)
 
 
 def _norm(traced: Reading, node: fx.Node) -> tuple[str, str, float] | None:

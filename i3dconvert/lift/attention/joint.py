@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from i3dconvert.errors import RecipeError
-from i3dconvert.lift.attention.divided import Block, NoBlockError, block_of, leading_alike
+from i3dconvert.lift.attention.divided import AttentionBlock, NoBlockError, block_of, leading_alike
 from i3dconvert.lift.attention.found import Attention, attentions, operands
 from i3dconvert.lift.attention.fusing import NotFusedError, Step, steps_of
 from i3dconvert.lift.attention.groups import (
@@ -161,9 +161,9 @@ class AttentionOverTime:
             nodes |= {node: (attention, temporal) for node in parts if node is not None}
         return nodes
 
-    def _blocks(self, traced: Reading) -> list[Block]:
+    def _blocks(self, traced: Reading) -> list[AttentionBlock]:
         """Return the blocks that get an attention over time; attentions without such a block stay within a frame."""
-        blocks: list[Block] = []
+        blocks: list[AttentionBlock] = []
         refused: dict[fx.Node, str] = {}
         for last, attention in self.found.items():
             if (temporal := self.wanted[last]) is not None and temporal.divided:
