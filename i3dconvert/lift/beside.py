@@ -54,7 +54,7 @@ class Beside(Rewriting):
             users = [user for user in node.users if user.target is not getattr or user.args[1] not in _OF_ANY_RANK]
             if users:
                 with self.graph.inserting_after(node):
-                    kernel = self.graph.call_function(layout.sum_of_taps, (node, filling.copies))
-                facts_of(kernel).update({"plain": True, "call": facts_of(node)["call"]})
+                    kernel = self.plain(self.call(layout.sum_of_taps, node, filling.copies))
+                facts_of(kernel)["call"] = facts_of(node)["call"]
                 for user in users:
                     user.replace_input_with(node, kernel)

@@ -211,8 +211,7 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
 
         def layer(clip: fx.Node) -> fx.Node:
             new = self.graph.create_node("call_module", name, (clip,), {}, node.name)
-            facts_of(new).update({"temporal": temporal, "layer": name})
-            return new
+            return self.along_time(new, temporal, name)
 
         return self.on_clips(image, layer)
 
@@ -223,16 +222,14 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
         self.modules[name] = _POOLS[pool.kind]((pool.kernel, 1, 1), (pool.stride, 1, 1), (pool.padding, 0, 0))
         self.layers[name] = Layer(name, name.replace(".", "_"), Geometry(pool.kind, 1, 1, 0), temporal)
         new = self.graph.create_node("call_module", name, (self.clip(node),), {}, name.replace(".", "_"))
-        facts_of(new).update({"temporal": temporal, "layer": name})
-        self.env[node] = new, Layout.CLIP
+        self.env[node] = self.along_time(new, temporal, name), Layout.CLIP
         self.calls.own(mark, self.calls.around(pool.after, node))
 
     def call_function(self, node: fx.Node) -> New:
         if layout.operation(node) in CLASSES:
             return self.convolution(node)
         if layout.operation(node) in _LIKE and self.layout_of(node.all_input_nodes[0]) is Layout.PLAIN:
-            new = self.copy(node, lambda n: self.env[n][0])
-            facts_of(new)["plain"] = True
+            new = self.plain(self.copy(node, lambda n: self.env[n][0]))
             self.sizes.note(node, [])
             return new, Layout.PLAIN
         if layout.operation(node) == "interpolate" and is_image(node.args[0]):

@@ -47,8 +47,7 @@ class Interpolations(Operations):
             old = self.graph.create_node("call_method", "size", (clip, 2))
             frames = self.call(operator.mul, old, temporal.stride)
         new = self.call(layout.resize_time, clip, frames, mode, corners)
-        facts_of(new).update({"temporal": temporal, "layer": name})
-        return new, Layout.CLIP
+        return self.along_time(new, temporal, name), Layout.CLIP
 
     def size_source(self, node: fx.Node) -> fx.Node | None:
         """Return the image whose height and width an interpolation copies, if the graph shows it."""

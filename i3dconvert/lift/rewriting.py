@@ -98,6 +98,16 @@ class Rewriting:
     def call(self, function: Any, *args: Any, name: str | None = None) -> fx.Node:
         return self.graph.create_node("call_function", function, args, {}, name)
 
+    def plain(self, new: fx.Node) -> fx.Node:
+        """Note that a node's value does not vary with the clip, and return the node."""
+        facts_of(new)["plain"] = True
+        return new
+
+    def along_time(self, new: fx.Node, temporal: Temporal, layer: str) -> fx.Node:
+        """Note that a node is a layer over time, and return the node."""
+        facts_of(new).update({"temporal": temporal, "layer": layer})
+        return new
+
     def copy(self, node: fx.Node, value: Any) -> fx.Node:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
         return self.graph.create_node(node.op, node.target, args, kwargs, node.name)

@@ -76,9 +76,8 @@ class AttentionOverTime:
         new = to.graph.create_node("call_module", name, (to.frames(block.tokens), to.clips), {}, name.replace(".", "_"))
         wanted = self.wanted[block.attention.last]
         assert wanted is not None
-        facts_of(new).update({"temporal": wanted, "layer": block.attention.name})
         self.before_block[block.tokens] = to.env[block.tokens]
-        to.env[block.tokens] = (new, Layout.FRAMES)
+        to.env[block.tokens] = (to.along_time(new, wanted, block.attention.name), Layout.FRAMES)
 
     def attended(self, node: fx.Node) -> New | None:
         """Rewrite a node of an attention over a group's frames; return None for other nodes."""
@@ -141,9 +140,7 @@ class AttentionOverTime:
         distances = 2 * temporal.group - 1
         self.to.fillings[str(node.target)] = Repeated(distances)
         self.whole[attention.name] = (node, new)
-        within = self.to.call(middle, new, distances)
-        facts_of(within)["plain"] = facts_of(new)["plain"] = True
-        return within
+        return self.to.plain(self.to.call(middle, self.to.plain(new), distances))
 
     # What the recipe says about each attention.
 

@@ -47,7 +47,7 @@ class Nodes:
         if like is None or within is None:
             raise LiftError(f"{place(node)} works on windows, but no value shows how many there are")
         each = self.to.call(rows_each, self.to.frames(within), self.to.frames(like), rows(node), rows(within))
-        return self._plain(each)
+        return self.to.plain(each)
 
     def over_frames(
         self, function: Any, node: fx.Node, values: tuple[fx.Node, ...], temporal: Attending, *rest: Any
@@ -75,7 +75,7 @@ class Nodes:
                 return self.to.sizes.beside(source, inside)
             if (source, attention.name) not in self.repeated:
                 repeated = self.over_frames(for_each_key, source, (source,), temporal)
-                facts_of(repeated).update({"temporal": replace(temporal, pairs=True), "layer": attention.name})
+                self.to.along_time(repeated, replace(temporal, pairs=True), attention.name)
                 self.repeated[source, attention.name] = repeated
             return self.repeated[source, attention.name]
 
@@ -90,12 +90,12 @@ class Nodes:
         to, (query, *_) = self.to, attention.inputs
         step = self.steps[attention.last].get(node)
         if step is None:
-            return self._plain(to.call(nothing, to.frames(query), name=node.name)), Layout.PLAIN
+            return to.plain(to.call(nothing, to.frames(query), name=node.name)), Layout.PLAIN
         before = next(n for n in node.all_input_nodes if n in self.parts)
         mask, is_in = to.env[before]
         dims = facts_of(before)["value"].dim()
         if step.kind in ("split", "merge"):
-            mask = self._plain(to.call(split if step.kind == "split" else merge, mask, dims, name=node.name))
+            mask = to.plain(to.call(split if step.kind == "split" else merge, mask, dims, name=node.name))
         elif step.kind == "scale" and mask.target is not nothing:
             mask = to.call(step.function, mask, self._other(step.of, query))
         elif step.kind in ("sum", "fill"):
@@ -104,15 +104,10 @@ class Nodes:
                 other, is_in = self.moved(step.of, temporal), Layout.FRAMES
             value = tuple(arg for arg in node.args if arg not in (before, step.of)) if step.kind == "fill" else ()
             mask = to.call(step.function, mask, other, *fx.node.map_arg(value, to.frames), name=node.name)
-        return (self._plain(mask) if is_in is Layout.PLAIN else mask), is_in
+        return (to.plain(mask) if is_in is Layout.PLAIN else mask), is_in
 
     def _other(self, of: Any, beside: fx.Node) -> Any:
         return self.to.sizes.beside(of, [beside]) if isinstance(of, fx.Node) else of
-
-    @staticmethod
-    def _plain(new: fx.Node) -> fx.Node:
-        facts_of(new)["plain"] = True
-        return new
 
     def as_fused(self, attention: Attention, temporal: Attending, bias: fx.Node | None) -> fx.Node:
         """Compute product, softmax, product as one operation: scale the query, and put the rest into one mask."""
@@ -130,7 +125,7 @@ class Nodes:
             elif step.kind == "dropout":
                 drops = to.call(chance_of, *fx.node.map_arg(step.of, to.frames))
         if drops is not None:
-            self._plain(drops)
+            to.plain(drops)
         asked = to.graph.create_node("call_method", "transpose", (self.moved(keys, temporal), -2, -1))
         mask: fx.Node | None = to.env[weights][0]
         mask = None if mask.target is nothing else mask  # type: ignore[union-attr]
@@ -164,9 +159,9 @@ class Nodes:
             assert isinstance(first, fx.Node)
             dims = facts_of(node.all_input_nodes[0])["value"].dim()
             if layout.operation(node) in ("add", "iadd"):
-                made[node] = self._plain(to.call(operator.add, first, *rest))
+                made[node] = to.plain(to.call(operator.add, first, *rest))
             elif (more := facts_of(node)["value"].dim() - dims) and layout.operation(node) != "expand":
-                made[node] = self._plain(to.call(split if more > 0 else merge, first, dims))
+                made[node] = to.plain(to.call(split if more > 0 else merge, first, dims))
             else:
                 made[node] = first
         return made.get(mask) or to.frames(mask)
