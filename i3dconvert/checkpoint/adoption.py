@@ -18,7 +18,7 @@ from i3dconvert.frameworks import Framework, Target, framework_of, split
 from i3dconvert.lift.attention.divided import TIME
 from i3dconvert.lift.attention.joint import RELATIVE
 from i3dconvert.lift.planning import plan
-from i3dconvert.weights import State, digest, read_state
+from i3dconvert.weights import State, digest, read_state, shapes_of
 
 
 def adopt(path: Path, layout: str) -> tuple[Document, State]:
@@ -99,7 +99,7 @@ def _backbone(
         backbone = Backbone.of(source, bare)
         model = build(backbone)
         head = head_of(model)
-        own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+        own = shapes_of(model.state_dict())
         if not flat.keys() <= own.keys() or not own.keys() - flat.keys() <= {f"{head}.weight", f"{head}.bias"}:
             continue
         odd = [key for key in flat if flat[key] != own[key] and (not key.startswith(f"{head}.") or not flat[key])]

@@ -22,7 +22,7 @@ from i3dconvert.lift.planning import plan
 from i3dconvert.lift.record import Inflation
 from i3dconvert.recipes import Recipe, Temporal
 from i3dconvert.video.preprocessing import Preprocessing
-from i3dconvert.weights import State
+from i3dconvert.weights import State, shapes_of
 
 Call = Callable[[Any], Any]
 
@@ -114,6 +114,10 @@ class Place(NamedTuple):
     conversion: Conversion | None = None
     """The conversion from ours; None if only the name differs."""
 
+    def theirs(self, ours: Tensor) -> Tensor:
+        """Return our tensor, or a part of it along its first axis, as the framework stores it."""
+        return ours if self.conversion is None else self.conversion.theirs(ours)
+
 
 @dataclass(frozen=True)
 class Framework:
@@ -195,11 +199,10 @@ class Framework:
 
     def state(self, target: Target, state: Mapping[str, Tensor]) -> State:
         """Return our tensors under the framework's names."""
-        places = self.places(target, {key: tuple(tensor.shape) for key, tensor in state.items()})
         dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
         return {
-            name: torch.zeros(shape, dtype=dtype) if key is None else to.theirs(state[key]) if to else state[key]
-            for name, shape, key, to in places
+            place.name: torch.zeros(place.shape, dtype=dtype) if place.key is None else place.theirs(state[place.key])
+            for place in self.places(target, shapes_of(state))
         }
 
     def restored(self, target: Target, state: Mapping[str, Tensor], where: str) -> State:

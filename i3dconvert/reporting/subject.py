@@ -15,7 +15,7 @@ from i3dconvert.export.runtime import read_document
 from i3dconvert.lift.describe import LayerRow, describe, energy_by_tap, frames_by_layer, from_inflated, with_training
 from i3dconvert.lift.network import inflation_of
 from i3dconvert.verification import FRAMES, Report
-from i3dconvert.weights import State
+from i3dconvert.weights import State, shapes_of
 
 _STAGE = re.compile(r"^(.*?\d+)(?:\.|$)")
 
@@ -90,8 +90,7 @@ def subject_of(
         return Subject(path, document, report, unproved)
     network = checkpoint.rebuild(document)
     layers, taps = describe(network), {}
-    shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
-    if shapes == {key: tensor.shape for key, tensor in state.items()}:
+    if shapes_of(network.state_dict()) == shapes_of(state):
         layers = with_training(layers, from_inflated(inflation_of(network), state))
         taps = energy_by_tap(inflation_of(network), state)
     frames = max(frames or FRAMES, inflation_of(network).minimum_frames)
