@@ -63,11 +63,9 @@ __all__ += [
     "head_name",
     "inflation_of",
     "origin_of",
+    "preprocessing_of",
 ]
 __all__ += ["from_pretrained", "push_to_hub", "reset_head", "save_pretrained", "set_grad_checkpointing"]
-
-
-__all__ += ["preprocessing_of"]
 
 
 def __getattr__(name: str) -> Any:

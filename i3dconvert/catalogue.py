@@ -7,7 +7,6 @@ versions are computed once, by `backbones.census`, and kept in the user's cache.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -15,7 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from i3dconvert.files import cache_folder
+from i3dconvert.errors import OutputError
+from i3dconvert.files import cache_folder, replacing
 
 SHIPPED = Path(__file__).parent / "backbones" / "tables"
 
@@ -49,7 +49,7 @@ def read(source: str) -> Table:
 def keep(source: str, table: Table) -> None:
     """Write the table of the installed version to the user's cache, if possible."""
     if version(source):
-        with suppress(OSError):
+        with suppress(OSError, OutputError):
             write(_kept(_file_name(source)), table)
 
 
@@ -58,12 +58,8 @@ def write(path: Path, table: Table) -> None:
     dumps = partial(json.dumps, separators=(",", ":"))
     rows = (f"{dumps(name)}:{dumps([parameters, *weights])}" for name, (parameters, weights) in sorted(table.items()))
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path, force=True) as beside:
         beside.write_text("{" + ",\n".join(rows) + "}\n", encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def path_of(source: str) -> Path:

@@ -1,5 +1,7 @@
 """The errors that the library raises. Their messages also address users of the command line."""
 
+from collections.abc import Sequence
+
 
 class I3DError(Exception):
     """The base class of all errors that a user can act on."""
@@ -71,6 +73,12 @@ class ClassesError(I3DError):
 
 class I3DWarning(UserWarning):
     """Something that a user should know about a network."""
+
+
+def listed(items: Sequence[str], most: int = 3) -> str:
+    """Return the first items for a message, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
 
 
 def first_line(error: BaseException) -> str:

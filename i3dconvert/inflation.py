@@ -236,7 +236,7 @@ def _for_layout(source: Source, options: Options) -> tuple[Source, Options]:
     if not options.layout:
         return source, options
     target, style = framework_of(options.layout).target(source.name, split(options.layout)[1]), options.style
-    embedding = target.time_embedding if style.time_embedding == "none" else style.time_embedding
-    style = replace(style, padding=style.padding or target.padding, time_embedding=embedding)
+    embedding = target.style.time_embedding if style.time_embedding == "none" else style.time_embedding
+    style = replace(style, padding=style.padding or target.style.padding, time_embedding=embedding)
     source = replace(source, changes=target.changed(source.changes))
     return source, replace(options, recipe=options.recipe or target.recipe, style=style)

@@ -212,6 +212,12 @@ def head_of(model: nn.Module) -> str:
     return name
 
 
+def classes_of(model: nn.Module) -> int:
+    """Return the number of outputs of the last linear or convolutional layer; 0 if there is none."""
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    return _outputs(heads[-1]) if heads else 0
+
+
 def with_head(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Return `state` with zeros for the head if that is all it lacks, as self-supervised weights do."""
     own = model.state_dict()

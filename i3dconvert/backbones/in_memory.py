@@ -16,7 +16,7 @@ from i3dconvert.backbones.wrappers import unwrapped
 from i3dconvert.errors import BackboneError
 from i3dconvert.names import names
 from i3dconvert.recipes import Recipe, default_recipe, preset
-from i3dconvert.weights import SUFFIXES, fit, randomise, read_state
+from i3dconvert.weights import SUFFIXES, fit, randomise, read_state, shapes_of
 
 
 def with_weights(
@@ -54,13 +54,12 @@ def changed(
 
 def as_recorded(model: nn.Module, changes: Changes, state: Mapping[str, Tensor]) -> nn.Module:
     """Return the network as a file stores it: changed, if the file's tensors show that it has not been changed yet."""
-    wanted = {key: _over_images(tensor) for key, tensor in state.items()}
-    own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    fits = all(wanted.get(key) == shape for key, shape in own.items())
+    wanted = {key: shape_over_images(tensor) for key, tensor in state.items()}
+    fits = all(wanted.get(key) == shape for key, shape in shapes_of(model.state_dict()).items())
     return model if fits or changes == UNCHANGED else changes.apply(copy.deepcopy(model))
 
 
-def _over_images(tensor: Tensor) -> tuple[int, ...]:
+def shape_over_images(tensor: Tensor) -> tuple[int, ...]:
     """Return the shape of a tensor; an inflated kernel's without time."""
     return tuple(tensor.shape[:2] + tensor.shape[3:]) if tensor.dim() == 5 else tuple(tensor.shape)
 

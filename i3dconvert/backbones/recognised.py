@@ -15,15 +15,16 @@ import torch
 from torch import nn
 
 from i3dconvert import trust
+from i3dconvert.backbones.changes import classes_of
 from i3dconvert.backbones.images import Shape
 from i3dconvert.backbones.origin import MEMORY, Backbone, Origin, Weights, build, library
-from i3dconvert.backbones.source import IMAGENET_CLASSES, classes_of
+from i3dconvert.backbones.source import IMAGENET_CLASSES
 from i3dconvert.backbones.user import AS_BUILT
 from i3dconvert.comparison.forward import evaluating, outputs
 from i3dconvert.errors import I3DError
 from i3dconvert.names import USER, names
 from i3dconvert.video.preprocessing import Preprocessing
-from i3dconvert.weights import SUFFIXES, digest
+from i3dconvert.weights import SUFFIXES, digest, shapes_of
 
 Factory = Callable[[], nn.Module]
 
@@ -115,9 +116,8 @@ def _alike(model: nn.Module, built: nn.Module) -> bool:
     """Return whether both have the same modules, settings and tensor shapes, and `model` has no hooks."""
     pairs = zip_longest(model.named_modules(), built.named_modules(), fillvalue=("", None))
     same = all(name == other and _settings(one) == _settings(two) for (name, one), (other, two) in pairs)
-    shapes = ({key: tensor.shape for key, tensor in net.state_dict().items()} for net in (model, built))
     hooks = any(value for m in model.modules() for key, value in vars(m).items() if key.endswith("_hooks"))
-    return same and not hooks and next(shapes) == next(shapes)
+    return same and not hooks and shapes_of(model.state_dict()) == shapes_of(built.state_dict())
 
 
 def _settings(module: nn.Module | None) -> tuple[type, dict[str, Any]]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from i3dconvert import catalogue, trust
 from i3dconvert.backbones import user
-from i3dconvert.backbones.changes import OWN, RGB, UNCHANGED, Changes, stem_channels, with_head
+from i3dconvert.backbones.changes import OWN, RGB, UNCHANGED, Changes, classes_of, stem_channels, with_head
 from i3dconvert.backbones.images import Shape, check_shape
 from i3dconvert.backbones.library import Library
 from i3dconvert.backbones.origin import Backbone, Origin, Weights, build, library, state_of
@@ -145,10 +145,3 @@ def _with_as_many(state: State) -> list[str]:
     count = sum(tensor.numel() for key, tensor in state.items() if not key.endswith(buffers))
     tables = {"": catalogue.read("torchvision"), "timm/": catalogue.read("timm")}
     return [f"{prefix}{name}" for prefix, table in tables.items() for name in table if table[name].parameters == count]
-
-
-def classes_of(model: nn.Module) -> int:
-    """Return the number of outputs of the head: the last linear or convolutional layer."""
-    heads = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    head = heads[-1] if heads else None
-    return int(head.out_features if isinstance(head, nn.Linear) else head.out_channels) if head is not None else 0

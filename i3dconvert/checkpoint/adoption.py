@@ -9,6 +9,7 @@ from typing import Any
 
 from i3dconvert.backbones import Backbone, Changes, Origin, Weights, build, parse, qualified_names
 from i3dconvert.backbones.changes import RGB, default_in_init, head_of
+from i3dconvert.backbones.in_memory import shape_over_images
 from i3dconvert.backbones.wrappers import bare
 from i3dconvert.checkpoint.document import Document
 from i3dconvert.errors import LayoutError
@@ -16,9 +17,8 @@ from i3dconvert.files import in_folder
 from i3dconvert.frameworks import Framework, Target, framework_of, split
 from i3dconvert.lift.attention.divided import TIME
 from i3dconvert.lift.attention.joint import RELATIVE
-from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.planning import plan
-from i3dconvert.weights import State, digest, read_state
+from i3dconvert.weights import State, digest, read_state, shapes_of
 
 
 def adopt(path: Path, layout: str) -> tuple[Document, State]:
@@ -36,7 +36,9 @@ def adopt(path: Path, layout: str) -> tuple[Document, State]:
             "inflate(model2d, 'volumetric').load_state_dict(torch.load(path))"
         )
     for target in (target for target in framework.targets if not target.package):
-        if not name and not all(any(fnmatchcase(key, glob) for key in tensors) for glob in target.needs):
+        if not name and not all(
+            any(fnmatchcase(key, glob) for key in tensors) for glob in framework.format_of(target).needs
+        ):
             continue
         if framework.named_by_backbone or name in ("", target.name):
             try:
@@ -67,14 +69,12 @@ def _adopted(framework: Framework, target: Target, tensors: State, name: str, pa
     if target.headless and changes.head != "none":
         raise LayoutError(f"{path} has a head, but {framework.name}'s {target.name} has none")
     channels = changes.channels or RGB
-    preprocessing = target.preprocessing or framework.preprocessing
+    preprocessing = framework.format_of(target).preprocessing
     preprocessing = preprocessing if channels == RGB else preprocessing.with_channels(channels)
     shape = (channels, preprocessing.size, preprocessing.size)
     origin = Origin(backbone, Weights("file", path=str(path)), preprocessing, shape, classes, target.changed(changes))
     model = origin.build()
-    inflation = plan(
-        model, target.recipe, Style(padding=target.padding, time_embedding=target.time_embedding), shape
-    ).inflation
+    inflation = plan(model, target.recipe, target.style, shape).inflation
     for key, tensor in model.state_dict().items():
         found, wanted = tuple(state[key].shape), inflation.shape(key, tensor)
         if found != wanted:
@@ -86,11 +86,7 @@ def _backbone(
     state: State, framework: Framework, target: Target, name: str, path: Path
 ) -> tuple[Backbone, Changes, int]:
     """Return the 2D network whose inflated kernels the checkpoint has, its changes, and its number of classes."""
-    flat = {
-        key: tuple(tensor.shape[:2] + tensor.shape[3:] if tensor.dim() == 5 else tensor.shape)
-        for key, tensor in state.items()
-        if not fnmatchcase(key, f"*{TIME}.*")
-    }
+    flat = {key: shape_over_images(tensor) for key, tensor in state.items() if not fnmatchcase(key, f"*{TIME}.*")}
     if framework.named_by_backbone and not name:
         raise LayoutError(
             f"{framework.name} has many networks; name that of {path} with --from-layout {framework.name}:NAME"
@@ -103,7 +99,7 @@ def _backbone(
         backbone = Backbone.of(source, bare)
         model = build(backbone)
         head = head_of(model)
-        own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+        own = shapes_of(model.state_dict())
         if not flat.keys() <= own.keys() or not own.keys() - flat.keys() <= {f"{head}.weight", f"{head}.bias"}:
             continue
         odd = [key for key in flat if flat[key] != own[key] and (not key.startswith(f"{head}.") or not flat[key])]

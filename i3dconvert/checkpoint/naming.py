@@ -11,10 +11,10 @@ from torch import Tensor
 
 from i3dconvert import trust
 from i3dconvert.backbones import user
-from i3dconvert.backbones.changes import UNCHANGED
+from i3dconvert.backbones.changes import UNCHANGED, classes_of
 from i3dconvert.backbones.in_memory import as_recorded
 from i3dconvert.backbones.origin import MEMORY, Backbone, Origin, Weights, build
-from i3dconvert.backbones.source import IMAGENET_CLASSES, classes_of
+from i3dconvert.backbones.source import IMAGENET_CLASSES
 from i3dconvert.checkpoint.document import Document
 from i3dconvert.errors import CheckpointError, WeightsError
 from i3dconvert.lift.network import Network3d, inflation_of, set_origin

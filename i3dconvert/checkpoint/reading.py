@@ -16,7 +16,7 @@ from i3dconvert.backbones.wrappers import unwrapped
 from i3dconvert.checkpoint.document import KEY, Document
 from i3dconvert.checkpoint.naming import named, settle
 from i3dconvert.checkpoint.present import note, note_document
-from i3dconvert.errors import CheckpointError, WeightsError
+from i3dconvert.errors import CheckpointError, WeightsError, listed
 from i3dconvert.files import check_input, in_folder
 from i3dconvert.frameworks import framework_of
 from i3dconvert.lift.exchange import put
@@ -141,9 +141,8 @@ def _check_age(network: Network3d, state: Mapping[str, Tensor], path: Path) -> N
         return
     origin = origin_of(network)
     name = origin.backbone.qualified if origin is not None else "MODULE"
-    more = f" and {len(flat) - 1} more" if len(flat) > 1 else ""
     raise CheckpointError(
-        f"{path} was written by an older i3dconvert, which left {flat[0]}{more} 2D. Inflate it again: "
+        f"{path} was written by an older i3dconvert, which left {listed(flat, most=1)} 2D. Inflate it again: "
         f"i3dconvert inspect {path} --toml > recipe.toml && i3dconvert inflate {name} -r recipe.toml; "
         "if it was trained, load it with the version that wrote it"
     )

@@ -150,8 +150,8 @@ def _read_back(path: Path, pickled: bool) -> None:
     """Raise `CheckpointError` if a file that is not yet in place does not describe the network of its tensors."""
     document, state = read(path, pickled)
     if document.exchanged and document.origin is not None:
-        found = {key: tensor.shape for key, tensor in rebuild(document, where=path).state_dict().items()}
-        if wrong := sorted(key for key in found.keys() | state.keys() if key not in found or key not in state):
+        wrong = sorted(rebuild(document, where=path).state_dict().keys() ^ state.keys())
+        if wrong:
             raise CheckpointError(f"the network can't be built again from its file: {wrong[0]}")
 
 
@@ -192,7 +192,7 @@ def _write_safetensors(
             file.write(len(text).to_bytes(8, "little") + text)
             for place, entry in places:
                 for piece in _hashed(total, entry, pieces):
-                    file.write(raw(place.form.theirs(piece) if place.form else piece))
+                    file.write(raw(place.theirs(piece)))
             file.seek(8 + text.index(_UNKNOWN.encode()))
             file.write(total.hexdigest().encode())
         check(partial, False)
@@ -207,7 +207,7 @@ def _write_pickle(
     state: Any = OrderedDict()
     for place, entry in places:
         ours = torch.cat([piece.reshape(-1) for piece in _hashed(total, entry, pieces)]).view(entry.shape)
-        state[place.name] = place.form.theirs(ours).contiguous() if place.form else ours
+        state[place.name] = place.theirs(ours).contiguous()
     state._metadata = {KEY: replace(document, sha256=total.hexdigest()).dumps(path.parent)}
     nest = framework_of(document.layout).nest if document.layout else None
     with replacing(path, force) as partial:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from torch import Tensor
 from i3dconvert import checkpoint
 from i3dconvert.checkpoint import PICKLED
 from i3dconvert.comparison.forward import outputs
-from i3dconvert.errors import BackboneError, CheckpointError, FramesError, MediaError, first_line
+from i3dconvert.errors import BackboneError, CheckpointError, FramesError, I3DError, MediaError, first_line
 from i3dconvert.export.runtime import CLASSES, Runtime, as_input, read_document, read_metadata
 from i3dconvert.inflation import inflate
-from i3dconvert.lift.network import inflation_of
+from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.progress import Progress, silent
 from i3dconvert.streaming.runtime import is_stream
-from i3dconvert.video.labels import Given, Names, check_count, names_of
+from i3dconvert.video.labels import Given, Names, check_count, class_name, names_of
 from i3dconvert.video.media import Frame, duration, is_picture, stream
 from i3dconvert.video.preprocessing import Preprocessing
 
@@ -52,10 +52,6 @@ class Classifier:
     frames: int = FRAMES
     """Frames in a window; files exported with `--static` accept one length only."""
 
-    def name(self, index: int) -> str:
-        """Return the name of a class."""
-        return self.names[index] if index < len(self.names) else f"class {index}"
-
 
 def load_classifier(network: str, weights: str = "default", classes: Given = None, built_by: str = "") -> Classifier:
     """Load a checkpoint, an exported `.onnx` file, or a backbone by name, inflated like `inflate` does by default.
@@ -68,23 +64,14 @@ def load_classifier(network: str, weights: str = "default", classes: Given = Non
     if path.suffix == ".onnx":
         found = _exported(path, names)
         return replace(found, names=names or found.names)
-    if path.suffix in (".safetensors", *PICKLED) or path.exists():
-        model = checkpoint.load(path, built_by or None)
-    else:
-        model = inflate(network, weights=weights)
+    model = network_of(network, weights, built_by)
     document = checkpoint.document_of(model)
     if not document.gives_classes:
         raise CheckpointError(f"{network} returns features instead of class scores")
-    model.eval().float()
 
     def probabilities(clip: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
-            scores = outputs(model(clip))
-        if len(scores) != 1 or scores[0].dim() != 2:
-            raise BackboneError(f"{network} returns maps or several outputs instead of class scores")
-        check_count(names, scores[0].shape[1])
-        best = scores[0].softmax(-1).sort(descending=True)
-        return best.values[0], best.indices[0]
+            return _ranked(outputs(model(clip)), names, network, BackboneError)
 
     least = inflation_of(model).minimum_frames
     return Classifier(probabilities, document.preprocessing, names or document.class_names, max(FRAMES, least))
@@ -102,15 +89,28 @@ def _exported(path: Path, given: Names) -> Classifier:
         found = runtime(as_input(clip, runtime.dtype, preprocessing)[0])
         if runtime.names_best:
             return found[0][0], found[1][0]
-        if len(found) != 1 or found[0].dim() != 2:
-            raise CheckpointError(f"{path} returns maps or several outputs instead of class scores")
-        check_count(given, found[0].shape[1])
-        best = found[0].float().softmax(-1).sort(descending=True)
-        return best.values[0], best.indices[0]
+        return _ranked(found, given, path, CheckpointError)
 
     names = class_names_in(path)
     frames = runtime.fixed("frames") or max(FRAMES, document.inflation.minimum_frames)
     return Classifier(probabilities, preprocessing, names, frames)
+
+
+def network_of(name: str, weights: str, built_by: str) -> Network3d:
+    """Return a checkpoint's network, or that of a backbone by name, for inference in float32."""
+    path = Path(name)
+    is_file = path.suffix in (".safetensors", *PICKLED) or path.exists()
+    network = checkpoint.load(path, built_by or None) if is_file else inflate(name, weights=weights)
+    return network.eval().float()
+
+
+def _ranked(found: Sequence[Tensor], names: Names, network: str | Path, error: type[I3DError]) -> tuple[Tensor, Tensor]:
+    """Return the probabilities of a clip's classes, the highest first, and the indices of their classes."""
+    if len(found) != 1 or found[0].dim() != 2:
+        raise error(f"{network} returns maps or several outputs instead of class scores")
+    check_count(names, found[0].shape[1])
+    best = found[0].float().softmax(-1).sort(descending=True)
+    return best.values[0], best.indices[0]
 
 
 def class_names_in(path: Path) -> tuple[str, ...]:
@@ -153,7 +153,7 @@ def classify(
         clip = torch.stack([frame.image for frame in window], 1).unsqueeze(0)
         scores, classes = _scored(classifier, clip)
         pairs = zip(classes.tolist(), scores.tolist(), strict=True)
-        every = tuple((classifier.name(index), score) for index, score in pairs)
+        every = tuple((class_name(classifier.names, index), score) for index, score in pairs)
         yield Moment(start, end, every[:top], every)
     if not seen:
         raise MediaError(f"there are no frames in {path}")

@@ -12,17 +12,15 @@ import torch
 from torch import Tensor
 
 from i3dconvert import checkpoint
-from i3dconvert.checkpoint import PICKLED
-from i3dconvert.classification.clips import FRAMES, Moment, class_names_in
+from i3dconvert.classification.clips import FRAMES, Moment, class_names_in, network_of
 from i3dconvert.comparison.forward import outputs
 from i3dconvert.errors import CheckpointError, MediaError, StreamError
 from i3dconvert.export.runtime import as_input, read_document
-from i3dconvert.inflation import inflate
 from i3dconvert.lift.network import gives_scores
 from i3dconvert.progress import Progress, silent
 from i3dconvert.streaming import stream as stream_of
 from i3dconvert.streaming.runtime import StreamRuntime
-from i3dconvert.video.labels import Given, names_of
+from i3dconvert.video.labels import Given, class_name, names_of
 from i3dconvert.video.media import Frame, duration, stream
 from i3dconvert.video.preprocessing import Preprocessing
 
@@ -47,7 +45,7 @@ class Live:
             found = outputs[0].float().softmax(-1).sort(descending=True)
             outputs = [found.values, found.indices]
         pairs = zip(outputs[1][0, :top].tolist(), outputs[0][0, :top].tolist(), strict=True)
-        return tuple((self.names[index] if self.names else f"class {index}", score) for index, score in pairs)
+        return tuple((class_name(self.names, index), score) for index, score in pairs)
 
 
 def load_live(
@@ -80,12 +78,11 @@ def load_live(
             preprocessing,
             names or class_names_in(path),
         )
-    is_file = path.suffix in (".safetensors", *PICKLED) or path.exists()
-    model = checkpoint.load(path, built_by or None) if is_file else inflate(network, weights=weights)
+    model = network_of(network, weights, built_by)
     document = checkpoint.document_of(model)
     if not gives_scores(model) or not document.gives_classes:
         raise CheckpointError(f"{network} returns no class scores for a video")
-    live = stream_of(model.eval().float(), window)
+    live = stream_of(model, window)
 
     def step(clip: Tensor, state: Any) -> tuple[list[Tensor], Any]:
         output, state = live.step(clip, state)

@@ -14,27 +14,52 @@ from torch import Tensor, nn
 
 from i3dconvert.backbones import Changes, Origin
 from i3dconvert.backbones.changes import STRUCTURE, UNCHANGED
-from i3dconvert.errors import LayoutError
+from i3dconvert.errors import LayoutError, listed
 from i3dconvert.frameworks.keys import SAME, Rows, translated
 from i3dconvert.lift.counterparts import full_name
+from i3dconvert.lift.kernels import Style
 from i3dconvert.lift.planning import plan
 from i3dconvert.lift.record import Inflation
 from i3dconvert.recipes import Recipe, Temporal
 from i3dconvert.video.preprocessing import Preprocessing
-from i3dconvert.weights import State
+from i3dconvert.weights import State, shapes_of
 
 Call = Callable[[Any], Any]
 
 
-class Form(NamedTuple):
+class Conversion(NamedTuple):
     """The conversion of our tensor to a framework's, and back."""
 
     theirs: Callable[[Tensor], Tensor]
     ours: Callable[[Tensor], Tensor]
 
 
-CONVOLUTION = Form(lambda weight: weight[..., None, None, None], lambda weight: weight.flatten(1))
+CONVOLUTION = Conversion(lambda weight: weight[..., None, None, None], lambda weight: weight.flatten(1))
 """A linear layer's weight as the weight of a 1×1×1 convolution."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How files store a network, and the pictures that it was trained with."""
+
+    keys: Rows = SAME
+    """Our tensor names and theirs."""
+    conversions: Mapping[str, Conversion] = field(default_factory=dict)
+    """Conversions of the tensors that are stored differently, by a glob over our keys."""
+    biased: Rows = ()
+    """Convolutions that have a bias where ours have none, and the BatchNorm after each, in their names."""
+    others: str = ""
+    """A glob of their tensors that have no counterpart in the 2D network."""
+    needs: tuple[str, ...] = ()
+    """Globs of tensors that identify a file of this network among those with equal kernels."""
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    def conversion(self, key: str) -> Conversion | None:
+        """Return the conversion of the tensor that we call `key`, if it has one."""
+        return next((one for glob, one in self.conversions.items() if fnmatchcase(key, glob)), None)
+
+
+ZEROS = Style(padding="zeros")
 
 
 @dataclass(frozen=True)
@@ -51,28 +76,18 @@ class Target:
     """The same in the framework's own words, with the fields `{name}`, `{depth}`, `{classes}` and `{channels}`."""
     note: str = ""
     """A note for users about its weights."""
-    keys: Rows = ()
-    """Its tensor names, if they differ from those of the framework's other networks."""
+    format: Format | None = None
+    """Its files, if they differ from those of the framework's other networks."""
     headless: bool = False
     """Whether it has no classifier."""
-    others: str = ""
-    """A glob of its tensors that have no counterpart in the 2D network."""
-    preprocessing: Preprocessing | None = None
-    """The preprocessing of its own checkpoints, if it differs from the framework's."""
     structure: Changes = UNCHANGED
     """Changes that turn the 2D network into the one whose 3D form this is."""
     package: str = ""
     """The package with a class of the target's name, to which a user's own 2D network has to belong."""
-    forms: Mapping[str, Form] = field(default_factory=dict)
-    """Conversions of the tensors that it stores differently, by a glob over our keys."""
-    needs: tuple[str, ...] = ()
-    """Globs of tensors that identify a file of this network among those with equal kernels."""
     read_only: str = ""
     """The reason if files are only read for it; empty if they are also written."""
-    padding: str = "zeros"
-    """The padding of time in its convolutions."""
-    time_embedding: str = "none"
-    """The `--time-embedding` that it has."""
+    style: Style = ZEROS
+    """The padding of time in its convolutions, and its time embedding."""
     frames: int = 0
     """Frames in the clips that it accepts, if only one length."""
     files: Callable[[Origin], Mapping[str, Any]] | None = None
@@ -96,8 +111,12 @@ class Place(NamedTuple):
     name: str
     shape: tuple[int, ...]
     key: str | None
-    form: Form | None = None
+    conversion: Conversion | None = None
     """The conversion from ours; None if only the name differs."""
+
+    def theirs(self, ours: Tensor) -> Tensor:
+        """Return our tensor, or a part of it along its first axis, as the framework stores it."""
+        return ours if self.conversion is None else self.conversion.theirs(ours)
 
 
 @dataclass(frozen=True)
@@ -109,7 +128,8 @@ class Framework:
     """The source of its names and shapes."""
     targets: tuple[Target, ...]
     """Its networks, the default first."""
-    keys: Rows = SAME
+    format: Format = Format()
+    """The files of its networks that have none of their own."""
     suffix: str = ".safetensors"
     """The suffix that its loader expects; empty for a folder that contains `model.safetensors`."""
     nest: str | None = None
@@ -120,14 +140,8 @@ class Framework:
     """Whether its networks are named like the 2D ones, which are too many for a target each."""
     install: str = ""
     """Instructions to install its networks."""
-    biased: Rows = ()
-    """Its convolutions that have a bias where ours have none, and the BatchNorm after each, in its names."""
     inside: str = ""
     """The prefix of the names in a larger network's checkpoint, or the end of that prefix."""
-    forms: Mapping[str, Form] = field(default_factory=dict)
-    """Conversions of the tensors that it stores differently, by a glob over our keys."""
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    """The preprocessing of its own checkpoints."""
 
     def network(self, name: str) -> Target:
         """Return the network called `name`; raises `LayoutError`."""
@@ -155,22 +169,21 @@ class Framework:
 
     def places(self, target: Target, shapes: Mapping[str, tuple[int, ...]]) -> list[Place]:
         """Return where the tensors with our keys and shapes go; raises `LayoutError` for one without a place."""
-        placed = []
+        placed, form = [], self.format_of(target)
         for key, shape in shapes.items():
-            name = translated(target.keys or self.keys, key)
+            name = translated(form.keys, key)
             if name is None:
                 raise LayoutError(f"{self.name} can't store {key}: its networks do not have this layer")
-            if (form := self.form(target, key)) is not None:
-                shape = tuple(form.theirs(torch.empty(shape, device="meta")).shape)
-            placed.append(Place(name, shape, key, form))
-            if name.endswith(".weight") and translated(self.biased_in(target), name) is not None:
+            if (conversion := form.conversion(key)) is not None:
+                shape = tuple(conversion.theirs(torch.empty(shape, device="meta")).shape)
+            placed.append(Place(name, shape, key, conversion))
+            if name.endswith(".weight") and translated(form.biased, name) is not None:
                 placed.append(Place(f"{name.removesuffix('weight')}bias", shape[:1], None))
         return placed
 
-    def form(self, target: Target, key: str) -> Form | None:
-        """Return the conversion of the tensor that we call `key`, if it has one."""
-        forms = {**self.forms, **target.forms}
-        return next((form for glob, form in forms.items() if fnmatchcase(key, glob)), None)
+    def format_of(self, target: Target) -> Format:
+        """Return how files store a network: in its own way, or in that of the framework's others."""
+        return target.format or self.format
 
     def unwrapped(self, state: Mapping[str, Tensor], where: str) -> State:
         """Return the network's tensors from a larger network's checkpoint; raises `LayoutError` for others."""
@@ -184,17 +197,12 @@ class Framework:
             )
         return {key.rpartition(self.inside)[2]: tensor for key, tensor in state.items()}
 
-    def biased_in(self, target: Target) -> Rows:
-        """Return `biased` for a network that uses the framework's own table of names."""
-        return () if target.keys else self.biased
-
     def state(self, target: Target, state: Mapping[str, Tensor]) -> State:
         """Return our tensors under the framework's names."""
-        places = self.places(target, {key: tuple(tensor.shape) for key, tensor in state.items()})
         dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
         return {
-            name: torch.zeros(shape, dtype=dtype) if key is None else form.theirs(state[key]) if form else state[key]
-            for name, shape, key, form in places
+            place.name: torch.zeros(place.shape, dtype=dtype) if place.key is None else place.theirs(state[place.key])
+            for place in self.places(target, shapes_of(state))
         }
 
     def restored(self, target: Target, state: Mapping[str, Tensor], where: str) -> State:
@@ -202,24 +210,21 @@ class Framework:
 
         A bias before a BatchNorm is subtracted from its mean, which is equal in eval mode.
         """
-        state = {name: tensor for name, tensor in state.items() if not fnmatchcase(name, target.others)}
-        biased = self.biased_in(target)
-        norms = {name: translated(biased, name) for name in state if name.endswith(".bias")}
+        form = self.format_of(target)
+        state = {name: tensor for name, tensor in state.items() if not fnmatchcase(name, form.others)}
+        norms = {name: translated(form.biased, name) for name in state if name.endswith(".bias")}
         for name, norm in norms.items():
             mean = (norm or "").replace(".bias", ".running_mean")
             if mean in state:
                 bias = state.pop(name)
                 state[mean] = state[mean] - bias if bool(bias.any()) else state[mean]
-        named = {name: translated(target.keys or self.keys, name, back=True) for name in state}
+        named = {name: translated(form.keys, name, back=True) for name in state}
         if strange := [name for name, key in named.items() if key is None]:
-            raise LayoutError(
-                f"{where} is not a checkpoint of {self.name}'s {target.name}: it has {', '.join(strange[:3])}"
-                f"{f' and {len(strange) - 3} more' if len(strange) > 3 else ''}"
-            )
+            raise LayoutError(f"{where} is not a checkpoint of {self.name}'s {target.name}: it has {listed(strange)}")
         restored = {str(key): state[name] for name, key in named.items()}
         for key, tensor in restored.items():
-            if (form := self.form(target, key)) is not None:
-                restored[key] = form.ours(tensor)
+            if (conversion := form.conversion(key)) is not None:
+                restored[key] = conversion.ours(tensor)
         for key in [key for key in restored if key.endswith(".running_var")]:
             restored.setdefault(key.replace("running_var", "num_batches_tracked"), torch.tensor(0))
         return restored
@@ -268,19 +273,20 @@ def check_fits(framework: Framework, target: Target, inflation: Inflation, origi
     of_class = full_name(model).startswith(f"{target.package}.") and type(model).__name__ == target.name
     if target.package and not of_class:
         raise LayoutError(f"{origin.backbone.qualified} builds {full_name(model)}, not {target.package}.{target.name}")
-    if inflation.style.conv != "3d" or inflation.style.padding != target.padding:
-        how = {"zeros": "pad time with zeros", "replicate": "replicate the first and last frame"}[target.padding]
-        raise LayoutError(f"{where} has full 3D convolutions that {how}; use --conv 3d --padding {target.padding}")
-    if inflation.style.time_embedding != target.time_embedding:
-        raise LayoutError(f"{where} differs in the time embedding; use --time-embedding {target.time_embedding}")
+    found, wanted = inflation.style, target.style
+    if found.conv != "3d" or found.padding != wanted.padding:
+        how = {"zeros": "pad time with zeros", "replicate": "replicate the first and last frame"}[wanted.padding]
+        raise LayoutError(f"{where} has full 3D convolutions that {how}; use --conv 3d --padding {wanted.padding}")
+    if found.time_embedding != wanted.time_embedding:
+        raise LayoutError(f"{where} differs in the time embedding; use --time-embedding {wanted.time_embedding}")
     if inflation.recipe == target.recipe:
         return
     if differing := {*inflation.recipe.pools} ^ {*target.recipe.pools}:
         raise LayoutError(f"{where} differs in the temporal pool after {', '.join({pool.after for pool in differing})}")
-    found, wanted = (
+    ours, theirs = (
         plan(model, recipe, inflation.style, inflation.input).inflation for recipe in (inflation.recipe, target.recipe)
     )
-    for layer, other in zip(found.layers, wanted.layers, strict=True):
+    for layer, other in zip(ours.layers, theirs.layers, strict=True):
         if layer.temporal != other.temporal:
             raise LayoutError(f"{where} differs in {layer.name}: {_difference(layer.temporal, other.temporal)}")
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from i3dconvert.backbones import Origin
 from i3dconvert.errors import LayoutError
-from i3dconvert.frameworks.framework import CONVOLUTION, Form, Framework, Target, called
-from i3dconvert.frameworks.keys import SAME, Rows
+from i3dconvert.frameworks.framework import CONVOLUTION, Conversion, Format, Framework, Target, called
+from i3dconvert.frameworks.keys import SAME
+from i3dconvert.lift.kernels import Style
 from i3dconvert.recipes import preset
 from i3dconvert.video.preprocessing import Preprocessing
 
@@ -77,8 +78,9 @@ def _for_all_frames(weight: Tensor) -> Tensor:
     )
 
 
-def _heads(head: str) -> Rows:
-    return (("fc", head), *SAME)
+def _convolutional(head: str, **rest: Any) -> Format:
+    """Return the files of a network whose head, called `head`, is a convolution."""
+    return Format((("fc", head), *SAME), {"fc.weight": CONVOLUTION}, **rest)
 
 
 _HEADS = ("classifier.*", "contrastive_head.*")
@@ -93,7 +95,6 @@ FRAMEWORK = Framework(
             preset("resnet"),
             _resnet,
             "src.i3res.I3ResNet(torchvision.models.{name}(), class_nb={classes})",
-            keys=SAME,
         ),
         Target(
             "conv_class",
@@ -101,8 +102,7 @@ FRAMEWORK = Framework(
             preset("resnet"),
             partial(_resnet, conv_class=True),
             "src.i3res.I3ResNet(torchvision.models.{name}(), class_nb={classes}, conv_class=True)",
-            keys=_heads("classifier"),
-            forms={"fc.weight": CONVOLUTION},
+            format=_convolutional("classifier"),
         ),
         Target(
             "i3densenet",
@@ -112,9 +112,8 @@ FRAMEWORK = Framework(
             f"src.i3dense.I3DenseNet(torchvision.models.{{name}}(), {FRAMES}, inflate_block_convs=True)",
             f"for clips of {FRAMES} frames of 224×224; torch rejects the script's module name 'padding.1', "
             "rename it to 'padding_1'",
-            keys=SAME,
-            forms={"classifier.weight": Form(_for_each_frame, _for_all_frames)},
-            padding="replicate",
+            format=Format(conversions={"classifier.weight": Conversion(_for_each_frame, _for_all_frames)}),
+            style=Style(padding="replicate"),
             frames=FRAMES,
         ),
         *(
@@ -125,12 +124,8 @@ FRAMEWORK = Framework(
                 partial(_merlin, output),
                 "merlin.models.i3res.I3ResNet(torchvision.models.{name}(), class_nb={classes}, conv_class=True)",
                 "this is one of Merlin's two heads; the input is one channel repeated three times",
-                keys=_heads(head),
-                forms={"fc.weight": CONVOLUTION},
-                others=other,
-                needs=_HEADS,
+                format=_convolutional(head, others=other, needs=_HEADS, preprocessing=_VOLUMES),
                 read_only="it has two heads; i3resnet:conv_class is the same network with only the classifier",
-                preprocessing=_VOLUMES,
             )
             for name, output, head, other in (
                 ("merlin", 1, "classifier", "contrastive_head.*"),

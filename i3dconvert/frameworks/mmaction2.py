@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from i3dconvert.backbones import Origin
-from i3dconvert.frameworks.framework import Framework, Target, called
+from i3dconvert.frameworks.framework import Format, Framework, Target, called
 from i3dconvert.frameworks.resnets import BOTTLENECKS, I3D
 from i3dconvert.recipes import Recipe, Rule, preset
 
@@ -49,8 +49,6 @@ def _build(backbone: Mapping[str, Any], origin: Origin) -> nn.Module:
     return called(network, given=lambda clip: clip[:, None], gives=network.cls_head)
 
 
-_slow_only, _inflated = partial(_build, _SLOW_ONLY), partial(_build, _INFLATED)
-
 FRAMEWORK = Framework(
     "mmaction2",
     source="github.com/open-mmlab/mmaction2, models/backbones/resnet3d.py, configs/_base_/models",
@@ -62,16 +60,18 @@ FRAMEWORK = Framework(
             partial(_build, _SLOW_ONLY),
             "configs/_base_/models/slowonly_r50.py",
         ),
-        Target("i3d", BOTTLENECKS, _I3D, _inflated, "configs/_base_/models/i3d_r50.py"),
+        Target("i3d", BOTTLENECKS, _I3D, partial(_build, _INFLATED), "configs/_base_/models/i3d_r50.py"),
     ),
-    keys=(
-        ("conv1", "backbone.conv1.conv"),
-        ("bn1", "backbone.conv1.bn"),
-        ("layer{}.{}.conv{}", "backbone.layer{}.{}.conv{}.conv"),
-        ("layer{}.{}.bn{}", "backbone.layer{}.{}.conv{}.bn"),
-        ("layer{}.{}.downsample.0", "backbone.layer{}.{}.downsample.conv"),
-        ("layer{}.{}.downsample.1", "backbone.layer{}.{}.downsample.bn"),
-        ("fc", "cls_head.fc_cls"),
+    format=Format(
+        keys=(
+            ("conv1", "backbone.conv1.conv"),
+            ("bn1", "backbone.conv1.bn"),
+            ("layer{}.{}.conv{}", "backbone.layer{}.{}.conv{}.conv"),
+            ("layer{}.{}.bn{}", "backbone.layer{}.{}.conv{}.bn"),
+            ("layer{}.{}.downsample.0", "backbone.layer{}.{}.downsample.conv"),
+            ("layer{}.{}.downsample.1", "backbone.layer{}.{}.downsample.bn"),
+            ("fc", "cls_head.fc_cls"),
+        )
     ),
     suffix=".pth",
     nest="state_dict",

@@ -9,8 +9,7 @@ from torch import nn
 
 from i3dconvert.backbones import Changes, Origin
 from i3dconvert.backbones.user import build_in_volumes
-from i3dconvert.frameworks.framework import Framework, Target
-from i3dconvert.frameworks.keys import SAME
+from i3dconvert.frameworks.framework import Format, Framework, Target
 from i3dconvert.frameworks.resnets import RESNETS
 from i3dconvert.recipes import preset
 
@@ -50,7 +49,7 @@ def _own(name: str) -> Target:
         note="it averages over depth, the inflated network over each slice: equal only on still clips"
         if name in _POOLING_TIME
         else "",
-        keys=SAME,
+        format=Format(),
         package="monai.networks.nets",
     )
 
@@ -95,11 +94,13 @@ FRAMEWORK = Framework(
         ),
         *map(_own, _NETWORKS),
     ),
-    keys=(
-        ("features.denseblock{}.denselayer{}.*", "features.denseblock{}.denselayer{}.layers.*"),
-        ("classifier", "class_layers.out"),
-        ("*", "*"),
+    format=Format(
+        keys=(
+            ("features.denseblock{}.denselayer{}.*", "features.denseblock{}.denselayer{}.layers.*"),
+            ("classifier", "class_layers.out"),
+            ("*", "*"),
+        ),
+        biased=(("layer{}.{}.downsample.0", "layer{}.{}.downsample.1"),),
     ),
-    biased=(("layer{}.{}.downsample.0", "layer{}.{}.downsample.1"),),
     install="pip install monai",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from i3dconvert.backbones import Changes, Origin
-from i3dconvert.frameworks.framework import CONVOLUTION, Framework, Target, called
+from i3dconvert.frameworks.framework import CONVOLUTION, Format, Framework, Target, called
 from i3dconvert.recipes import InsertedPool, Recipe, Rule, preset
 from i3dconvert.video.preprocessing import Preprocessing
 
@@ -50,19 +50,21 @@ FRAMEWORK = Framework(
             structure=Changes(same=True),
         ),
     ),
-    keys=(
-        *((f"{ours}.{part}", f"{theirs}.{unit}") for ours, theirs in _STEM for part, unit in _UNITS),
-        *(
-            (f"inception{stage}{letter}.{ours}.{part}", f"Mixed_{stage}{below}.{theirs}.{unit}")
-            for stage, letters in ((3, "ab"), (4, "abcde"), (5, "ab"))
-            for letter, below in zip(letters, "bcdef", strict=False)
-            for ours, theirs in _BRANCHES
-            for part, unit in _UNITS
+    format=Format(
+        keys=(
+            *((f"{ours}.{part}", f"{theirs}.{unit}") for ours, theirs in _STEM for part, unit in _UNITS),
+            *(
+                (f"inception{stage}{letter}.{ours}.{part}", f"Mixed_{stage}{below}.{theirs}.{unit}")
+                for stage, letters in ((3, "ab"), (4, "abcde"), (5, "ab"))
+                for letter, below in zip(letters, "bcdef", strict=False)
+                for ours, theirs in _BRANCHES
+                for part, unit in _UNITS
+            ),
+            ("fc", "logits.conv3d"),
         ),
-        ("fc", "logits.conv3d"),
+        conversions={"fc.weight": CONVOLUTION},
+        preprocessing=Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3),
     ),
     suffix=".pt",
     install="put a clone of the repository on PYTHONPATH",
-    forms={"fc.weight": CONVOLUTION},
-    preprocessing=Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3),
 )

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from i3dconvert.backbones import Origin
-from i3dconvert.frameworks.framework import Framework, Target
-from i3dconvert.frameworks.keys import Rows, in_stages
+from i3dconvert.frameworks.framework import Format, Framework, Target
+from i3dconvert.frameworks.keys import in_stages
 from i3dconvert.frameworks.resnets import BOTTLENECKS, C2D, I3D, KINETICS
 from i3dconvert.recipes import Recipe, preset
 
@@ -21,12 +21,12 @@ def _create(origin: Origin, **architecture: Any) -> nn.Module:
     return create_resnet(model_depth=origin.backbone.depth, **sizes, **architecture)
 
 
-def _target(name: str, recipe: Recipe, keys: Rows = (), **architecture: Any) -> Target:
+def _target(name: str, recipe: Recipe, format: Format | None = None, **architecture: Any) -> Target:
     """Return a network of the hub, which has it at one depth; `create_resnet` builds it at any."""
     written = ", ".join(f"{key}={_written(value)}" for key, value in architecture.items())
     sizes = "model_depth={depth}, input_channel={channels}, model_num_class={classes}"
     built_by = f"pytorchvideo.models.resnet.create_resnet({sizes}, {written})"
-    return Target(name, BOTTLENECKS, recipe, partial(_create, **architecture), built_by, keys=keys)
+    return Target(name, BOTTLENECKS, recipe, partial(_create, **architecture), built_by, format=format)
 
 
 def _written(value: Any) -> str:
@@ -45,16 +45,17 @@ _PARTS = {
 }
 
 
-def _keys(stages: tuple[int, ...], head: int) -> Rows:
-    return (
+def _format(stages: tuple[int, ...], head: int) -> Format:
+    keys = (
         ("conv1", "blocks.0.conv"),
         ("bn1", "blocks.0.norm"),
         *in_stages([f"blocks.{stage}.res_blocks.{{}}" for stage in stages], _PARTS),
         ("fc", f"blocks.{head}.proj"),
     )
+    return Format(keys, preprocessing=KINETICS)
 
 
-_POOLED = _keys(stages=(1, 3, 4, 5), head=6)
+_POOLED = _format(stages=(1, 3, 4, 5), head=6)
 """In these, the pool after the first stage is a separate block."""
 _PLAIN = (1, 1, 1)
 _DEEP = (3, 1, 1)
@@ -81,9 +82,8 @@ FRAMEWORK = Framework(
             stage_conv_a_kernel_size=(_DEEP, [_DEEP, _PLAIN], [_DEEP, _PLAIN], [_PLAIN, _DEEP]),
         ),
     ),
-    keys=_keys(stages=(1, 2, 3, 4), head=5),
+    format=_format(stages=(1, 2, 3, 4), head=5),
     suffix=".pyth",
     nest="model_state",
     install="pip install pytorchvideo",
-    preprocessing=KINETICS,
 )

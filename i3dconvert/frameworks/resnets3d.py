@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from i3dconvert.backbones import Changes, Origin
-from i3dconvert.frameworks.framework import Framework, Target, called
+from i3dconvert.frameworks.framework import Format, Framework, Target, called
 from i3dconvert.frameworks.resnets import RESNETS
 from i3dconvert.recipes import Recipe, Rule, preset
 from i3dconvert.video.preprocessing import Preprocessing
@@ -15,6 +15,7 @@ _R3D = Recipe(
     (*preset("volumetric").rules, Rule("conv1", stride=1)),
     source="github.com/kenshohara/3D-ResNets-PyTorch, models/resnet.py, conv1_t_stride 1",
 )
+_PREPROCESSING = Preprocessing(112, 112, (0.4345, 0.4051, 0.3775), (0.2768, 0.2713, 0.2737))
 
 
 def _generate(origin: Origin) -> nn.Module:
@@ -53,13 +54,13 @@ FRAMEWORK = Framework(
             "MedicalNet's generate_model(opt) with model_depth {depth}, resnet_shortcut B",
             note="MedicalNet takes one channel (--in-channels 1) and dilates its last two stages instead of using "
             "strides: it equals the 2D network with these changes",
+            format=Format(others="conv_seg.*", preprocessing=_PREPROCESSING),
             headless=True,
-            others="conv_seg.*",
             structure=Changes(dilated="layer3=2,layer4=4"),
         ),
     ),
+    format=Format(preprocessing=_PREPROCESSING),
     suffix=".pth",
     nest="state_dict",
     install="put a clone of the repository on PYTHONPATH",
-    preprocessing=Preprocessing(112, 112, (0.4345, 0.4051, 0.3775), (0.2768, 0.2713, 0.2737)),
 )

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from i3dconvert.backbones import Origin
-from i3dconvert.frameworks.framework import Framework, Target, called
+from i3dconvert.frameworks.framework import Format, Framework, Target, called
 from i3dconvert.frameworks.keys import in_stages
 from i3dconvert.frameworks.resnets import C2D, I3D, KINETICS
 from i3dconvert.recipes import preset
@@ -52,14 +52,16 @@ FRAMEWORK = Framework(
         Target("c2d", _DEPTHS, C2D, partial(_build, "c2d"), "MODEL.ARCH c2d, RESNET.DEPTH {depth}"),
         Target("i3d", _DEPTHS, I3D, partial(_build, "i3d"), "MODEL.ARCH i3d, RESNET.DEPTH {depth}"),
     ),
-    keys=(
-        ("conv1", "s1.pathway0_stem.conv"),
-        ("bn1", "s1.pathway0_stem.bn"),
-        *in_stages([f"s{stage}.pathway0_res{{}}" for stage in (2, 3, 4, 5)], _PARTS),
-        ("fc", "head.projection"),
+    format=Format(
+        keys=(
+            ("conv1", "s1.pathway0_stem.conv"),
+            ("bn1", "s1.pathway0_stem.bn"),
+            *in_stages([f"s{stage}.pathway0_res{{}}" for stage in (2, 3, 4, 5)], _PARTS),
+            ("fc", "head.projection"),
+        ),
+        preprocessing=KINETICS,
     ),
     suffix=".pyth",
     nest="model_state",
     install="see its INSTALL.md",
-    preprocessing=KINETICS,
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from i3dconvert.backbones import Changes, Origin
-from i3dconvert.frameworks.framework import Form, Framework, Target
+from i3dconvert.frameworks.framework import Conversion, Format, Framework, Target
 from i3dconvert.recipes import Recipe, Rule, preset
 from i3dconvert.video.preprocessing import Preprocessing
 
@@ -54,12 +54,16 @@ def _index_in_images(index: Tensor) -> Tensor:
     return (index[: WINDOW**2, : WINDOW**2] - 7 * _DISTANCES**2).flatten()
 
 
-_SWIN_NAMES = (
-    ("features.0.0", "patch_embed.proj"),
-    ("features.0.2", "patch_embed.norm"),
-    *((f"features.{stage}.*", f"features.{stage - 1}.*") for stage in range(1, 8)),
-    ("norm", "norm"),
-    ("head", "head"),
+_SWIN_FILES = Format(
+    keys=(
+        ("features.0.0", "patch_embed.proj"),
+        ("features.0.2", "patch_embed.norm"),
+        *((f"features.{stage}.*", f"features.{stage - 1}.*") for stage in range(1, 8)),
+        ("norm", "norm"),
+        ("head", "head"),
+    ),
+    conversions={"*.relative_position_index": Conversion(_index_in_volumes, _index_in_images)},
+    preprocessing=Preprocessing(224, 256),
 )
 _SWINS = tuple(
     Target(
@@ -70,8 +74,7 @@ _SWINS = tuple(
         f"torchvision.models.video.{name}(num_classes={{classes}})",
         "for clips of an even number of frames up to 16, or a multiple of 16, at 224×224: the video network pads "
         "others or attends to them in smaller windows",
-        keys=_SWIN_NAMES,
-        preprocessing=Preprocessing(224, 256),
+        format=_SWIN_FILES,
     )
     for name in ("swin3d_t", "swin3d_s", "swin3d_b")
 )
@@ -95,16 +98,17 @@ FRAMEWORK = Framework(
         ),
         *_SWINS,
     ),
-    forms={"*.relative_position_index": Form(_index_in_volumes, _index_in_images)},
-    keys=(
-        ("conv1", "stem.0"),
-        ("bn1", "stem.1"),
-        ("layer{}.{}.conv{}", "layer{}.{}.conv{}.0"),
-        ("layer{}.{}.bn{}", "layer{}.{}.conv{}.1"),
-        ("layer{}.{}.downsample.{}", "layer{}.{}.downsample.{}"),
-        ("fc", "fc"),
+    format=Format(
+        keys=(
+            ("conv1", "stem.0"),
+            ("bn1", "stem.1"),
+            ("layer{}.{}.conv{}", "layer{}.{}.conv{}.0"),
+            ("layer{}.{}.bn{}", "layer{}.{}.conv{}.1"),
+            ("layer{}.{}.downsample.{}", "layer{}.{}.downsample.{}"),
+            ("fc", "fc"),
+        ),
+        preprocessing=Preprocessing(112, 128, (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)),
     ),
     suffix=".pth",
     install="pip install torchvision",
-    preprocessing=Preprocessing(112, 128, (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from i3dconvert.backbones import Origin
 from i3dconvert.errors import LayoutError
-from i3dconvert.frameworks.framework import Form, Framework, Target, called
+from i3dconvert.frameworks.framework import ZEROS, Conversion, Format, Framework, Target, called
 from i3dconvert.lift.attention.joint import EMBEDDED_FRAMES
 from i3dconvert.recipes import preset
 
@@ -53,10 +54,6 @@ def _build(origin: Origin) -> nn.Module:
     return called(network, lambda clip: (clip.transpose(1, 2),), lambda output: output.logits)
 
 
-def _from_table(table: Tensor) -> Tensor:
-    return table.T.unsqueeze(0)
-
-
 def _to_table(embeddings: Tensor) -> Tensor:
     """Convert time embeddings to a table; those for fewer frames are repeated to fill it."""
     frames = embeddings.shape[1]
@@ -81,34 +78,36 @@ FRAMEWORK = Framework(
             _build,
             "transformers.TimesformerForVideoClassification.from_pretrained(FOLDER)",
             f"for clips of {EMBEDDED_FRAMES} frames: transformers mixes up the tokens of any other number",
-            time_embedding="zeros",
+            style=replace(ZEROS, time_embedding="zeros"),
             frames=EMBEDDED_FRAMES,
             files=_files,
         ),
     ),
-    keys=(
-        ("cls_token", "timesformer.embeddings.cls_token"),
-        ("pos_embed", "timesformer.embeddings.position_embeddings"),
-        ("patch_embed.proj_time.table", "timesformer.embeddings.time_embeddings"),
-        ("patch_embed.proj", "timesformer.embeddings.patch_embeddings.projection"),
-        ("blocks.{}.norm1", f"{_LAYER}.layernorm_before"),
-        ("blocks.{}.attn.qkv", f"{_LAYER}.attention.attention.qkv"),
-        ("blocks.{}.attn.proj", f"{_LAYER}.attention.output.dense"),
-        ("blocks.{}.attn_time.norm", f"{_LAYER}.temporal_layernorm"),
-        ("blocks.{}.attn_time.qkv", f"{_LAYER}.temporal_attention.attention.qkv"),
-        ("blocks.{}.attn_time.proj", f"{_LAYER}.temporal_attention.output.dense"),
-        ("blocks.{}.attn_time.dense", f"{_LAYER}.temporal_dense"),
-        ("blocks.{}.norm2", f"{_LAYER}.layernorm_after"),
-        ("blocks.{}.mlp.fc1", f"{_LAYER}.intermediate.dense"),
-        ("blocks.{}.mlp.fc2", f"{_LAYER}.output.dense"),
-        ("norm", "timesformer.layernorm"),
-        ("head", "classifier"),
+    format=Format(
+        keys=(
+            ("cls_token", "timesformer.embeddings.cls_token"),
+            ("pos_embed", "timesformer.embeddings.position_embeddings"),
+            ("patch_embed.proj_time.table", "timesformer.embeddings.time_embeddings"),
+            ("patch_embed.proj", "timesformer.embeddings.patch_embeddings.projection"),
+            ("blocks.{}.norm1", f"{_LAYER}.layernorm_before"),
+            ("blocks.{}.attn.qkv", f"{_LAYER}.attention.attention.qkv"),
+            ("blocks.{}.attn.proj", f"{_LAYER}.attention.output.dense"),
+            ("blocks.{}.attn_time.norm", f"{_LAYER}.temporal_layernorm"),
+            ("blocks.{}.attn_time.qkv", f"{_LAYER}.temporal_attention.attention.qkv"),
+            ("blocks.{}.attn_time.proj", f"{_LAYER}.temporal_attention.output.dense"),
+            ("blocks.{}.attn_time.dense", f"{_LAYER}.temporal_dense"),
+            ("blocks.{}.norm2", f"{_LAYER}.layernorm_after"),
+            ("blocks.{}.mlp.fc1", f"{_LAYER}.intermediate.dense"),
+            ("blocks.{}.mlp.fc2", f"{_LAYER}.output.dense"),
+            ("norm", "timesformer.layernorm"),
+            ("head", "classifier"),
+        ),
+        conversions={
+            "patch_embed.proj_time.table": Conversion(lambda table: table.T.unsqueeze(0), _to_table),
+            "patch_embed.proj.weight": Conversion(lambda kernel: kernel.squeeze(2), lambda kernel: kernel.unsqueeze(2)),
+        },
     ),
     suffix="",
     sources="timm",
     install="pip install transformers",
-    forms={
-        "patch_embed.proj_time.table": Form(_from_table, _to_table),
-        "patch_embed.proj.weight": Form(lambda kernel: kernel.squeeze(2), lambda kernel: kernel.unsqueeze(2)),
-    },
 )

@@ -6,7 +6,6 @@ from i3dconvert.errors import RecipeError
 from i3dconvert.lift import layout
 from i3dconvert.lift.counterparts import counterpart_of_base
 from i3dconvert.lift.facts import facts_of
-from i3dconvert.lift.reading import Reading
 from i3dconvert.lift.rewriting import Rewriting
 from i3dconvert.recipes import Temporal
 
@@ -19,7 +18,6 @@ class Beside(Rewriting):
     """Kernels outside lifted calls: tied, of layers that do not run, or read by the network's code."""
 
     ties: Ties
-    traced: Reading
 
     def tie(self) -> None:
         """Inflate a kernel under all of its names if its layers are inflated alike."""
@@ -56,7 +54,7 @@ class Beside(Rewriting):
             users = [user for user in node.users if user.target is not getattr or user.args[1] not in _OF_ANY_RANK]
             if users:
                 with self.graph.inserting_after(node):
-                    kernel = self.graph.call_function(layout.sum_of_taps, (node, filling.copies))
-                facts_of(kernel).update({"plain": True, "call": facts_of(node)["call"]})
+                    kernel = self.plain(self.call(layout.sum_of_taps, node, filling.copies))
+                facts_of(kernel)["call"] = facts_of(node)["call"]
                 for user in users:
                     user.replace_input_with(node, kernel)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from i3dconvert.lift.facts import facts_of
-from i3dconvert.lift.forms import form_of
+from i3dconvert.lift.forms import form_of, like
 from i3dconvert.lift.reading import CallOf
 from i3dconvert.lift.rewriting import Rewriting
 
@@ -37,8 +37,12 @@ class Calls:
             if self._calls[number].last is node:
                 self._lifted[number] = replace(self._lifted[number], output=self._now(self._calls[number].output))
 
+    def mark(self) -> fx.Node | None:
+        """Return the last lifted node so far."""
+        return next(iter(reversed(self._to.graph.nodes)), None)
+
     def own(self, mark: fx.Node | None, number: int) -> None:
-        """Mark the lifted nodes after `mark` as part of the call with this number."""
+        """Make the lifted nodes after `mark`, as far as they belong to no call yet, part of that with this number."""
         for node in reversed(self._to.graph.nodes):
             if node is mark:
                 break
@@ -67,9 +71,7 @@ class Calls:
         if isinstance(value, fx.Node):
             return self._to.env[value][0] if value in self._to.env else None
         if isinstance(value, tuple | list):
-            return (
-                type(value)(*map(self._now, value)) if hasattr(value, "_fields") else type(value)(map(self._now, value))
-            )
+            return like(value, list(map(self._now, value)))
         if isinstance(value, dict):
             return {key: self._now(item) for key, item in value.items()}
         return None

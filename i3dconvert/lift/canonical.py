@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, fx, nn
 
@@ -11,6 +9,7 @@ from i3dconvert.lift import layout
 from i3dconvert.lift.computed import CLASSES, called
 from i3dconvert.lift.facts import Facts, facts_of
 from i3dconvert.lift.reading import Multiples, Reading
+from i3dconvert.lift.reading.records import leaves
 
 _POOLS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "max_pool2d": (nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")),
@@ -43,7 +42,7 @@ def canonical(traced: Reading) -> Reading:
             _use_convolution(traced, node)
         if layout.operation(node) in layout.REDUCTIONS:
             _count_axes_as_of_clips(node)
-        if node.op == "call_module" and isinstance(pad := traced.root.get_submodule(str(node.target)), _PADS):
+        if isinstance(pad := traced.module(node), _PADS):
             facts_of(node)["pads"] = pad.padding
     return traced
 
@@ -54,13 +53,6 @@ def function_name(node: fx.Node) -> str:
     return f"{scope}.{node.name.removeprefix(scope.replace('.', '_') + '_')}".lstrip(".")
 
 
-def leaves(value: Any) -> list[Any]:
-    """Return the contents of nested tuples, lists and dicts."""
-    found: list[Any] = []
-    fx.node.map_aggregate(value, found.append)
-    return found
-
-
 def _use_module(traced: Reading, node: fx.Node) -> None:
     cls, names = _POOLS[layout.operation(node)]
     arguments = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
@@ -68,14 +60,10 @@ def _use_module(traced: Reading, node: fx.Node) -> None:
     if any(isinstance(value, fx.Node) for value in leaves(arguments)):
         return
     target = function_name(node)
-    while _has_module(traced.root, target):
+    while target in dict(traced.root.named_modules()):
         target += "_function"
     traced.root.set_submodule(target, cls(**arguments))
     node.op, node.target, node.args, node.kwargs = "call_module", target, (image,), {}
-
-
-def _has_module(root: nn.Module, name: str) -> bool:
-    return any(name == known for known, _ in root.named_modules())
 
 
 def _use_convolution(traced: Reading, node: fx.Node) -> None:
@@ -171,7 +159,7 @@ def _is_turned(node: fx.Node) -> bool:
 def _is_softmax(traced: Reading, node: fx.Node) -> bool:
     """Return whether a node is a softmax, or what dropout or a cast leaves of it."""
     while True:
-        module = traced.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        module = traced.module(node)
         if isinstance(module, nn.Softmax) or layout.operation(node) == "softmax":
             return True
         if not isinstance(module, nn.Dropout) and layout.operation(node) not in ("dropout", "to", "type_as"):

@@ -17,6 +17,7 @@ from i3dconvert.lift import layout
 from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.fillings import Filling
 from i3dconvert.lift.modules import PaddedConv3d, pad_time
+from i3dconvert.lift.reading.records import leaves
 
 CLASSES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "conv2d": (nn.Conv2d, ("stride", "padding", "dilation", "groups")),
@@ -45,9 +46,7 @@ def called(node: fx.Node) -> Called | None:
     cls, names = CLASSES[layout.operation(node)]
     given = dict(zip(("input", "weight", "bias", *names), node.args, strict=False)) | dict(node.kwargs)
     image, kernel, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
-    options: list[Any] = []
-    fx.node.map_aggregate(given, options.append)
-    if not isinstance(kernel, fx.Node) or any(isinstance(value, fx.Node) for value in options):
+    if not isinstance(kernel, fx.Node) or any(isinstance(value, fx.Node) for value in leaves(given)):
         return None
     return Called(image, kernel, bias, layer_of(cls, facts_of(kernel)["value"], given, bias is not None))
 

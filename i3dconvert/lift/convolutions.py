@@ -47,8 +47,8 @@ def convolutions(
     found: dict[str, str] = {}
     names: dict[fx.Node, str] = {}
     for node in traced.graph.nodes:
-        if node.op == "call_module":
-            name, module = str(node.target), traced.root.get_submodule(str(node.target))
+        if (module := traced.module(node)) is not None:
+            name = str(node.target)
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or full_name(module).endswith(".BlurPool2d"):
                 is_3d = type(lifted.get(name)) is not type(module) and name in lifted
                 found[name] = "" if is_3d else found.get(name) or _why_flat(node, name in flat)

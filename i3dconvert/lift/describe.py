@@ -81,7 +81,7 @@ def _nodes(graph: fx.Graph) -> dict[str, fx.Node]:
     return nodes | {node.name: node for node in graph.nodes}
 
 
-def frames_left(network: Network3d, frames: int) -> dict[str, int]:
+def frames_by_layer(network: Network3d, frames: int) -> dict[str, int]:
     """Return the number of a clip's frames at each layer's output; raises `FramesError`."""
     graph = graph_of(network)
     counts, nodes = lengths(graph, frames), _nodes(graph)

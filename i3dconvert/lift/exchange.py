@@ -57,7 +57,8 @@ def exchanged(network: nn.Module, made: Mapping[str, str]) -> dict[str, Any]:
     Raises `CheckpointError`, naming what a file can't store.
     """
     found = dict(_exchanged(network, made, ""))
-    gone = [name for name in made if name and not _is_there(network, name) and not _within(name, found)]
+    there = {name for name, _ in network.named_modules(remove_duplicate=False)}
+    gone = [name for name in made if name not in there and not _within(name, found)]
     if gone:
         raise CheckpointError(
             f"{gone[0]} was removed from the network, which a file can't store: put nn.Identity() in its place, or cut "
@@ -92,9 +93,8 @@ def form_of(module: nn.Module, name: str) -> Any:
 def put(network: nn.Module, forms: Forms) -> None:
     """Put modules without weights into the network as the forms say; raises `CheckpointError` for damaged ones."""
     for name, form in forms.items():
-        owner, _, last = name.rpartition(".")
         try:
-            setattr(network.get_submodule(owner), last, _built(form).train(network.training))
+            network.set_submodule(name, _built(form).train(network.training))
         except Exception as error:  # noqa: BLE001 - classes of torch may raise anything for bad arguments
             raise CheckpointError(f"the file has a damaged module {name!r}: {error}") from None
 
@@ -134,14 +134,6 @@ def _mark(module: nn.Module) -> str:
     lists = isinstance(module, nn.ParameterDict | nn.ParameterList)  # they show their dtype, which may change
     says = module.extra_repr() if cls.__module__.startswith(("torch.nn.", "i3dconvert.")) and not lists else ""
     return f"{cls.__module__}.{cls.__qualname__}({says}) {shapes}"
-
-
-def _is_there(network: nn.Module, name: str) -> bool:
-    try:
-        network.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
 
 
 def _within(name: str, found: Mapping[str, Any]) -> bool:

@@ -67,10 +67,15 @@ def is_frames(form: Form) -> bool:
     return isinstance(form, tuple)
 
 
+def like(value: Any, items: list[Any]) -> Any:
+    """Return the items in a list, tuple or named tuple of the type of `value`."""
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+
+
 def enter(value: Any, form: Form) -> Any:
     """Convert a value that crossed the border to its inner form: `(…, N, T, times, …)` → `(…, N·T·times, …)`."""
     if isinstance(form, list):
-        return type(value)([enter(*pair) for pair in zip(value, form, strict=True)])
+        return like(value, [enter(*pair) for pair in zip(value, form, strict=True)])
     if isinstance(form, dict):
         return {key: enter(item, form[key]) for key, item in value.items()}
     if not is_frames(form):
@@ -82,7 +87,7 @@ def enter(value: Any, form: Form) -> Any:
 def leave(value: Any, form: Form, clips: int) -> Any:
     """Convert an inner value for the border: `(…, N·T·times, …)` → `(…, N, T, times, …)`, where N is `clips`."""
     if isinstance(form, list):
-        return type(value)([leave(*pair, clips) for pair in zip(value, form, strict=True)])
+        return like(value, [leave(*pair, clips) for pair in zip(value, form, strict=True)])
     if isinstance(form, dict):
         return {key: leave(item, form[key], clips) for key, item in value.items()}
     if not is_frames(form):
@@ -106,7 +111,7 @@ def converted(value: Any, is_in: Form, wanted: Form, clips: Any) -> Any:
     if is_in == wanted or clips is None:
         return value
     if isinstance(is_in, list) and isinstance(wanted, list) and len(is_in) == len(wanted):
-        return type(value)([converted(*each, clips) for each in zip(value, is_in, wanted, strict=True)])
+        return like(value, [converted(*each, clips) for each in zip(value, is_in, wanted, strict=True)])
     if is_in == "clip" and is_frames(wanted):
         return fold(value)
     if is_frames(is_in) and wanted == "clip":

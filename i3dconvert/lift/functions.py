@@ -55,21 +55,19 @@ class Functions(OverRows):
 
         def layer_on(clip: fx.Node) -> fx.Node:
             new = self.graph.create_node("call_module", function_name(node), (clip, *beside), {}, node.name)
-            facts_of(new).update({"temporal": temporal, "layer": name})
-            return new
+            return self.along_time(new, temporal, name)
 
         return self.on_clips(call.image, layer_on)
 
     def taps(self, held: Held) -> fx.Node:
         """Return a kernel with its temporal axis, or the part of its channels that a convolution uses."""
-        taps = self.graph.get_attr(str(held.tensor.target))
-        facts_of(taps).update({"plain": True, "taps": True})
+        taps = self.plain(self.graph.get_attr(str(held.tensor.target)))
+        facts_of(taps)["taps"] = True
         for part in held.parts:
             _, *rest = part.args
             if layout.operation(part) == "getitem" and isinstance(rest[0], tuple):
                 rest = [rest[0][:2]]
-            taps = self.graph.create_node(part.op, part.target, (taps, *rest), dict(part.kwargs))
-            facts_of(taps)["plain"] = True
+            taps = self.plain(self.graph.create_node(part.op, part.target, (taps, *rest), dict(part.kwargs)))
         return taps
 
     def why_flat(self, call: Called | None, held: Held | None) -> str:

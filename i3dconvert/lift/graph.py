@@ -62,17 +62,17 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
 
     def __init__(self, traced: Reading, recipe: Recipe, style: Style, ties: Ties) -> None:
         super().__init__(traced, recipe, style)
-        self.ties, self.fixed, self.eval_only = ties, traced.fixed, traced.eval_only
+        self.ties, self.fixed = ties, traced.fixed
         calls = [node for node in traced.graph.nodes if node.op == "call_module"]
         self.flat = {str(node.target) for node in calls if not self.takes_images_alone(node)}
-        self.attention, self.traced = AttentionOverTime(self, traced, self.orders), traced
+        self.attention = AttentionOverTime(self, traced, self.orders)
         self.calls = Calls(self, traced.calls)
         self.functions = {}
         self.pools = {_last_node(traced.graph, pool.after): pool for pool in recipe.pools}
 
     def run(self) -> Lifted:
         for node in self.old.nodes:
-            mark = next(iter(reversed(self.graph.nodes)), None)
+            mark = self.calls.mark()
             self.calls.enter(node)
             self.attention.before(node)
             try:
@@ -80,32 +80,31 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
                 result = self.pooled(node, result)
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise LiftError(f"{place(node)} can't be lifted: {reason(error)}") from error
-            if result is None:
-                self.calls.own(mark, facts_of(node)["call"])
-                continue
-            self.env[node] = result
-            self.attention.behind(node)
-            self.calls.own(mark, facts_of(node)["call"])
-            self.calls.leave(node)
-            if node in self.pools:
-                mark = next(iter(reversed(self.graph.nodes)), None)
-                self.env[node] = self.insert_pool(node, self.pools[node])
-                self.calls.own(mark, self.calls.around(self.pools[node].after, node))
-            if node.op in ("call_module", "call_function", "call_method") and layout.mutates(node, self.root):
-                self.alias(node)
+            if result is not None:
+                self.env[node] = result
+                self.attention.behind(node)
+                self.calls.leave(node)
+                if node in self.pools:
+                    self.insert_pool(node, self.pools[node])
+                if node.op in ("call_module", "call_function", "call_method") and layout.mutates(node, self.root):
+                    self.alias(node)
             self.calls.own(mark, facts_of(node)["call"])
         self.tie()
         self.inflate_unreached()
         self.read_in_2d()
         _drop_unused_sizes(self.graph)
         self.graph.lint()
+        return Lifted(self.graph, self.modules, self.inflation(), self.calls.all())
+
+    def inflation(self) -> Inflation:
+        """Return the record, and let the graph check clips by it."""
         least = minimum_frames(self.graph, self.recipe)
         _, *shape = facts_of(next(node for node in self.old.nodes if node.op == "placeholder"))["value"].shape
         for node in self.graph.nodes:
             if node.target is layout.check_clip:
                 size, odd = tuple(shape[1:]) if self.fixed else None, uneven(self.graph, least)
                 node.args = (*node.args[:2], least, *((size, odd) if odd else (size,) if size else ()))
-        inflation = Inflation(
+        return Inflation(
             recipe=self.recipe,
             style=self.style,
             layers=tuple(self.layers.values()),
@@ -115,12 +114,11 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
             any_size=self.any_size() and not self.fixed,
             folds=sum(node.target is layout.fold for node in self.graph.nodes),
             convolutions=convolutions(self.traced, self.modules, self.flat, self.functions),
-            eval_only=self.eval_only,
+            eval_only=self.traced.eval_only,
             fixed=self.fixed,
             tried=self.traced.tried,
             ties=self.ties,
         )
-        return Lifted(self.graph, self.modules, inflation, self.calls.all())
 
     def any_size(self) -> bool:
         """Return whether all values are images or vectors, all functions torch's, and no padding depends on size."""
@@ -154,25 +152,24 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
         return self.attention.table(node, self.graph.get_attr(str(node.target))), Layout.PLAIN
 
     def call_module(self, node: fx.Node) -> New:
-        module: Any = self.root.get_submodule(str(node.target))
-        entry = counterpart(module)
-        image = _image(node)
-        liftable = node.target not in self.flat and self.layout_of(image) is not Layout.PLAIN
-        if entry is not None and liftable and not self.normalises_frames(node, str(node.target)):
+        name, image = str(node.target), _image(node)
+        module: Any = self.root.get_submodule(name)
+        entry, on_frames = counterpart(module), self.normalises_frames(node, name)
+        liftable = name not in self.flat and self.layout_of(image) is not Layout.PLAIN
+        if entry is not None and liftable and not on_frames:
             assert isinstance(image, fx.Node)
             return self.lift_module(node, module, entry, image)
         if entry is not None and entry.geometry is not None:
-            name = str(node.target)
             self.layers[name] = Layer(name, node.name, entry.geometry(module), Temporal(), lifted=False)
-        self.modules.setdefault(str(node.target), module)
-        if self.normalises_frames(node, str(node.target)):
+        self.modules.setdefault(name, module)
+        if on_frames:
             return self.on_frames(node)
         if isinstance(image, fx.Node) and rows(node) == 1 and draws_rows(module):
             return self.dropped(node, module, image)
         if full_name(module) in ANY_RANK:
             return self.in_either_layout(node)
         if full_name(module) in UPSAMPLES and liftable:
-            return self.interpolation(node, str(node.target), module.mode, module.align_corners)
+            return self.interpolation(node, name, module.mode, module.align_corners)
         new, is_in = self.on_frames(node)
         if isinstance(module, OVER_VOLUMES):
             facts_of(new)["given"] = type(module).__qualname__
@@ -214,26 +211,25 @@ class Lift(Functions, Interpolations, OverSpace, Outputs, Beside):
 
         def layer(clip: fx.Node) -> fx.Node:
             new = self.graph.create_node("call_module", name, (clip,), {}, node.name)
-            facts_of(new).update({"temporal": temporal, "layer": name})
-            return new
+            return self.along_time(new, temporal, name)
 
         return self.on_clips(image, layer)
 
-    def insert_pool(self, node: fx.Node, pool: InsertedPool) -> New:
-        name = f"{pool.after}_temporal_pool"
+    def insert_pool(self, node: fx.Node, pool: InsertedPool) -> None:
+        """Pool a node's value along time, in the call around the module that is pooled after."""
+        name, mark = f"{pool.after}_temporal_pool", self.calls.mark()
         temporal = Temporal(pool.kernel, pool.stride, pool.padding, pool.padding)
         self.modules[name] = _POOLS[pool.kind]((pool.kernel, 1, 1), (pool.stride, 1, 1), (pool.padding, 0, 0))
         self.layers[name] = Layer(name, name.replace(".", "_"), Geometry(pool.kind, 1, 1, 0), temporal)
         new = self.graph.create_node("call_module", name, (self.clip(node),), {}, name.replace(".", "_"))
-        facts_of(new).update({"temporal": temporal, "layer": name})
-        return new, Layout.CLIP
+        self.env[node] = self.along_time(new, temporal, name), Layout.CLIP
+        self.calls.own(mark, self.calls.around(pool.after, node))
 
     def call_function(self, node: fx.Node) -> New:
         if layout.operation(node) in CLASSES:
             return self.convolution(node)
         if layout.operation(node) in _LIKE and self.layout_of(node.all_input_nodes[0]) is Layout.PLAIN:
-            new = self.copy(node, lambda n: self.env[n][0])
-            facts_of(new)["plain"] = True
+            new = self.plain(self.copy(node, lambda n: self.env[n][0]))
             self.sizes.note(node, [])
             return new, Layout.PLAIN
         if layout.operation(node) == "interpolate" and is_image(node.args[0]):
@@ -304,8 +300,7 @@ def _any_size(node: fx.Node) -> bool:
 
 def _layers(traced: Reading) -> Iterator[tuple[str, str]]:
     for node in traced.graph.nodes:
-        if node.op == "call_module":
-            module = traced.root.get_submodule(str(node.target))
+        if (module := traced.module(node)) is not None:
             entry = counterpart(module)
             if entry is not None and entry.geometry is not None:
                 yield str(node.target), entry.geometry(module).kind

@@ -9,11 +9,11 @@ from torch import Tensor, fx
 
 from i3dconvert.errors import RecipeError
 from i3dconvert.lift import layout
-from i3dconvert.lift.canonical import leaves
 from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.operations import Operations
 from i3dconvert.lift.reading import is_image
+from i3dconvert.lift.reading.records import leaves
 from i3dconvert.lift.rewriting import Layer, New
 from i3dconvert.recipes import Geometry
 
@@ -47,8 +47,7 @@ class Interpolations(Operations):
             old = self.graph.create_node("call_method", "size", (clip, 2))
             frames = self.call(operator.mul, old, temporal.stride)
         new = self.call(layout.resize_time, clip, frames, mode, corners)
-        facts_of(new).update({"temporal": temporal, "layer": name})
-        return new, Layout.CLIP
+        return self.along_time(new, temporal, name), Layout.CLIP
 
     def size_source(self, node: fx.Node) -> fx.Node | None:
         """Return the image whose height and width an interpolation copies, if the graph shows it."""

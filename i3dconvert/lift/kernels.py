@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from i3dconvert.choices import Conv, Padding, TemporalPool, TimeEmbedding
 from i3dconvert.errors import RecipeError
 
 
@@ -62,16 +64,11 @@ def deflate(kernel: Tensor) -> Tensor:
 class Init:
     """A way to fill the taps, and the temporal padding with which the networks stay equal."""
 
-    name: str
     inflate: Callable[[Tensor, int], Tensor]
     padding: str
 
 
-INITS = {init.name: init for init in (Init("center", center, "zeros"), Init("mean", mean, "replicate"))}
-PADDINGS = ("zeros", "replicate")
-FORMS = ("3d", "2plus1d")
-TEMPORAL_POOLS = ("mean", "none")
-TIME_EMBEDDINGS = ("none", "zeros", "sinusoidal-learned")
+INITS = {"center": Init(center, "zeros"), "mean": Init(mean, "replicate")}
 
 
 @dataclass(frozen=True)
@@ -92,15 +89,15 @@ class Style:
 
     def checked(self) -> Style:
         """Return the style with its padding set; raises `RecipeError` for unknown names."""
-        for what, name, choices in (
+        for what, name, known in (
             ("init", self.init, INITS),
-            ("form of convolution", self.conv, FORMS),
-            ("temporal pool", self.temporal_pool, TEMPORAL_POOLS),
-            ("time embedding", self.time_embedding, TIME_EMBEDDINGS),
-            ("temporal padding", self.padding or PADDINGS[0], PADDINGS),
+            ("form of convolution", self.conv, get_args(Conv)),
+            ("temporal pool", self.temporal_pool, get_args(TemporalPool)),
+            ("time embedding", self.time_embedding, get_args(TimeEmbedding)),
+            ("temporal padding", self.padding or "zeros", get_args(Padding)),
         ):
-            if name not in choices:
-                raise RecipeError(f"unknown {what} {name!r}; known: {', '.join(choices)}")
+            if name not in known:
+                raise RecipeError(f"unknown {what} {name!r}; known: {', '.join(known)}")
         return replace(self, padding=self.padding or INITS[self.init].padding)
 
 

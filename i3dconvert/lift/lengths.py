@@ -136,11 +136,16 @@ def _kernel(temporal: Temporal) -> int:
 
 def above_of(node: fx.Node) -> set[fx.Node]:
     """Return the node and everything that it depends on."""
-    found, waiting = {node}, [node]
-    while waiting:
-        new = set(waiting.pop().all_input_nodes) - found
-        found |= new
-        waiting += new
+    return set(nearest_above(node))
+
+
+def nearest_above(node: fx.Node) -> list[fx.Node]:
+    """Return the node and everything that it depends on, the nearest first."""
+    found, known = [node], {node}
+    for one in found:
+        new = [n for n in one.all_input_nodes if n not in known]
+        found += new
+        known.update(new)
     return found
 
 
@@ -149,10 +154,9 @@ def checked(graph: fx.Graph, frames: int) -> dict[fx.Node, int]:
     try:
         return lengths(graph, frames)
     except FramesError as error:
-        nearby = (*range(frames - 1, max(frames - _NEARBY, 0), -1), *range(frames + 1, frames + _NEARBY))
-        below = next((n for n in nearby if n < frames and left(graph, n)), None)
-        above = next((n for n in nearby if n > frames and left(graph, n)), None)
-        fitting = " or ".join(str(n) for n in (below, above) if n is not None)
+        below, above = range(frames - 1, max(frames - _NEARBY, 0), -1), range(frames + 1, frames + _NEARBY)
+        nearest = (next((str(n) for n in side if left(graph, n)), "") for side in (below, above))
+        fitting = " or ".join(filter(None, nearest))
         if not fitting:
             raise
         raise FramesError(f"a clip of {frames} frames does not fit, one of {fitting} does: {error}") from None

@@ -48,7 +48,7 @@ class Operations(Rewriting):
         new = self.copy(node, lambda n: self.sizes.beside(n, varying))
         if varying and varies(node):
             return (self.call(layout.once_a_clip, new, self.clips) if _draws_rows(node) else new), Layout.FRAMES
-        facts_of(new)["plain"] = True
+        self.plain(new)
         self.sizes.note(node, varying)
         return new, Layout.PLAIN
 

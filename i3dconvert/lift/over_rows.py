@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, fx
 
 from i3dconvert.lift import layout
-from i3dconvert.lift.attention.joint import AttentionOverTime
 from i3dconvert.lift.attention.order import Orders
 from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.layout import Layout
@@ -21,15 +20,9 @@ from i3dconvert.lift.rewriting import New
 class OverRows(Operations):
     """Layers over several images for each frame: the windows of an attention, or its heads."""
 
-    attention: AttentionOverTime
-
     @cached_property
     def orders(self) -> Orders:
         return Orders(self.old)
-
-    def rows_each(self, node: fx.Node) -> Any:
-        """Return the rows that a value has for each frame; a node if they depend on the size."""
-        return self.attention.nodes.rows(node)
 
     def holds_images(self, value: Any) -> bool:
         """Return whether a value is `(B·R, C, H, W)`, the R images of a frame one after the other."""
@@ -43,7 +36,7 @@ class OverRows(Operations):
         """Add a layer over clips of `image`, or of each of several images for each frame."""
         if is_image(image):
             return layer(self.clip(image)), Layout.CLIP
-        each = self.rows_each(image)
+        each = self.attention.nodes.rows(image)
         clip = self.call(layout.clips_of_rows, self.frames(image), self.clips, each)
         new = layer(clip)
         for node in (clip, new):

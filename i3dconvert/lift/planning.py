@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from i3dconvert.comparison.forward import given
-from i3dconvert.errors import I3DWarning, LiftError
+from i3dconvert.errors import I3DWarning, LiftError, listed
 from i3dconvert.lift import trainers
 from i3dconvert.lift.counterparts import is_layer
 from i3dconvert.lift.exchange import marks
@@ -51,7 +51,19 @@ class Plan:
 
     def network(self, model: nn.Module) -> Network3d:
         """Return the 3D network of `model`; inflated tensors are on the meta device until `fill`."""
-        return _assemble(self, model)
+        network = Growing(self, model).network()
+        network._i3d_carried = trainers.carried(model)
+        network._i3d_parts = trainers.parts(model, self.cut.codes[""], self.inflation.input)
+        parameters = dict(network.named_parameters(remove_duplicate=False))
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            parameters[name].requires_grad_(parameter.requires_grad)
+        modules = dict(model.named_modules())
+        network.train(model.training)
+        for name, module in network.named_modules():
+            if name in modules:
+                module.training = modules[name].training
+        network._i3d_marks = marks(network)
+        return network
 
 
 def plan(
@@ -114,10 +126,9 @@ def warn_of_modes(model: nn.Module) -> None:
         return
     kept = [name for name, module in on_meta(model).train().named_modules() if not module.training]
     if kept:
-        some = ", ".join(kept[:3]) + f" and {len(kept) - 3} more" * (len(kept) > 3)
         warnings.warn(
-            f"train() of the 2D network leaves {some} in eval mode, train() of the 3D one does not: call eval() of "
-            "these modules after it",
+            f"train() of the 2D network leaves {listed(kept)} in eval mode, train() of the 3D one does not: call "
+            "eval() of these modules after it",
             I3DWarning,
             stacklevel=4,
         )
@@ -158,22 +169,6 @@ def _ties(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return tuple(tuple(group) for group in names.values() if len(group) > 1)
-
-
-def _assemble(plan: Plan, model: nn.Module) -> Network3d:
-    network = Growing(plan, model).network()
-    network._i3d_carried = trainers.carried(model)
-    network._i3d_parts = trainers.parts(model, plan.cut.codes[""], plan.lifted.inflation.input)
-    parameters = dict(network.named_parameters(remove_duplicate=False))
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        parameters[name].requires_grad_(parameter.requires_grad)
-    modules = dict(model.named_modules())
-    network.train(model.training)
-    for name, module in network.named_modules():
-        if name in modules:
-            module.training = modules[name].training
-    network._i3d_marks = marks(network)
-    return network
 
 
 _BY_CLASS: tuple[Any, ...] = (nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

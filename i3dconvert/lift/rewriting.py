@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
@@ -18,6 +18,9 @@ from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.reading import Reading
 from i3dconvert.lift.sizes import BatchSizes
 from i3dconvert.recipes import Geometry, Recipe, Temporal
+
+if TYPE_CHECKING:
+    from i3dconvert.lift.attention.joint import AttentionOverTime
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,13 @@ New = tuple[fx.Node, Layout]
 class Rewriting:
     """`env` maps each 2D node to what it became."""
 
+    attention: AttentionOverTime
+
     def __init__(self, traced: Reading, recipe: Recipe, style: Style) -> None:
-        self.old, self.root, self.recipe, self.style = traced.graph, traced.root, recipe, style
+        self.traced, self.recipe, self.style = traced, recipe, style
+        self.old, self.root = traced.graph, traced.root
         self.graph = fx.Graph()
-        self.sizes = BatchSizes(self.graph, self.frames, self.rows_each)
+        self.sizes = BatchSizes(self.graph, self.frames, lambda node: self.attention.nodes.rows(node))
         self.env: dict[fx.Node, New] = {}
         self.converted: dict[tuple[fx.Node, Layout], fx.Node] = {}
         self.modules: dict[str, nn.Module] = {}
@@ -59,10 +65,6 @@ class Rewriting:
 
     def layout_of(self, node: fx.Node) -> Layout:
         return self.env[node][1]
-
-    def rows_each(self, node: fx.Node) -> Any:
-        """Return the rows that a value has for each frame; a node if they depend on the size."""
-        raise NotImplementedError
 
     def frames(self, node: fx.Node) -> fx.Node:
         return self.convert(node, Layout.FRAMES)
@@ -95,6 +97,16 @@ class Rewriting:
 
     def call(self, function: Any, *args: Any, name: str | None = None) -> fx.Node:
         return self.graph.create_node("call_function", function, args, {}, name)
+
+    def plain(self, new: fx.Node) -> fx.Node:
+        """Note that a node's value does not vary with the clip, and return the node."""
+        facts_of(new)["plain"] = True
+        return new
+
+    def along_time(self, new: fx.Node, temporal: Temporal, layer: str) -> fx.Node:
+        """Note that a node is a layer over time, and return the node."""
+        facts_of(new).update({"temporal": temporal, "layer": layer})
+        return new
 
     def copy(self, node: fx.Node, value: Any) -> fx.Node:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)

@@ -7,7 +7,6 @@ from typing import Any
 from torch import fx, nn
 
 from i3dconvert.lift import layout
-from i3dconvert.lift.attention.joint import AttentionOverTime
 from i3dconvert.lift.canonical import function_name
 from i3dconvert.lift.layout import Layout
 from i3dconvert.lift.operations import Operations
@@ -20,8 +19,6 @@ NORMS = ("group_norm", "instance_norm")
 
 class OverSpace(Operations):
     """Global pools and norms over space, which also span time if the recipe requires it."""
-
-    attention: AttentionOverTime
 
     def pooled(self, node: fx.Node, result: New | None) -> New | None:
         """Extend a global pool over time if the recipe requires it; return other results unchanged."""
@@ -39,12 +36,11 @@ class OverSpace(Operations):
 
     def global_pool(self, node: fx.Node) -> str:
         """Return how a node pools all of space, `mean` or `amax`; empty if it does not."""
-        if node.op == "call_module":
-            module = self.root.get_submodule(str(node.target))
-            for cls, how in _GLOBAL_POOLS.items():
-                one = isinstance(module, cls) and module.output_size in (1, (1, 1))
-                if one and not getattr(module, "return_indices", False):
-                    return how
+        module = self.traced.module(node)
+        for cls, how in _GLOBAL_POOLS.items():
+            one = isinstance(module, cls) and module.output_size in (1, (1, 1))
+            if one and not getattr(module, "return_indices", False):
+                return how
         operation = layout.operation(node)
         if operation in _GLOBAL_POOLS.values() and node.args and is_image(node.args[0]):
             dim = layout.argument(node, "dim", 1)
@@ -57,6 +53,4 @@ class OverSpace(Operations):
 
     def is_norm(self, node: fx.Node) -> bool:
         """Return whether a node is a norm with statistics over space: GroupNorm, InstanceNorm."""
-        if node.op == "call_module":
-            return isinstance(self.root.get_submodule(str(node.target)), nn.GroupNorm | nn.InstanceNorm2d)
-        return layout.operation(node) in NORMS
+        return isinstance(self.traced.module(node), nn.GroupNorm | nn.InstanceNorm2d) or layout.operation(node) in NORMS

@@ -117,7 +117,6 @@ def reset_head(network: Block, num_classes: int) -> None:
 
 
 def _reset(network: Block, name: str, num_classes: int) -> None:
-    owner, _, last = name.rpartition(".")
     head = network.get_submodule(name)
     if not isinstance(head, nn.Linear | NoHead):
         raise LiftError(f"{name} is no longer a linear layer, so its inputs are unknown")
@@ -125,7 +124,7 @@ def _reset(network: Block, name: str, num_classes: int) -> None:
     like = next(network.parameters())
     options = {"device": like.device, "dtype": like.dtype}
     new = nn.Linear(head.in_features, num_classes, bias, **options) if num_classes else NoHead(head.in_features, bias)
-    setattr(network.get_submodule(owner), last, new)
+    network.set_submodule(name, new)
 
 
 def reset_classifier(network: Block, num_classes: int, global_pool: str | None = None) -> None:

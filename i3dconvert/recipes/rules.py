@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import accumulate
 from typing import Any, Literal
 
 from i3dconvert.errors import RecipeError
@@ -171,7 +172,7 @@ class Recipe:
         for rule in self.rules:
             if rule.layer != "*" and not any(rule.matches(name, kind) for name, kind in layers):
                 some = ", ".join(name for name, _ in layers[:3]) or "none"
-                parts = {name[:end] for name, _ in layers for end in [*_dots(name), len(name)]}
+                parts = {part for name, _ in layers for part in accumulate(name.split("."), "{}.{}".format)}
                 close = near(rule.layer.rstrip(".*"), sorted(parts))
                 raise RecipeError(
                     f"recipe {self.name!r} does not fit: its rule {str(rule)!r} matches no layer (layers: {some}, "
@@ -264,10 +265,6 @@ def _table(value: Any, where: str, schema: dict[str, type]) -> dict[str, Any]:
             "rules of kind 'norm' and 'global' have the span 1 or 'all'"
         )
     return value
-
-
-def _dots(name: str) -> list[int]:
-    return [place for place, one in enumerate(name) if one == "."]
 
 
 def parse_rule(text: str) -> Rule:

@@ -38,25 +38,23 @@ def as_svg(draw: Callable[Concatenate[float, P], Figure]) -> Callable[P, str]:
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
-        forms = (("wide", WIDTH), ("narrow", NARROW))
-        return "".join(f'<div class="{name}">{_svg(name, draw(width, *args, **kwargs))}</div>' for name, width in forms)
-
-    def _svg(name: str, figure: Figure) -> str:
-        buffer = io.StringIO()
-        # Each form has its own ids, as browsers look them up in the whole page.
-        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-            figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_NOTES)
-        svg = buffer.getvalue()
-        svg = svg[svg.index("<svg") :]
-        for ink, colour in COLOURS.items():
-            svg = svg.replace(colour, f"var(--{ink})")
-        return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-
-    def styled(*args: P.args, **kwargs: P.kwargs) -> str:
         with style(COLOURS):
-            return drawn(*args, **kwargs)
+            wide, narrow = _svg("wide", draw(WIDTH, *args, **kwargs)), _svg("narrow", draw(NARROW, *args, **kwargs))
+        return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
 
-    return styled
+    return drawn
+
+
+def _svg(name: str, figure: Figure) -> str:
+    buffer = io.StringIO()
+    # Each form has its own ids, as browsers look them up in the whole page.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_NOTES)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for ink, colour in COLOURS.items():
+        svg = svg.replace(colour, f"var(--{ink})")
+    return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
 
 
 @as_svg

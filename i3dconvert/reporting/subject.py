@@ -12,10 +12,10 @@ from typing import Any
 from i3dconvert import checkpoint
 from i3dconvert.checkpoint import Document
 from i3dconvert.export.runtime import read_document
-from i3dconvert.lift.describe import LayerRow, describe, energy_by_tap, frames_left, from_inflated, with_training
+from i3dconvert.lift.describe import LayerRow, describe, energy_by_tap, frames_by_layer, from_inflated, with_training
 from i3dconvert.lift.network import inflation_of
 from i3dconvert.verification import FRAMES, Report
-from i3dconvert.weights import State
+from i3dconvert.weights import State, shapes_of
 
 _STAGE = re.compile(r"^(.*?\d+)(?:\.|$)")
 
@@ -90,12 +90,11 @@ def subject_of(
         return Subject(path, document, report, unproved)
     network = checkpoint.rebuild(document)
     layers, taps = describe(network), {}
-    shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
-    if shapes == {key: tensor.shape for key, tensor in state.items()}:
+    if shapes_of(network.state_dict()) == shapes_of(state):
         layers = with_training(layers, from_inflated(inflation_of(network), state))
         taps = energy_by_tap(inflation_of(network), state)
     frames = max(frames or FRAMES, inflation_of(network).minimum_frames)
-    return Subject(path, document, report, unproved, layers, frames, frames_left(network, frames), taps)
+    return Subject(path, document, report, unproved, layers, frames, frames_by_layer(network, frames), taps)
 
 
 def stage_of(layer: str) -> str:
@@ -109,12 +108,10 @@ def stages(subject: Subject) -> list[Stage]:
     found = []
     for name, group in groupby(subject.layers, lambda layer: stage_of(layer.name)):
         layers = list(group)
-        strides = 1
         frames = [subject.left[layer.name] for layer in layers if layer.name in subject.left]
-        for layer in layers:
-            strides = max(strides, *layer.stride3d[:1], 1)
+        stride = max((one for layer in layers for one in layer.stride3d[:1]), default=1)
         kernels = tuple(sorted({layer.kernel3d[0] for layer in layers if layer.kernel3d}))
         fields = [layer.receptive_field for layer in layers]
         field = None if None in fields else max(field for field in fields if field is not None)
-        found.append(Stage(name, len(layers), kernels, strides, frames[-1] if frames else None, field))
+        found.append(Stage(name, len(layers), kernels, stride, frames[-1] if frames else None, field))
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import lcm
 from typing import Any
@@ -38,7 +38,7 @@ from i3dconvert.streaming.layers import (
     WindowMean,
     tick,
 )
-from i3dconvert.streaming.pace import Leaf, Pace, Window, delayed, window
+from i3dconvert.streaming.pace import Leaf, Pace, Window, window
 from i3dconvert.streaming.refusals import MORE, ODD, UNEQUAL, check, refuse, refuse_module
 
 CLOCK = "clock"
@@ -66,16 +66,11 @@ class Flowing:
     """The names of the tensors that are kept, the clock first."""
 
 
-def flowing(network: Network3d, size: int | None) -> Flowing:
-    """Return the stream of a network, whose class scores are means over the last `size` outputs, or over all.
-
-    Raises `StreamError` for layers that look along all of time.
-    """
-    return Streaming(network, size).flowing()
-
-
 class Streaming(OverFrames):
-    """One pass over the lifted graph, like `OverFrames`, with the pace of each value."""
+    """One pass over the lifted graph, like `OverFrames`, with the pace of each value.
+
+    Class scores are means over the last `size` outputs, or over all.
+    """
 
     def __init__(self, network: Network3d, size: int | None) -> None:
         super().__init__(network, minimal=False)
@@ -93,7 +88,7 @@ class Streaming(OverFrames):
         self.clock: fx.Node
 
     def flowing(self) -> Flowing:
-        """Return the stream."""
+        """Return the stream; raises `StreamError` for layers that look along all of time."""
         flow = self.run()
         return Flowing(flow, self.step, self.delay, tuple(self.leaves), (CLOCK, *self.kept))  # type: ignore[arg-type]
 
@@ -119,7 +114,7 @@ class Streaming(OverFrames):
         temporal, group = facts_of(node).get("temporal"), group_of(node)
         if isinstance(temporal, Attending) and pace.beyond % temporal.group:
             refuse(node, ODD.format(group=temporal.group, beyond=pace.beyond))
-        self.paces[node] = delayed(pace, -(-late // group) * group)
+        self.paces[node] = replace(pace, late=-(-late // group) * group)
         return super().visit(node)
 
     def start(self, node: fx.Node) -> fx.Node:
@@ -197,7 +192,7 @@ class Streaming(OverFrames):
         if value not in self.paces:
             self.leaves += [None] * (not _is_number(value))
             return self.env[value]
-        pace = delayed(self.paces[value], self.delay * self.paces[value].frames)
+        pace = replace(self.paces[value], late=self.delay * self.paces[value].frames)
         frames = self.at(value, pace.late)
         if form is layout.mean_over_time:
             self.leaves.append(Leaf(pace, None))
@@ -236,7 +231,7 @@ class Streaming(OverFrames):
         taps = used_taps(kernel)
         seen = window(self.paces[node], temporal, taps, replicate)
         layer = ConvOverTime(kernel[:, :, list(taps)], bias, seen, replicate, geometry)
-        return self.over(name, layer, layer.alone(), frames, node)
+        return self.over(name, layer, frames, node)
 
     def transposed(
         self, name: str, module: nn.ConvTranspose3d, frames: fx.Node, node: fx.Node, temporal: Temporal
@@ -249,7 +244,7 @@ class Streaming(OverFrames):
         taps = used_taps(kernel)
         seen = window(self.paces[node], Temporal(temporal.kernel, before=padding, after=padding), taps, False)
         layer = ConvOverTime(kernel[:, :, list(taps)], bias, seen, False, geometry)
-        return self.over(name, layer, layer.alone(), frames, node)
+        return self.over(name, layer, frames, node)
 
     def pooled(self, name: str, module: nn.Module, frames: fx.Node, node: fx.Node, temporal: Temporal) -> fx.Node:
         """Return a pooling, with the padding before it, or a transposed convolution."""
@@ -264,17 +259,17 @@ class Streaming(OverFrames):
         images = BlurOfImages(pool) if isinstance(pool, BlurPool3d) else pool_of_images(pool, temporal.kernel)
         counted = _counted(pool, temporal, replicate, seen)
         layer = PoolOverTime(images, seen, fill, space, _weights(pool, temporal.kernel), counted)
-        return self.over(name, layer, layer.alone(), frames, node)
+        return self.over(name, layer, frames, node)
 
-    def over(self, name: str, layer: Any, alone: nn.Module, frames: fx.Node, node: fx.Node) -> fx.Node:
-        """Call a layer over time, or its form for single frames, `alone`, if it sees no others."""
-        seen: Window = layer.window
+    def over(self, name: str, layer: ConvOverTime | PoolOverTime, frames: fx.Node, node: fx.Node) -> fx.Node:
+        """Call a layer over time, or its form for single frames if it sees no others."""
+        seen = layer.window
         self.paces[node], self.lengths[node] = seen.out, seen.out.frames  # type: ignore[assignment]
         if seen.kept:
             return self.keeping(name, layer, frames, node)
         name = _unused(name, self.modules)
         if seen.trivial:
-            self.modules[name] = alone
+            self.modules[name] = layer.alone()
             return self.graph.call_module(name, (frames,))
         both = self.over_time(name, layer, frames, None, node)
         return self.graph.call_function(operator.getitem, (both, 0))

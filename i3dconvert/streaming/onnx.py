@@ -36,7 +36,7 @@ from i3dconvert.files import check_output, workshop
 from i3dconvert.lift.network import Network3d, inflation_of
 from i3dconvert.progress import Progress, silent, stages
 from i3dconvert.streaming.layers import ConvOverTime
-from i3dconvert.streaming.runtime import STREAM, Feed, Given, Kept, Spec, StreamRuntime, of_file, together
+from i3dconvert.streaming.runtime import STREAM, Feed, Output, Spec, StateTensor, StreamRuntime, of_file, together
 from i3dconvert.streaming.stream import Stream, stream
 from i3dconvert.video.media import read_clips
 from i3dconvert.video.preprocessing import Preprocessing
@@ -149,8 +149,9 @@ def _traced(step: _Step, window: int | None, opset: int | None) -> tuple[Any, Sp
     names = [f"output_{place}" for place in range(len(leaves))]
     names = [SCORES, BEST] if step.best is not None else ["logits"] if len(leaves) == 1 else names
     described = leaves * 2 if step.best is not None else leaves
-    kept = [Kept(f"state_{one}", f"next_{one}", tuple(t.shape[1:])) for one, t in zip(flow.names, state, strict=True)]
-    shown = [Given(one, o.pace.frames, o.pace.beyond, o.axis) for one, o in zip(names, described, strict=True)]
+    shapes = zip(flow.names, (tuple(tensor.shape[1:]) for tensor in state), strict=True)
+    kept = [StateTensor(f"state_{one}", f"next_{one}", shape) for one, shape in shapes]
+    shown = [Output(one, o.pace.frames, o.pace.beyond, o.axis) for one, o in zip(names, described, strict=True)]
     spec = Spec(flow.frames, flow.delay, window, tuple(kept), tuple(shown))
     batch = {0: torch.export.Dim("batch")}
     inputs = [name, *(kept.input for kept in spec.state)]

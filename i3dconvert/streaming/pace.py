@@ -7,7 +7,9 @@ CNNs (Hedegaard & Iosifidis, arXiv:2106.00050) and MoViNets (Kondratyuk et al., 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from torch import Tensor
 
 from i3dconvert.recipes import Temporal
 
@@ -58,7 +60,12 @@ class Leaf:
         """Return which frames of a step are the video's, `number` steps after the end of a video of `steps` steps."""
         pace = self.pace
         first, last = (steps + number) * pace.frames - pace.late, steps * pace.frames + pace.beyond
-        return slice(min(max(-first, 0), pace.frames), min(max(last - first, 0), pace.frames))
+        start = min(max(-first, 0), pace.frames)
+        return slice(start, max(start, min(last - first, pace.frames)))
+
+    def part(self, output: Tensor, inside: slice) -> Tensor:
+        """Return only those frames of the output; a running mean is unchanged."""
+        return output if self.axis is None else output.narrow(self.axis, inside.start, inside.stop - inside.start)
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,3 @@ def window(pace: Pace, temporal: Temporal, taps: tuple[int, ...], replicate: boo
     first = tuple(temporal.dilation * tap + shift for tap in taps)
     out = Pace(frames, late, beyond)
     return Window(pace, out, kept, first, stride, low < 0, looks_behind, last >= temporal.after)
-
-
-def delayed(pace: Pace, late: int) -> Pace:
-    """Return the pace of the same value, delayed."""
-    return replace(pace, late=late)

@@ -28,7 +28,7 @@ Feed = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Kept:
+class StateTensor:
     """A tensor of the state: the names of its input and of its output, and its shape after the batch axis.
 
     All are zeros before the first step.
@@ -40,7 +40,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Given:
+class Output:
     """An output: its frames in a step, how many more a video has, and its time axis, or None."""
 
     name: str
@@ -57,9 +57,9 @@ class Spec:
     delay: int
     window: int | None
     """Steps in the running mean; None for a mean over all outputs."""
-    state: tuple[Kept, ...]
+    state: tuple[StateTensor, ...]
     """The state's tensors, the clock first."""
-    outputs: tuple[Given, ...]
+    outputs: tuple[Output, ...]
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -75,8 +75,10 @@ class Spec:
         """Read the JSON of `dumps`; raises `CheckpointError`."""
         try:
             fields = dict(json.loads(text))
-            state = tuple(Kept(k["input"], k["output"], tuple(map(int, k["shape"]))) for k in fields.pop("state"))
-            given = tuple(Given(**one) for one in fields.pop("outputs"))
+            state = tuple(
+                StateTensor(k["input"], k["output"], tuple(map(int, k["shape"]))) for k in fields.pop("state")
+            )
+            given = tuple(Output(**one) for one in fields.pop("outputs"))
             spec = cls(**fields, state=state, outputs=given)
             counts = spec.frames, spec.delay, spec.window or 1, *(n for one in given for n in (one.frames, one.beyond))
             sizes = [size for kept in state for size in kept.shape]
@@ -157,12 +159,8 @@ class StreamRuntime:
             outputs, state = self.step(nothing, state)
             cuts = [leaf.inside(steps, number) for leaf in leaves]
             if any(cut.stop > cut.start for cut in cuts):
-                found.append([_part(*each) for each in zip(outputs, leaves, cuts, strict=True)])
+                found.append([leaf.part(one, cut) for leaf, one, cut in zip(leaves, outputs, cuts, strict=True)])
         return found
-
-
-def _part(output: Tensor, leaf: Leaf, cut: slice) -> Tensor:
-    return output if leaf.axis is None else output.narrow(leaf.axis, cut.start, max(cut.stop - cut.start, 0))
 
 
 def of_file(runtime: StreamRuntime, given: Tensor) -> Iterator[list[Tensor]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from i3dconvert.errors import FramesError, StreamError
 from i3dconvert.export.frames import channels_last
 from i3dconvert.lift.network import Network3d, inflation_of
-from i3dconvert.streaming.form import Flow, Flowing, flowing
+from i3dconvert.streaming.form import Flow, Flowing, Streaming
 from i3dconvert.streaming.layers import COLUMNS, ENDED, SIZE, STEPS
 from i3dconvert.streaming.pace import Leaf
 
@@ -31,7 +31,7 @@ def stream(network: Network3d, window: int | None = None) -> Stream:
     if window is not None and (_whole(window) or 0) < 1:
         raise StreamError(f"window is {window!r}; it must be a number from 1 on, or None for a mean over all outputs")
     channels, *size = inflation_of(network).input
-    return Stream(flowing(network, window), channels, (size[0], size[1]), bool(inflation_of(network).fixed))
+    return Stream(Streaming(network, window).flowing(), channels, (size[0], size[1]), bool(inflation_of(network).fixed))
 
 
 class Stream(nn.Module):
@@ -179,9 +179,7 @@ def _cut(output: Any, cuts: Iterator[tuple[Leaf | None, slice | None]]) -> Any:
     def part(value: Any) -> Any:
         if isinstance(value, Tensor):
             leaf, cut = next(cuts)
-            if leaf is None or leaf.axis is None or cut is None:
-                return value
-            return value.narrow(leaf.axis, cut.start, max(cut.stop - cut.start, 0))
+            return value if leaf is None or cut is None else leaf.part(value, cut)
         if isinstance(value, dict):
             return {key: part(item) for key, item in value.items()}
         if not isinstance(value, tuple | list):

@@ -24,7 +24,7 @@ from i3dconvert.verification.running import reference_of
 from i3dconvert.verification.settings import CLIPS, TOLERANCES, Settings
 from i3dconvert.verification.tensors import check_weights
 from i3dconvert.verification.trained import verify_trained
-from i3dconvert.weights import digest
+from i3dconvert.weights import digest, shapes_of
 
 
 def verify_file(
@@ -65,7 +65,7 @@ def verify_file(
     progress("reading the 2D network")
     model2d = reference_of(document, path, reference)
     network = checkpoint.rebuild(document, model2d)
-    if {k: v.shape for k, v in network.state_dict().items()} != {k: v.shape for k, v in state.items()}:
+    if shapes_of(network.state_dict()) != shapes_of(state):
         weights = check_weights(inflation_of(network), model2d.state_dict(), state)
         others = Check("network", False, "the file's tensors do not have the shapes of its recipe's network")
         return Report([integrity, weights, *([others] if weights.passed else [])])

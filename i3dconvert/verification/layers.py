@@ -44,7 +44,8 @@ def compare_layers(
         if name in values and name not in found:
             error = _error(values[name], value.detach(), len(images))
             diverges = error is None or not error <= tolerance
-            found[name] = LayerError(name, _operation(model, name), tuple(value.shape), error, diverges)
+            operation = type(model.get_submodule(name)).__name__
+            found[name] = LayerError(name, operation, tuple(value.shape), error, diverges)
 
     def enter(name: str) -> None:
         nonlocal entered
@@ -64,10 +65,6 @@ def compare_layers(
 
 def _is_block(module: nn.Module) -> bool:
     return isinstance(module, _BLOCKS) and any(module.children())
-
-
-def _operation(model: nn.Module, name: str) -> str:
-    return type(model.get_submodule(name)).__name__
 
 
 @contextmanager

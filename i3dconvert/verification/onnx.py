@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 from i3dconvert.checkpoint import named
 from i3dconvert.comparison.forward import check_outputs, evaluating, outputs, replicated
 from i3dconvert.comparison.report import Check, Report
-from i3dconvert.errors import CheckpointError, FramesError, VerificationError
+from i3dconvert.errors import CheckpointError, FramesError, VerificationError, listed
 from i3dconvert.export.deployed import best_beside
 from i3dconvert.export.runtime import TOLERANCES, Runtime, as_input, read_document
 from i3dconvert.export.seal import broken
@@ -23,7 +22,6 @@ from i3dconvert.verification.pictures import add_pictures, read_pictures
 from i3dconvert.verification.running import reference_of
 from i3dconvert.verification.settings import CLIPS, FRAMES, Settings
 from i3dconvert.verification.trained import verify_exported
-from i3dconvert.video.preprocessing import Preprocessing
 
 
 def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress: Progress, model: str = "") -> Report:
@@ -55,7 +53,8 @@ def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress
     channels, height, width = origin.input
     height = runtime.fixed("height") or settings.size or height
     width = runtime.fixed("width") or settings.size or width
-    run, fixed = _way(path, runtime, settings)
+    compute, fixed = whole(path, runtime, settings.frames)
+    compute = compute if is_stream(path) else partial(_in_batches, runtime)
     frames = fixed or settings.frames or max(FRAMES, document.inflation.minimum_frames)
     generator = torch.Generator().manual_seed(settings.seed)
     candidates = {
@@ -67,11 +66,12 @@ def verify_onnx(path: Path, settings: Settings, reference: Path | None, progress
             continue
         progress(f"onnxruntime on {what}")
         try:
-            meant, value = run(images, frames, origin.preprocessing)
+            given, meant = as_input(replicated(images, frames), runtime.dtype, origin.preprocessing)
+            value = compute(given)
         except CheckpointError as error:
             raise FramesError(f"{error}; change --frames or --size") from None
         with evaluating(model2d, torch.float32):
-            expected = outputs(model2d(meant))
+            expected = outputs(model2d(meant[:, :, 0]))
         name = f"forward equality, onnxruntime, {what} {frames}×{images.shape[2]}×{images.shape[3]}"
         beside = best_beside(expected[0], *value) if runtime.names_best else (expected, [v.float() for v in value])
         report.checks.append(check_outputs(name, *beside, tolerance))
@@ -101,40 +101,15 @@ def check_fixed(path: Path, runtime: Runtime, settings: Settings) -> None:
 def _check_integrity(path: Path) -> Check:
     """Check the file's contents against its hashes."""
     changed = broken(path)
-    first = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-    detail = f"changed after the file was written: {first}" if changed else "tensors and graph match their SHA-256"
+    said = f"changed after the file was written: {listed(changed)}"
+    detail = said if changed else "tensors and graph match their SHA-256"
     return Check("integrity", not changed, detail)
 
 
-Run = Callable[[Tensor, int, Preprocessing], tuple[Tensor, list[Tensor]]]
-
-
-def _way(path: Path, runtime: Runtime, settings: Settings) -> tuple[Run, int | None]:
-    """Return how a file is run on still images, and the number of frames that it requires, if any."""
-    compute, frames = whole(path, runtime, settings.frames)
-    return partial(_run_stream, runtime, compute) if is_stream(path) else partial(_run, runtime), frames
-
-
-def _run_stream(
-    runtime: Runtime,
-    compute: Callable[[Tensor], list[Tensor]],
-    images: Tensor,
-    frames: int,
-    preprocessing: Preprocessing,
-) -> tuple[Tensor, list[Tensor]]:
-    """Return the images that the file's input represents, and its outputs of all steps to the end of the video."""
-    given, meant = as_input(replicated(images, frames), runtime.dtype, preprocessing)
-    return meant[:, :, 0], compute(given)
-
-
-def _run(runtime: Runtime, images: Tensor, frames: int, preprocessing: Preprocessing) -> tuple[Tensor, list[Tensor]]:
-    """Return the images that the file's input represents, and its outputs.
-
-    Runs one batch if the file accepts any size, else as many as its fixed batch size requires.
-    """
-    given, meant = as_input(replicated(images, frames), runtime.dtype, preprocessing)
+def _in_batches(runtime: Runtime, given: Tensor) -> list[Tensor]:
+    """Run one batch if the file accepts any size, else as many as its fixed batch size requires."""
     clips = runtime.fixed("batch")
-    if clips is None or clips == len(images):
-        return meant[:, :, 0], runtime(given)
+    if clips is None or clips == len(given):
+        return runtime(given)
     single = [runtime(torch.stack([clip] * clips)) for clip in given]
-    return meant[:, :, 0], [torch.cat([out[index][:1] for out in single]) for index in range(len(single[0]))]
+    return [torch.cat([out[index][:1] for out in single]) for index in range(len(single[0]))]

@@ -12,6 +12,7 @@ from i3dconvert.backbones import Origin
 from i3dconvert.comparison.report import Check, Picture, Report
 from i3dconvert.errors import VerificationError
 from i3dconvert.video import media
+from i3dconvert.video.labels import class_name
 
 
 def read_pictures(paths: Sequence[Path], origin: Origin | None) -> Tensor | None:
@@ -39,4 +40,4 @@ def top_classes(probabilities: Tensor, names: Sequence[str], count: int) -> tupl
     """Return the best classes of `(K,)` probabilities, with these."""
     best = probabilities.topk(min(count, len(probabilities)))
     pairs: Any = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return tuple((names[index] if names else f"class {index}", value) for index, value in pairs)
+    return tuple((class_name(names, index), value) for index, value in pairs)

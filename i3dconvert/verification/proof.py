@@ -37,23 +37,22 @@ def verify(
     The networks are left as they are. Raises `FramesError` when the settings' frames are too few for the recipe,
     `MediaError` for pictures that can't be read.
     """
-    settings, report = settings or Settings(), Report()
+    settings, report, inflation = settings or Settings(), Report(), inflation_of(model3d)
     progress("weight identity")
-    report.checks.append(check_weights(inflation_of(model3d), model2d.state_dict(), model3d.state_dict()))
+    report.checks.append(check_weights(inflation, model2d.state_dict(), model3d.state_dict()))
     origin: Origin | None = origin_of(model3d)
     with ExitStack() as stack:
-        stack.enter_context(given(model2d, inflation_of(model3d).constants))
+        stack.enter_context(given(model2d, inflation.constants))
         if origin is not None and origin.changes.head == "fresh":
             # A randomly initialised head may hide a difference in its input features.
             stack.enter_context(beheaded(model2d, model3d, name=head_of(model2d)))
         settings = within_budget(model3d, settings, report)
-        _check_forward(model2d, model3d, settings, report, progress)
-        image = noise(inflation_of(model3d).input, settings)[:1]
-        reach = check_reach(model3d, image, settings.dtypes[-1], settings.device)
+        images = noise(inflation.input, settings)
+        _check_forward(model2d, model3d, settings, report, images, progress)
+        reach = check_reach(model3d, images[:1], settings.dtypes[-1], settings.device)
         report.checks += [reach] if reach is not None else []
-    report.notes += inflation_of(model3d).convolutions.lines()
-    images = noise(inflation_of(model3d).input, settings)
-    with given(model2d, inflation_of(model3d).constants):
+    report.notes += inflation.convolutions.lines()
+    with given(model2d, inflation.constants):
         _explain(model2d, model3d, settings, report, images, progress)
     return report
 
@@ -74,9 +73,9 @@ def _explain(
 
 
 def _check_forward(
-    model2d: nn.Module, network: Network3d, settings: Settings, report: Report, progress: Progress
+    model2d: nn.Module, network: Network3d, settings: Settings, report: Report, still: Tensor, progress: Progress
 ) -> None:
-    frames, given = settings.frames, noise(inflation_of(network).input, settings)
+    frames = settings.frames
     assert frames is not None
     exact: dict[str, list[Tensor]] = {}
     origin: Origin | None = origin_of(network)
@@ -85,7 +84,7 @@ def _check_forward(
     meter = Meter(progress, network, cost(settings.dtypes, settings.clips + len(settings.images)))
     for dtype in settings.dtypes:
         name = str(dtype).removeprefix("torch.")
-        for what, images in (("noise", given), ("pictures", pictures)):
+        for what, images in (("noise", still), ("pictures", pictures)):
             if images is None:
                 continue
             shape = "×".join(map(str, (frames, *images.shape[2:])))

@@ -33,7 +33,7 @@ class Settings:
     """The device of both networks. On a GPU, TF32 is turned off: it would round float32 to ten bits."""
     gflop: float = 600.0
     """Budget of a forward pass in GFLOP (10⁹ floating-point operations); frames and size not set are chosen to fit."""
-    clips: int = 2
+    clips: int = CLIPS
     """Clips per batch."""
 
     def tolerance_for(self, dtype: torch.dtype) -> float:

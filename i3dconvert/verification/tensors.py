@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from i3dconvert.comparison.report import Check
+from i3dconvert.errors import listed
 from i3dconvert.lift.kernels import deflate
 from i3dconvert.lift.record import Inflation
 
@@ -28,8 +29,8 @@ def check_weights(inflation: Inflation, state2d: Mapping[str, Tensor], state3d: 
         if (problem := _difference(inflation, key, inflation.source(key, state2d), state3d[key]))
     ]
     if problems:
-        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        return Check(NAME, False, f"{problems[0]}{more} differ{'' if more else 's'} from the 2D network")
+        differ = "differs" if len(problems) == 1 else "differ"
+        return Check(NAME, False, f"{listed(problems, most=1)} {differ} from the 2D network")
     how = "bit for bit" if inflation.style.init == "center" else "to rounding"
     count = len(inflation.fillings)
     return Check(NAME, True, f"{count} inflated kernels {how}, {len(expected) - count} others equal")

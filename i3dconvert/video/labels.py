@@ -44,6 +44,11 @@ def read_names(path: Path) -> Names:
     return _checked(names, str(path))
 
 
+def class_name(names: Sequence[str], index: int) -> str:
+    """Return the name of the class at `index`, or its number if it has none."""
+    return names[index] if index < len(names) else f"class {index}"
+
+
 def check_count(names: Names, classes: int) -> None:
     """Raise `ClassesError` if the number of names is not the number of classes."""
     if names and len(names) != classes:

@@ -50,6 +50,11 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         raise WeightsError(f"{where} does not fit the network: {'; '.join(problems)}{hint}")
 
 
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a state dict's tensors by their names."""
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+
 def _is_odd(tensor: Tensor, expected: Tensor) -> bool:
     """Return whether integers, complex numbers or fewer than 16 bits replace a floating-point weight."""
     return expected.is_floating_point() and (not tensor.is_floating_point() or tensor.element_size() < 2)

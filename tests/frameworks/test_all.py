@@ -118,8 +118,7 @@ def test_names_read_both_ways(name: str) -> None:
     model, origin = Source(backbone, "random", size=None if name == "transformers" else 64).load()
     for target in known.targets:
         if target.takes(origin.backbone.qualified):
-            told = Style(time_embedding=target.time_embedding)
-            inflation = plan(model, target.recipe, told, origin.input).inflation
+            inflation = plan(model, target.recipe, target.style, origin.input).inflation
             state = dict(inflation.state(model.state_dict()))
             theirs = known.state(target, state)
             assert theirs.keys() != state.keys() or name in ("i3resnet", "3d-resnets", "timm-3d", "monai")

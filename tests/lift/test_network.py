@@ -174,6 +174,34 @@ def test_a_named_tuple_inside_a_dict_keeps_its_class() -> None:
     assert torch.allclose(pair.other[:, :, 1], frame["maps"][1][1].other, atol=1e-6)
 
 
+class Halves(nn.Module):
+    """Returns a map and the rows of its pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Pair:
+        found = self.conv(x)
+        return Pair(found, found.flatten(2).transpose(1, 2))
+
+
+class Whole(nn.Module):
+    """Takes what `Halves` returns."""
+
+    def forward(self, pair: Pair) -> Tensor:
+        scores: Tensor = pair.one.mean((2, 3)) + pair.other.amax(1)
+        return scores
+
+
+def test_modules_pass_named_tuples_to_each_other() -> None:
+    model = nn.Sequential(Halves(), Whole()).eval()
+    network, clip = inflate(model, "c2d", size=8), torch.randn(2, 3, 3, 8, 8)
+    expected = torch.stack([model(frame) for frame in clip.unbind(2)], 1).mean(1)
+    assert torch.allclose(network(clip), expected, atol=1e-6)
+    assert isinstance(network[0](clip), Pair)
+
+
 class Joined(nn.Module):
     """Adds two poolings of the same size."""
 

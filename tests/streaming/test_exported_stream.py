@@ -18,7 +18,7 @@ from i3dconvert.errors import CheckpointError, ExportError, FramesError, StreamE
 from i3dconvert.recipes import Rule
 from i3dconvert.streaming import onnx as exporter
 from i3dconvert.streaming.onnx import ExportOptions, export_stream
-from i3dconvert.streaming.runtime import Given, Kept, Spec, StreamRuntime, of_file, together
+from i3dconvert.streaming.runtime import Output, Spec, StateTensor, StreamRuntime, of_file, together
 from i3dconvert.streaming.triton import config, write_repository
 from tests.conftest import Made, Run
 from tests.examples.test_examples import CLIP
@@ -88,7 +88,7 @@ def test_bad_steps(exported: Path, tmp_path: Path) -> None:
     ],
 )
 def test_damaged_descriptions(damage: Callable[[dict[str, Any]], None], says: str) -> None:
-    spec = Spec(1, 2, None, (Kept("state_clock", "next_clock", (4,)),), (Given("logits", 1, 0, None),))
+    spec = Spec(1, 2, None, (StateTensor("state_clock", "next_clock", (4,)),), (Output("logits", 1, 0, None),))
     assert Spec.loads(spec.dumps(), Path("net.onnx")) == spec
     damage(said := json.loads(spec.dumps()))
     with pytest.raises(CheckpointError, match=says):

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from i3dconvert.errors import RecipeError
 from i3dconvert.lift import layout
-from i3dconvert.lift.attention.found import Attention, channels_carried, module_of, operands
+from i3dconvert.lift.attention.found import Attention, channels_carried
 from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.fillings import Copy, Filling, Zeros
 from i3dconvert.lift.lengths import above_of
@@ -60,7 +60,7 @@ def leading_alike(frames: Tensor, clips: int, leading: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Block:
+class AttentionBlock:
     """`tokens + branch(norm(tokens))`, with the attention in the branch."""
 
     attention: Attention
@@ -92,7 +92,7 @@ class NoBlockError(RecipeError):
     """An attention that is not in a block like TimeSformer's."""
 
 
-def block_of(traced: Reading, attention: Attention) -> Block:
+def block_of(traced: Reading, attention: Attention) -> AttentionBlock:
     """Return the block of an attention; raises `NoBlockError` if it is not like TimeSformer's."""
     above = above_of(attention.last)
     branch, tokens, total = _sum_behind(attention, above)
@@ -121,12 +121,12 @@ def block_of(traced: Reading, attention: Attention) -> Block:
         "dense.bias": Zeros((channels,), like=like),
     }
     leading = _leading(traced, tokens)
-    return Block(attention, tokens, norms[0], branch, total, heads, leading, eps, fillings)
+    return AttentionBlock(attention, tokens, norms[0], branch, total, heads, leading, eps, fillings)
 
 
 def _norm(traced: Reading, node: fx.Node) -> tuple[str, str, float] | None:
     """Return the weight, the bias and the epsilon of a LayerNorm over the channels, a module or a function."""
-    module = module_of(traced, node)
+    module = traced.module(node)
     if isinstance(module, nn.LayerNorm) and module.weight is not None and module.bias is not None:
         return f"{node.target}.weight", f"{node.target}.bias", module.eps
     if layout.operation(node) == "layer_norm":
@@ -159,7 +159,7 @@ def _is_sequence(node: fx.Node) -> bool:
 
 def _with_weights(traced: Reading, nodes: set[fx.Node]) -> list[str]:
     """Return the names of the layers among the nodes whose weights have several dimensions."""
-    modules = {str(node.target): module_of(traced, node) for node in nodes if node.op == "call_module"}
+    modules = {str(node.target): traced.module(node) for node in nodes if node.op == "call_module"}
     return [n for n, module in modules.items() if module and any(p.dim() > 1 for p in module.parameters())]
 
 
@@ -178,17 +178,13 @@ def _of_module(traced: Reading, attention: Attention) -> tuple[int, Names, dict[
 
 def _projections(traced: Reading, attention: Attention, inside: set[fx.Node], channels: int) -> tuple[int, Names]:
     """Return the heads and the parameters of the linear layers to queries, keys and values: one, or one for each."""
-    if attention.first is None:
-        parts = [layout.argument(attention.last, part, i) for i, part in enumerate(("query", "key", "value"))]
-    else:
-        parts = [*operands(attention.first), operands(attention.last)[1]]
-    names = [_with_weights(traced, above_of(part) & inside) for part in parts]
+    names = [_with_weights(traced, above_of(part) & inside) for part in attention.inputs]
     if any(len(found) != 1 for found in names):
         raise NoBlockError("queries, keys and values do not come from one linear layer, or one for each")
     layers = list(dict.fromkeys(found[0] for found in names))
     linears = [traced.root.get_submodule(name) for name in layers]
     heads = 0
-    for index, part in enumerate(parts):
+    for index, part in enumerate(attention.inputs):
         first = channels * index if len(layers) == 1 else 0
         heads = _heads(traced, part, channels, first, swapped=index == 1 and attention.first is not None)
         if not heads or not all(isinstance(linear, nn.Linear) for linear in linears) or len(layers) == 2:
@@ -213,7 +209,7 @@ def _heads(traced: Reading, part: fx.Node, channels: int, first: int, swapped: b
 def _leading(traced: Reading, tokens: fx.Node) -> int:
     """Return how many more tokens there are than places in their image."""
     above = above_of(tokens)
-    images = [n for n in tokens.graph.nodes if n in above and isinstance(module_of(traced, n), nn.Conv2d)]
+    images = [n for n in tokens.graph.nodes if n in above and isinstance(traced.module(n), nn.Conv2d)]
     if not images:
         raise NoBlockError("its tokens do not come from an image")
     leading = facts_of(tokens)["value"].shape[1] - facts_of(images[-1])["value"].shape[2:].numel()

@@ -31,13 +31,21 @@ class Attention:
     """The reason if it stays within a frame; else empty."""
 
     @property
+    def inputs(self) -> tuple[Any, Any, Any]:
+        """Its queries, keys and values; between two products, the keys are transposed."""
+        if self.first is not None:
+            return (*operands(self.first), operands(self.last)[1])
+        query, key, value = (layout.argument(self.last, name, i) for i, name in enumerate(("query", "key", "value")))
+        return query, key, value
+
+    @property
     def scores(self) -> int:
         """The number of scores for a pair of frames; 0 if they are never in memory at once."""
         if self.first is not None:
             return int(facts_of(self.first)["value"].numel()) // BATCH
         if self.kind == "module" or layout.argument(self.last, "attn_mask", 3) is None:
             return 0
-        query, key = (layout.argument(self.last, name, i) for i, name in enumerate(("query", "key")))
+        query, key, _ = self.inputs
         return int(facts_of(query)["value"][..., 0].numel()) // BATCH * int(facts_of(key)["value"].shape[-2])
 
 
@@ -48,7 +56,7 @@ def attentions(traced: Reading) -> list[Attention]:
         if layout.operation(node) == "scaled_dot_product_attention":
             causal = layout.argument(node, "is_causal", 5, False) or not rows(node)
             found.append(Attention(_name(node), "fused", node, refusal="it is causal" if causal else ""))
-        elif isinstance(module := module_of(traced, node), nn.MultiheadAttention):
+        elif isinstance(module := traced.module(node), nn.MultiheadAttention):
             found.append(Attention(str(node.target), "module", node, refusal=_of_module(module, node)))
         elif _is_softmax(traced, node):
             found += _around(traced, node)
@@ -66,11 +74,8 @@ def _of_module(module: nn.MultiheadAttention, node: fx.Node) -> str:
         return "its tokens come before the images (batch_first=False)"
     if layout.argument(node, "attn_mask", 5) or layout.argument(node, "key_padding_mask", 3) is not None:
         return "it has a mask"
-    return (
-        "it has additional keys (add_bias_kv, add_zero_attn)"
-        if module.bias_k is not None or module.add_zero_attn
-        else ""
-    )
+    more_keys = module.bias_k is not None or module.add_zero_attn
+    return "it has additional keys (add_bias_kv, add_zero_attn)" if more_keys else ""
 
 
 def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:
@@ -81,11 +86,6 @@ def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:
     return first, second
 
 
-def module_of(traced: Reading, node: fx.Node) -> nn.Module | None:
-    """Return the module that a node calls, if it calls one."""
-    return traced.root.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
 def _name(node: fx.Node) -> str:
     """Return the module with the code; the softmax is often a module with a name of its own."""
     scope = str(facts_of(node)["scope"] or node.name)
@@ -94,7 +94,7 @@ def _name(node: fx.Node) -> str:
 
 def _is_softmax(traced: Reading, node: fx.Node) -> bool:
     """Return whether a node is a softmax over the last axis of a value with rows for images, and queries and keys."""
-    module = module_of(traced, node)
+    module = traced.module(node)
     if isinstance(module, nn.Softmax):
         dim = module.dim
     elif layout.operation(node) == "softmax":
@@ -132,7 +132,7 @@ def _around(traced: Reading, softmax: fx.Node) -> Iterator[Attention]:
         user not in between and user is not last for node in between for user in node.users if _is_tensor(user)
     ):
         refusal = "its weights are used elsewhere"
-    elif any(isinstance(module_of(traced, node), nn.Conv2d) for node in between):
+    elif any(isinstance(traced.module(node), nn.Conv2d) for node in between):
         refusal = "a convolution mixes its weights"
     elif _channels_axis(traced, last.args[1]) == -2:
         refusal = "it is over channels"
@@ -176,7 +176,7 @@ def channels_carried(traced: Reading, node: Any) -> Tensor | None:
     """
     chain: list[fx.Node] = []
     while isinstance(node, fx.Node):
-        module = module_of(traced, node)
+        module = traced.module(node)
         if isinstance(module, nn.Linear | nn.Conv2d) or layout.operation(node) in ("linear", "conv2d"):
             break
         chain.append(node)
@@ -197,7 +197,7 @@ def channels_carried(traced: Reading, node: Any) -> Tensor | None:
 
 
 def _is_over_images(traced: Reading, node: fx.Node) -> bool:
-    return isinstance(module_of(traced, node), nn.Conv2d) or layout.operation(node) == "conv2d"
+    return isinstance(traced.module(node), nn.Conv2d) or layout.operation(node) == "conv2d"
 
 
 def _moved(step: fx.Node, carried: Any) -> Any:

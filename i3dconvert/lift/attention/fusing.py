@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from i3dconvert.lift import layout
-from i3dconvert.lift.attention.found import Attention, module_of, operands
+from i3dconvert.lift.attention.found import Attention
 from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.reading import Reading, rows
 
@@ -52,9 +52,7 @@ def steps_of(traced: Reading, attention: Attention) -> dict[fx.Node, Step]:
     first, softmax, last = attention.first, attention.softmax, attention.last
     assert first is not None
     assert softmax is not None
-    query, keys = operands(first)
-    parts = [query, keys, operands(last)[1]]
-    if len({(rows(part), facts_of(part)["value"].dim()) for part in parts}) > 1:
+    if len({(rows(part), facts_of(part)["value"].dim()) for part in attention.inputs}) > 1:
         raise NotFusedError("queries, keys and values have different layouts")
     if layout.argument(softmax, "dtype", 2) is not None:
         raise NotFusedError("its softmax uses another type")
@@ -82,7 +80,7 @@ _PRODUCTS = ("matmul", "bmm", "__matmul__", torch.matmul, torch.bmm, operator.ma
 
 def _after(traced: Reading, node: fx.Node, before: fx.Node) -> Step:
     """Return the effect of a node after the softmax; raises `NotFusedError` if it is not dropout."""
-    module = module_of(traced, node)
+    module = traced.module(node)
     if isinstance(module, nn.Identity) or layout.operation(node) in _NOTHING:
         return Step("same")
     if isinstance(module, nn.Dropout):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from i3dconvert.errors import RecipeError
-from i3dconvert.lift.attention.divided import Block, NoBlockError, block_of, leading_alike
+from i3dconvert.lift.attention.divided import AttentionBlock, NoBlockError, block_of, leading_alike
 from i3dconvert.lift.attention.found import Attention, attentions, operands
 from i3dconvert.lift.attention.fusing import NotFusedError, Step, steps_of
 from i3dconvert.lift.attention.groups import (
@@ -47,10 +47,12 @@ class AttentionOverTime:
         self.to = to
         self.found = {attention.last: attention for attention in attentions(traced)}
         for last, attention in self.found.items():
-            attends = not attention.refusal and self.to.recipe.attending(attention.name) is not None
-            if attends:
+            if self._wanted(attention) is not None:
                 self.found[last] = in_order(attention, orders)
         self.wanted = {last: self._wanted(attention) for last, attention in self.found.items()}
+        wanted = {last: temporal for last, temporal in self.wanted.items() if temporal is not None}
+        self.joint = [(self.found[last], temporal) for last, temporal in wanted.items() if not temporal.divided]
+        """The attentions that the recipe extends to other frames."""
         self.parts = self._parts()
         self.steps, self.apart = self._steps(traced)
         self.blocks = {n: block for block in self._blocks(traced) for n in (block.norm, block.branch, block.sum)}
@@ -74,9 +76,8 @@ class AttentionOverTime:
         new = to.graph.create_node("call_module", name, (to.frames(block.tokens), to.clips), {}, name.replace(".", "_"))
         wanted = self.wanted[block.attention.last]
         assert wanted is not None
-        facts_of(new).update({"temporal": wanted, "layer": block.attention.name})
         self.before_block[block.tokens] = to.env[block.tokens]
-        to.env[block.tokens] = (new, Layout.FRAMES)
+        to.env[block.tokens] = (to.along_time(new, wanted, block.attention.name), Layout.FRAMES)
 
     def attended(self, node: fx.Node) -> New | None:
         """Rewrite a node of an attention over a group's frames; return None for other nodes."""
@@ -88,17 +89,16 @@ class AttentionOverTime:
         if attention.last in self.steps:
             new = self.nodes.as_fused(attention, temporal, self._bias_in_time(attention, temporal))
         elif attention.kind == "fused":
-            new = self.nodes.fused(node, temporal, self._bias_in_time(attention, temporal))
+            new = self.nodes.fused(attention, temporal, self._bias_in_time(attention, temporal))
         elif attention.kind == "module" and temporal.shift:
             raise self._misfit(attention, "it does not support shifted groups")
         elif attention.kind == "module":
-            new = self.nodes.module(node, temporal)
+            new = self.nodes.module(attention, temporal)
         elif node is attention.first:
             new = self.nodes.over_frames(score_pairs, node, operands(node), temporal)
             temporal = replace(temporal, pairs=True)
         elif node is attention.softmax:
-            assert attention.first is not None
-            query, bias = operands(attention.first)[0], self._bias_in_time(attention, temporal)
+            query, bias = attention.inputs[0], self._bias_in_time(attention, temporal)
             values = (node.all_input_nodes[0], query)
             new = self.nodes.over_frames(softmax_of_pairs, node, values, temporal, self.nodes.rows(query), bias)
             facts_of(new)["like"] = 0
@@ -128,17 +128,9 @@ class AttentionOverTime:
             to.env[node] = self._embed_time(node)
         if node in self.found:
             attention, temporal = self.found[node], self.wanted[node]
-            to.layers[attention.name] = Layer(
-                *(
-                    attention.name,
-                    node.name,
-                    ATTENTION,
-                    temporal or Temporal(),
-                    temporal is not None,
-                    attention.refusal,
-                ),
-                apart=self.apart.get(node, ""),
-            )
+            along, attends = temporal or Temporal(), temporal is not None
+            layer = Layer(attention.name, node.name, ATTENTION, along, attends, attention.refusal)
+            to.layers[attention.name] = replace(layer, apart=self.apart.get(node, ""))
 
     def table(self, node: fx.Node, new: fx.Node) -> fx.Node:
         """Return a parameter; for a table repeated in time, the part within a frame, which the 2D code reads."""
@@ -148,9 +140,7 @@ class AttentionOverTime:
         distances = 2 * temporal.group - 1
         self.to.fillings[str(node.target)] = Repeated(distances)
         self.whole[attention.name] = (node, new)
-        within = self.to.call(middle, new, distances)
-        facts_of(within)["plain"] = facts_of(new)["plain"] = True
-        return within
+        return self.to.plain(self.to.call(middle, self.to.plain(new), distances))
 
     # What the recipe says about each attention.
 
@@ -163,16 +153,14 @@ class AttentionOverTime:
     def _parts(self) -> Parts:
         """Map the nodes of the 2D graph to their attention, if the recipe extends it to other frames."""
         nodes: Parts = {}
-        for attention in self.found.values():
-            temporal = self.wanted[attention.last]
-            if temporal is not None and not temporal.divided:
-                parts = (attention.first, attention.last, *attention.between)
-                nodes |= {node: (attention, temporal) for node in parts if node is not None}
+        for attention, temporal in self.joint:
+            parts = (attention.first, attention.last, *attention.between)
+            nodes |= {node: (attention, temporal) for node in parts if node is not None}
         return nodes
 
-    def _blocks(self, traced: Reading) -> list[Block]:
+    def _blocks(self, traced: Reading) -> list[AttentionBlock]:
         """Return the blocks that get an attention over time; attentions without such a block stay within a frame."""
-        blocks: list[Block] = []
+        blocks: list[AttentionBlock] = []
         refused: dict[fx.Node, str] = {}
         for last, attention in self.found.items():
             if (temporal := self.wanted[last]) is not None and temporal.divided:
@@ -194,7 +182,7 @@ class AttentionOverTime:
     def _tables(self) -> Parts:
         """Return the tables of relative positions that are repeated in time, with their attentions."""
         tables = {}
-        for attention, temporal in {id(of): of for of in self.parts.values()}.values():
+        for attention, temporal in self.joint:
             if not temporal.relative:
                 continue
             names = {n: str(n.target) for n in self.to.old.nodes if n.op == "get_attr"}
@@ -254,7 +242,7 @@ class AttentionOverTime:
         """Return, for each attention between two products, the steps on its scores, or why it stays two products."""
         steps: dict[fx.Node, dict[fx.Node, Step]] = {}
         apart: dict[fx.Node, str] = {}
-        for attention in {id(of): of for of, _ in self.parts.values()}.values():
+        for attention, _ in self.joint:
             if attention.first is not None:
                 try:
                     steps[attention.last] = steps_of(traced, attention)

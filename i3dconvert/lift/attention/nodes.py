@@ -15,6 +15,7 @@ from i3dconvert.lift.attention.fusing import Step, chance, chance_of, merge, not
 from i3dconvert.lift.attention.groups import Groups, another, attend_jointly, for_each_key, frames_of, shifted, tokens
 from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.layout import Layout
+from i3dconvert.lift.lengths import nearest_above
 from i3dconvert.lift.reading import PerSize, is_image, one_each, place, rows
 from i3dconvert.lift.rewriting import New, Rewriting
 from i3dconvert.recipes import Attending
@@ -37,7 +38,7 @@ class Nodes:
         """Return the rows that a value has for each frame; computed at each call if they depend on the size."""
         if not isinstance(facts_of(node)["batch"][0], PerSize):
             return rows(node)
-        known = [n for n in _above(node) if n in self.to.env and self.to.layout_of(n) is not Layout.PLAIN]
+        known = [n for n in nearest_above(node) if n in self.to.env and self.to.layout_of(n) is not Layout.PLAIN]
         likes = [n for n in known if is_image(n) or one_each(facts_of(n)["value"], facts_of(n)["batch"])]
         windows = [n for n in known if n not in self.parts and rows(n) and isinstance(facts_of(n)["batch"][0], PerSize)]
         stage = {n: self.to.sizes.stage(self.to.env[n][0]) for n in (*likes, *windows)}
@@ -46,7 +47,7 @@ class Nodes:
         if like is None or within is None:
             raise LiftError(f"{place(node)} works on windows, but no value shows how many there are")
         each = self.to.call(rows_each, self.to.frames(within), self.to.frames(like), rows(node), rows(within))
-        return self._plain(each)
+        return self.to.plain(each)
 
     def over_frames(
         self, function: Any, node: fx.Node, values: tuple[fx.Node, ...], temporal: Attending, *rest: Any
@@ -74,7 +75,7 @@ class Nodes:
                 return self.to.sizes.beside(source, inside)
             if (source, attention.name) not in self.repeated:
                 repeated = self.over_frames(for_each_key, source, (source,), temporal)
-                facts_of(repeated).update({"temporal": replace(temporal, pairs=True), "layer": attention.name})
+                self.to.along_time(repeated, replace(temporal, pairs=True), attention.name)
                 self.repeated[source, attention.name] = repeated
             return self.repeated[source, attention.name]
 
@@ -86,15 +87,15 @@ class Nodes:
 
     def masks(self, node: fx.Node, attention: Attention, temporal: Attending) -> New:
         """Replace scores by what the 2D network's code computes from scores of zero: their mask."""
-        to, query = self.to, operands(attention.first)[0]  # type: ignore[arg-type]
+        to, (query, *_) = self.to, attention.inputs
         step = self.steps[attention.last].get(node)
         if step is None:
-            return self._plain(to.call(nothing, to.frames(query), name=node.name)), Layout.PLAIN
+            return to.plain(to.call(nothing, to.frames(query), name=node.name)), Layout.PLAIN
         before = next(n for n in node.all_input_nodes if n in self.parts)
         mask, is_in = to.env[before]
         dims = facts_of(before)["value"].dim()
         if step.kind in ("split", "merge"):
-            mask = self._plain(to.call(split if step.kind == "split" else merge, mask, dims, name=node.name))
+            mask = to.plain(to.call(split if step.kind == "split" else merge, mask, dims, name=node.name))
         elif step.kind == "scale" and mask.target is not nothing:
             mask = to.call(step.function, mask, self._other(step.of, query))
         elif step.kind in ("sum", "fill"):
@@ -103,21 +104,15 @@ class Nodes:
                 other, is_in = self.moved(step.of, temporal), Layout.FRAMES
             value = tuple(arg for arg in node.args if arg not in (before, step.of)) if step.kind == "fill" else ()
             mask = to.call(step.function, mask, other, *fx.node.map_arg(value, to.frames), name=node.name)
-        return (self._plain(mask) if is_in is Layout.PLAIN else mask), is_in
+        return (to.plain(mask) if is_in is Layout.PLAIN else mask), is_in
 
     def _other(self, of: Any, beside: fx.Node) -> Any:
         return self.to.sizes.beside(of, [beside]) if isinstance(of, fx.Node) else of
 
-    @staticmethod
-    def _plain(new: fx.Node) -> fx.Node:
-        facts_of(new)["plain"] = True
-        return new
-
     def as_fused(self, attention: Attention, temporal: Attending, bias: fx.Node | None) -> fx.Node:
         """Compute product, softmax, product as one operation: scale the query, and put the rest into one mask."""
         to, last, steps = self.to, attention.last, self.steps[attention.last]
-        assert attention.first is not None
-        (query, keys), (weights, value) = operands(attention.first), operands(last)
+        (query, keys, value), weights = attention.inputs, operands(last)[0]
         asking, scale, drops = self.moved(query, temporal), 1.0, None
         for step in steps.values():
             if step.kind == "scale" and not isinstance(step.of, fx.Node):
@@ -130,7 +125,7 @@ class Nodes:
             elif step.kind == "dropout":
                 drops = to.call(chance_of, *fx.node.map_arg(step.of, to.frames))
         if drops is not None:
-            self._plain(drops)
+            to.plain(drops)
         asked = to.graph.create_node("call_method", "transpose", (self.moved(keys, temporal), -2, -1))
         mask: fx.Node | None = to.env[weights][0]
         mask = None if mask.target is nothing else mask  # type: ignore[union-attr]
@@ -141,24 +136,18 @@ class Nodes:
     @staticmethod
     def is_held_in_parts(attention: Attention) -> bool:
         """Return whether torch's fused forms, which hold no scores, apply: queries and values have the same size."""
-        query = (
-            operands(attention.first)[0] if attention.first is not None else layout.argument(attention.last, "query", 0)
-        )
-        value = (
-            operands(attention.last)[1] if attention.first is not None else layout.argument(attention.last, "value", 2)
-        )
+        query, _, value = attention.inputs
         return bool(facts_of(query)["value"].shape[-1] == facts_of(value)["value"].shape[-1])
 
-    def fused(self, node: fx.Node, temporal: Attending, bias: fx.Node | None) -> fx.Node:
-        to = self.to
-        query, key, value = (layout.argument(node, name, i) for i, name in enumerate(("query", "key", "value")))
+    def fused(self, attention: Attention, temporal: Attending, bias: fx.Node | None) -> fx.Node:
+        to, node = self.to, attention.last
         mask = layout.argument(node, "attn_mask", 3)
         options = {name: node.kwargs[name] for name in ("scale", "enable_gqa") if node.kwargs.get(name) is not None}
         options["dropout_p"] = layout.argument(node, "dropout_p", 4, 0.0)
-        given = [self.moved(n, temporal) for n in (query, key, value)]
+        given = [self.moved(n, temporal) for n in attention.inputs]
         if isinstance(mask, fx.Node):
             mask = self._repeating(mask) if to.layout_of(mask) is Layout.PLAIN else self.moved(mask, temporal)
-        groups = self.groups(query, temporal)
+        groups = self.groups(attention.inputs[0], temporal)
         return to.call(attend_jointly, *given, mask, groups, bias, fx.node.map_arg(options, to.frames), name=node.name)
 
     def _repeating(self, mask: fx.Node) -> fx.Node:
@@ -170,17 +159,17 @@ class Nodes:
             assert isinstance(first, fx.Node)
             dims = facts_of(node.all_input_nodes[0])["value"].dim()
             if layout.operation(node) in ("add", "iadd"):
-                made[node] = self._plain(to.call(operator.add, first, *rest))
+                made[node] = to.plain(to.call(operator.add, first, *rest))
             elif (more := facts_of(node)["value"].dim() - dims) and layout.operation(node) != "expand":
-                made[node] = self._plain(to.call(split if more > 0 else merge, first, dims))
+                made[node] = to.plain(to.call(split if more > 0 else merge, first, dims))
             else:
                 made[node] = first
         return made.get(mask) or to.frames(mask)
 
-    def module(self, node: fx.Node, temporal: Attending) -> fx.Node:
-        to, name = self.to, str(node.target)
+    def module(self, attention: Attention, temporal: Attending) -> fx.Node:
+        to, node, name = self.to, attention.last, str(attention.last.target)
         to.modules.setdefault(name, to.root.get_submodule(name))
-        query, key, value = (layout.argument(node, name, i) for i, name in enumerate(("query", "key", "value")))
+        query, key, value = attention.inputs
         groups = self.groups(query, temporal)
         given = {n: to.call(tokens, to.frames(n), groups) for n in (query, key, value)}
         args = (to.call(another, given[query]), given[key], given[value], *fx.node.map_arg(node.args[3:], to.frames))
@@ -193,13 +182,3 @@ class Nodes:
 def rows_each(frames: Tensor, like: Tensor, times: int, of: int) -> Any:
     """How many rows there are for each frame where `frames` has `of` and another value `times`; `like` has one."""
     return frames.shape[0] // like.shape[0] * times // of
-
-
-def _above(node: fx.Node) -> list[fx.Node]:
-    """A node and all that it follows from, the nearest first."""
-    found = {node: None}
-    for one in (waiting := [node]):
-        new = [n for n in one.all_input_nodes if n not in found]
-        found |= dict.fromkeys(new)
-        waiting += new
-    return list(found)

@@ -10,7 +10,7 @@ has no axis for values without rows: `PLAIN`, or `LOST` if it can't be followed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from i3dconvert.lift import layout
 from i3dconvert.lift.facts import facts_of
 from i3dconvert.lift.reading import BATCH, varies
+from i3dconvert.lift.reading.records import leaves
 from i3dconvert.lift.reading.views import WRITES, written
 
 ANY, UNKNOWN = -1, -2
@@ -89,9 +90,9 @@ def _order(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     if name in _MOVING and node.target is not F.unfold:
         return _moved(node, known)
     inputs = node.all_input_nodes[:1] if name in _OF_FIRST else node.all_input_nodes
-    if name in layout.ELEMENTWISE and any(order.dim() > 1 for n in inputs for order in _leaves(known[n])):
+    if name in layout.ELEMENTWISE and any(order.dim() > 1 for n in inputs for order in leaves(known[n])):
         return _after(_largest, tuple(_carried(list(inputs), known)), node)
-    given = [order for n in inputs for order in _leaves(_of_rows(known[n], n))]
+    given = [order for n in inputs for order in leaves(_of_rows(known[n], n))]
     if node.op == "call_module" and not varies(node):
         return _joined([], value, multiples)  # a module that reads the image's size or dtype, for positions
     if name in _ALIKE:
@@ -102,14 +103,6 @@ def _order(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     if name in _OF_ALL or by_rows or (foreign and any(order.dim() and len(order) != BATCH for order in given)):
         given = [LOST]
     return _joined(given, value, multiples)
-
-
-def _leaves(order: Any) -> Iterator[Tensor]:
-    if isinstance(order, Tensor):
-        yield order
-    else:
-        for one in order:
-            yield from _leaves(one)
 
 
 def _of_rows(order: Any, node: fx.Node) -> Any:

@@ -16,7 +16,7 @@ from i3dconvert.lift.reading.batch import PerSize
 from i3dconvert.lift.reading.deciding import by_mode, decided, unchanged
 from i3dconvert.lift.reading.merging import ByMode, Cast, OfDtype, OfImage
 from i3dconvert.lift.reading.numbers import ARITHMETIC
-from i3dconvert.lift.reading.records import Call, Decision, Ref, Row, leaves, mapped
+from i3dconvert.lift.reading.records import Call, Decision, Ref, Row, leaves, mapped, value_at
 from i3dconvert.lift.reading.surroundings import Held
 from i3dconvert.lift.reading.unused import drop_unused
 
@@ -34,6 +34,11 @@ _NUMPYS = {"axis": "dim", "keepdims": "keepdim"}
 """NumPy's names of arguments, which torch also accepts, and torch's own."""
 
 _SIZES = ("size", "stride", "numel", "nelement", "__len__")
+
+
+def _is_size(row: Row) -> bool:
+    """Return whether a row reads a tensor's size; such rows are read where they are used."""
+    return row.kind == "call" and getattr(row.target, "__name__", "") in _SIZES
 
 
 @dataclass(frozen=True)
@@ -101,9 +106,7 @@ class GraphOf:
     def cross(self, value: Any) -> None:
         """Read sizes and parts of tuples where they cross a border, instead of where they are first used after it."""
         for ref in leaves(value):
-            row = self.rows[ref.row] if isinstance(ref, Ref) else None
-            size = row is not None and row.kind == "call" and getattr(row.target, "__name__", "") in _SIZES
-            if size or (row is not None and ref.path):
+            if isinstance(ref, Ref) and (ref.path or _is_size(self.rows[ref.row])):
                 self.reference(ref)
 
     def calls(self) -> tuple[CallOf, ...]:
@@ -134,7 +137,7 @@ class GraphOf:
     def found(self, ref: Ref) -> fx.Node | None:
         """Return the node of a value, if there is one."""
         row = self.rows[ref.row]
-        if row.kind == "call" and getattr(row.target, "__name__", "") in _SIZES:
+        if _is_size(row):
             source = self.found(row.args[0])
             name, rest = _query(ref, row)
             return self.parts.get((name, source, rest))
@@ -214,7 +217,7 @@ class GraphOf:
 
     def reference(self, ref: Ref) -> fx.Node:
         row = self.rows[ref.row]
-        if row.kind == "call" and getattr(row.target, "__name__", "") in _SIZES:
+        if _is_size(row):
             return self.size(ref, row)
         node = self.nodes[ref.row]
         for index, part in enumerate(ref.path):
@@ -233,7 +236,7 @@ class GraphOf:
     def size(self, ref: Ref, row: Row) -> fx.Node:
         """Return a size of a tensor, read where it is first used."""
         source = self.value(row.args[0])
-        values = [_at(column[ref.row].value, ref.path) for column in self.columns]
+        values = [value_at(column, ref) for column in self.columns]
         name, rest = _query(ref, row)
 
         def read() -> fx.Node:
@@ -263,8 +266,8 @@ class GraphOf:
             name = f"_tensor_constant{len(held)}"
             self.root.register_buffer(name, row.args[0], persistent=False)
             return self.graph.get_attr(name)
-        if row.kind == "call" and getattr(row.target, "__name__", "") in _SIZES:
-            return None  # sizes are read where they are used
+        if _is_size(row):
+            return None
         args, kwargs = mapped(row.args, self.value), mapped(row.kwargs, self.value)
         if row.kind == "module":
             return self.graph.call_module(row.target, args, kwargs)
@@ -340,9 +343,3 @@ def _query(ref: Ref, row: Row) -> tuple[str, tuple[Any, ...]]:
     if axis is not None:
         return name, (axis,)
     return name.replace("nelement", "numel"), tuple(row.kwargs.values()) if row.kwargs else row.args[1:]
-
-
-def _at(value: Any, path: tuple[Any, ...]) -> Any:
-    for part in path:
-        value = value[part]
-    return value

@@ -58,25 +58,17 @@ class Differ(Exception):
     row: int | None = None
 
 
-@dataclass(frozen=True)
 class Runs:
-    """Recordings of a network; `training` are the indices of those in training mode."""
+    """Recordings of a network; `training` are the indices of those in training mode.
 
-    recorders: Sequence[Recorder]
-    training: frozenset[int] = frozenset()
-    passing: bool = False
-    """Whether what a step returned unchanged counts as its input."""
+    With `passing`, what a step returned unchanged counts as its input.
+    """
 
-
-def common(runs: Runs) -> tuple[list[Row], list[Decision], Any]:
-    """Return the rows, decisions and output that all runs share; raises `Differ` at the first difference."""
-    return _Common(runs).all()
-
-
-class _Common:
-    def __init__(self, runs: Runs) -> None:
-        self.runs = runs
-        self.columns = [recorder.rows for recorder in runs.recorders]
+    def __init__(
+        self, recorders: Sequence[Recorder], training: frozenset[int] = frozenset(), passing: bool = False
+    ) -> None:
+        self.recorders, self.training, self.passing = recorders, training, passing
+        self.columns = [recorder.rows for recorder in recorders]
         self.numbers = [dict(_numbers(rows)) for rows in self.columns]
         self.sizes_differ = len({tuple(rows[0].value.shape[2:]) for rows in self.columns}) > 1
         found: dict[Ref, tuple[Any, ...]] = {
@@ -88,7 +80,8 @@ class _Common:
             if len(set(values)) > 1:
                 self.places.setdefault(tuple(float(value) for value in values), []).append(ref)
 
-    def all(self) -> tuple[list[Row], list[Decision], Any]:
+    def common(self) -> tuple[list[Row], list[Decision], Any]:
+        """Return the rows, decisions and output that all runs share; raises `Differ` at the first difference."""
         rows: list[Row] = []
         for alike in zip(*self.columns, strict=False):
             try:
@@ -98,7 +91,7 @@ class _Common:
                 raise
         if len({len(column) for column in self.columns}) > 1:
             raise Differ(" and ".join(f"{len(column)}" for column in self.columns) + " steps")
-        output = self.merge([recorder.output for recorder in self.runs.recorders], len(rows), "", "the output")
+        output = self.merge([recorder.output for recorder in self.recorders], len(rows), "", "the output")
         return rows, self.decisions(), output
 
     def row(self, index: int, *rows: Row) -> Row:
@@ -110,7 +103,7 @@ class _Common:
             raise Differ(f"the steps differ, first at {where}")
         if first.kind in ("get", "input"):
             return first
-        for other in self.runs.training if first.kind == "module" else ():
+        for other in self.training if first.kind == "module" else ():
             images = Fraction(*(self.columns[run][0].value.shape[0] for run in (other, 0)))
             if not _same_shapes(first.value, rows[other].value, images):
                 raise Differ(f"{where} returns other shapes")
@@ -120,7 +113,7 @@ class _Common:
 
     def decisions(self) -> list[Decision]:
         found = []
-        for alike in zip(*(recorder.decisions for recorder in self.runs.recorders), strict=False):
+        for alike in zip(*(recorder.decisions for recorder in self.recorders), strict=False):
             first = alike[0]
             if any((d.operation, d.row, d.result) != (first.operation, first.row, first.result) for d in alike):
                 raise Differ(f"a decision on a size ({first.line})")
@@ -133,7 +126,7 @@ class _Common:
                 for i in range(len(first.operands))
             )
             found.append(replace(first, operands=operands))
-        if len({len(recorder.decisions) for recorder in self.runs.recorders}) > 1:
+        if len({len(recorder.decisions) for recorder in self.recorders}) > 1:
             raise Differ("the number of decisions on sizes")
         return found
 
@@ -157,8 +150,8 @@ class _Common:
         return self.sizes_differ and alike and (dims != 4 or axis == 1)
 
     def merge(self, values: list[Any], at: int, scope: str, where: str) -> Any:
-        if self.runs.passing and all(isinstance(value, Ref) for value in values):
-            values = [_origin(*pair) for pair in zip(values, self.runs.recorders, strict=True)]
+        if self.passing and all(isinstance(value, Ref) for value in values):
+            values = [_origin(*pair) for pair in zip(values, self.recorders, strict=True)]
         first = values[0]
         if isinstance(first, Ref) and all(value == first for value in values):
             return self.same[first][0] if first in self.same and self.is_constant(first) else first
@@ -176,7 +169,7 @@ class _Common:
             return self.of_image(values, where)
         if all(_alike(first, value) for value in values):
             return first
-        if self.runs.training:
+        if self.training:
             by_mode = self.by_mode(values, scope)
             if by_mode is not None:
                 return by_mode
@@ -191,7 +184,7 @@ class _Common:
         """Return a dtype or a device, as the image's if it follows that from run to run."""
         images = [column[0].value for column in self.columns]
         name = "dtype" if isinstance(values[0], torch.dtype) else "device"
-        if name == "device" and values == [recorder.device for recorder in self.runs.recorders]:
+        if name == "device" and values == [recorder.device for recorder in self.recorders]:
             return OfImage(name)
         if len(set(values)) > 1:
             if all(getattr(image, name) == value for image, value in zip(images, values, strict=True)):
@@ -212,7 +205,7 @@ class _Common:
     def by_mode(self, values: list[Any], scope: str) -> ByMode | None:
         modes: list[list[Any]] = [[], []]
         for index, value in enumerate(values):
-            modes[index in self.runs.training].append(value)
+            modes[index in self.training].append(value)
         evaluating, training = modes
         if type(training[0]) not in (bool, int, float) or type(evaluating[0]) not in (bool, int, float):
             return None

@@ -15,7 +15,7 @@ from i3dconvert.lift.reading.calls import CallRecorder
 from i3dconvert.lift.reading.copying import clear_caches, on_meta, without_hooks
 from i3dconvert.lift.reading.graph import CallOf, GraphOf
 from i3dconvert.lift.reading.kernels import Kernels, KernelsSeen
-from i3dconvert.lift.reading.merging import Differ, Runs, common
+from i3dconvert.lift.reading.merging import Differ, Runs
 from i3dconvert.lift.reading.recording import CONTAINERS, Recorder
 from i3dconvert.lift.reading.records import Ref, Row, as_plain, forward_of, mapped, value_at
 from i3dconvert.lift.reading.surroundings import OTHERS, Enter, Held, other_device, questions
@@ -49,10 +49,14 @@ class Reading:
     functions: tuple[str, ...] = ()
     """The network's own autograd functions; the graph has the steps of their forward."""
 
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """Return the module that a node of the graph calls, if it calls one."""
+        return self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
 
 def alike(*recorders: Recorder, passing: bool = False) -> bool:
     with suppress(Differ):
-        common(Runs(recorders, passing=passing))
+        Runs(recorders, passing=passing).common()
         return True
     return False
 
@@ -177,7 +181,7 @@ class Reader:
         Sizes that the network refuses, or at which its code takes another branch, are skipped, because
         the graph checks its decisions.
         """
-        common(Runs([first, second]))
+        Runs([first, second]).common()
         self.trials = []
         images = [recorder.rows[0].value for recorder in (first, second)]
         free = images[0].shape[2:] != images[1].shape[2:]
@@ -188,7 +192,7 @@ class Reader:
             except LiftError:
                 continue
             try:
-                common(Runs([first, second, trial]))
+                Runs([first, second, trial]).common()
             except Differ as reason:
                 if not _decide_otherwise(first, trial):
                     raise Differ(f"it differs for {number} images of {size[0]}×{size[1]}: {reason}") from None
@@ -238,7 +242,7 @@ class Reader:
                 for enter in entered:
                     stack.enter_context(enter())
                 run = self.recorded(BATCH, first.rows[0].value.shape[2:], self.dtype)
-            common(Runs([first, run]))
+            Runs([first, run]).common()
             return None
         except Differ as reason:
             row, place = len(first.rows) if reason.row is None else reason.row, first_line(reason)
@@ -256,7 +260,7 @@ class Reader:
         """Return what runs have in common; what differs in `trained`, a run in training mode, follows the mode."""
         modes = frozenset() if trained is None else frozenset((len(recorders),))
         recorders = recorders if trained is None else [*recorders, trained]
-        rows, decisions, output = common(Runs([*recorders, *self.trials], modes))
+        rows, decisions, output = Runs([*recorders, *self.trials], modes).common()
         root = without_hooks(self.roots[0])
         graph = GraphOf(rows, [recorder.rows for recorder in recorders], root, recorders[0].calls)
         built, functions = graph.build(decisions, output, self.held), tuple(sorted(recorders[-1].functions))

@@ -19,14 +19,14 @@ from i3dconvert.errors import LiftError
 from i3dconvert.lift.reading import known
 from i3dconvert.lift.reading.copying import empty_like
 from i3dconvert.lift.reading.records import Ref, dtype_named, leaves, line_of_the_network, mapped, positional, to_meta
-from i3dconvert.lift.reading.tensors import Tensors
 from i3dconvert.lift.reading.values import is_assumed, value_of
 from i3dconvert.lift.reading.views import OVERLOAD, TURNS, written_to
+from i3dconvert.lift.reading.writes import Writes
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-class Recorder(Tensors):
+class Recorder(Writes):
     """Records the functions of torch that a network calls."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

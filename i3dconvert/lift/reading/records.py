@@ -7,6 +7,8 @@ import inspect
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from types import CodeType
 from typing import Any
 
@@ -59,10 +61,7 @@ class Row:
 
 def value_at(rows: Sequence[Row], ref: Ref) -> Any:
     """Return the value that `ref` stands for."""
-    value = rows[ref.row].value
-    for part in ref.path:
-        value = value[part]
-    return value
+    return reduce(getitem, ref.path, rows[ref.row].value)
 
 
 @dataclasses.dataclass
@@ -91,7 +90,6 @@ class Decision:
     row: int
     scope: str
     line: str
-    values: tuple[Any, ...]
     call: int = 0
 
 
@@ -166,7 +164,7 @@ def to_meta(value: Any) -> Any:
         return torch.Size(map(plain, value))
     if type(value).__module__ == "torch.return_types":
         return value
-    if isinstance(value, tuple | list | dict | slice):
+    if isinstance(value, _NESTED):
         return mapped(value, to_meta)
     return value
 

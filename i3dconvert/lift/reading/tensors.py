@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from i3dconvert.errors import LiftError
-from i3dconvert.lift.reading.numbers import Remembered, plain, remember
+from i3dconvert.lift.reading.numbers import Remembered, remember
 from i3dconvert.lift.reading.records import (
     Again,
     Call,
@@ -23,14 +24,23 @@ from i3dconvert.lift.reading.records import (
     line_of_the_network,
     running,
 )
-from i3dconvert.lift.reading.writes import Writes
 
 
-class Tensors(Writes):
+class Tensors(TorchFunctionMode):
     """Records a run in `rows`; `names` maps identities of the network's tensors to their names."""
 
     def __init__(self, names: Mapping[int, str], is_whole: Callable[[nn.Module, str], bool]) -> None:
         super().__init__()
+        self.rows: list[Row] = []
+        self._refs: dict[int, Any] = {}
+        self._made_by: dict[int, Ref] = {}
+        self._owner: dict[Ref, Tensor] = {}
+        self._order: list[int] = []
+        """The identities of tensors in the order in which they became known or changed."""
+        self._sharing: dict[int, dict[int, Tensor]] = {}
+        """Tensors by the identity of the memory that they share."""
+        self._passed: dict[int, list[Tensor]] = {}
+        """By identity, the tensors that are one: layers such as nn.Identity returned the first of them unchanged."""
         self.decisions: list[Decision] = []
         self.output: Any = None
         self.left_keys = False
@@ -52,11 +62,15 @@ class Tensors(Writes):
 
     def row(self, kind: str, target: Any, args: Any = (), kwargs: Any = None, value: Any = None) -> Ref:
         """Add a row and return its place."""
-        call = self._open[-1] if self._open else 0
         if self._codes:
             self.functions.update(running(self._codes))
-        self.rows.append(Row(kind, target, args, kwargs or {}, self._scope, value, self._graded, call))
+        self.rows.append(Row(kind, target, args, kwargs or {}, self._scope, value, self._graded, self._call))
         return Ref(len(self.rows) - 1)
+
+    @property
+    def _call(self) -> int:
+        """The index of the innermost call of a module that is running."""
+        return self._open[-1] if self._open else 0
 
     @property
     def _scope(self) -> str:
@@ -82,17 +96,17 @@ class Tensors(Writes):
 
     def decision(self, result: bool, operation: str, operands: tuple[Any, ...]) -> None:
         """Record a decision on sizes."""
-        refs, values = tuple(map(self.ref, operands)), tuple(map(plain, operands))
-        call, line = self._open[-1] if self._open else 0, line_of_the_network()
-        self.decisions.append(Decision(operation, refs, result, len(self.rows), self._scope, line, values, call))
+        self._decided(operation, tuple(map(self.ref, operands)), result)
 
     def answer(self, ref: Ref, value: Any) -> None:
         """Record the answer to whether values of the image are finite, which is asked again at each call."""
-        if isinstance(value, bool | int | float):
-            call, line = self._open[-1] if self._open else 0, line_of_the_network()
-            self.decisions.append(Decision("item", (ref,), value, len(self.rows), self._scope, line, (value,), call))
-        else:
+        if not isinstance(value, bool | int | float):
             raise LiftError("depends on the data")
+        self._decided("item", (ref,), value)
+
+    def _decided(self, operation: str, refs: tuple[Any, ...], result: Any) -> None:
+        line = line_of_the_network()
+        self.decisions.append(Decision(operation, refs, result, len(self.rows), self._scope, line, self._call))
 
     def ref(self, value: Any) -> Any:
         """Return a value as it appears in a row: its place, or itself if it is constant."""
@@ -124,6 +138,19 @@ class Tensors(Writes):
             found = self.row("get", name, value=value) if name else self.row("constant", None, (value,), value=value)
             self._keep(value, found)
         return found
+
+    def _again(self, view: Tensor, found: Again) -> Ref:
+        """Record again the step that made a view, and return its place."""
+        step = self.rows[found.step.row]
+        row = self.row("call", step.target, (self.ref(found.of), *step.args[1:]), step.kwargs, step.value)
+        ref = Ref(row.row, found.step.path)
+        self._refs |= {id(one): ref for one in self._same(view)}
+        self._owner[ref] = view
+        return ref
+
+    def _same(self, tensor: Tensor) -> list[Tensor]:
+        """Return the tensors that are one with `tensor`; the others are what layers returned for the first."""
+        return self._passed.setdefault(id(tensor), [tensor])
 
     def _keep(self, value: Any, ref: Ref) -> None:
         """Recognise tensors by identity. An in-place operation returns its input tensor."""

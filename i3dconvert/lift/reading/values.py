@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import torch
@@ -38,10 +40,7 @@ def value_of(rows: Sequence[Row], ref: Any, known: dict[int, Any]) -> Any:
         return _CPU if isinstance(ref, torch.device) else ref
     if ref.row not in known:
         known[ref.row] = _computed(rows, rows[ref.row], known)
-    value = known[ref.row]
-    for part in ref.path:
-        value = value[part]
-    return value
+    return reduce(getitem, ref.path, known[ref.row])
 
 
 def is_assumed(rows: Sequence[Row], ref: Any) -> bool:
@@ -52,7 +51,7 @@ def is_assumed(rows: Sequence[Row], ref: Any) -> bool:
 
 
 def _computed(rows: Sequence[Row], row: Row, known: dict[int, Any]) -> Any:
-    if row.kind == "number" or (row.kind == "call" and not _holds_tensors(row.value)):
+    if row.kind == "number" or (row.kind == "call" and not any(isinstance(one, Tensor) for one in leaves(row.value))):
         return row.value
     if row.kind == "constant":
         return row.args[0]
@@ -97,9 +96,3 @@ def _is_finite(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.is_meta or not value.is_floating_point() or bool(value.isfinite().all())
     return not isinstance(value, float) or math.isfinite(value)
-
-
-def _holds_tensors(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return any(map(_holds_tensors, value))
-    return isinstance(value, Tensor)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from functools import cache
-from operator import attrgetter
+from functools import cache, reduce
+from operator import attrgetter, getitem
 from typing import Any
 
 import torch
@@ -85,8 +85,6 @@ def written(base: Tensor, steps: tuple[Step, ...], name: str, args: tuple[Any, .
     base = base.clone(memory_format=torch.contiguous_format)  # so that the steps are views as in the 2D network
     view: Any = base
     for step, given, options, path in steps:
-        view = call(step, view, given, options)
-        for part in path:
-            view = view[part]
+        view = reduce(getitem, path, call(step, view, given, options))
     call(name, view, args, kwargs)
     return base

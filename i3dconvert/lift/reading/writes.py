@@ -3,59 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from i3dconvert.errors import LiftError
-from i3dconvert.lift.reading.records import Again, Lost, Ref, Row, leaves, mapped
+from i3dconvert.lift.reading.records import Again, Lost, Ref, leaves, mapped
+from i3dconvert.lift.reading.tensors import Tensors
 from i3dconvert.lift.reading.views import TURNS, WRITES, name_of, written
 
 
-class Writes(TorchFunctionMode):
+class Writes(Tensors):
     """The part of a recorder that records operations in place."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[Row] = []
-        self._names: Mapping[int, str] = {}
-        self._refs: dict[int, Any] = {}
-        self._made_by: dict[int, Ref] = {}
-        self._owner: dict[Ref, Tensor] = {}
-        self._order: list[int] = []
-        """The identities of tensors in the order in which they became known or changed."""
-        self._sharing: dict[int, dict[int, Tensor]] = {}
-        """Tensors by the identity of the memory that they share."""
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._through_views: list[int] = []
         self._casts: dict[int, set[int]] = {}
         """For each storage, those that are the same one if the image has the dtype of this run."""
         self._written: Counter[int] = Counter()
         """How often each tensor was written into, by its identity."""
-        self._passed: dict[int, list[Tensor]] = {}
-        """By identity, the tensors that are one: layers such as nn.Identity returned the first of them unchanged."""
         self.apart = True
         """Whether what a layer returned unchanged is a tensor of its own; else it is the layer's input, as in 2D."""
         self.returned: dict[Ref, Ref] = {}
         """The input of each step that returned its input unchanged in this run, such as dropout in eval mode."""
         self._whole: list[tuple[int, int, Any, int, int, dict[int, tuple[int, Any]]]] = []
-
-    def row(self, kind: str, target: Any, args: Any = (), kwargs: Any = None, value: Any = None) -> Ref:
-        """Add a row and return its place."""
-        raise NotImplementedError
-
-    def ref(self, value: Any) -> Any:
-        """Return a value as it appears in a row."""
-        raise NotImplementedError
-
-    def place(self) -> str:
-        """Return the module whose code is running, for messages."""
-        raise NotImplementedError
-
-    def _keep(self, value: Any, ref: Ref) -> None:
-        raise NotImplementedError
 
     def _turn(self, tensor: Tensor, name: str, args: Any, kwargs: Any, refs: Any) -> Tensor:
         """Record an operation that changes a tensor's shape in place: its views, and what is known of it, stay.
@@ -143,10 +116,6 @@ class Writes(TorchFunctionMode):
             self._refs[id(one)] = row
             self._order.append(id(one))
 
-    def _same(self, tensor: Tensor) -> list[Tensor]:
-        """Return the tensors that are one with `tensor`; the others are what layers returned for the first."""
-        return self._passed.setdefault(id(tensor), [tensor])
-
     def _own(self, tensor: Tensor) -> Tensor:
         """Return a tensor of its own for what a layer returned unchanged: code may use the layer's input beside it."""
         if not self.apart:
@@ -185,11 +154,3 @@ class Writes(TorchFunctionMode):
         made = self._made_by[id(self._same(view)[0])]
         step = self.rows[made.row]
         return name_of(step.target), step.args[1:], step.kwargs, made.path
-
-    def _again(self, view: Tensor, found: Again) -> Ref:
-        step = self.rows[found.step.row]
-        row = self.row("call", step.target, (self.ref(found.of), *step.args[1:]), step.kwargs, step.value)
-        ref = Ref(row.row, found.step.path)
-        self._refs |= {id(one): ref for one in self._same(view)}
-        self._owner[ref] = view
-        return ref

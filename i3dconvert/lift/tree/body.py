@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import keyword
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from torch import fx, nn
 from i3dconvert.lift import layout
 from i3dconvert.lift.facts import Facts, facts_of, kept_facts
 from i3dconvert.lift.forms import Form, can_cross
+from i3dconvert.lift.reading.records import leaves
 from i3dconvert.lift.tree.calling import forms, varies
 from i3dconvert.lift.tree.code import Code, clips_of
 
@@ -81,8 +81,7 @@ class Body:
 
     def _take(self, name: str, value: Any) -> None:
         """Add an input of the 2D module if it contains nodes of the graph."""
-        nodes = list(_nodes(value))
-        if not nodes:
+        if not _holds_nodes(value):
             return
         form = _form(value)
         if not can_cross(form):
@@ -125,12 +124,12 @@ class Body:
 
     def _finish(self) -> None:
         output = self.call.output
-        if not list(_nodes(output)):
+        if not _holds_nodes(output):
             raise Inline(self.number, "its output is unknown")
         self.gives = _form(output)
         if not can_cross(self.gives):
             raise Inline(self.number, "its output does not determine N and T")
-        self.graph.output(_mapped(output, self.local))
+        self.graph.output(fx.node.map_arg(output, self.local))
 
     # The contents.
 
@@ -173,7 +172,7 @@ class Body:
         if name is None:
             raise Inline(self.number, f"it calls {self.of.calls[number].name}, which is not part of it")
         child = self.of.body(number)
-        args = tuple(_mapped(value, self.local) for _, value in child.inputs)
+        args = tuple(fx.node.map_arg(value, self.local) for _, value in child.inputs)
         beside: dict[str, Any] = {key: self.local(node) for key, node in child.beside.items()}
         new = self.graph.create_node("call_module", name, args, beside, name.replace(".", "_"))
         takes = [_form(value) for _, value in child.inputs]
@@ -279,14 +278,8 @@ def _is_made_again(node: fx.Node) -> bool:
     )
 
 
-def _nodes(value: Any) -> Iterator[fx.Node]:
-    if isinstance(value, fx.Node):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _nodes(item)
-    elif isinstance(value, dict):
-        yield from _nodes(list(value.values()))
+def _holds_nodes(value: Any) -> bool:
+    return any(isinstance(one, fx.Node) for one in leaves(value))
 
 
 def _form(value: Any) -> Form:
@@ -298,13 +291,3 @@ def _form(value: Any) -> Form:
     if isinstance(value, dict):
         return {key: _form(item) for key, item in value.items()}
     return "plain"
-
-
-def _mapped(value: Any, function: Any) -> Any:
-    if isinstance(value, fx.Node):
-        return function(value)
-    if isinstance(value, tuple | list):
-        return type(value)([_mapped(item, function) for item in value])
-    if isinstance(value, dict):
-        return {key: _mapped(item, function) for key, item in value.items()}
-    return value

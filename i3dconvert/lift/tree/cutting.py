@@ -58,7 +58,6 @@ class Cutting:
             self.names.setdefault(id(module), []).append(name)
         self.around = {number: self._around(number) for number in range(len(calls))}
         self.items: dict[int, list[fx.Node | int]] = {}
-        self.home: dict[fx.Node, int] = {}
         self._sort()
         self.clips = next((n for n in graph.nodes if layout.is_size(n) and n.name == "clips"), None)
         self.bodies: dict[int, Body] = {}
@@ -90,7 +89,6 @@ class Cutting:
                     self.items[path[path.index(number) - 1]].append(number)
             open_calls = path
             self.items[path[-1]].append(node)
-            self.home[node] = path[-1]
 
     def run(self) -> Cut:
         codes: dict[str, Code] = {}
