@@ -1,4 +1,4 @@
-"""Your own network, inflated for volumes, with depth strided and upsampled like height and width:
+"""Your own network, inflated for volumes: it strides and upsamples depth like height and width.
 
 i3dconvert inflate examples/own_network.py:unet --recipe volumetric --size 64 --weights random -o unet.safetensors
 i3dconvert verify unet.safetensors --frames 16

@@ -4,7 +4,7 @@
 
 Both are inflated from the same GoogLeNet. The second one's input is the optical flow (TV-L1, clipped to 20 pixels): its
 first kernels are the mean over RGB, as in cross-modality pretraining (arXiv:1608.00859), which `i3dconvert verify`
-checks. The scores are averaged. With ImageNet's weights only, the second stream was not trained on flow: start here.
+checks. The output is the mean of both streams' scores. ImageNet's weights never saw flow: train the second stream.
 """
 
 from __future__ import annotations

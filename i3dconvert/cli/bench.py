@@ -41,7 +41,9 @@ def command(
             show_default="eager,onnx,onnx-plain; onnx for an ONNX file",
         ),
     ] = None,
-    init: Annotated[Init, typer.Option(help="Fill the middle tap, or all.")] = "center",
+    init: Annotated[
+        Init, typer.Option(help="Put the 2D kernel in the middle frame, or divide it among all.")
+    ] = "center",
     batch: Annotated[
         list[int] | None, typer.Option(min=1, metavar="N", help="Batch size. Repeatable.", show_default="1")
     ] = None,
@@ -51,9 +53,9 @@ def command(
         typer.Option("--size", "-s", min=1, metavar="PIXELS", help="Height and width.", show_default="the backbone's"),
     ] = None,
     device: Annotated[Device, typer.Option(help="Device to run on.")] = Device.cpu,
-    dtype: Annotated[Dtype, typer.Option(help="Type of weights and clips.")] = Dtype.float32,
+    dtype: Annotated[Dtype, typer.Option(help="Data type of weights and clips.")] = Dtype.float32,
     channels_last: Annotated[
-        bool, typer.Option("--channels-last", help="torch: use the memory format channels_last_3d.")
+        bool, typer.Option("--channels-last", help="Use torch's memory format channels_last_3d.")
     ] = False,
     runs: Annotated[int, typer.Option(min=1, metavar="N", help="Timed runs, after two warm-up runs.")] = 7,
     attention: Annotated[
@@ -62,7 +64,7 @@ def command(
             "--attention",
             min=2,
             metavar="FRAMES",
-            help="Time attention over FRAMES frames against frame by frame instead. Repeatable.",
+            help="Instead compare attention over FRAMES frames with attention within each frame. Repeatable.",
             show_default=False,
         ),
     ] = None,

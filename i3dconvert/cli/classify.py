@@ -39,7 +39,7 @@ def command(
         typer.Option(
             "--folder",
             metavar="DIR",
-            help="Classify every file in DIR, one JSON line each. Resumes an interrupted run.",
+            help="Classify all videos and pictures below DIR, one JSON line for each. Resumes an interrupted run.",
             show_default=False,
         ),
     ] = None,
@@ -62,7 +62,7 @@ def command(
     ] = None,
     fps: Annotated[
         float | None,
-        typer.Option(min=0.01, metavar="RATE", help="Frames per second to use.", show_default="all"),
+        typer.Option(min=0.01, metavar="RATE", help="Sample this many frames per second.", show_default="all frames"),
     ] = None,
     as_stream: Annotated[bool, typer.Option("--stream", help="Classify step by step, as on live video.")] = False,
     window: Annotated[
@@ -85,7 +85,7 @@ def command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Classify videos over time, and pictures."""
+    """Classify videos over time, or pictures."""
     if window is not None and not as_stream:
         raise typer.BadParameter("--window needs --stream")
     if as_stream and frames is not None:

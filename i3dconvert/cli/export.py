@@ -108,13 +108,13 @@ def command(
         ),
     ] = None,
     static: Annotated[
-        bool, typer.Option("--static", help="Fix the batch (1), frames (16) and size.", rich_help_panel=GRAPH)
+        bool, typer.Option("--static", help="Fix batch (1), frames (16), height and width.", rich_help_panel=GRAPH)
     ] = False,
     optimize: Annotated[
         bool,
         typer.Option(
             "--optimize/--no-optimize",
-            help="Write 3D convolutions as 2D ones. The default.",
+            help="Use 2D convolutions over frames (the default).",
             show_default=False,
             rich_help_panel=GRAPH,
         ),
@@ -123,7 +123,7 @@ def command(
         bool,
         typer.Option(
             "--external-data",
-            help="Store tensors in a second file; saves memory.",
+            help="Store tensors in a second file. Loading needs less memory.",
             rich_help_panel=GRAPH,
         ),
     ] = False,
@@ -148,7 +148,7 @@ def command(
     ] = None,
     stream: Annotated[
         bool,
-        typer.Option("--stream", help="Run step by step on live video.", rich_help_panel=LIVE),
+        typer.Option("--stream", help="Export a network that runs step by step on live video.", rich_help_panel=LIVE),
     ] = False,
     window: Annotated[
         int | None,
@@ -177,7 +177,7 @@ def command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write ONNX or safetensors and check it against torch."""
+    """Export to ONNX, safetensors or a Hugging Face hub folder."""
     if onnx + safetensors + (hub is not None) != 1:
         raise typer.BadParameter("choose one of --onnx, --safetensors and --hub DIR")
     if calibrate is not None and not int8:

@@ -27,7 +27,7 @@ def command(
     backbone: Annotated[
         str,
         typer.Argument(
-            help="A name (see list), timm/NAME, hf/ORG/NAME, hf/FOLDER, or PATH.py:NAME[.PART] (runs it).",
+            help="A name from `i3dconvert list`, hf/ORG/NAME, hf/FOLDER, or PATH.py:NAME[.PART] (runs it).",
             autocompletion=complete_backbone,
             metavar="BACKBONE",
         ),
@@ -52,8 +52,8 @@ def command(
             "--recipe",
             "-r",
             metavar="RECIPE",
-            help="Preset or .toml file.",
-            show_default="by backbone",
+            help="Preset or .toml file that sets kernels and strides over time.",
+            show_default="the backbone's",
         ),
     ] = None,
     classes: Classes = None,
@@ -63,7 +63,7 @@ def command(
         typer.Option(
             min=1,
             metavar="N",
-            help="Replace the head by a new one for N classes.",
+            help="Number of classes. Replaces the head with a new one, initialised from --seed.",
             show_default=False,
             rich_help_panel=ENDS,
         ),
@@ -80,7 +80,7 @@ def command(
     ] = False,
     temporal_pool: Annotated[
         TemporalPool,
-        typer.Option(help="Pool the scores over time.", rich_help_panel=ENDS),
+        typer.Option(help="Average scores over time.", rich_help_panel=ENDS),
     ] = "mean",
     in_channels: Annotated[
         int | None,
@@ -117,7 +117,7 @@ def command(
         typer.Option(
             "--input",
             metavar="CxHxW",
-            help="Image shape, for a network of your own.",
+            help="Shape of an image, for your own network.",
             show_default=False,
             rich_help_panel=ENDS,
         ),
@@ -128,46 +128,45 @@ def command(
             "--temporal",
             "-t",
             metavar="RULE",
-            help="Override the recipe: GLOB=KERNEL[/STRIDE]; for attention GLOB=all or GLOB=span:SPAN[/SHIFT]. "
-            "Repeatable.",
+            help="Override the recipe: GLOB=KERNEL[/STRIDE], GLOB=all or GLOB=span:SPAN[/SHIFT]. Repeatable.",
             show_default=False,
             rich_help_panel=TIME,
         ),
     ] = None,
     init: Annotated[
         Init,
-        typer.Option(help="Fill the middle tap, or all.", rich_help_panel=TIME),
+        typer.Option(help="Put the 2D kernel in the middle frame, or divide it among all.", rich_help_panel=TIME),
     ] = "center",
     padding: Annotated[
         Padding | None,
         typer.Option(
-            help="How to pad time.",
+            help="Temporal padding.",
             show_default="whichever is exact",
             rich_help_panel=TIME,
         ),
     ] = None,
     conv: Annotated[
         Conv,
-        typer.Option(help="Full 3D or factorised kernels.", rich_help_panel=TIME),
+        typer.Option(help="Full 3D or (2+1)D convolutions.", rich_help_panel=TIME),
     ] = "3d",
     time_embedding: Annotated[
         TimeEmbedding,
         typer.Option(
             "--time-embedding",
             metavar="KIND",
-            help="none (the default), zeros or sinusoidal-learned.",
+            help="none (default), zeros or sinusoidal-learned.",
             show_default=False,
             rich_help_panel=TIME,
         ),
     ] = "none",
     seed: Annotated[
-        int, typer.Option(metavar="N", help="Seed of random weights and heads.", rich_help_panel=STORED)
+        int, typer.Option(metavar="N", help="Seed for random weights and heads.", rich_help_panel=STORED)
     ] = 0,
     dtype: Annotated[
         Dtype | None,
         typer.Option(
             metavar="DTYPE",
-            help="Store float64, float32, float16 or bfloat16.",
+            help="Store in float64, float32, float16 or bfloat16.",
             show_default=False,
             rich_help_panel=STORED,
         ),
@@ -186,7 +185,7 @@ def command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Inflate a 2D backbone into a 3D checkpoint."""
+    """Inflate a 2D backbone and write a 3D checkpoint."""
     from i3dconvert.files import check_output
     from i3dconvert.names import parse
     from i3dconvert.recipes import parse_rule, resolve

@@ -88,7 +88,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="PATH.py:NAME",
-        help="The 2D network of a file made from a module in memory: a function or module in PATH.py (runs it).",
+        help="The 2D network (a function or module), if FILE was saved from a module in memory. Runs PATH.py.",
         show_default=False,
     ),
 ]

@@ -24,7 +24,7 @@ TRAINED = "its weights were trained in 3D, so there is no 2D network to compare 
 def command(
     files: Annotated[
         list[Path],
-        typer.Argument(help="Checkpoints, .onnx files, `bench --json` output.", metavar="FILE"),
+        typer.Argument(help="Checkpoints, .onnx files, and output of `bench --json`.", metavar="FILE"),
     ],
     output: Annotated[
         Path | None,
@@ -33,7 +33,14 @@ def command(
     images: Images = None,
     frames: Annotated[
         int | None,
-        typer.Option("--frames", "-f", min=1, metavar="N", help="Frames per clip.", show_default="16, or fewer"),
+        typer.Option(
+            "--frames",
+            "-f",
+            min=1,
+            metavar="N",
+            help="Frames per clip.",
+            show_default="16, or fewer for large networks",
+        ),
     ] = None,
     size: Annotated[
         int | None,

@@ -39,7 +39,7 @@ def command(
             min=1,
             metavar="N",
             help="Frames per clip.",
-            show_default="16, or fewer",
+            show_default="16, or fewer for large networks",
         ),
     ] = None,
     size: Annotated[
@@ -48,20 +48,24 @@ def command(
             "--size", "-s", min=1, metavar="PIXELS", help="Height and width.", show_default="the backbone's, or less"
         ),
     ] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Type to compute in.", show_default="float64, float32")] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Data type of the computation.", show_default="float64 and float32")
+    ] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(min=0.0, metavar="ERROR", help="Relative tolerance.", show_default="1e-12, 1e-5"),
+        typer.Option(
+            min=0.0, metavar="ERROR", help="Relative tolerance.", show_default="1e-12 in float64, 1e-5 in float32"
+        ),
     ] = None,
     images: Images = None,
     layers: Annotated[bool, typer.Option("--layers", "-l", help="Show the error of every layer.")] = False,
-    device: Annotated[Device, typer.Option(help="Device that torch uses.")] = Device.cpu,
+    device: Annotated[Device, typer.Option(help="Device for torch.")] = Device.cpu,
     reference: Reference = None,
     model: Model = "",
     layout: Layout = "",
     report: Annotated[
         Path | None,
-        typer.Option("--report", metavar="PAGE", help="Write a report to this .html file.", show_default=False),
+        typer.Option("--report", metavar="PAGE", help="Also write a report to this .html file.", show_default=False),
     ] = None,
     force: Force = False,
     json: Json = False,
