@@ -76,7 +76,7 @@ def test_weights_are_downloaded_and_their_hash_is_checked(
         with pytest.raises(WeightsError, match="invalid hash value"):
             Source("resnet18").load()
         monkeypatch.setattr(type(WEIGHTS), "url", property(lambda _: f"{address}/none-00000000.pth"))
-        with pytest.raises(WeightsError, match="-w PATH takes a local file"):
+        with pytest.raises(WeightsError, match="use -w PATH for a local file"):
             Source("resnet18").load()
 
 
@@ -84,7 +84,7 @@ def test_without_a_network_the_way_out_is_told(hub: Path, run: Run, monkeypatch:
     monkeypatch.setattr(type(WEIGHTS), "url", property(lambda _: "http://127.0.0.1:9/resnet18-00000000.pth"))
     result = run("inflate", "resnet18")
     assert result.code == 1
-    assert "-w PATH takes a local file, -w random seeded random weights" in result.err
+    assert "use -w PATH for a local file or -w random for random weights" in result.err
 
 
 def test_timm_weights_without_a_network(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

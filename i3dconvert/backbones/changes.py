@@ -208,7 +208,7 @@ def head_of(model: nn.Module) -> str:
     if len(alike) > 1 and isinstance(layers[name], nn.Linear):
         alike = [other for other in alike if isinstance(layers[other], nn.Linear)]
     if len(alike) > 1:
-        raise BackboneError(f"can't tell which of {', '.join(alike[:4])} is the head")
+        raise BackboneError(f"can't tell which of {', '.join(alike[:4])} is the head: replace it in Python")
     return name
 
 

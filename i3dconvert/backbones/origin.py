@@ -237,8 +237,8 @@ class Origin:
         if self.weights.sha256 and found != self.weights.sha256:
             if weights.name == user.AS_BUILT:
                 raise WeightsError(
-                    f"{self.backbone.qualified} now has other weights than those that were inflated: let it load a "
-                    "file or set torch.manual_seed; --reference PATH names a file of its state dict"
+                    f"{self.backbone.qualified} builds other weights than those that were inflated: let it load a "
+                    "file or call torch.manual_seed, and inflate it again, or give its state dict with --reference PATH"
                 )
             raise WeightsError(
                 f"the weights of {self.backbone.qualified} from {weights} are not those that were inflated "

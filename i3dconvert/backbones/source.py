@@ -91,7 +91,7 @@ class Source:
         source, name = parse(self.name)
         if self.input is not None:
             if source != USER:
-                raise BackboneError(f"{self.name} has an input of its own; change it with --size and --in-channels")
+                raise BackboneError(f"--input is for your own network; for {self.name}, use --size and --in-channels")
             check_shape(self.input, self.size)
         library2d, weights = library(source), self.weights
         if self.features and source != "timm":

@@ -38,7 +38,7 @@ def _hub_config(name: str, weights: str) -> dict[str, Any]:
 def _unavailable(name: str, weights: str, error: Exception) -> WeightsError:
     return WeightsError(
         f"can't get timm's weights {weights} for {name} ({first_line(error)}); "
-        "-w PATH takes a local file, -w random seeded random weights"
+        "use -w PATH for a local file or -w random for random weights"
     )
 
 

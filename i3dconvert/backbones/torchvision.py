@@ -96,7 +96,7 @@ class Torchvision(Library):
         except (URLError, OSError, RuntimeError) as error:
             raise WeightsError(
                 f"can't get {name}'s weights {weights} from {entry.url} ({getattr(error, 'reason', error)}); "
-                "-w PATH takes a local file, -w random seeded random weights"
+                "use -w PATH for a local file or -w random for random weights"
             ) from None
         return state
 

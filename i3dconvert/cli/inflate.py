@@ -302,7 +302,7 @@ def _show(written: Written, layers: list[LayerRow], verbose: bool) -> None:
     render.show(f"clips of {least} frame{'s' * (least > 1)} or more")
     kept = sum(layer.operation == "Attention (one frame)" for layer in layers)
     if kept:
-        render.show(f"{kept} attentions see one frame each; --recipe joint, divided or video-swin extends them")
+        render.show(f"{kept} attentions see one frame each; --recipe joint extends them, as does divided in a ViT")
     render.show(f"parameters {written.parameters2d:,} → {written.parameters3d:,}")
     render.show(f"SHA-256 of the 2D weights {written.origin.weights.sha256}")
     render.show(f"SHA-256 of the 3D weights {written.sha256}")
@@ -320,5 +320,8 @@ def show_layers(layers: list[LayerRow], trained: str = "") -> None:
     )
     if trained:
         columns = (*columns, trained)
-        rows = ((*row, None if r.trained is None else f"{r.trained:.1%}") for row, r in zip(rows, layers, strict=True))
+        rows = (
+            (*row, None if r.trained is None else f"{round(r.trained, 3) + 0:.1%}")
+            for row, r in zip(rows, layers, strict=True)
+        )
     render.show_table(columns, rows)

@@ -67,7 +67,7 @@ def command(
             render.show(
                 f"temporal {pool.kind.replace('_', '-')} {pool.kernel}, stride {pool.stride}, after {pool.after}"
             )
-        show_layers(layers, "beside middle tap#" if from_layout else "from inflated#" if state else "")
+        show_layers(layers, "outside middle tap#" if from_layout else "change#" if state else "")
         for text in counted.lines() if counted is not None else ():
             render.show(text)
         if sizes:

@@ -120,9 +120,8 @@ def _minimal_filtering(
 # Operators of torch that the exporter would decompose first, or for which it may not expect clips of no frames.
 
 
-def _batch_norm(
-    given: Any, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, momentum: float, eps: float, _: bool
-) -> Any:
+def _batch_norm(given: Any, weight: Any, bias: Any, mean: Any, variance: Any, *options: Any) -> Any:
+    _training, _momentum, eps, _cudnn = options
     given_or = partial(_or_each_channel, mean)
     return op.BatchNormalization(given, given_or(weight, 1), given_or(bias, 0), mean, variance, epsilon=eps)
 

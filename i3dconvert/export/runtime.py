@@ -86,7 +86,7 @@ def _read_model(path: Path) -> onnx.ModelProto:
     if len(model.graph.node) + len(model.graph.initializer) > _MOST_PARTS:
         raise CheckpointError(f"{path} has a graph of more than {_MOST_PARTS:,} parts, more than i3dconvert writes")
     if inner := [node.op_type for node in model.graph.node if _has_graph(node)] + [f.name for f in model.functions]:
-        raise CheckpointError(f"{path} has {inner[0]} in its graph, which may not terminate; we write none")
+        raise CheckpointError(f"{path} has {inner[0]} in its graph, which may not terminate; i3dconvert writes none")
     return model
 
 

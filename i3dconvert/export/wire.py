@@ -139,7 +139,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]
         else:
             raise ValueError(f"protobuf has no fields of kind {kind}")
         if at > len(message):
-            raise ValueError("a field ends behind the file")
+            raise ValueError("the file is truncated")
         yield key >> 3, message[begin:at], message[start:at]
 
 
@@ -148,7 +148,7 @@ def _number(message: memoryview, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         if at >= len(message) or shift > 63:
-            raise ValueError("a number has no end")
+            raise ValueError("a number in it is truncated or too long")
         byte = message[at]
         value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
         if byte < 128:

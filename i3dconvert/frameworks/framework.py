@@ -156,7 +156,7 @@ class Framework:
         fitting = [target for target in self.targets if target.takes(backbone)]
         if not fitting:
             choices = ", ".join(dict.fromkeys("|".join(target.backbones for target in self.targets).split("|")))
-            raise LayoutError(f"{self.name} has no 3D form of {backbone}; it has forms of {choices}")
+            raise LayoutError(f"{self.name} has no network for {backbone}, only for {choices}")
         found = [target for target in fitting if name in ("", target.name)]
         choices = ", ".join(target.name for target in fitting)
         if not name and fitting[0].package:

@@ -153,7 +153,7 @@ def order_seen(layers: list[LayerRow], time_embedding: str) -> str:
     if time_embedding != "none":
         means.append("a time embedding")
     if means:
-        return f"tells the order of frames by {' and '.join(means)}, as far as they are trained"
+        return f"can tell the order of frames by {' and '.join(means)}, once trained"
     if any("frames" in layer.operation for layer in layers):
         return "attends to other frames but can't tell their order; use --time-embedding zeros"
     return "sees each frame alone"

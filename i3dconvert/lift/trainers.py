@@ -206,7 +206,7 @@ class Answers:
         argument = next(iter(named.values()), argument)
         argument = self.default if argument is None else argument
         if argument not in self.by_argument:
-            raise LiftError(f"the 2D network has no answer for {argument!r} here")
+            raise LiftError(f"the 2D network does not accept {argument!r} here")
         return self.by_argument[argument]
 
 

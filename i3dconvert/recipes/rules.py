@@ -174,9 +174,11 @@ class Recipe:
                 some = ", ".join(name for name, _ in layers[:3]) or "none"
                 parts = {part for name, _ in layers for part in accumulate(name.split("."), "{}.{}".format)}
                 close = near(rule.layer.rstrip(".*"), sorted(parts))
+                changed = self.name.endswith("+")
+                what = "the rule" if changed else f"recipe {self.name!r} does not fit: its rule"
+                advice = close.strip() if changed or not self.source else "--recipe uniform fits every network"
                 raise RecipeError(
-                    f"recipe {self.name!r} does not fit: its rule {str(rule)!r} matches no layer (layers: {some}, "
-                    f"…); --recipe uniform fits every network{close and f'; {close.strip()}'}"
+                    f"{what} {str(rule)!r} matches no layer (layers: {some}, …){advice and f'; {advice}'}"
                 )
         for pool in self.pools:
             if pool.after not in modules:

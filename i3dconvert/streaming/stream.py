@@ -88,7 +88,7 @@ class Stream(nn.Module):
         """
         clock = next(iter(state or ()), None)
         if not isinstance(clock, Tensor) or clock.shape[1:] != (COLUMNS,) or not len(clock):
-            raise StreamError("the state belongs to another network: its first tensor is no clock")
+            raise StreamError("the state belongs to another network: its first tensor does not count steps")
         steps, (height, width) = int(clock[0, STEPS]), (int(size) for size in clock[0, SIZE])
         self._check(state, len(clock), height, width)
         if bool((clock != clock[:1]).any()):

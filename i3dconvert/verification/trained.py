@@ -67,7 +67,7 @@ def verify_exported(path: Path, document: Document, runtime: Runtime, settings: 
     found = _checkpoint_beside(path, document)
     tolerance = settings.tolerance or TOLERANCES.get(runtime.precision)
     if found is None or tolerance is None or runtime.names_best:
-        report.notes.append("not compared with torch: its checkpoint is not in the same folder")
+        report.notes.append(f"not compared with torch: {_why_not(runtime, found is not None)}")
         return report
     beside, network = found
     with evaluating(network, torch.float32):
@@ -75,6 +75,15 @@ def verify_exported(path: Path, document: Document, runtime: Runtime, settings: 
     name = f"onnxruntime against torch, {beside.name}, {frames}×{height}×{width}"
     report.checks.append(check_outputs(name, expected, value, tolerance))
     return report
+
+
+def _why_not(runtime: Runtime, has_checkpoint: bool) -> str:
+    """Return why an ONNX file is not compared with torch."""
+    if runtime.names_best:
+        return "it returns the best classes only"
+    if not has_checkpoint:
+        return "no checkpoint with its weights is in the same folder"
+    return f"{runtime.precision} has no tolerance; set --tolerance"
 
 
 def _checkpoint_beside(path: Path, document: Document) -> tuple[Path, Network3d] | None:

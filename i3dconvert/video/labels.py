@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from i3dconvert.errors import ClassesError
+from i3dconvert.errors import ClassesError, first_line
 from i3dconvert.files import check_input, check_text
 
 Names = tuple[str, ...]
@@ -39,7 +39,7 @@ def read_names(path: Path) -> Names:
         names = _in_json(json.loads(text)) if path.suffix == ".json" else _lines(text)
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
         raise ClassesError(
-            f"{path} has no class names ({type(error).__name__}: {error}); write one per line, or a JSON list"
+            f"{path} is no file of class names ({first_line(error)}); write one per line, or a JSON list"
         ) from None
     return _checked(names, str(path))
 

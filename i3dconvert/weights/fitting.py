@@ -37,6 +37,8 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         outcome = model.load_state_dict(state, strict=False, assign=True)
     except RuntimeError:
         wrong = [k for k, v in state.items() if k in expected and v.shape != expected[k].shape]
+        if any(state[k].dim() == expected[k].dim() + 1 for k in wrong):
+            raise WeightsError(f"{where} holds 3D weights; give those of the 2D network") from None
         shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}" for k in wrong]
         raise WeightsError(f"{where} does not fit the network: {some('mis-shaped', shapes)}") from None
     problems = [

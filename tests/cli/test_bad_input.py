@@ -48,7 +48,7 @@ def refused(run: Run, *words: object, code: int = 1, says: str) -> None:
         (("inflate", "resnet18", "-w", "random", "-r", "rsenet"), "unknown preset 'rsenet'"),
         (("inflate", "resnet18", "-w", "random", "-r", "none.toml"), "there is no file none.toml"),
         (("inflate", "resnet18", "-w", "random", "-r", "i3d"), "matches no layer"),
-        (("inflate", "resnet18", "-w", "random", "-t", "layer9.*=3"), "matches no layer"),
+        (("inflate", "resnet18", "-w", "random", "-t", "layer9.*=3"), "the rule 'layer9.*: kernel 3' matches no layer"),
         (("inflate", "resnet18", "-w", "random", "-t", "layer4"), "is not GLOB=KERNEL"),
         (("inflate", "resnet18", "-w", "random", "-t", "layer3.0.conv1=3/1"), "different numbers of frames"),
         (("inflate", "resnet18", "-w", "random", "-o", "nowhere/net.safetensors"), "there is no directory nowhere"),
@@ -107,6 +107,7 @@ def test_weight_files_that_are_none(run: Run, weight_file: Path) -> None:
     torch.save({key: value for key, value in state.items() if "layer4" not in key}, "missing.pth")
     torch.save(state | {"extra": torch.zeros(1)}, "unexpected.pth")
     torch.save(state | {"layer1.0.conv1.weight": torch.zeros(2, 2)}, "shape.pth")
+    torch.save(state | {"conv1.weight": state["conv1.weight"].unsqueeze(2)}, "volumes.pth")
     torch.save(state | {"fc.bias": torch.full((1000,), torch.nan)}, "nan.pth")
     torch.save(state | {"fc.bias": torch.zeros(1000, dtype=torch.int64)}, "whole.pth")
     torch.save(state | {"fc.bias": torch.zeros(1000, dtype=torch.complex64)}, "complex.pth")
@@ -133,6 +134,7 @@ def test_weight_files_that_are_none(run: Run, weight_file: Path) -> None:
         "vast.safetensors": "not a readable safetensors file",
         "outside.safetensors": "not a readable safetensors file",
         "overlap.safetensors": "not a readable safetensors file",
+        "volumes.pth": "volumes.pth holds 3D weights; give those of the 2D network",
         "shape.pth": "1 mis-shaped key (layer1.0.conv1.weight (2, 2) instead of (64, 64, 3, 3))",
     }.items():
         refused(run, "inflate", "resnet18", "-w", f"./{name}", says=says)

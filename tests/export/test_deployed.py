@@ -78,6 +78,7 @@ def test_decoded_frames_in_best_classes_out(
     report = verify_file(done.path, Settings(frames=4, images=(cat,)))
     assert report.passed, report.reason
     assert len(report.pictures[0].classes3d) == 3
+    assert "not compared with torch: it returns the best classes only" in report.notes
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def test_on_the_command_line(run: Run) -> None:
     for words, said in (
         (("nets.py:grey", "--input", "32x48"), "give channels, height and width"),
         (("nets.py:grey", "--input", "2x32x48", "-s", "64"), "contradict each other"),
-        (("resnet18", "-w", "random", "--input", "3x64x64"), "has an input of its own"),
+        (("resnet18", "-w", "random", "--input", "3x64x64"), "--input is for your own network"),
     ):
         result = run("inflate", *words, "-o", "other.safetensors")
         assert result.code in (1, 2)

@@ -135,8 +135,8 @@ def _read(
             ) from None
         raise LiftError(
             f"the network's code depends on the number of images: {first_line(reason)}; code that loops over the "
-            "images of a batch can't be read, let it process them at once; if it keeps what an earlier run computed, "
-            "inflate a new network before it runs"
+            "images of a batch can't be read: process them at once; if the network keeps what an earlier run "
+            "computed, inflate a new network before it runs"
         ) from None
 
 

@@ -138,9 +138,9 @@ def _child(function: Callable[[Case, Any], Any], case: Case, argument: Any, pipe
 def _prepare(case: Case, folder: Path) -> _Prepared:
     path = Path(case.network) if case.network.endswith(".onnx") else None
     if path is not None and case.runtime not in _FORMS:
-        raise BenchmarkError(f"an ONNX file runs in {', '.join(_FORMS)}")
+        raise BenchmarkError(f"for ONNX files, --runtime is one of {', '.join(_FORMS)}")
     if path is not None and is_stream(path):
-        raise BenchmarkError("it is a stream, and bench measures clips; examples/stream.py shows a stream's speed")
+        raise BenchmarkError("bench can't measure a stream; examples/stream.py does")
     network = _network(case)
     channels, *size = inflation_of(network).input
     shape = (case.batch, channels, case.frames, *((case.size, case.size) if case.size else size))
@@ -172,7 +172,7 @@ def _network(case: Case) -> Network3d:
     if case.network.endswith(".onnx"):
         document = read_document(Path(case.network))
         if document.origin is None:
-            raise BenchmarkError("it was made from a module in memory, so its network is unknown")
+            raise BenchmarkError("it was made from a module in memory, so its 2D network is unknown")
         return checkpoint.rebuild(document).eval()
     if case.network.endswith(".safetensors"):
         return checkpoint.load(case.network).eval()
