@@ -83,6 +83,7 @@ def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         lambda found: found.movedim(1, -1).swapaxes(1, 2),
         lambda found: found.gt(0).to(torch.float32) + found,
         lambda found: F.batch_norm(found, torch.ones(4), torch.full((4,), 2.0), eps=0.1),
+        lambda found: torch.view_as_real(found.to(torch.complex64)),
     ],
 )
 def test_nothing_is_decomposed_where_new_tensors_can_be_returned_instead(
