@@ -116,3 +116,17 @@ def test_a_network_that_torch_captures_only_another_way_is_exported(
 
     monkeypatch.setattr("i3dconvert.export.tracing.capture", fails)
     assert export(Net(F.relu), tmp_path) < 1e-6
+
+
+class Twice(nn.Module):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return images + 1, images
+
+
+@pytest.mark.parametrize("names", [["found", "given"], None])
+def test_an_input_that_is_an_output_keeps_its_name(names: list[str] | None) -> None:
+    model = trace(Twice(), ["images"], names, (torch.randn(2, 3),), None, None)
+    assert [value.name for value in model.graph.inputs] == ["images"]
+    outputs = [value.name for value in model.graph.outputs]
+    assert outputs == (names or outputs)
+    assert "images" not in outputs
