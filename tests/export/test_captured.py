@@ -118,6 +118,29 @@ def test_a_network_that_torch_captures_only_another_way_is_exported(
     assert export(Net(F.relu), tmp_path) < 1e-6
 
 
+class Sequence(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.steps = nn.LSTM(3, 4, batch_first=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.steps(images.mean(2).swapaxes(1, 2))[0]
+
+
+@pytest.mark.slow
+def test_the_steps_of_a_recurrent_layer_stay_free(tmp_path: Path) -> None:
+    axes = ({0: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.AUTO},)
+    model = trace(Sequence().eval(), ["images"], ["found"], (torch.randn(2, 3, 2, 3),), axes, None)
+    for sizes in (model.graph.inputs[0].shape, model.graph.outputs[0].shape):
+        assert not any(str(size.value).isdecimal() for size in sizes if not isinstance(size, int))
+    onnx_ir.save(model, tmp_path / "net.onnx")
+    images = torch.randn(3, 3, 2, 5)
+    (found,) = onnxruntime.InferenceSession(str(tmp_path / "net.onnx")).run(None, {"images": images.numpy()})
+    with torch.no_grad():
+        assert relative_error(Sequence()(images), torch.from_numpy(found)) < 1e-6
+
+
 class Twice(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return images + 1, images
