@@ -9,6 +9,9 @@ import torch
 from torch import fx, nn
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
+
+from i3dconvert.errors import ExportError
 
 _ATEN = torch.ops.aten
 
@@ -47,8 +50,14 @@ class Captured(ExportedProgram):
 
 
 def capture(network: nn.Module, given: tuple[Any, ...], free: tuple[Any, ...] | None) -> Captured:
-    """Return the program of a network; raises errors of various types if torch can't capture it."""
+    """Return the program of a network.
+
+    Raises `ExportError` if torch fixes an axis that is free, and errors of various types if it can't capture the
+    network.
+    """
     found = torch.export.export(network, given, dynamic_shapes=free, strict=False)
+    if _free_axes(found.graph) < len(tree_leaves(free or ())):
+        raise ExportError("torch fixes an axis; the exporter may keep it free, such as the steps of an LSTM")
     return Captured(
         root=found.graph_module,
         graph=found.graph,
@@ -60,6 +69,13 @@ def capture(network: nn.Module, given: tuple[Any, ...], free: tuple[Any, ...] | 
         constants=found.constants,
         verifiers=found.verifiers,
     )
+
+
+def _free_axes(graph: fx.Graph) -> int:
+    """Return the number of free axes of all inputs."""
+    given = [node.meta["val"] for node in graph.nodes if node.op == "placeholder"]
+    sizes = [str(size) for value in given for size in getattr(value, "shape", ())]
+    return sum(not size.isdecimal() for size in sizes)  # of a symbol that torch fixes, the text is a number
 
 
 def _functional(graph: fx.Graph, decomposed: Mapping[Any, Any]) -> bool:

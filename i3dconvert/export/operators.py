@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from onnx_ir import DataType
 from onnxscript import opset18 as op
 from torch import Tensor, nn
 
@@ -155,8 +156,15 @@ def _reshape(given: Any, shape: Sequence[Any]) -> Any:
     return op.Reshape(given, _sizes(*map(_size, shape)), allowzero=1)
 
 
+_PARTS = {DataType.COMPLEX64: DataType.FLOAT, DataType.COMPLEX128: DataType.DOUBLE}
+"""Types of the real and the imaginary parts, the last axis of a complex number in ONNX."""
+
+
 def _to_dtype(given: Any, dtype: int, non_blocking: bool = False, copy: bool = False, memory: Any = None) -> Any:
-    return op.Cast(given, to=dtype)
+    if dtype not in _PARTS:
+        return op.Cast(given, to=dtype)
+    real = op.Unsqueeze(op.Cast(given, to=_PARTS[dtype]), _constant(_REST))
+    return op.Concat(real, op.Sub(real, real), axis=-1)
 
 
 def _movedim(given: Any, source: int, destination: int) -> Any:

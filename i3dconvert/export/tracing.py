@@ -28,12 +28,12 @@ def trace(
 
     Raises `ExportError`.
     """
-    from onnx_ir.passes.common import LiftConstantsToInitializersPass
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass, NameFixPass
 
     from i3dconvert.export.operators import IN_ONNX, as_operators  # onnxscript, which only an export needs
 
-    options: dict[str, Any] = {"input_names": inputs, "output_names": names, "dynamic_shapes": free}
-    options |= {"opset_version": opset, "dynamo": True, "verbose": False, "optimize": False}
+    options: dict[str, Any] = {"dynamic_shapes": free, "opset_version": opset}
+    options |= {"dynamo": True, "verbose": False, "optimize": False}
     options |= {"custom_translation_table": dict(IN_ONNX)}
     as_operators(network)
     try:
@@ -43,6 +43,10 @@ def trace(
             # The optimiser compares nodes with one another, and most of them are constants.
             LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(program.model)
             program.optimize()
+            # The optimiser renames an input that is an output, too.
+            _name(program.model.graph.outputs, names or [])
+            _name(program.model.graph.inputs, inputs)
+            NameFixPass()(program.model)
     except Exception as error:  # each stage of the exporter raises its own types
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -63,6 +67,11 @@ def _export(network: nn.Module, given: tuple[Any, ...], options: dict[str, Any])
         captured = capture(network, given, options["dynamic_shapes"])
         return torch.onnx.export(captured, given, **options | {"dynamic_shapes": None})
     return torch.onnx.export(network, given, **options)
+
+
+def _name(values: Any, names: list[str]) -> None:
+    for value, name in zip(values, names, strict=False):
+        value.name = name
 
 
 _INSTEAD = "use another operation in the 2D network, or stay in torch with --safetensors"

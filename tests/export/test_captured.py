@@ -83,6 +83,7 @@ def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         lambda found: found.movedim(1, -1).swapaxes(1, 2),
         lambda found: found.gt(0).to(torch.float32) + found,
         lambda found: F.batch_norm(found, torch.ones(4), torch.full((4,), 2.0), eps=0.1),
+        lambda found: torch.view_as_real(found.to(torch.complex64)),
     ],
 )
 def test_nothing_is_decomposed_where_new_tensors_can_be_returned_instead(
@@ -115,3 +116,40 @@ def test_a_network_that_torch_captures_only_another_way_is_exported(
 
     monkeypatch.setattr("i3dconvert.export.tracing.capture", fails)
     assert export(Net(F.relu), tmp_path) < 1e-6
+
+
+class Sequence(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.steps = nn.LSTM(3, 4, batch_first=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.steps(images.mean(2).swapaxes(1, 2))[0]
+
+
+@pytest.mark.slow
+def test_the_steps_of_a_recurrent_layer_stay_free(tmp_path: Path) -> None:
+    axes = ({0: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.AUTO},)
+    model = trace(Sequence().eval(), ["images"], ["found"], (torch.randn(2, 3, 2, 3),), axes, None)
+    for sizes in (model.graph.inputs[0].shape, model.graph.outputs[0].shape):
+        assert not any(str(size.value).isdecimal() for size in sizes if not isinstance(size, int))
+    onnx_ir.save(model, tmp_path / "net.onnx")
+    images = torch.randn(3, 3, 2, 5)
+    (found,) = onnxruntime.InferenceSession(str(tmp_path / "net.onnx")).run(None, {"images": images.numpy()})
+    with torch.no_grad():
+        assert relative_error(Sequence()(images), torch.from_numpy(found)) < 1e-6
+
+
+class Twice(nn.Module):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return images + 1, images
+
+
+@pytest.mark.parametrize("names", [["found", "given"], None])
+def test_an_input_that_is_an_output_keeps_its_name(names: list[str] | None) -> None:
+    model = trace(Twice(), ["images"], names, (torch.randn(2, 3),), None, None)
+    assert [value.name for value in model.graph.inputs] == ["images"]
+    outputs = [value.name for value in model.graph.outputs]
+    assert outputs == (names or outputs)
+    assert "images" not in outputs
