@@ -79,6 +79,23 @@ Images = Annotated[
         show_default=False,
     ),
 ]
+Frames = Annotated[
+    int | None,
+    typer.Option(
+        "--frames",
+        "-f",
+        min=1,
+        metavar="N",
+        help="Frames per clip.",
+        show_default="16, or fewer for large networks",
+    ),
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        "--size", "-s", min=1, metavar="PIXELS", help="Height and width.", show_default="the backbone's, or less"
+    ),
+]
 Reference = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="The file of the 2D weights, if it has moved.", show_default=False),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from i3dconvert.cli import render
-from i3dconvert.cli.options import Force, FromLayout, Images, Json, Model, Quiet, Reference, reader
+from i3dconvert.cli.options import Force, Frames, FromLayout, Images, Json, Model, Quiet, Reference, Size, reader
 
 if TYPE_CHECKING:
     from i3dconvert.reporting.benchmark import Measurement
@@ -31,21 +31,8 @@ def command(
         typer.Option("--output", "-o", metavar="PAGE", help="Output file.", show_default="FILE-report.html"),
     ] = None,
     images: Images = None,
-    frames: Annotated[
-        int | None,
-        typer.Option(
-            "--frames",
-            "-f",
-            min=1,
-            metavar="N",
-            help="Frames per clip.",
-            show_default="16, or fewer for large networks",
-        ),
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option("--size", "-s", min=1, metavar="PIXELS", help="Height and width.", show_default="the backbone's"),
-    ] = None,
+    frames: Frames = None,
+    size: Size = None,
     reference: Reference = None,
     model: Model = "",
     from_layout: FromLayout = "",

@@ -14,12 +14,14 @@ from i3dconvert.cli.options import (
     Dtype,
     File,
     Force,
+    Frames,
     Images,
     Json,
     Layout,
     Model,
     Quiet,
     Reference,
+    Size,
     the_checkpoint,
 )
 
@@ -31,23 +33,8 @@ EXAMPLE = "i3dconvert verify r152.safetensors --images cat.jpg\ni3dconvert verif
 
 def command(
     file: File = None,
-    frames: Annotated[
-        int | None,
-        typer.Option(
-            "--frames",
-            "-f",
-            min=1,
-            metavar="N",
-            help="Frames per clip.",
-            show_default="16, or fewer for large networks",
-        ),
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            "--size", "-s", min=1, metavar="PIXELS", help="Height and width.", show_default="the backbone's, or less"
-        ),
-    ] = None,
+    frames: Frames = None,
+    size: Size = None,
     dtype: Annotated[
         Dtype | None, typer.Option(help="Data type of the computation.", show_default="float64 and float32")
     ] = None,
