@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from i3dconvert import export_onnx, inflate
+from i3dconvert import export_onnx, inflate, save
 from i3dconvert.backbones import Origin, Source
 from i3dconvert.checkpoint import KEY
 from i3dconvert.errors import ExportError, MediaError, VerificationError
@@ -78,7 +79,6 @@ def test_decoded_frames_in_best_classes_out(
     report = verify_file(done.path, Settings(frames=4, images=(cat,)))
     assert report.passed, report.reason
     assert len(report.pictures[0].classes3d) == 3
-    assert "not compared with torch: it returns the best classes only" in report.notes
 
 
 @pytest.mark.slow
@@ -92,6 +92,26 @@ def test_a_wrong_normalisation_is_seen(network: Network3d, tmp_path: Path) -> No
     onnx.save(model, tmp_path / "other.onnx")
     assert verify_file(done.path).passed
     assert not verify_file(tmp_path / "other.onnx").passed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"top_k": 3}, "it returns the best classes only"),
+        ({}, "no checkpoint with its weights is in the same folder"),
+        ({"int8": True}, "int8 has no tolerance; set --tolerance"),
+    ],
+)
+def test_why_a_trained_file_is_not_compared(
+    options: dict[str, Any], why: str, network: Network3d, tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        next(network.parameters()).mul_(2)
+    done = export_onnx(network, tmp_path / "net.onnx", static=True, finetuned=True, **options)
+    if options:
+        save(network, tmp_path / "net.safetensors", finetuned=True)
+    assert f"not compared with torch: {why}" in verify_file(done.path).notes
 
 
 @pytest.mark.slow

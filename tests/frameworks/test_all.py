@@ -183,7 +183,7 @@ def test_another_networks_recipe_is_refused(tmp_path: Path) -> None:
     assert "conv1: a temporal stride of 2 instead of 1" in refused("3d-resnets", "volumetric")
     assert "--padding zeros" in refused("pytorchvideo", padding="replicate")
     assert "--conv 3d" in refused("pytorchvideo", conv="2plus1d")
-    assert "it has forms of resnet50" in refused("pytorchvideo", backbone="resnet18")
+    assert "only for resnet50" in refused("pytorchvideo", backbone="resnet18")
     assert "it has slow_r50" in refused("pytorchvideo:x3d")
     assert "known: i3resnet, mmaction2, monai, pytorch-i3d" in refused("keras")
 
