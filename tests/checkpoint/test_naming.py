@@ -121,7 +121,7 @@ def test_a_module_in_a_file_is_inflated(module: nn.Module, run: Run) -> None:
 def test_weights_that_change_at_each_run_are_explained(module: nn.Module, tmp_path: Path, run: Run) -> None:
     (tmp_path / "nets.py").write_text(CODE.replace("torch.manual_seed(0)", "torch.seed()"))
     assert run("inflate", "nets.py:network", "-s", "32", "-o", "net.safetensors", "-q").code == 0
-    assert "let it load a file or set torch.manual_seed" in run("verify", "net.safetensors").err
+    assert "let it load a file or call torch.manual_seed" in run("verify", "net.safetensors").err
 
 
 def test_adapters_alone_are_no_network(module: nn.Module, tmp_path: Path, run: Run) -> None:
