@@ -122,9 +122,22 @@ def _minimal_filtering(
 
 
 def _batch_norm(given: Any, weight: Any, bias: Any, mean: Any, variance: Any, *options: Any) -> Any:
-    _training, _momentum, eps, _cudnn = options
+    training, _momentum, eps, _cudnn = options
+    if training or mean is None:
+        return _norm_of_batch(given, weight, bias, eps)
     given_or = partial(_or_each_channel, mean)
     return op.BatchNormalization(given, given_or(weight, 1), given_or(bias, 0), mean, variance, epsilon=eps)
+
+
+def _norm_of_batch(given: Any, weight: Any, bias: Any, eps: float) -> Any:
+    """Normalise with the mean and the variance of the batch itself."""
+    rank = len(given.shape)
+    over, each = _constant([axis for axis in range(rank) if axis != 1]), _constant([1, -1] + [1] * (rank - 2))
+    centered = op.Sub(given, op.ReduceMean(given, over))
+    variance = op.ReduceMean(op.Mul(centered, centered), over)
+    found = op.Div(centered, op.Sqrt(op.Add(variance, op.CastLike(op.Constant(value_float=eps), given))))
+    found = found if weight is None else op.Mul(found, op.Reshape(weight, each))
+    return found if bias is None else op.Add(found, op.Reshape(bias, each))
 
 
 def _or_each_channel(like: Any, value: Any, otherwise: float) -> Any:

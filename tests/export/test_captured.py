@@ -82,6 +82,8 @@ def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         lambda found: found.flatten(0, 1) + found[:0].flatten(1, 2).sum(),
         lambda found: found.movedim(1, -1).swapaxes(1, 2),
         lambda found: found.gt(0).to(torch.float32) + found,
+        lambda found: F.batch_norm(found, None, None, torch.full((4,), 2.0), torch.ones(4), training=True),
+        lambda found: F.batch_norm(found, torch.ones(4), torch.ones(4), training=True),
         lambda found: F.batch_norm(found, torch.ones(4), torch.full((4,), 2.0), eps=0.1),
         lambda found: torch.view_as_real(found.to(torch.complex64)),
     ],
